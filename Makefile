@@ -1,0 +1,23 @@
+# demo, test, setup, bench, check: every one of them prepares .venv first, which takes no time when it is there.
+.PHONY: demo test setup bench check
+.NOTPARALLEL:
+
+demo: setup
+	@.venv/bin/agl demo
+
+test: setup
+	@.venv/bin/python -m pytest -q
+
+setup: .venv/.ready
+
+bench: setup
+	@.venv/bin/python tests/benchmarks
+
+check: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/pyright
+	@$(MAKE) --no-print-directory test
+
+# The one rule with a file: it runs again when the lock, the package's metadata or the set-up itself changed.
+.venv/.ready: constraints.txt pyproject.toml .ci/setup
+	@.ci/setup

@@ -1,0 +1,1 @@
+"""Algorithms read spans and rewards, and publish better resources."""

@@ -1,0 +1,1 @@
+"""The command line: every sub-command of `agl`."""

@@ -1,0 +1,25 @@
+"""Shared set-up of the tests: collection from a repository whose root is itself the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class _RootIsNoTestPackage:
+    """Keeps pytest from importing the repository root a second time, under the name of the checkout's folder."""
+
+    @staticmethod
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        if path == ROOT:
+            return pytest.Dir.from_parent(parent, path=path)
+        return None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registered here and not as a conftest hook, since the root is collected before this folder's hooks apply."""
+    config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
