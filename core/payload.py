@@ -1,0 +1,128 @@
+"""User data as opaque bytes: encoded once at the edge, carried untouched, never decoded by the fold.
+
+The first byte says how the rest is to be read: `m` msgpack, `j` JSON text, `r` a reference to a blob. Two codecs, because
+neither takes everything that users pass: msgpack is small and quick and keeps NaN, but refuses integers beyond 64 bits
+and lone surrogates; the standard library's JSON (ASCII, NaN allowed) takes those. Which one is used depends on the
+value alone, so equal values give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+
+from .errors import InvalidPayload, PayloadTooLarge
+
+INLINE_LIMIT_BYTES = 900_000
+"""Payloads above this go to the blobs topic: a Kafka record may have about 1 MB (its default message.max.bytes)."""
+MAX_PAYLOAD_MB = 64
+MAX_DEPTH = 200
+"""Deeper nesting is refused at the edge: decoders recurse, and how deep they can go depends on the caller's stack."""
+
+NULL = b"m\xc0"
+
+_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
+
+
+class Reference(msgspec.Struct, frozen=True):
+    """Where a large payload lies: the SHA-256 of its encoded bytes (hex) and their number."""
+
+    digest: str
+    size: int
+
+
+def _plain(value: object) -> Any:
+    """Turn what msgspec does not know into builtins, or raise TypeError."""
+    dump = getattr(value, "model_dump", None)  # pydantic models
+    if callable(dump):
+        return dump(mode="json")
+    item = getattr(value, "item", None)  # numpy scalars
+    if callable(item) and getattr(value, "shape", None) == ():
+        return item()
+    tolist = getattr(value, "tolist", None)  # numpy arrays
+    if callable(tolist):
+        return tolist()
+    raise TypeError(f"a {type(value).__qualname__} cannot be stored; pass JSON-like data")
+
+
+def _check_depth(value: object, what: str) -> None:
+    """Walk containers with a stack of our own; MAX_DEPTH also ends cycles."""
+    stack: list[tuple[object, int]] = [(value, 1)]
+    while stack:
+        item, depth = stack.pop()
+        if isinstance(item, dict):
+            children: Any = item.values()
+        elif isinstance(item, (list, tuple)):
+            children = item
+        else:
+            continue
+        if depth > MAX_DEPTH:
+            raise InvalidPayload(f"{what} is nested deeper than {MAX_DEPTH} levels")
+        stack.extend((child, depth + 1) for child in children if isinstance(child, (dict, list, tuple)))
+
+
+def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB) -> bytes:
+    """Encode JSON-like user data (also dataclasses, pydantic models, numpy values, bytes, datetimes).
+
+    Raises `InvalidPayload` (nesting beyond MAX_DEPTH, values of unknown types) and `PayloadTooLarge`.
+    """
+    if value is None:
+        return NULL
+    if isinstance(value, (dict, list, tuple)):
+        _check_depth(value, what)
+    try:
+        try:
+            data = b"m" + msgspec.msgpack.encode(value, enc_hook=_plain)
+        except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
+            builtins = msgspec.to_builtins(value, enc_hook=_plain, builtin_types=(), str_keys=True)
+            data = b"j" + json.dumps(builtins, separators=(",", ":")).encode("ascii")
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise InvalidPayload(f"{what} cannot be stored: {error}") from None
+    if len(data) > max_mb * 1_000_000:
+        raise PayloadTooLarge(f"{what} has {len(data):,} bytes; the limit is {max_mb:g} MB (max_payload_mb)")
+    return data
+
+
+def decode(data: bytes, fetch: Callable[[Reference], bytes] | None = None) -> Any:
+    """Return a fresh copy of the value; `fetch` is asked for the bytes behind a reference.
+
+    Raises `InvalidPayload` where the bytes are not ours, and whatever `fetch` raises.
+    """
+    kind, body = data[:1], data[1:]
+    if kind == b"m":
+        try:
+            return _decoder.decode(body)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise InvalidPayload(f"a stored payload cannot be read: {error}") from None
+    if kind == b"j":
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise InvalidPayload(f"a stored payload cannot be read: {error}") from None
+    if kind == b"r" and fetch is not None:
+        return decode(fetch(reference(data)))
+    raise InvalidPayload(f"a stored payload starts with {kind!r}")
+
+
+def is_reference(data: bytes) -> bool:
+    """Say whether these bytes only point at a blob."""
+    return data[:1] == b"r"
+
+
+def refer(data: bytes) -> bytes:
+    """Return the bytes that stand for `data` in an event; `data` itself belongs into blobs under `digest_of(data)`."""
+    return b"r" + len(data).to_bytes(8, "big") + sha256(data).digest()
+
+
+def digest_of(data: bytes) -> str:
+    """The key of `data` in the blobs topic: SHA-256 in hex."""
+    return sha256(data).hexdigest()
+
+
+def reference(data: bytes) -> Reference:
+    """Read what `refer` wrote."""
+    return Reference(digest=data[9:].hex(), size=int.from_bytes(data[1:9], "big"))
