@@ -1,0 +1,78 @@
+"""The nouns of the first protocol (v0.1): tasks that clients poll and rollouts that they post."""
+
+from typing import Any, Union
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .spans import ReadableSpan
+from .vocabulary import RolloutMode, TaskInput
+
+__all__ = [
+    "GenericResponse",
+    "RolloutLegacy",
+    "RolloutRawResultLegacy",
+    "Task",
+    "TaskIfAny",
+    "Triplet",
+]
+
+
+class Triplet(BaseModel):
+    """One step of an agent as a trainer sees it."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    prompt: Any
+    response: Any
+    reward: float | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Task(BaseModel):
+    """Work for one client. Times are Unix seconds; ``num_claims`` counts hand-outs."""
+
+    rollout_id: str
+    input: TaskInput
+    mode: RolloutMode | None = None
+    resources_id: str | None = None
+    create_time: float | None = None
+    last_claim_time: float | None = None
+    num_claims: int | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class TaskIfAny(BaseModel):
+    """The answer to a poll."""
+
+    is_available: bool
+    task: Task | None = None
+
+
+class RolloutLegacy(BaseModel):
+    """A finished rollout as a v0.1 client posts it; ``trace`` holds spans as OTel JSON dicts."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    rollout_id: str
+    task: Task | None = None
+    final_reward: float | None = None
+    triplets: list[Triplet] | None = None
+    trace: list[dict[str, Any]] | None = None
+    logs: list[str] | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def traces(self) -> list[dict[str, Any]] | None:
+        """``trace``, under the name that the first tutorial used."""
+        return self.trace
+
+
+class GenericResponse(BaseModel):
+    """The answer to a post."""
+
+    status: str = "success"
+    message: str | None = None
+    data: dict[str, Any] | None = None
+
+
+RolloutRawResultLegacy = None | float | list[Triplet] | list[dict[str, Any]] | list[ReadableSpan] | RolloutLegacy

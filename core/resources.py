@@ -1,0 +1,190 @@
+"""Resources: what an algorithm tunes and an agent is given, such as a prompt or a model endpoint."""
+
+import importlib
+import logging
+from collections.abc import Mapping
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    cast,
+)
+
+from pydantic import BaseModel, Field, TypeAdapter
+
+from .errors import InvalidInput, OptionalDependencyError
+
+if TYPE_CHECKING:
+    from .model import AttemptedRollout
+
+__all__ = [
+    "LLM",
+    "NamedResources",
+    "PromptTemplate",
+    "ProxyLLM",
+    "Resource",
+    "ResourceUnion",
+    "ResourcesUpdate",
+    "validate_resources",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class Resource(BaseModel):
+    """Base of all resources; ``resource_type`` tells them apart on the wire."""
+
+    resource_type: Any
+
+
+class LLM(Resource):
+    """A language model behind an OpenAI-compatible endpoint."""
+
+    resource_type: Literal["llm"] = "llm"
+    endpoint: str
+    model: str
+    api_key: str | None = None
+    sampling_parameters: dict[str, Any] = Field(default_factory=dict)
+
+    def get_base_url(self, *args: Any, **kwargs: Any) -> str:
+        """The endpoint. Rollout and attempt id are taken and ignored, so agents need not ask
+        whether they were given a plain model or a proxied one."""
+        return self.endpoint
+
+
+class ProxyLLM(LLM):
+    """A language model behind a proxy that sorts calls by rollout and attempt.
+
+    Reading ``endpoint`` logs a warning: a call sent there cannot be matched to its attempt.
+    Use :meth:`get_base_url`.
+    """
+
+    resource_type: Literal["proxy_llm"] = "proxy_llm"  # type: ignore[assignment]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    if not TYPE_CHECKING:
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "endpoint":
+                _log.warning(
+                    "Accessing 'endpoint' of a ProxyLLM directly is discouraged: "
+                    "use get_base_url(rollout_id, attempt_id) instead."
+                )
+            return super().__getattribute__(name)
+
+    def get_base_url(self, *args: Any, **kwargs: Any) -> str:
+        """``get_base_url(rollout_id, attempt_id)``: the endpoint for calls of one attempt.
+
+        ``/rollout/<id>/attempt/<id>`` is put before a closing ``/v1``, or at the end where there
+        is none. With both ids None the endpoint comes back unchanged; with one of them, or
+        another type, ValueError.
+        """
+        return self._routed(*args, **kwargs)
+
+    def _routed(self, rollout_id: str | None, attempt_id: str | None) -> str:
+        endpoint = cast(str, self.__dict__["endpoint"])
+        if rollout_id is None and attempt_id is None:
+            return endpoint
+        if not isinstance(rollout_id, str) or not isinstance(attempt_id, str):
+            raise InvalidInput("rollout_id and attempt_id must be strings or all be empty")
+        prefix = endpoint[:-1] if endpoint.endswith("/") else endpoint
+        has_version = prefix.endswith("/v1")
+        if has_version:
+            prefix = prefix[: -len("/v1")]
+        routed = f"{prefix}/rollout/{rollout_id}/attempt/{attempt_id}"
+        return f"{routed}/v1" if has_version else routed
+
+    def with_attempted_rollout(self, rollout: "AttemptedRollout") -> LLM:
+        """A plain model whose endpoint is routed to the rollout's current attempt."""
+        return LLM(
+            endpoint=self._routed(rollout.rollout_id, rollout.attempt.attempt_id),
+            model=self.model,
+            sampling_parameters=dict(self.sampling_parameters),
+            api_key=self.api_key,
+        )
+
+
+class PromptTemplate(Resource):
+    """A prompt with placeholders."""
+
+    resource_type: Literal["prompt_template"] = "prompt_template"
+    template: str
+    engine: Literal["jinja", "f-string", "poml"]
+
+    def format(self, **kwargs: Any) -> str:
+        """The prompt with its placeholders filled.
+
+        A placeholder without a value raises KeyError with its name. The f-string engine is
+        ``str.format``, whose IndexError and ValueError (unbalanced braces) pass through. The
+        other engines need their library: OptionalDependencyError (an ImportError) names it.
+        """
+        if self.engine == "f-string":
+            return self.template.format(**kwargs)
+        if self.engine == "jinja":
+            return _format_jinja(self.template, kwargs)
+        return _format_poml(self.template, kwargs)
+
+
+def _format_jinja(template: str, values: Mapping[str, Any]) -> str:
+    jinja2 = _optional("jinja2", "The jinja engine")
+    sandbox = _optional("jinja2.sandbox", "The jinja engine")
+    # Prompts are often written by a model: the sandbox keeps them from reaching into Python.
+    environment = sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    try:
+        return str(environment.from_string(template).render(dict(values)))
+    except jinja2.UndefinedError as error:
+        raise KeyError(str(error)) from error
+
+
+def _format_poml(template: str, values: Mapping[str, Any]) -> str:
+    poml = _optional("poml", "The poml engine")
+    messages = poml.poml(template, context=dict(values))
+    return "\n\n".join(str(message["content"]) for message in messages)
+
+
+def _optional(module: str, feature: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise OptionalDependencyError(feature, install=module.partition(".")[0]) from error
+
+
+ResourceUnion = Annotated[LLM | ProxyLLM | PromptTemplate, Field(discriminator="resource_type")]
+NamedResources = dict[str, ResourceUnion]
+
+
+class ResourcesUpdate(BaseModel):
+    """One version of a named set of resources. Times are Unix seconds.
+
+    ``version`` counts from 1 and rises by one with every update of the same ``resources_id``;
+    an update replaces ``resources`` as a whole.
+    """
+
+    resources_id: str
+    create_time: float
+    update_time: float
+    version: int
+    resources: NamedResources
+
+
+_named_resources: TypeAdapter[NamedResources] = TypeAdapter(NamedResources)
+
+
+def validate_resources(resources: Mapping[str, Any]) -> NamedResources:
+    """Check and complete what a caller wants to store; the result shares nothing with it.
+
+    A bare ``str`` becomes a prompt template with the f-string engine, a dict is read by its
+    ``resource_type``. Raises pydantic's ValidationError (a ValueError) for anything else.
+    """
+    coerced: Any = resources
+    if isinstance(resources, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        coerced = {key: _coerced(value) for key, value in resources.items()}
+    return _named_resources.validate_python(coerced)
+
+
+def _coerced(value: Any) -> Any:
+    if isinstance(value, str):
+        return PromptTemplate(template=value, engine="f-string")
+    if isinstance(value, Resource):
+        return value.model_copy(deep=True)
+    return value
