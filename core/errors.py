@@ -254,7 +254,7 @@ class OffsetLost(PositionUnknown):
 
     code = "offset_lost"
 
-    def __init__(self, message: str = "", *, offset: Optional[int] = None) -> None:
+    def __init__(self, message: str = "", *, offset: int | None = None) -> None:
         where = "" if offset is None else f" {offset}"
         super().__init__(message or f"The log does not hold offset{where} (any more)")
         self.offset = offset

@@ -1,6 +1,6 @@
 """The nouns of the first protocol (v0.1): tasks that clients poll and rollouts that they post."""
 
-from typing import Any, Union
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 

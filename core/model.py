@@ -11,7 +11,6 @@ from typing import (
     Literal,
     TypedDict,
     TypeVar,
-    Union,
     overload,
 )
 

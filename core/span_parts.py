@@ -5,8 +5,7 @@ is read by attribute name only, so OpenTelemetry itself is never imported here.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from collections.abc import Mapping as AbstractMapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import (
     TYPE_CHECKING,
@@ -14,7 +13,7 @@ from typing import (
     Any,
     Literal,
     Protocol,
-    Union,
+    cast,
     runtime_checkable,
 )
 
@@ -131,7 +130,7 @@ def json_value(value: Any) -> Any:
         return value
     if isinstance(value, Enum):
         return value.name
-    if isinstance(value, AbstractMapping):
+    if isinstance(value, Mapping):
         return {str(key): json_value(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [json_value(item) for item in cast(Iterable[Any], value)]
@@ -158,7 +157,8 @@ class SpanPart(BaseModel):
 
     @classmethod
     def _extras(cls, source: Any) -> dict[str, Any]:
-        if not getattr(source, "__dict__", None):
+        # The SDK's own classes hold modelled fields only: taken names are worked out for the rest.
+        if all(name.lstrip("_") in cls.model_fields for name in getattr(source, "__dict__", ())):
             return {}
         return extra_fields(source, frozenset(dir(cls)) | frozenset(cls.model_fields))
 

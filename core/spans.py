@@ -1,7 +1,7 @@
 """A span: one traced operation of one attempt, in the form it is stored and sent."""
 
 import time
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
