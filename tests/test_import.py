@@ -114,8 +114,9 @@ def test_first_import_names_the_other_distribution_in_one_sentence(tmp_path: Pat
     folder = tmp_path / "site-packages"
     (folder / "agentlightning_eventlog-0.1.0.dist-info").mkdir(parents=True)
     program = "import warnings; warnings.simplefilter('always'); import agentlightning; import agentlightning"
-    assert fresh(program, tmp_path, PYTHONPATH=str(folder)) == ""
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    assert fresh(program, tmp_path, PYTHONPATH=path) == ""
     (folder / "agentlightning-0.3.0.dist-info").mkdir()
-    said = fresh(program, tmp_path, PYTHONPATH=str(folder))
+    said = fresh(program, tmp_path, PYTHONPATH=path)
     assert said.count("UserWarning") == 1
     assert "'agentlightning' is installed beside 'agentlightning-eventlog'" in said
