@@ -1,0 +1,73 @@
+"""The wheel holds the package and nothing else, and runs where it is installed, far from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .environments import bare, build_wheel, install, python_of, site_packages
+from .sources import ROOMS, ROOT, product
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel installed, which sees the libraries of this one but not its editable checkout."""
+    environment = bare(Path(sys.executable), tmp_path_factory.mktemp("elsewhere") / "venv")
+    install(environment, str(wheel))
+    import pydantic
+
+    # A .pth file adds the folder and does not read the .pth files in it, so the editable hook stays out.
+    libraries = Path(pydantic.__file__).parent.parent
+    (site_packages(environment) / "libraries.pth").write_text(f"{libraries}\n", encoding="utf-8")
+    return environment
+
+
+def run(environment: Path, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    program = python_of(environment).parent / command[0]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    return subprocess.run(
+        [program, *command[1:]],
+        cwd=environment,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def test_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    data = {
+        path.relative_to(ROOT).as_posix()
+        for room in ROOMS
+        for path in (ROOT / room).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    expected = {f"agentlightning/{name}" for name in {source.name for source in product()} | data | {"py.typed"}}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_installed_package_is_the_wheel_and_not_the_checkout(elsewhere: Path) -> None:
+    done = run(elsewhere, "python", "-W", "error", "-c", "import agentlightning as agl; print(agl.__file__)")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).is_relative_to(elsewhere)
+
+
+@pytest.mark.parametrize("command", [["agl"], ["agl", "demo"], ["python", "-m", "agentlightning"]])
+def test_command_line_starts_from_the_wheel(elsewhere: Path, command: list[str]) -> None:
+    done = run(elsewhere, *command, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
