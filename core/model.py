@@ -78,13 +78,15 @@ class RolloutConfig(BaseModel):
     ``timeout_seconds``: longest life of one attempt, from its start. ``unresponsive_seconds``:
     longest silence of one attempt. ``max_attempts``: how many attempts there may be, with the
     first. ``retry_condition``: the attempt statuses after which another one follows. None and
-    the empty list mean never.
+    the empty list mean never. ``retry_backoff_seconds`` (ours): pause before another attempt may
+    be claimed; left out of dumps while it is 0.
     """
 
     timeout_seconds: float | None = None
     unresponsive_seconds: float | None = None
     max_attempts: int = Field(default=1, ge=1)
     retry_condition: list[AttemptStatus] = Field(default_factory=lambda: list[AttemptStatus]())
+    retry_backoff_seconds: float = Field(default=0.0, ge=0, exclude_if=lambda seconds: seconds == 0)
 
 
 class Rollout(BaseModel):

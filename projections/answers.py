@@ -1,0 +1,117 @@
+"""From the fold's state to the nouns of the public API: always fresh copies, never the state's own objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+from ..core import events, model, payload
+from ..core.errors import InvalidInput
+from ..core.resources import ResourcesUpdate, validate_resources
+from ..core.state import Attempt, ResourcesVersion, Rollout
+
+Fetch = Callable[[payload.Reference], bytes]
+
+
+def seconds(time_us: int | None) -> float | None:
+    """Microseconds to Unix seconds."""
+    return None if time_us is None else time_us / 1_000_000
+
+
+def micros(time: float) -> int:
+    """Unix seconds to microseconds. Raises `InvalidInput` for what is no time."""
+    if not math.isfinite(time) or abs(time) > 2**42:
+        raise InvalidInput(f"{time} is not a time in Unix seconds")
+    return round(time * 1_000_000)
+
+
+def _millis(duration_seconds: float | None, name: str) -> int | None:
+    if duration_seconds is None:
+        return None
+    if not 0 <= duration_seconds <= 2_000_000:
+        raise InvalidInput(f"{name} is {duration_seconds}; it takes 0 to 2,000,000 seconds")
+    return math.ceil(duration_seconds * 1000)
+
+
+def config_in(config: model.RolloutConfig | None) -> events.Config:
+    """The config as events carry it: whole milliseconds, rounded up."""
+    if config is None:
+        return events.Config()
+    return events.Config(
+        timeout_ms=_millis(config.timeout_seconds, "timeout_seconds"),
+        unresponsive_ms=_millis(config.unresponsive_seconds, "unresponsive_seconds"),
+        max_attempts=config.max_attempts,
+        retry_condition=tuple(config.retry_condition),
+        backoff_ms=_millis(config.retry_backoff_seconds, "retry_backoff_seconds") or 0,
+    )
+
+
+def config_out(config: events.Config) -> model.RolloutConfig:
+    """The config as callers know it."""
+    return model.RolloutConfig.model_construct(
+        timeout_seconds=None if config.timeout_ms is None else config.timeout_ms / 1000,
+        unresponsive_seconds=None if config.unresponsive_ms is None else config.unresponsive_ms / 1000,
+        max_attempts=config.max_attempts,
+        retry_condition=list(config.retry_condition),
+        retry_backoff_seconds=config.backoff_ms / 1000,
+    )
+
+
+def attempt_out(rollout_id: str, attempt: Attempt, beat_us: int | None, fetch: Fetch) -> model.Attempt:
+    """An attempt; `beat_us` is the overlay's last sign of life, which wins where it is newer."""
+    last = attempt.beat_us
+    if beat_us is not None and (last is None or beat_us > last):
+        last = beat_us
+    return model.Attempt.model_construct(**_attempt_fields(rollout_id, attempt, last, fetch))
+
+
+def _attempt_fields(rollout_id: str, attempt: Attempt, last: int | None, fetch: Fetch) -> dict[str, Any]:
+    return {
+        "rollout_id": rollout_id,
+        "attempt_id": attempt.attempt_id,
+        "sequence_id": attempt.sequence_id,
+        "start_time": attempt.started_us / 1_000_000,
+        "end_time": seconds(attempt.ended_us),
+        "status": attempt.status,
+        "worker_id": attempt.worker_id,
+        "last_heartbeat_time": seconds(last),
+        "metadata": None if attempt.metadata is None else payload.decode(attempt.metadata, fetch),
+    }
+
+
+def _rollout_fields(rollout: Rollout, fetch: Fetch) -> dict[str, Any]:
+    return {
+        "rollout_id": rollout.rollout_id,
+        "input": payload.decode(rollout.input, fetch),
+        "start_time": rollout.created_us / 1_000_000,
+        "end_time": seconds(rollout.ended_us),
+        "mode": rollout.mode,
+        "resources_id": rollout.resources_id,
+        "status": rollout.status,
+        "config": config_out(rollout.config),
+        "metadata": {} if rollout.metadata is None else payload.decode(rollout.metadata, fetch),
+    }
+
+
+def rollout_out(rollout: Rollout, fetch: Fetch) -> model.Rollout:
+    """A rollout without its attempts."""
+    return model.Rollout.model_construct(**_rollout_fields(rollout, fetch))
+
+
+def attempted_out(rollout: Rollout, attempt: Attempt, beat_us: int | None, fetch: Fetch) -> model.AttemptedRollout:
+    """A rollout with one of its attempts."""
+    inner = attempt_out(rollout.rollout_id, attempt, beat_us, fetch)
+    return model.AttemptedRollout.model_construct(**_rollout_fields(rollout, fetch), attempt=inner)
+
+
+def resources_out(entry: ResourcesVersion, fetch: Fetch) -> ResourcesUpdate:
+    """One version of named resources."""
+    content = cast("dict[str, Any]", payload.decode(entry.resources, fetch))
+    return ResourcesUpdate.model_construct(
+        resources_id=entry.resources_id,
+        create_time=entry.created_us / 1_000_000,
+        update_time=entry.updated_us / 1_000_000,
+        version=entry.version,
+        resources=validate_resources(content),
+    )

@@ -1,0 +1,297 @@
+"""The node: one folded copy of a namespace, the only writer of its control records, and who waits for what became of them.
+
+A command is decided against the local state, staged, appended together with everything else that is waiting, folded when
+the log has it, and answered with what the fold made of exactly this record. Everything here happens under one lock,
+which is held for microseconds; the log's I/O happens outside of it. A node belongs to no event loop and no thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..core import decide
+from ..core.clock import Clock, SystemClock
+from ..core.codec import Format, encode, headers_of
+from ..core.errors import Expired, LogClosed, LogError, Refused, StorageError, UnknownOutcome
+from ..core.events import AnyEvent, Proposal
+from ..core.fold import Outcome, apply
+from ..core.ids import uuid7_hex
+from ..core.log import Ack, Log, NewRecord, Record, Subscription
+from ..core.state import FOLD_VERSION, State
+from ..core.topics import CONTROL, partition_of
+from .delivery import Delivery
+from .settings import StoreSettings
+from .snapshots import Restored
+
+logger = logging.getLogger(__name__)
+
+Done = Callable[["Outcome | Exception"], None]
+"""Called under the lock, right after the fold step of the record, or with the error that kept it out of the log."""
+
+Listener = Callable[[Outcome], None]
+BATCH_RECORDS = 1024
+BATCH_BYTES = 4_000_000
+APPEND_TRIES = 3
+READ_RECORDS = 8192
+
+
+def refusal(reason: str, command_id: str) -> Exception:
+    """The error for a verdict that is not an answer."""
+    if reason == "expired":
+        return Expired(f"command {command_id} is older than what the log can judge; read the entity to see its outcome")
+    return Refused(f"the log refused command {command_id}: {reason}", reason=reason)
+
+
+class _Staged:
+    __slots__ = ("command_id", "record", "tries")
+
+    def __init__(self, command_id: str, record: NewRecord) -> None:
+        self.command_id = command_id
+        self.record = record
+        self.tries = 0
+
+
+class Node:
+    """Folds one namespace of `log` and proposes to it. `foreign_writers`: others append to the same log, follow it."""
+
+    def __init__(
+        self,
+        log: Log,
+        settings: StoreSettings,
+        *,
+        namespace: str = "default",
+        clock: Clock | None = None,
+        foreign_writers: bool = False,
+        form: Format = "msgpack",
+    ) -> None:
+        self.log = log
+        self.settings = settings
+        self.namespace = namespace
+        self.clock = clock if clock is not None else SystemClock()
+        self.writer = uuid7_hex()[-12:]
+        self.partition = partition_of(namespace, log.partitions(CONTROL))
+        self.lock = threading.RLock()
+        self.state = State()
+        self.next_offset = 0
+        self.delivery = Delivery()
+        self.listeners: list[Listener] = []
+        self.broken: Exception | None = None
+        self._form: Format = form
+        self._foreign = foreign_writers
+        self._staged: list[_Staged] = []
+        self._inflight = False
+        self._tickets: dict[str, list[Done]] = {}
+        self._subscription: Subscription | None = None
+
+    # Start and stop
+
+    def open(self, restored: Restored | None = None) -> None:
+        """Rebuild the state from a snapshot, if one is given, and the records behind it; begin an empty log."""
+        if restored is not None:
+            self.state, self.next_offset = restored.state, restored.next_offset
+        collecting = gc.isenabled()
+        gc.disable()  # a million small objects are built and none of them is garbage
+        try:
+            self._catch_up()
+        finally:
+            if collecting:
+                gc.enable()
+        self._check_halted()
+        if self.state.position == 0:
+            opening = decide.open_log(self.settings.window, self.settings.archive_after, FOLD_VERSION)
+            self.run(opening)
+        if self._foreign:
+            self._subscription = self.log.follow(
+                CONTROL, self.partition, self.next_offset, self._on_tail, self._on_problem
+            )
+
+    def close(self) -> None:
+        """Stop following. Commands that are still waiting get `LogClosed`."""
+        if self._subscription is not None:
+            self._subscription.close()
+        with self.lock:
+            self._fail_all(LogClosed("the store was closed"))
+
+    def _check_halted(self) -> None:
+        if self.state.halted is not None:
+            raise Refused(self.state.halted, reason="halted")
+
+    # Reading the log
+
+    def _catch_up(self) -> None:
+        """Fold everything from `next_offset` to the end of the partition."""
+        while True:
+            records = self.log.read(CONTROL, self.partition, self.next_offset, READ_RECORDS, headers=False)
+            if not records:
+                return
+            with self.lock:
+                self._fold_records(records)
+
+    def _on_tail(self, records: Sequence[Record]) -> None:
+        with self.lock:
+            self._fold_records(records)
+            self.delivery.flush()
+
+    def _on_problem(self, error: LogError) -> None:
+        logger.error("The log cannot be followed any more: %s", error)
+        with self.lock:
+            self.broken = error
+            self._fail_all(error)
+
+    def _fold_records(self, records: Sequence[Record]) -> None:
+        for record in records:
+            if record.offset < self.next_offset:
+                continue
+            self.next_offset = record.offset + 1
+            if record.key == self.namespace:
+                self._fold_value(record.value)
+
+    def _fold_value(self, value: bytes) -> None:
+        outcome = apply(self.state, value)
+        for listener in self.listeners:
+            listener(outcome)
+        if outcome.proposal is not None:
+            for done in self._tickets.pop(outcome.proposal.id, ()):
+                done(outcome)
+
+    # Proposing
+
+    def propose(
+        self, event: AnyEvent, command_id: str, done: Done, basis: tuple[int, bytes] | None = None
+    ) -> None:
+        """Stage an event under the lock; the same id while it is under way only adds one more who waits."""
+        if self.broken is not None:
+            raise StorageError(f"the store cannot write: {self.broken}")
+        self._check_halted()
+        waiting = self._tickets.get(command_id)
+        if waiting is not None:
+            waiting.append(done)
+            return
+        state = self.state
+        position, fingerprint = basis if basis is not None else (state.position - 1, state.fingerprint)
+        proposal = Proposal(
+            id=command_id,
+            time_us=int(self.clock.time() * 1_000_000),
+            writer=self.writer,
+            basis=position,
+            basis_print=fingerprint,
+            event=event,
+        )
+        record = NewRecord(
+            self.namespace, encode(proposal, self._form), proposal.time_us, headers_of(proposal, self.namespace)
+        )
+        self._tickets[command_id] = [done]
+        self._staged.append(_Staged(command_id, record))
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._inflight or not self._staged:
+            return
+        size = count = 0
+        for staged in self._staged[:BATCH_RECORDS]:
+            size += len(staged.record.value)
+            if count and size > BATCH_BYTES:
+                break
+            count += 1
+        batch, self._staged = self._staged[:count], self._staged[count:]
+        self._inflight = True
+        self.log.append(
+            CONTROL, self.partition, [staged.record for staged in batch], lambda ack: self._on_ack(batch, ack)
+        )
+
+    def _on_ack(self, batch: list[_Staged], ack: Ack | LogError) -> None:
+        """The log's thread says what became of a batch; the next one goes out before this one is folded."""
+        with self.lock:
+            self._inflight = False
+            if isinstance(ack, Ack):
+                self._flush()
+                if ack.base_offset == self.next_offset:
+                    for staged in batch:
+                        self.next_offset += 1
+                        self._fold_value(staged.record.value)
+                else:
+                    self._catch_up()
+            elif isinstance(ack, UnknownOutcome):
+                self._settle_unknown(batch, ack)
+                self._flush()
+            else:
+                for staged in batch:
+                    self._fail(staged.command_id, ack)
+                self._flush()
+            self.delivery.flush()
+
+    def _settle_unknown(self, batch: list[_Staged], error: LogError) -> None:
+        """Fold what is in the log now; what is not there goes out again under the same id, a few times."""
+        try:
+            self._catch_up()
+        except LogError as failure:
+            self.broken = failure
+            self._fail_all(failure)
+            return
+        again: list[_Staged] = []
+        for staged in batch:
+            if staged.command_id not in self._tickets:
+                continue
+            staged.tries += 1
+            if staged.tries < APPEND_TRIES:
+                again.append(staged)
+            else:
+                self._fail(staged.command_id, error)
+        self._staged[:0] = again
+
+    def _fail(self, command_id: str, error: Exception) -> None:
+        for done in self._tickets.pop(command_id, ()):
+            done(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        for command_id in list(self._tickets):
+            self._fail(command_id, error)
+        self._staged.clear()
+        self.delivery.flush()
+
+    # Waiting for outcomes
+
+    def settle(self, future: asyncio.Future[Any], answer: Callable[[Outcome], Any] | None) -> Done:
+        """A `Done` that resolves `future` with (outcome, what `answer` reads from the state at this very record)."""
+
+        def done(result: Outcome | Exception) -> None:
+            if isinstance(result, Exception):
+                self.delivery.put(future, result, True)
+                return
+            try:
+                value = answer(result) if answer is not None and _accepted(result) else None
+            except Exception as error:  # the caller's own answer failed: its error, nobody else's
+                self.delivery.put(future, error, True)
+                return
+            self.delivery.put(future, (result, value))
+
+        return done
+
+    def run(self, event: AnyEvent) -> Outcome:
+        """Propose and wait in this thread, which must not be a thread of the log. Raises what refused it."""
+        ready = threading.Event()
+        result: list[Outcome | Exception] = []
+        command_id = uuid7_hex()
+
+        def done(outcome: Outcome | Exception) -> None:
+            result.append(outcome)
+            ready.set()
+
+        with self.lock:
+            self.propose(event, command_id, done)
+        ready.wait()
+        outcome = result[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        if not _accepted(outcome):
+            raise refusal(outcome.verdict.reason if outcome.verdict is not None else "malformed", command_id)
+        return outcome
+
+
+def _accepted(outcome: Outcome) -> bool:
+    return outcome.verdict is not None and outcome.verdict.accepted

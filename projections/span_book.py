@@ -1,0 +1,164 @@
+"""Spans: appended to their topic, numbered and made unique by their place in it, read back by rollout.
+
+Memory stays flat: the log holds the spans, RAM only a counter and the span ids of rollouts that were written to lately.
+A counter that was dropped is folded again from the rollout's records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from ..core import payload
+from ..core.errors import LogError
+from ..core.ids import uuid7_hex
+from ..core.log import Ack, Log, NewRecord
+from ..core.spans import Span
+from ..core.topics import SPANS, partition_of
+from .blobs import Blobs
+from .delivery import Delivery
+from .span_records import Counter, SequenceReserved, SpanAdded, SpanRecord, decode, encode, fold_spans
+
+HOT_SPANS = 200_000
+"""Span ids kept in memory for the duplicate check, over all rollouts; some 30 MB."""
+HOT_COUNTERS = 20_000
+
+
+class SpanBook:
+    """The spans of one log. Thread-safe; one writer gives numbers in the order in which it appends."""
+
+    def __init__(self, log: Log, blobs: Blobs) -> None:
+        self._log = log
+        self._blobs = blobs
+        self._lock = threading.Lock()
+        self._counters: OrderedDict[str, Counter] = OrderedDict()
+        self._hot = 0
+        self.total = 0
+        self.born: set[str] = set()
+
+    def _counter(self, rollout_id: str) -> Counter:
+        counter = self._counters.get(rollout_id)
+        if counter is not None:
+            self._counters.move_to_end(rollout_id)
+            return counter
+        counter = Counter()
+        if rollout_id in self.born:  # created by this process and never written to: the log has nothing of it
+            self.born.discard(rollout_id)
+        else:
+            for record in self._read(rollout_id):
+                counter.step(record)
+        self._counters[rollout_id] = counter
+        self._hot += len(counter.seen)
+        while len(self._counters) > 1 and (self._hot > HOT_SPANS or len(self._counters) > HOT_COUNTERS):
+            _, dropped = self._counters.popitem(last=False)
+            self._hot -= len(dropped.seen)
+        return counter
+
+    def _forget(self, rollout_id: str) -> None:
+        with self._lock:
+            dropped = self._counters.pop(rollout_id, None)
+            if dropped is not None:
+                self._hot -= len(dropped.seen)
+
+    def _read(self, rollout_id: str) -> list[SpanRecord]:
+        return [decode(record.value, record.offset) for record in self._log.read_key(SPANS, rollout_id)]
+
+    async def add(self, spans: Sequence[Span]) -> list[Span | None]:
+        """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable."""
+        bodies = [await self._blobs.settle(self._blobs.encode(_body(span), "a span")) for span in spans]
+        waits: list[asyncio.Future[None]] = []
+        numbers: list[int | None] = []
+        with self._lock:
+            groups: dict[str, list[NewRecord]] = {}
+            for span, body in zip(spans, bodies):
+                added = SpanAdded(span.rollout_id, span.attempt_id, span.span_id, body, span.sequence_id)
+                counter = self._counter(span.rollout_id)
+                number = counter.step(added)
+                numbers.append(number)
+                if number is not None:
+                    self._hot += 1
+                    self.total += 1
+                    groups.setdefault(span.rollout_id, []).append(_record(span.rollout_id, added))
+            for rollout_id, records in groups.items():
+                waits.append(self._append(rollout_id, records))
+        await _all(waits)
+        return [None if number is None else _numbered(span, number) for span, number in zip(spans, numbers)]
+
+    async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
+        """Take the next number of each rollout's counter, in order; durable when it returns."""
+        waits: list[asyncio.Future[None]] = []
+        numbers: list[int] = []
+        with self._lock:
+            for rollout_id in rollout_ids:
+                reserved = SequenceReserved(rollout_id)
+                number = self._counter(rollout_id).step(reserved)
+                assert number is not None
+                numbers.append(number)
+                waits.append(self._append(rollout_id, [_record(rollout_id, reserved)]))
+        await _all(waits)
+        return numbers
+
+    def _append(self, rollout_id: str, records: list[NewRecord]) -> asyncio.Future[None]:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(result: Ack | LogError) -> None:
+            failed = isinstance(result, LogError)
+            if failed:
+                self._forget(rollout_id)
+            delivery = Delivery()
+            delivery.put(future, result if failed else None, failed)
+            delivery.flush()
+
+        self._log.append(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)), records, done)
+        return future
+
+    def watermark(self, rollout_id: str) -> int:
+        """The end offset of the rollout's span partition: everything acknowledged so far lies before it."""
+        return self._log.ends(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)))[1]
+
+    def read(self, rollout_id: str) -> list[Span]:
+        """All spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O."""
+        found = fold_spans(self._read(rollout_id))
+        return [_span(number, added, self._blobs) for number, added in found]
+
+
+async def _all(waits: list[asyncio.Future[None]]) -> None:
+    if len(waits) == 1:
+        await waits[0]
+    elif waits:
+        results = await asyncio.gather(*waits, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+
+def _record(rollout_id: str, record: SpanRecord) -> NewRecord:
+    kind = "span" if isinstance(record, SpanAdded) else "sequence"
+    return NewRecord(rollout_id, encode(record), 0, (("t", kind), ("id", uuid7_hex())))
+
+
+_OUTSIDE = frozenset({"rollout_id", "attempt_id", "span_id", "sequence_id"})
+
+
+def _body(span: Span) -> dict[str, Any]:
+    return span.model_dump(exclude=set(_OUTSIDE))
+
+
+def _numbered(span: Span, number: int) -> Span:
+    return span if span.sequence_id == number else span.model_copy(update={"sequence_id": number})
+
+
+def _span(number: int, added: SpanAdded, blobs: Blobs) -> Span:
+    body = payload.decode(added.body, blobs.fetch)
+    return Span.model_validate(
+        {
+            **body,
+            "rollout_id": added.rollout_id,
+            "attempt_id": added.attempt_id,
+            "span_id": added.span_id,
+            "sequence_id": number,
+        }
+    )
