@@ -11,7 +11,7 @@ test: setup
 setup: .venv/.ready
 
 bench: setup
-	@.venv/bin/python tests/benchmarks
+	@.venv/bin/python -m tests.benchmarks
 
 check: setup
 	@.venv/bin/ruff check .

@@ -172,3 +172,14 @@ def test_no_file_names_a_package_registry() -> None:
 def test_a_registry_address_is_seen() -> None:
     assert REGISTRY.search("--index" + "-url https://example.org/simple")
     assert REGISTRY.search("https://pypi." + "org/project/x")
+
+
+def test_every_link_in_the_documentation_leads_somewhere() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    broken = [
+        f"{page.relative_to(ROOT)}: {target}"
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in target and not (page.parent / target).exists()
+    ]
+    assert pages and broken == []
