@@ -1,0 +1,288 @@
+"""The engine of a store: the node and its projections wired together, and the one way a command goes through them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from ..core import decide, payload
+from ..core.clock import Clock, SystemClock
+from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, NotFound, Refused
+from ..core.events import AnyEvent
+from ..core.fold import Outcome
+from ..core.ids import uuid7_hex
+from ..core.log import Log
+from ..core.state import FINISHED, Attempt, Rollout, State
+from .blobs import Blobs
+from .call import current_call
+from .cold import ColdIndex
+from .dispatch import Dispatch
+from .fact_feed import FactFeed
+from .liveness import Liveness
+from .node import Node, refusal
+from .settings import StoreSettings
+from .snapshots import image_of, read_snapshot, write_snapshot
+from .span_book import SpanBook
+from .timekeeper import Timekeeper
+from .waiting import Waiters
+
+T = TypeVar("T")
+
+RACES = frozenset({"stale_generation", "stale_attempt", "not_claimable", "archived", "version_conflict"})
+"""Refusals that mean: somebody else was first, look again and go on under a derived id."""
+MAX_RACES = 64
+
+
+class Engine:
+    """Everything a store consists of, except its public methods. Thread-safe; belongs to no event loop."""
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        settings: StoreSettings | None = None,
+        clock: Clock | None = None,
+        index_path: str | None = None,
+        foreign_writers: bool = False,
+    ) -> None:
+        began = time.perf_counter()
+        self.log = log
+        self.settings = settings if settings is not None else StoreSettings()
+        self.clock = clock if clock is not None else SystemClock()
+        self.opened_at = self.clock.monotonic()
+        self.blobs = Blobs(log, self.settings.max_payload_mb)
+        self.spans = SpanBook(log, self.blobs)
+        self.node = Node(log, self.settings, clock=self.clock, foreign_writers=foreign_writers)
+        self.cold = ColdIndex(index_path, log.log_id)
+        self.liveness = Liveness(log)
+        self.waiters = Waiters(self.node.delivery)
+        self.dispatch = Dispatch(self.node.delivery)
+        self.facts = FactFeed(self.node)
+        self.timekeeper = Timekeeper(self.node, self.liveness, self.spans)
+        self._gone: list[tuple[Rollout, bytes]] = []
+        self._snapshots = 0
+        self._closed = False
+        self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._open()
+        self.seconds_to_open = time.perf_counter() - began
+
+    def _open(self) -> None:
+        node = self.node
+        restored = read_snapshot(self.log, node.namespace)
+        if restored is not None and self.cold.position < restored.state.position - restored.state.archive_after:
+            restored = None  # the index lost what the snapshot relies on: everything again from the first record
+        if restored is None:
+            self.cold.clear()
+        self.restored_at = restored.state.position if restored is not None else 0
+        self._snapshot_at = self.restored_at
+        node.listeners.append(self._archive)
+        node.open(restored)
+        with node.lock:
+            self._keep_cold()
+            self.dispatch.load(node.state)
+            self.liveness.load()
+            self.timekeeper.load()
+            self.facts.start()
+            node.listeners.append(self._heard)
+        self.timekeeper.start()
+
+    # What follows from each folded record, under the node's lock
+
+    def _archive(self, outcome: Outcome) -> None:
+        if outcome.archived:
+            self._gone.extend(outcome.archived)
+            if len(self._gone) >= 1000:
+                self._keep_cold()
+
+    def _keep_cold(self) -> None:
+        self.cold.add(self._gone, self.node.state.position)
+        self._gone.clear()
+
+    def _heard(self, outcome: Outcome) -> None:
+        for kind, rollout_id, sequence_id, _ in outcome.facts:
+            if rollout_id is None:
+                continue
+            if kind == "rollout.claimable":
+                self.dispatch.offer(rollout_id)
+            elif kind == "rollout.completed":
+                self.waiters.completed(rollout_id)
+                self.spans.born.discard(rollout_id)
+            elif kind == "rollout.enqueued":
+                self.spans.born.add(rollout_id)
+            elif kind == "rollout.backoff":
+                self.timekeeper.backing_off(rollout_id)
+            elif kind == "rollout.restored":
+                self.cold.remove(rollout_id)
+            elif kind.startswith("attempt."):
+                self._attempt_heard(kind, rollout_id, sequence_id)
+        self.facts.heard(outcome)
+        if self._position_waiters:
+            self._wake_positions()
+        if self.node.state.position - self._snapshot_at >= self.settings.snapshot_every:
+            self.snapshot()
+
+    def _attempt_heard(self, kind: str, rollout_id: str, sequence_id: int) -> None:
+        key = (rollout_id, sequence_id)
+        if kind == "attempt.claimed" or (kind == "attempt.running" and key not in self.liveness.open):
+            rollout = self.node.state.rollouts.get(rollout_id)
+            if rollout is not None:
+                self.timekeeper.opened(key, rollout.attempts[sequence_id - 1].incarnation)
+        elif kind in ("attempt.succeeded", "attempt.failed", "attempt.timeout", "attempt.unresponsive"):
+            self.liveness.open.pop(key, None)
+
+    def snapshot(self) -> None:
+        """Write a snapshot of the state as it is now; nobody waits for it."""
+        state = self.node.state
+        with self.node.lock:
+            self._keep_cold()
+            self._snapshots += 1
+            self._snapshot_at = state.position
+            at = (state.position, self.node.next_offset, state.fingerprint)
+            write_snapshot(self.log, self.node.namespace, self.node.writer, image_of(state), at, self._snapshots)
+
+    def close(self) -> None:
+        """Stop the timekeeper, snapshot what has grown, close the log. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.timekeeper.close()
+        if self.node.broken is None and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
+            self.snapshot()
+        with self.node.lock:
+            self._keep_cold()
+        self.node.close()
+        self.log.close()
+        self.cold.close()
+
+    # Commands
+
+    async def command(self, decided: Callable[[State, str], AnyEvent], answer: Callable[[str], T], part: str = "") -> T:
+        """Put one command through the log and return `answer(command_id)`, read at the command's own record.
+
+        `part` stands for the call's id where one call makes several records.
+        `decided` and `answer` run under the node's lock. A lost race is decided again under a derived id; an id whose
+        verdict is known is answered from it. Raises what `decided` raises, `Refused`, and the log's errors.
+        """
+        if self._closed:
+            raise LogClosed("the store was closed")
+        call = current_call()
+        node = self.node
+        for race in range(MAX_RACES):
+            base = part or call.command_id
+            command_id = base if not race else f"{base}.{race}"
+            archived: str | None = None
+            with node.lock:
+                verdict = node.state.verdicts.get(command_id)
+                if verdict is not None and verdict.accepted:
+                    return answer(command_id)
+                if verdict is None:
+                    try:
+                        event = decided(node.state, command_id)
+                    except Archived as error:
+                        archived = error.message
+                    else:
+                        future = asyncio.get_running_loop().create_future()
+                        node.propose(
+                            event, command_id, node.settle(future, lambda _, i=command_id: answer(i)), call.basis
+                        )
+            if archived is not None:
+                await self.restore(archived)
+                continue
+            if verdict is None:
+                outcome, value = await future
+                verdict = outcome.verdict
+                if verdict is not None and verdict.accepted:
+                    return value
+            reason = verdict.reason if verdict is not None else "malformed"
+            if reason not in RACES:
+                raise refusal(reason, command_id)
+        raise Refused(f"command {call.command_id} lost {MAX_RACES} races", reason="contended")
+
+    async def restore(self, sentence: str) -> None:
+        """Bring the archived rollout that `sentence` ("Rollout X is archived") names back into hot state."""
+        rollout_id = sentence.split(" ")[1]
+        with self.node.lock:
+            self._keep_cold()
+        body = await asyncio.to_thread(self.cold.body, rollout_id)
+        if body is None:
+            raise NotFound.rollout(rollout_id)
+        await self.settle(decide.restore(rollout_id, body))
+
+    async def settle(self, event: AnyEvent) -> Outcome:
+        """Propose an event of the store's own and return what became of it."""
+        future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
+        with self.node.lock:
+            self.node.propose(event, uuid7_hex(), self.node.settle(future, None))
+        outcome, _ = await future
+        return outcome
+
+    # Look-ups, under the node's lock or not at all in a hurry
+
+    def rollout(self, rollout_id: str) -> Rollout | None:
+        """The rollout, hot or cold; a hot one is the state's own object, so copy before the lock is left."""
+        rollout = self.node.state.rollouts.get(rollout_id)
+        if rollout is None and self.node.state.archived.get(rollout_id) is not None:
+            for gone, _ in self._gone:
+                if gone.rollout_id == rollout_id:
+                    return gone
+            rollout = self.cold.get(rollout_id)
+        return rollout
+
+    def leaving(self) -> list[tuple[Rollout, bytes]]:
+        """Archived rollouts that the cold index does not have yet."""
+        return self._gone
+
+    def fetch(self, reference: payload.Reference) -> bytes:
+        """The bytes of a payload that lies in blobs."""
+        return self.blobs.fetch(reference)
+
+    def beat_us(self, rollout: Rollout, attempt: Attempt) -> int | None:
+        """The overlay's last sign of life of an attempt."""
+        return self.liveness.beat_us(rollout.rollout_id, attempt.sequence_id)
+
+    def time_us(self) -> int:
+        """The wall clock in microseconds."""
+        return int(self.clock.time() * 1_000_000)
+
+    def is_finished(self, rollout_id: str) -> bool | None:
+        """Whether a rollout has its outcome; None for an unknown one."""
+        rollout = self.node.state.rollouts.get(rollout_id)
+        if rollout is not None:
+            return rollout.status in FINISHED
+        return True if self.node.state.archived.get(rollout_id) is not None else None
+
+    # Positions
+
+    def position_token(self) -> str:
+        """(log id, namespace, position) of what is applied, as text; `position` counts the records folded."""
+        return f"{self.log.log_id}:{self.node.namespace}:{self.node.state.position}"
+
+    async def wait_position(self, token: str) -> None:
+        """Wait until everything that `token` stands for is applied here.
+
+        Raises `ForeignPosition` at once for another log's token, `InvalidInput` for what is none.
+        """
+        log_id, _, rest = token.partition(":")
+        namespace, _, number = rest.rpartition(":")
+        if not number.isdigit():
+            raise InvalidInput(f"{token!r} is not a position token")
+        if log_id != self.log.log_id or namespace != self.node.namespace:
+            raise ForeignPosition(
+                f"the position comes from log {log_id}, this store serves log {self.log.log_id}: the store was "
+                "replaced; start the client anew"
+            )
+        with self.node.lock:
+            if self.node.state.position >= int(number):
+                return
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._position_waiters.append((int(number), future))
+        await future
+
+    def _wake_positions(self) -> None:
+        position = self.node.state.position
+        for wanted, future in self._position_waiters:
+            if wanted <= position:
+                self.node.delivery.put(future, None)
+        self._position_waiters = [one for one in self._position_waiters if one[0] > position]

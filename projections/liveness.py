@@ -1,0 +1,131 @@
+"""Signs of life: heartbeats of workers, last beats of attempts, and what the machines said of themselves.
+
+An overlay beside the fold: nothing here is in the state or its fingerprint. Workers' newest heartbeats are kept in the
+liveness topic so that they survive a restart; silence is measured on the keeper's time (timekeeper.py), which stands
+still while the process is frozen.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from ..core import payload
+from ..core.errors import LogError
+from ..core.log import Ack, Log, NewRecord
+from ..core.topics import LIVENESS, partition_of
+
+logger = logging.getLogger(__name__)
+
+AttemptKey = tuple[str, int]
+"""(rollout_id, sequence_id)"""
+
+
+class WorkerBeat(msgspec.Struct, omit_defaults=True):
+    """The newest of what a worker showed. `idle_at`: control position at which it last found the queue empty."""
+
+    worker_id: str
+    beat_us: int | None = None
+    stats: bytes | None = None
+    incarnation: str | None = None
+    dequeue_us: int | None = None
+    idle_us: int | None = None
+    idle_at: int = -1
+
+
+class OpenAttempt:
+    """An attempt that may still expire; times are the keeper's, in seconds."""
+
+    __slots__ = ("acting", "beat_us", "incarnation", "last_beat", "opened")
+
+    def __init__(self, incarnation: str | None, now: float) -> None:
+        self.incarnation = incarnation
+        self.opened = now
+        self.last_beat = now
+        self.beat_us: int | None = None
+        self.acting = False
+
+
+class Liveness:
+    """Who was heard of, and when. Use under the node's lock."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self.workers: dict[str, WorkerBeat] = {}
+        self.open: dict[AttemptKey, OpenAttempt] = {}
+        self.incarnations: dict[str, float] = {}
+        """Incarnations that sent heartbeats -> keeper's time of the last."""
+
+    def load(self) -> None:
+        """Read the newest heartbeat of every worker back."""
+        for partition in range(self._log.partitions(LIVENESS)):
+            offset, end = self._log.ends(LIVENESS, partition)
+            while offset < end:
+                records = self._log.read(LIVENESS, partition, offset, headers=False)
+                if not records:
+                    break
+                for record in records:
+                    try:
+                        beat = msgspec.msgpack.decode(record.value, type=WorkerBeat)
+                    except msgspec.MsgspecError:
+                        logger.warning("A heartbeat at offset %d cannot be read; it is left out", record.offset)
+                        continue
+                    self.workers[beat.worker_id] = beat
+                offset = records[-1].offset + 1
+
+    def worker(self, worker_id: str) -> WorkerBeat:
+        """The worker's overlay, made when it is first heard of."""
+        beat = self.workers.get(worker_id)
+        if beat is None:
+            beat = self.workers[worker_id] = WorkerBeat(worker_id)
+        return beat
+
+    def heartbeat(
+        self, worker_id: str, stats: bytes | None, incarnation: str | None, now: float, time_us: int
+    ) -> WorkerBeat:
+        """A worker was heard: stamp it, keep its stats, write it to the topic without waiting."""
+        beat = self.worker(worker_id)
+        beat.beat_us = time_us
+        if stats is not None:
+            beat.stats = stats
+        if incarnation is not None:
+            beat.incarnation = incarnation
+            self.incarnations[incarnation] = now
+        self.keep(beat)
+        return beat
+
+    def keep(self, beat: WorkerBeat) -> None:
+        """Write a worker's overlay to its topic; heartbeats are exempt from durability, so nobody waits."""
+        record = NewRecord(beat.worker_id, msgspec.msgpack.encode(beat), beat.beat_us or 0)
+        partition = partition_of(beat.worker_id, self._log.partitions(LIVENESS))
+        self._log.append(LIVENESS, partition, [record], _ignore)
+
+    def beat(self, key: AttemptKey, now: float, time_us: int) -> None:
+        """An attempt was heard: a span, a heartbeat that names it, an update."""
+        attempt = self.open.get(key)
+        if attempt is not None:
+            attempt.last_beat = now
+            attempt.beat_us = time_us
+
+    def beat_us(self, rollout_id: str, sequence_id: int) -> int | None:
+        """The last sign of life of an open attempt, in microseconds since 1970."""
+        attempt = self.open.get((rollout_id, sequence_id))
+        return None if attempt is None else attempt.beat_us
+
+    def forget_silent(self, now: float, after_seconds: float) -> None:
+        """Drop incarnations that are silent for long and run nothing; workers restart, memory must not grow."""
+        running = {attempt.incarnation for attempt in self.open.values()}
+        for incarnation, last in list(self.incarnations.items()):
+            if now - last > after_seconds and incarnation not in running:
+                del self.incarnations[incarnation]
+
+    def stats_of(self, beat: WorkerBeat) -> dict[str, Any] | None:
+        """The decoded machine stats of a worker."""
+        return None if beat.stats is None else payload.decode(beat.stats)
+
+
+def _ignore(result: Ack | LogError) -> None:
+    if isinstance(result, LogError):
+        logger.debug("A heartbeat was not written: %s", result)

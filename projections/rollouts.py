@@ -1,0 +1,386 @@
+"""The store's methods about rollouts and attempts: create, claim, change, read, wait."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+from ..core import decide, events, model
+from ..core.contract import LightningStore
+from ..core.errors import InvalidInput, Refused
+from ..core.pages import page
+from ..core.state import Attempt, Rollout, State
+from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
+from .answers import attempt_out, attempted_out, config_in, micros, rollout_out
+from .call import current_call
+from .engine import Engine
+
+_ROLLOUT_STATUSES = frozenset(("queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing"))
+_ATTEMPT_STATUSES = frozenset(("preparing", "running", "failed", "succeeded", "unresponsive", "timeout"))
+_MODES = frozenset((None, "train", "val", "test"))
+ENQUEUE_BYTES = 800_000
+"""One record carries at most about this many bytes of new rollouts; a larger batch is split, with derived ids."""
+
+
+class RolloutMethods(LightningStore):
+    """Part of `EventLogStore` (store.py)."""
+
+    engine: Engine
+
+    # Creating
+
+    async def _new(
+        self,
+        input: Any,
+        mode: str | None,
+        resources_id: str | None,
+        config: model.RolloutConfig | Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> Callable[[str], events.NewRollout]:
+        """Validate and encode; returns what makes the rollout once its id is known."""
+        blobs = self.engine.blobs
+        checked_mode = _checked(mode, _MODES, "mode")
+        if config is not None and not isinstance(config, model.RolloutConfig):
+            config = model.RolloutConfig.model_validate(config)
+        carried = config_in(config)
+        body = await blobs.settle(blobs.encode(input, "the input"))
+        meta = None
+        if metadata:
+            meta = await blobs.settle(blobs.encode(dict(metadata), "the metadata"))
+        if resources_id is not None and not isinstance(cast(object, resources_id), str):
+            raise InvalidInput("resources_id must be a string")
+        return lambda rollout_id: events.NewRollout(
+            rollout_id, body, cast("events.Mode | None", checked_mode), resources_id, carried, meta
+        )
+
+    def _claimer(self, command_id: str, worker_id: str | None, incarnation: str | None, remote: bool) -> events.Claim:
+        return events.Claim(
+            attempt_id=decide.attempt_id_of(command_id),
+            worker_id=worker_id,
+            incarnation=incarnation,
+            confirm=remote,
+            lag_ms=self.engine.timekeeper.lag_ms(),
+        )
+
+    async def start_rollout(
+        self,
+        input: model.TaskInput,
+        mode: model.RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: model.RolloutConfig | None = None,
+        metadata: dict[str, Any] | None = None,
+        worker_id: str | None = None,
+    ) -> model.AttemptedRollout:
+        new = await self._new(input, mode, resources_id, config, metadata)
+
+        def decided(state: State, command_id: str) -> events.AnyEvent:
+            return decide.start(new(decide.rollout_id_of(command_id)), self._claimer(command_id, worker_id, None, False))
+
+        return await self.engine.command(
+            decided, lambda command_id: self._attempted(decide.rollout_id_of(command_id), decide.attempt_id_of(command_id))
+        )
+
+    async def enqueue_rollout(
+        self,
+        input: model.TaskInput,
+        mode: model.RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: model.RolloutConfig | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> model.Rollout:
+        new = await self._new(input, mode, resources_id, config, metadata)
+        return await self.engine.command(
+            lambda state, command_id: decide.enqueue([new(decide.rollout_id_of(command_id))]),
+            lambda command_id: self._plain(decide.rollout_id_of(command_id)),
+        )
+
+    async def enqueue_many_rollouts(
+        self, rollouts: Sequence[model.EnqueueRolloutRequest]
+    ) -> Sequence[model.Rollout]:
+        made = [
+            await self._new(one.input, one.mode, one.resources_id, one.config, one.metadata) for one in rollouts
+        ]
+        parts: list[list[Callable[[str], events.NewRollout]]] = []
+        size = ENQUEUE_BYTES
+        for new in made:
+            weight = len(new("").input) + len(new("").metadata or b"") + 64
+            if size + weight > ENQUEUE_BYTES:
+                parts.append([])
+                size = 0
+            parts[-1].append(new)
+            size += weight
+        call = current_call()
+        answers: list[model.Rollout] = []
+        with self.engine.node.lock:
+            latest = self.engine.node.state.latest_resources if len(parts) > 1 else None
+        for number, part in enumerate(parts):
+            answers.extend(await self._enqueue_part(part, f"{call.command_id}/{number}" if number else "", latest))
+        return answers
+
+    async def _enqueue_part(
+        self, part: list[Callable[[str], events.NewRollout]], prefix: str, latest: str | None
+    ) -> list[model.Rollout]:
+        """One record's worth. The parts of a split batch bind the same resources and have ids of their own."""
+
+        def ids(command_id: str) -> list[str]:
+            return [decide.rollout_id_of(prefix or command_id, index) for index in range(len(part))]
+
+        def decided(state: State, command_id: str) -> events.AnyEvent:
+            new = [make(rollout_id) for make, rollout_id in zip(part, ids(command_id))]
+            if latest is not None:
+                new = [_bound(one, latest) for one in new]
+            return decide.enqueue(new)
+
+        def answer(command_id: str) -> list[model.Rollout]:
+            return [self._plain(rollout_id) for rollout_id in ids(command_id)]
+
+        return await self.engine.command(decided, answer, prefix)
+
+    # Changing
+
+    async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> model.AttemptedRollout:
+        return await self.engine.command(
+            lambda state, command_id: decide.start_attempt(
+                state, rollout_id, self._claimer(command_id, worker_id, None, False)
+            ),
+            lambda command_id: self._attempted(rollout_id, decide.attempt_id_of(command_id)),
+        )
+
+    async def update_rollout(
+        self,
+        rollout_id: str,
+        input: model.TaskInput | Unset = UNSET,
+        mode: model.RolloutMode | None | Unset = UNSET,
+        resources_id: str | None | Unset = UNSET,
+        status: model.RolloutStatus | Unset = UNSET,
+        config: model.RolloutConfig | Unset = UNSET,
+        metadata: dict[str, Any] | None | Unset = UNSET,
+    ) -> model.Rollout:
+        blobs = self.engine.blobs
+        given: dict[str, Any] = {}
+        if not isinstance(input, Unset):
+            given["input"] = await blobs.settle(blobs.encode(input, "the input"))
+        if not isinstance(mode, Unset):
+            given["mode"] = _checked(mode, _MODES, "mode")
+        if not isinstance(resources_id, Unset):
+            given["resources_id"] = resources_id
+        if not isinstance(status, Unset):
+            given["status"] = _checked(status, _ROLLOUT_STATUSES, "status")
+        if not isinstance(config, Unset):
+            given["config"] = config_in(_config(config))
+        if not isinstance(metadata, Unset):
+            given["metadata"] = await blobs.settle(blobs.encode(metadata, "the metadata"))
+        fields = tuple(given)
+        return await self.engine.command(
+            lambda state, command_id: decide.update_rollout(
+                state, rollout_id, fields, **given, watermark=self.engine.spans.watermark(rollout_id)
+            ),
+            lambda command_id: self._plain(rollout_id),
+        )
+
+    async def update_attempt(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"],
+        status: model.AttemptStatus | Unset = UNSET,
+        worker_id: str | Unset = UNSET,
+        last_heartbeat_time: float | Unset = UNSET,
+        metadata: dict[str, Any] | Unset = UNSET,
+    ) -> model.Attempt:
+        blobs, engine = self.engine.blobs, self.engine
+        new_status = None if isinstance(status, Unset) else _checked(status, _ATTEMPT_STATUSES, "status")
+        meta = None if isinstance(metadata, Unset) else await blobs.settle(blobs.encode(metadata, "the metadata"))
+        told_us = None if isinstance(last_heartbeat_time, Unset) else micros(last_heartbeat_time)
+        resolved: list[str] = []
+
+        def decided(state: State, command_id: str) -> events.AnyEvent:
+            rollout = decide.find(state, rollout_id)
+            attempt = decide.find_attempt(rollout, resolved[0] if resolved else attempt_id)
+            if not resolved:
+                resolved.append(attempt.attempt_id)
+            ends = new_status not in (None, "preparing", "running")
+            return decide.update_attempt(
+                rollout,
+                attempt,
+                status=cast("events.AttemptStatus | None", new_status),
+                worker_id=None if isinstance(worker_id, Unset) else worker_id,
+                metadata=meta,
+                beat_us=told_us if told_us is not None else (engine.beat_us(rollout, attempt) if ends else None),
+                watermark=engine.spans.watermark(rollout_id) if ends else None,
+                lag_ms=engine.timekeeper.lag_ms(),
+            )
+
+        def answer(command_id: str) -> model.Attempt:
+            rollout, attempt = self._pair(rollout_id, resolved[0] if resolved else attempt_id)
+            engine.liveness.beat((rollout_id, attempt.sequence_id), engine.timekeeper.now(), engine.time_us())
+            if told_us is not None:
+                attempt_open = engine.liveness.open.get((rollout_id, attempt.sequence_id))
+                if attempt_open is not None:
+                    attempt_open.beat_us = told_us
+            return attempt_out(rollout_id, attempt, engine.beat_us(rollout, attempt), engine.fetch)
+
+        try:
+            return await engine.command(decided, answer)
+        except Refused as refused:
+            if refused.reason != "late":  # the first end won; the late one is in the log and changes nothing
+                raise
+            with engine.node.lock:
+                return answer("")
+
+    # Reading
+
+    def _pair(self, rollout_id: str, attempt_id: str) -> tuple[Rollout, Attempt]:
+        rollout = self.engine.rollout(rollout_id)
+        if rollout is None:
+            rollout = decide.find(self.engine.node.state, rollout_id)
+        return rollout, decide.find_attempt(rollout, attempt_id)
+
+    def _plain(self, rollout_id: str) -> model.Rollout:
+        rollout = self.engine.rollout(rollout_id)
+        if rollout is None:
+            rollout = decide.find(self.engine.node.state, rollout_id)
+        return rollout_out(rollout, self.engine.fetch)
+
+    def _attempted(self, rollout_id: str, attempt_id: str) -> model.AttemptedRollout:
+        rollout, attempt = self._pair(rollout_id, attempt_id)
+        return attempted_out(rollout, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch)
+
+    def _view(self, rollout: Rollout) -> model.Rollout:
+        """With the latest attempt, where there is one."""
+        if not rollout.attempts:
+            return rollout_out(rollout, self.engine.fetch)
+        latest = rollout.attempts[-1]
+        return attempted_out(rollout, latest, self.engine.beat_us(rollout, latest), self.engine.fetch)
+
+    async def get_rollout_by_id(self, rollout_id: str) -> model.AttemptedRollout | model.Rollout | None:
+        with self.engine.node.lock:
+            rollout = self.engine.rollout(rollout_id)
+            return None if rollout is None else self._view(rollout)
+
+    async def get_latest_attempt(self, rollout_id: str) -> model.Attempt | None:
+        with self.engine.node.lock:
+            rollout = self.engine.rollout(rollout_id)
+            if rollout is None or not rollout.attempts:
+                return None
+            latest = rollout.attempts[-1]
+            return attempt_out(rollout_id, latest, self.engine.beat_us(rollout, latest), self.engine.fetch)
+
+    async def query_attempts(
+        self,
+        rollout_id: str,
+        *,
+        sort_by: str | None = "sequence_id",
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> model.PaginatedResult[model.Attempt]:
+        with self.engine.node.lock:
+            rollout = self.engine.rollout(rollout_id)
+            attempts = [] if rollout is None else [
+                attempt_out(rollout_id, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch)
+                for attempt in rollout.attempts
+            ]
+        return page(
+            attempts, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Attempt
+        )
+
+    async def query_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        status_in: Sequence[model.RolloutStatus] | None = None,
+        rollout_id_in: Sequence[str] | None = None,
+        rollout_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+        status: Sequence[model.RolloutStatus] | None = None,
+    ) -> model.PaginatedResult[model.Rollout | model.AttemptedRollout]:
+        if status is not None:
+            warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
+        statuses = status_in if status_in is not None else status
+        ids = rollout_id_in if rollout_id_in is not None else rollout_ids
+        filters: Any = {
+            "status": {"within": statuses},
+            "rollout_id": {"within": ids, "contains": rollout_id_contains},
+            "_aggregate": filter_logic,
+        }
+        everything = filter_logic == "or"
+        cold = await asyncio.to_thread(
+            lambda: list(self.engine.cold.scan(None if everything else ids, None if everything else statuses))
+        )
+        with self.engine.node.lock:
+            candidates = self._merged(cold, None if everything else ids)
+            if sort_by is None:
+                found = page(candidates, filters=filters, limit=limit, offset=offset, model=model.Rollout)
+                items = [self._view(rollout) for rollout in found.items]
+                return _page(items, limit, offset, found.total)
+            views = [self._view(rollout) for rollout in candidates]
+        return page(
+            views, filters=filters, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Rollout
+        )
+
+    def _merged(self, cold: list[Rollout], ids: Sequence[str] | None) -> list[Rollout]:
+        """Cold and hot rollouts in order of creation; hot ones win where both have it."""
+        hot: Iterable[Rollout] = self.engine.node.state.rollouts.values()
+        if ids is not None:
+            rollouts = self.engine.node.state.rollouts
+            hot = [rollouts[one] for one in dict.fromkeys(ids) if one in rollouts]
+        merged = {rollout.rollout_id: rollout for rollout in cold}
+        merged.update((gone.rollout_id, gone) for gone, _ in self.engine.leaving())
+        merged.update((rollout.rollout_id, rollout) for rollout in hot)
+        return sorted(merged.values(), key=lambda rollout: rollout.number)
+
+    # Waiting
+
+    async def wait_for_rollouts(self, rollout_ids: Sequence[str], timeout: float | None = None) -> list[model.Rollout]:
+        loop = asyncio.get_running_loop()
+        deadline = None if timeout is None else loop.time() + timeout
+        node, waiters = self.engine.node, self.engine.waiters
+        while True:
+            with node.lock:
+                missing = [one for one in rollout_ids if self.engine.is_finished(one) is False]
+                left = None if deadline is None else deadline - loop.time()
+                if not missing or (left is not None and left <= 0):
+                    return [self._plain(one) for one in rollout_ids if self.engine.is_finished(one)]
+                future = waiters.add(loop, missing)
+            handle = None if left is None else loop.call_later(left, _give_up, future)
+            try:
+                await future
+            finally:
+                if handle is not None:
+                    handle.cancel()
+                with node.lock:
+                    waiters.remove(future, missing)
+
+
+def _give_up(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _page(items: list[Any], limit: int, offset: int, total: int) -> model.PaginatedResult[Any]:
+    return model.PaginatedResult[Any].model_construct(items=items, limit=limit, offset=offset, total=total)
+
+
+def _bound(new: events.NewRollout, latest: str) -> events.NewRollout:
+    if new.resources_id is not None:
+        return new
+    return events.NewRollout(new.rollout_id, new.input, new.mode, latest, new.config, new.metadata)
+
+
+def _config(config: object) -> model.RolloutConfig:
+    if config is None:
+        raise InvalidInput("config cannot be null")
+    return config if isinstance(config, model.RolloutConfig) else model.RolloutConfig.model_validate(config)
+
+
+def _checked(value: object, allowed: frozenset[Any], name: str) -> Any:
+    if value not in allowed:
+        words = ", ".join(sorted(str(one) for one in allowed if one is not None))
+        raise InvalidInput(f"{name} is {value!r}; it takes one of {words}")
+    return value

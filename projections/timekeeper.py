@@ -1,0 +1,244 @@
+"""The timekeeper: turns elapsed time and silence into events. It decides nothing: the fold judges every one again.
+
+One thread a store. It sleeps without a timer while no attempt is open and nothing backs off. While something is pending
+it turns at least once a tick; one turn counts as two ticks at most, so a process that was frozen or a machine that slept
+expires nobody. The keeper's time is the sum of what its turns counted; the log's clock follows it through `TimePassed`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from ..core import decide
+from ..core.events import AnyEvent, ExpiryKind
+from ..core.fold import Outcome
+from ..core.ids import uuid7_hex
+from ..core.state import Attempt, Rollout
+from .liveness import AttemptKey, Liveness, OpenAttempt
+from .node import Done, Node
+from .span_book import SpanBook
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 1.0
+CLOCK_STEP_SECONDS = 5.0
+"""How far the log's clock may lag behind while a deadline is pending and none is due."""
+MIN_SLEEP_SECONDS = 0.005
+SILENT_FOR_GOOD_SECONDS = 3600.0
+
+Act = Callable[[], None]
+
+
+def _nothing() -> None:
+    """What is done about an attempt that has no deadline."""
+
+
+class Timekeeper:
+    """Watches open attempts and back-offs of one node. `turn` may be called by tests instead of `start`."""
+
+    def __init__(self, node: Node, liveness: Liveness, spans: SpanBook) -> None:
+        self._node = node
+        self._liveness = liveness
+        self._spans = spans
+        self._wake = threading.Condition(node.lock)
+        self._time = 0.0
+        self._last = node.clock.monotonic()
+        self._stepped = 0.0
+        self._closed = False
+        self._moving = False
+        self._thread: threading.Thread | None = None
+        self.backoffs: dict[str, bool] = {}
+        """Rollouts in a back-off -> whether their requeue is under way."""
+
+    def start(self) -> None:
+        """Run in a thread of its own until `close`."""
+        self._thread = threading.Thread(target=self._run, name="agl-timekeeper", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the thread. Idempotent."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def load(self) -> None:
+        """Watch what the log left open; silence counts from now on."""
+        for rollout in self._node.state.rollouts.values():
+            for attempt in rollout.attempts[-1:]:
+                if attempt.status in ("preparing", "running"):
+                    self._liveness.open[(rollout.rollout_id, attempt.sequence_id)] = OpenAttempt(
+                        attempt.incarnation, self._time
+                    )
+            if rollout.due_ms is not None:
+                self.backoffs[rollout.rollout_id] = False
+
+    # What others ask, under the node's lock
+
+    def now(self) -> float:
+        """The keeper's time in seconds."""
+        return self._time + min(max(self._node.clock.monotonic() - self._last, 0.0), 2 * TICK_SECONDS)
+
+    def lag_ms(self) -> int:
+        """How far the log's clock is behind, for an event that starts a clock."""
+        return max(0, int((self.now() - self._stepped) * 1000))
+
+    def opened(self, key: AttemptKey, incarnation: str | None) -> None:
+        """An attempt began, or came back: watch it."""
+        self._liveness.open[key] = OpenAttempt(incarnation, self.now())
+        self._wake.notify_all()
+
+    def backing_off(self, rollout_id: str) -> None:
+        """A back-off began: watch it."""
+        self.backoffs[rollout_id] = False
+        self._wake.notify_all()
+
+    # The loop
+
+    def _run(self) -> None:
+        with self._wake:
+            while not self._closed:
+                try:
+                    pause = self.turn()
+                except Exception:  # one bad turn must not end all timeouts; it is recorded and the next one comes
+                    logger.exception("The timekeeper failed to look after its attempts; it tries again.")
+                    pause = TICK_SECONDS
+                self._wake.wait(pause)
+
+    def turn(self) -> float | None:
+        """Count the time since the last turn, propose what is due, return the seconds to sleep (None: until woken)."""
+        now = self._node.clock.monotonic()
+        self._time += min(max(now - self._last, 0.0), 2 * TICK_SECONDS)
+        self._last = now
+        if not self._liveness.open and not self.backoffs:
+            self._stepped = self._time
+            self._liveness.forget_silent(self._time, SILENT_FOR_GOOD_SECONDS)
+            return None
+        if self._node.broken is not None or self._node.state.halted is not None:
+            return TICK_SECONDS
+        due = self._due()
+        next_due = min((when for when, _, _ in due), default=None)
+        self._move_clock(any(timed and when <= self._time for when, timed, _ in due))
+        for when, _, act in due:
+            if when <= self._time:
+                act()
+        if next_due is None:
+            return TICK_SECONDS
+        return min(TICK_SECONDS, max(next_due - self._time, MIN_SLEEP_SECONDS))
+
+    def _move_clock(self, something_due: bool) -> None:
+        """Append `TimePassed` when a deadline is due or the log's clock lags; one at a time."""
+        lag = self._time - self._stepped
+        if self._moving or lag < 0.001 or not (something_due or lag >= CLOCK_STEP_SECONDS) or not self._timed():
+            return
+        elapsed_ms = min(int(lag * 1000), 10_000)
+        self._moving = True
+        before = self._stepped
+        self._stepped += elapsed_ms / 1000
+
+        def done(outcome: Outcome | Exception) -> None:
+            self._moving = False
+            if isinstance(outcome, Exception):
+                self._stepped = before
+
+        self._propose(decide.pass_time(self._node.state, elapsed_ms), done)
+
+    def _timed(self) -> bool:
+        """Whether anything waits for the log's clock at all."""
+        if self.backoffs:
+            return True
+        rollouts = self._node.state.rollouts
+        return any(
+            rollout_id in rollouts
+            and (rollouts[rollout_id].config.timeout_ms is not None or rollouts[rollout_id].config.unresponsive_ms is not None)
+            for rollout_id, _ in self._liveness.open
+        )
+
+    def _log_now_ms(self) -> float:
+        return self._node.state.time_ms + (self._time - self._stepped) * 1000
+
+    def _due(self) -> list[tuple[float, bool, Act]]:
+        """(keeper's time at which it is due, whether the log's clock has to be there, what to do) of all that is pending."""
+        due: list[tuple[float, bool, Act]] = []
+        for key, watched in list(self._liveness.open.items()):
+            found = self._find(key)
+            if found is None:
+                del self._liveness.open[key]
+            elif not watched.acting:
+                due.append(self._deadline(watched, *found))
+        for rollout_id, acting in list(self.backoffs.items()):
+            rollout = self._node.state.rollouts.get(rollout_id)
+            if rollout is None or rollout.due_ms is None:
+                del self.backoffs[rollout_id]
+            elif not acting:
+                when = self._time + (rollout.due_ms - self._log_now_ms()) / 1000
+                due.append((when, True, partial(self._requeue, rollout)))
+        return due
+
+    def _find(self, key: AttemptKey) -> tuple[Rollout, Attempt] | None:
+        rollout = self._node.state.rollouts.get(key[0])
+        if rollout is None or key[1] > len(rollout.attempts):
+            return None
+        attempt = rollout.attempts[key[1] - 1]
+        return (rollout, attempt) if attempt.status in ("preparing", "running") else None
+
+    def _deadline(
+        self, watched: OpenAttempt, rollout: Rollout, attempt: Attempt
+    ) -> tuple[float, bool, Act]:
+        """The first of: too long, too silent, worker lost, claim never confirmed."""
+        config, settings = rollout.config, self._node.settings
+        options: list[tuple[float, bool, ExpiryKind | None]] = []
+        if config.timeout_ms is not None:
+            left = attempt.started_ms + config.timeout_ms - self._log_now_ms()
+            options.append((self._time + left / 1000, True, "timeout"))
+        if config.unresponsive_ms is not None:
+            quiet = watched.last_beat + config.unresponsive_ms / 1000
+            least = self._time + (attempt.started_ms + config.unresponsive_ms - self._log_now_ms()) / 1000
+            options.append((max(quiet, least), True, "unresponsive"))
+        beat = self._liveness.incarnations.get(attempt.incarnation or "")
+        if beat is not None:
+            options.append((max(beat, watched.opened) + settings.worker_lost_seconds, False, "worker_lost"))
+        if not attempt.confirmed:
+            options.append((watched.last_beat + settings.claim_confirm_seconds, False, None))
+        if not options:
+            return (float("inf"), False, _nothing)
+        when, timed, kind = min(options, key=lambda option: option[0])
+        return (when, timed, partial(self._expire, watched, rollout, attempt, kind))
+
+    def _expire(
+        self, watched: OpenAttempt, rollout: Rollout, attempt: Attempt, kind: ExpiryKind | None
+    ) -> None:
+        watched.acting = True
+        if kind is None:
+            event: AnyEvent = decide.return_claim(rollout, attempt)
+        else:
+            event = decide.expire(
+                rollout,
+                attempt,
+                kind,
+                beat_us=watched.beat_us,
+                watermark=self._spans.watermark(rollout.rollout_id),
+                lost_retries=self._node.settings.lost_worker_retries,
+            )
+            logger.info("Attempt %s of rollout %s is %s.", attempt.attempt_id, rollout.rollout_id, kind)
+
+        def done(outcome: Outcome | Exception) -> None:
+            watched.acting = False
+
+        self._propose(event, done)
+
+    def _requeue(self, rollout: Rollout) -> None:
+        self.backoffs[rollout.rollout_id] = True
+
+        def done(outcome: Outcome | Exception) -> None:
+            if rollout.rollout_id in self.backoffs:
+                self.backoffs[rollout.rollout_id] = False
+
+        self._propose(decide.requeue(rollout), done)
+
+    def _propose(self, event: AnyEvent, done: Done) -> None:
+        self._node.propose(event, uuid7_hex(), done)
