@@ -10,7 +10,7 @@ from typing import TypeVar
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
 from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, NotFound, Refused
-from ..core.events import AnyEvent
+from ..core.events import AnyEvent, Edge
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
 from ..core.log import Log
@@ -63,7 +63,7 @@ class Engine:
         self.timekeeper = Timekeeper(self.node, self.liveness, self.spans)
         self._gone: list[tuple[Rollout, bytes]] = []
         self._snapshots = 0
-        self._closed = False
+        self.closed = False
         self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._open()
         self.seconds_to_open = time.perf_counter() - began
@@ -144,9 +144,9 @@ class Engine:
 
     def close(self) -> None:
         """Stop the timekeeper, snapshot what has grown, close the log. Idempotent."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self.timekeeper.close()
         if self.node.broken is None and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
             self.snapshot()
@@ -165,7 +165,7 @@ class Engine:
         `decided` and `answer` run under the node's lock. A lost race is decided again under a derived id; an id whose
         verdict is known is answered from it. Raises what `decided` raises, `Refused`, and the log's errors.
         """
-        if self._closed:
+        if self.closed:
             raise LogClosed("the store was closed")
         call = current_call()
         node = self.node
@@ -217,6 +217,30 @@ class Engine:
             self.node.propose(event, uuid7_hex(), self.node.settle(future, None))
         outcome, _ = await future
         return outcome
+
+    async def observe(self, rollout_id: str, attempt_id: str, edge: Edge) -> bool:
+        """A sign of life of an attempt: stamp it, and put the edge into the log if it makes one. False if unknown."""
+        node = self.node
+        with node.lock:
+            rollout = node.state.rollouts.get(rollout_id)
+            if rollout is None:
+                return False
+            attempt = next((one for one in reversed(rollout.attempts) if one.attempt_id == attempt_id), None)
+            if attempt is None:
+                return False
+            now_us = self.time_us()
+            self.liveness.beat((rollout_id, attempt.sequence_id), self.timekeeper.now(), now_us)
+            event = decide.observe(rollout, attempt, edge, now_us)
+            if event is None:
+                return True
+            # Concurrent first spans share one edge: the id is the same while the state that asks for it is.
+            command_id = f"edge/{rollout_id}/{attempt_id}/{attempt.status}/{attempt.revivals}/{event.edge}/{node.writer}"
+            if node.state.verdicts.get(command_id) is not None:
+                return True
+            future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
+            node.propose(event, command_id, node.settle(future, None))
+        await future
+        return True
 
     # Look-ups, under the node's lock or not at all in a hurry
 

@@ -36,7 +36,9 @@ class SpanBook:
         self._lock = threading.Lock()
         self._counters: OrderedDict[str, Counter] = OrderedDict()
         self._hot = 0
-        self.total = 0
+        self._added = 0
+        self._before: int | None = None
+        self._end_at_open = [log.ends(SPANS, part)[1] for part in range(log.partitions(SPANS))]
         self.born: set[str] = set()
 
     def _counter(self, rollout_id: str) -> Counter:
@@ -80,7 +82,7 @@ class SpanBook:
                 numbers.append(number)
                 if number is not None:
                     self._hot += 1
-                    self.total += 1
+                    self._added += 1
                     groups.setdefault(span.rollout_id, []).append(_record(span.rollout_id, added))
             for rollout_id, records in groups.items():
                 waits.append(self._append(rollout_id, records))
@@ -114,6 +116,26 @@ class SpanBook:
 
         self._log.append(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)), records, done)
         return future
+
+    def count(self) -> int:
+        """How many different spans the log holds. Blocks while those of earlier runs are counted, once."""
+        if self._before is None:
+            counters: dict[str, Counter] = {}
+            before = 0
+            for part, end in enumerate(self._end_at_open):
+                offset = self._log.ends(SPANS, part)[0]
+                while offset < end:
+                    records = self._log.read(SPANS, part, offset, headers=False)
+                    if not records:
+                        break
+                    for record in records:
+                        if record.offset < end:
+                            added = decode(record.value, record.offset)
+                            number = counters.setdefault(record.key, Counter()).step(added)
+                            before += number is not None and isinstance(added, SpanAdded)
+                    offset = records[-1].offset + 1
+            self._before = before
+        return self._before + self._added
 
     def watermark(self, rollout_id: str) -> int:
         """The end offset of the rollout's span partition: everything acknowledged so far lies before it."""

@@ -1,0 +1,166 @@
+"""The store's methods about resources and workers: publish, heartbeat, read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core import decide, payload
+from ..core.contract import LightningStore
+from ..core.errors import InvalidInput
+from ..core.model import PaginatedResult, Worker
+from ..core.pages import page
+from ..core.resources import ResourcesUpdate, validate_resources
+from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
+from ..core.vocabulary import WorkerStatus
+from .answers import resources_out, seconds
+from .engine import Engine
+
+
+class ResourceMethods(LightningStore):
+    """Part of `EventLogStore` (store.py)."""
+
+    engine: Engine
+
+    async def add_resources(self, resources: Mapping[str, Any]) -> ResourcesUpdate:
+        return await self._publish(None, resources)
+
+    async def update_resources(self, resources_id: str, resources: Mapping[str, Any]) -> ResourcesUpdate:
+        if not resources_id:
+            raise InvalidInput("resources_id must not be empty")
+        return await self._publish(resources_id, resources)
+
+    async def _publish(self, resources_id: str | None, resources: Mapping[str, Any]) -> ResourcesUpdate:
+        checked = validate_resources(resources)
+        plain = {name: one.model_dump(mode="json") for name, one in checked.items()}
+        blobs = self.engine.blobs
+        body = await blobs.settle(blobs.encode(plain, "the resources"))
+
+        def name_of(command_id: str) -> str:
+            return resources_id if resources_id is not None else decide.resources_id_of(command_id)
+
+        def answer(command_id: str) -> ResourcesUpdate:
+            versions = self.engine.node.state.resources[name_of(command_id)]
+            mine = [entry for entry in versions if entry.resources == body]
+            return resources_out((mine or versions)[-1], self.engine.fetch)
+
+        return await self.engine.command(
+            lambda state, command_id: decide.publish_resources(name_of(command_id), body), answer
+        )
+
+    async def get_resources_by_id(self, resources_id: str, version: int | None = None) -> ResourcesUpdate | None:
+        with self.engine.node.lock:
+            versions = self.engine.node.state.resources.get(resources_id)
+            if not versions or (version is not None and not 1 <= version <= len(versions)):
+                return None
+            entry = versions[-1 if version is None else version - 1]
+        return resources_out(entry, self.engine.fetch)
+
+    async def get_latest_resources(self) -> ResourcesUpdate | None:
+        with self.engine.node.lock:
+            latest = self.engine.node.state.latest_resources
+        return None if latest is None else await self.get_resources_by_id(latest)
+
+    async def query_resources(
+        self,
+        *,
+        resources_id: str | None = None,
+        resources_id_contains: str | None = None,
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[ResourcesUpdate]:
+        with self.engine.node.lock:
+            newest = [versions[-1] for versions in self.engine.node.state.resources.values()]
+        filters: Any = {"resources_id": {"exact": resources_id, "contains": resources_id_contains}}
+        return page(
+            [resources_out(entry, self.engine.fetch) for entry in newest],
+            filters=filters,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+            model=ResourcesUpdate,
+        )
+
+    async def query_resource_versions(self, resources_id: str) -> PaginatedResult[ResourcesUpdate]:
+        with self.engine.node.lock:
+            versions = list(self.engine.node.state.resources.get(resources_id, ()))
+        return page([resources_out(entry, self.engine.fetch) for entry in versions], model=ResourcesUpdate)
+
+
+class WorkerMethods(LightningStore):
+    """Part of `EventLogStore` (store.py)."""
+
+    engine: Engine
+
+    async def update_worker(
+        self,
+        worker_id: str,
+        heartbeat_stats: dict[str, Any] | Unset = UNSET,
+        *,
+        incarnation: str | None = None,
+        attempts: Sequence[tuple[str, str]] | None = None,
+    ) -> Worker:
+        stats: bytes | None = None
+        if not isinstance(heartbeat_stats, Unset):
+            if not isinstance(heartbeat_stats, Mapping):
+                raise TypeError(f"heartbeat_stats must be a dict, not {type(heartbeat_stats).__name__}")
+            stats = payload.encode(dict(heartbeat_stats), "heartbeat_stats", 0.5)
+        engine = self.engine
+        with engine.node.lock:
+            engine.liveness.heartbeat(worker_id, stats, incarnation, engine.timekeeper.now(), engine.time_us())
+        for rollout_id, attempt_id in attempts or ():
+            await engine.observe(rollout_id, attempt_id, "confirmed")
+        with engine.node.lock:
+            return self._worker(worker_id)
+
+    def _worker(self, worker_id: str) -> Worker:
+        """The fold's view with the overlay's; under the node's lock."""
+        known = self.engine.node.state.workers.get(worker_id)
+        beat = self.engine.liveness.workers.get(worker_id)
+        status: str = known.status if known is not None else "unknown"
+        idle = beat is not None and beat.idle_us is not None and (known is None or beat.idle_at > known.changed_at)
+        idle_us = max(filter(None, (known and known.idle_us, beat and beat.idle_us)), default=None)
+        dequeue_us = max(filter(None, (known and known.dequeue_us, beat and beat.dequeue_us)), default=None)
+        return Worker.model_construct(
+            worker_id=worker_id,
+            status="idle" if idle else status,
+            heartbeat_stats=None if beat is None else self.engine.liveness.stats_of(beat),
+            last_heartbeat_time=None if beat is None else seconds(beat.beat_us),
+            last_dequeue_time=seconds(dequeue_us),
+            last_busy_time=None if known is None else seconds(known.busy_us),
+            last_idle_time=seconds(idle_us),
+            current_rollout_id=None if known is None or idle else known.rollout_id,
+            current_attempt_id=None if known is None or idle else known.attempt_id,
+        )
+
+    async def get_worker_by_id(self, worker_id: str) -> Worker | None:
+        with self.engine.node.lock:
+            if worker_id not in self.engine.node.state.workers and worker_id not in self.engine.liveness.workers:
+                return None
+            return self._worker(worker_id)
+
+    async def query_workers(
+        self,
+        *,
+        status_in: Sequence[WorkerStatus] | None = None,
+        worker_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[Worker]:
+        with self.engine.node.lock:
+            known = dict.fromkeys([*self.engine.node.state.workers, *self.engine.liveness.workers])
+            workers = [self._worker(worker_id) for worker_id in known]
+        filters: Any = {
+            "status": {"within": status_in},
+            "worker_id": {"contains": worker_id_contains},
+            "_aggregate": filter_logic,
+        }
+        return page(
+            workers, filters=filters, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=Worker
+        )

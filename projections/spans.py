@@ -1,0 +1,105 @@
+"""The store's methods about spans: add, number, read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..core.contract import LightningStore
+from ..core.errors import NotFound
+from ..core.model import PaginatedResult
+from ..core.pages import page
+from ..core.spans import Span
+from ..core.state import Rollout
+from ..core.store_terms import FilterLogic, SortOrder
+from .engine import Engine
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+
+class SpanMethods(LightningStore):
+    """Part of `EventLogStore` (store.py)."""
+
+    engine: Engine
+
+    async def add_span(self, span: Span) -> Span | None:
+        return (await self._add([span]))[0]
+
+    async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
+        return [span for span in await self._add(spans) if span is not None] if spans else []
+
+    async def add_otel_span(
+        self, rollout_id: str, attempt_id: str, readable_span: ReadableSpan, sequence_id: int | None = None
+    ) -> Span | None:
+        return await self.add_span(Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0))
+
+    async def _add(self, spans: Sequence[Span]) -> list[Span | None]:
+        """All must belong to known attempts, or none is stored. Signs of life follow the spans into the log."""
+        attempts = {(span.rollout_id, span.attempt_id) for span in spans}
+        with self.engine.node.lock:
+            for rollout_id, attempt_id in sorted(attempts):
+                self._known(rollout_id, attempt_id)
+        stored = await self.engine.spans.add(spans)
+        alive = {(span.rollout_id, span.attempt_id) for span in stored if span is not None}
+        if len(alive) == 1:
+            await self.engine.observe(*alive.pop(), "running")
+        elif alive:
+            await asyncio.gather(*(self.engine.observe(*one, "running") for one in sorted(alive)))
+        return stored
+
+    def _known(self, rollout_id: str, attempt_id: str) -> Rollout:
+        rollout = self.engine.rollout(rollout_id)
+        if rollout is None:
+            raise NotFound.rollout(rollout_id)
+        if all(attempt.attempt_id != attempt_id for attempt in reversed(rollout.attempts)):
+            raise NotFound.attempt(attempt_id, rollout_id)
+        return rollout
+
+    async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
+        return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
+
+    async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
+        if not rollout_attempt_ids:
+            return []
+        with self.engine.node.lock:
+            for rollout_id, attempt_id in rollout_attempt_ids:
+                self._known(rollout_id, attempt_id)
+        return await self.engine.spans.reserve([rollout_id for rollout_id, _ in rollout_attempt_ids])
+
+    async def query_spans(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"] | None = None,
+        *,
+        trace_id: str | None = None,
+        trace_id_contains: str | None = None,
+        span_id: str | None = None,
+        span_id_contains: str | None = None,
+        parent_id: str | None = None,
+        parent_id_contains: str | None = None,
+        name: str | None = None,
+        name_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        limit: int = -1,
+        offset: int = 0,
+        sort_by: str | None = "sequence_id",
+        sort_order: SortOrder = "asc",
+    ) -> PaginatedResult[Span]:
+        if attempt_id == "latest":
+            with self.engine.node.lock:
+                rollout = self.engine.rollout(rollout_id)
+                attempt_id = rollout.attempts[-1].attempt_id if rollout is not None and rollout.attempts else ""
+        filters: Any = {
+            "trace_id": {"exact": trace_id, "contains": trace_id_contains},
+            "span_id": {"exact": span_id, "contains": span_id_contains},
+            "parent_id": {"exact": parent_id, "contains": parent_id_contains},
+            "name": {"exact": name, "contains": name_contains},
+            "_aggregate": filter_logic,
+            "_must": {"attempt_id": {"exact": attempt_id}},
+        }
+        spans = await asyncio.to_thread(self.engine.spans.read, rollout_id)
+        return page(
+            spans, filters=filters, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=Span
+        )

@@ -1,0 +1,143 @@
+"""EventLogStore: the whole `LightningStore` over any log, and `open_store`, which opens one by its address."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from ..core.clock import Clock
+from ..core.contract import LightningStore
+from ..core.log import Log
+from ..core.model import Fact
+from ..core.open_log import index_path_of, open_log
+from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
+from .catalogue import ResourceMethods, WorkerMethods
+from .claims import ClaimMethods
+from .engine import Engine
+from .rollouts import RolloutMethods
+from .settings import StoreSettings
+from .spans import SpanMethods
+
+
+class EventLogStore(ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods):
+    """A store whose every state, queue and statistic is a projection of `log`.
+
+    It may be used from any thread and any number of event loops; a mutation returns when it is durable in the log and
+    applied here. Close it, or use it as a context manager: closing finishes what is under way.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        settings: StoreSettings | None = None,
+        clock: Clock | None = None,
+        index_path: str | None = None,
+        foreign_writers: bool = False,
+    ) -> None:
+        self.engine = Engine(
+            log, settings=settings, clock=clock, index_path=index_path, foreign_writers=foreign_writers
+        )
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return LightningStoreCapabilities(
+            thread_safe=True,
+            async_safe=True,
+            zero_copy=False,
+            otlp_traces=False,
+            push_dequeue=True,
+            liveness=True,
+            subscribe=True,
+        )
+
+    async def statistics(self) -> LightningStoreStatistics:
+        spans = await asyncio.to_thread(self.engine.spans.count)
+        with self.engine.node.lock:
+            state = self.engine.node.state
+            hot = sum(len(rollout.attempts) for rollout in state.rollouts.values())
+            pending = sum(len(rollout.attempts) for rollout, _ in self.engine.leaving())
+            cold = sum(attempts for _, attempts in self.engine.cold.counts().values())
+            workers = len({*state.workers, *self.engine.liveness.workers})
+            return LightningStoreStatistics(
+                name=type(self).__name__,
+                total_rollouts=state.created,
+                total_attempts=hot + pending + cold,
+                total_spans=spans,
+                total_resources=len(state.resources),
+                total_workers=workers,
+                uptime=self.engine.clock.monotonic() - self.engine.opened_at,
+            )
+
+    def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:
+        if isinstance(types, str):
+            types = (types,)
+        return self.engine.facts.subscribe(types, since)
+
+    # What the public interface does not have: positions, proof, start-up report
+
+    def position(self) -> str:
+        """The token of what is applied here: "log_id:namespace:position"."""
+        return self.engine.position_token()
+
+    async def wait_position(self, token: str) -> None:
+        """Wait until everything behind `token` is applied here. Raises `ForeignPosition` for another log's token."""
+        await self.engine.wait_position(token)
+
+    def fingerprint(self) -> tuple[int, str]:
+        """(position, hex fingerprint): equal on everybody who folded the same records."""
+        with self.engine.node.lock:
+            return self.engine.node.state.position, self.engine.node.state.fingerprint.hex()
+
+    def report(self) -> dict[str, Any]:
+        """What was opened: url, events, rollouts by status, and the seconds it took."""
+        with self.engine.node.lock:
+            state = self.engine.node.state
+            statuses = Counter(str(rollout.status) for rollout in state.rollouts.values())
+            statuses.update(str(rollout.status) for rollout, _ in self.engine.leaving())
+            for status, (rollouts, _) in self.engine.cold.counts().items():
+                statuses[status] += rollouts
+            return {
+                "url": self.engine.log.url,
+                "log_id": self.engine.log.log_id,
+                "events": state.position,
+                "from_snapshot": self.engine.restored_at,
+                "rollouts": dict(sorted(statuses.items())),
+                "seconds": self.engine.seconds_to_open,
+            }
+
+    def close(self) -> None:
+        """Finish what is under way and close the log. Idempotent; calls after it raise `LogClosed`."""
+        self.engine.close()
+
+    def __enter__(self) -> EventLogStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_store(
+    url: str,
+    *,
+    settings: StoreSettings | None = None,
+    clock: Clock | None = None,
+    token: str | None = None,
+) -> LightningStore:
+    """Open the store at `url`: `sqlite:///path`, `memory://`, or `http://host:port` for one that lives elsewhere.
+
+    Raises `InvalidInput` for other forms, `LogLocked` where another process writes the file, `LogCorrupt` where it is
+    damaged.
+    """
+    if url.startswith(("http://", "https://")):
+        from .rest.client import LightningStoreClient
+
+        return LightningStoreClient(url, token=token)
+    log = open_log(url)
+    try:
+        return EventLogStore(log, settings=settings, clock=clock, index_path=index_path_of(url))
+    except BaseException:
+        log.close()
+        raise
