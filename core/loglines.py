@@ -103,10 +103,12 @@ def configure_logger(level: int | str = logging.INFO, name: str = _BASE) -> logg
 def _level(level: int | str) -> int:
     if isinstance(level, int):
         return level
-    number = logging.getLevelName(level.strip().upper())
-    if not isinstance(number, int):
-        raise InvalidInput(f"Unknown log level: {level!r}")
-    return number
+    unregistered = logging.Logger(_BASE)
+    try:
+        unregistered.setLevel(level.strip().upper())
+    except ValueError:
+        raise InvalidInput(f"Unknown log level: {level!r}") from None
+    return unregistered.level
 
 
 def _handlers(

@@ -74,7 +74,8 @@ def page(
     end = None if limit == -1 else offset + limit
     shown = found if offset == 0 and end is None else found[offset:end]
     # Past validation: it would copy the list and check every item again.
-    return PaginatedResult[T].model_construct(items=shown, limit=limit, offset=offset, total=len(found))
+    unvalidated = cast(type[PaginatedResult[T]], PaginatedResult)
+    return unvalidated.model_construct(items=shown, limit=limit, offset=offset, total=len(found))
 
 
 def compile_filter(filters: FilterOptions, *, model: type[Any]) -> Predicate | None:
@@ -104,9 +105,9 @@ def compile_filter(filters: FilterOptions, *, model: type[Any]) -> Predicate | N
 def _must_conditions(must: Any, model: type[Any]) -> list[Predicate]:
     if must is None:
         return []
-    groups: Sequence[Any] = [must] if isinstance(must, Mapping) else must
-    if isinstance(groups, str) or not isinstance(groups, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(must, (Mapping, Sequence)) or isinstance(must, str):
         raise TypeError(f"{_MUST} must be a mapping or a sequence of mappings, not {type(must).__name__}")
+    groups = cast(Sequence[Any], [must] if isinstance(must, Mapping) else must)
     seen: set[tuple[str, str]] = set()
     required: list[Predicate] = []
     for group in groups:
