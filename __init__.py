@@ -17,10 +17,140 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .core.contract import LightningStore as LightningStore
+    from .core.contract import LightningStoreCapabilities as LightningStoreCapabilities
+    from .core.contract import LightningStoreStatistics as LightningStoreStatistics
     from .core.errors import AgentLightningError as AgentLightningError
+    from .core.errors import InvalidInput as InvalidInput
+    from .core.errors import LogCorrupt as LogCorrupt
+    from .core.errors import LogError as LogError
+    from .core.errors import LogLocked as LogLocked
+    from .core.errors import NotFound as NotFound
+    from .core.errors import OptionalDependencyError as OptionalDependencyError
+    from .core.errors import PayloadTooLarge as PayloadTooLarge
+    from .core.errors import Refused as Refused
+    from .core.errors import StoreUnreachable as StoreUnreachable
+    from .core.errors import Unauthorized as Unauthorized
+    from .core.loglines import configure_logger as configure_logger
+    from .core.loglines import setup_logging as setup_logging
+    from .core.loglines import setup_module_logging as setup_module_logging
+    from .core.model import Attempt as Attempt
+    from .core.model import AttemptedRollout as AttemptedRollout
+    from .core.model import AttemptStatus as AttemptStatus
+    from .core.model import Dataset as Dataset
+    from .core.model import EnqueueRolloutRequest as EnqueueRolloutRequest
+    from .core.model import FilterField as FilterField
+    from .core.model import FilterOptions as FilterOptions
+    from .core.model import GenericResponse as GenericResponse
+    from .core.model import Hook as Hook
+    from .core.model import PaginatedResult as PaginatedResult
+    from .core.model import ParallelWorkerBase as ParallelWorkerBase
+    from .core.model import Rollout as Rollout
+    from .core.model import RolloutConfig as RolloutConfig
+    from .core.model import RolloutLegacy as RolloutLegacy
+    from .core.model import RolloutMode as RolloutMode
+    from .core.model import RolloutRawResult as RolloutRawResult
+    from .core.model import RolloutRawResultLegacy as RolloutRawResultLegacy
+    from .core.model import RolloutStatus as RolloutStatus
+    from .core.model import SortOptions as SortOptions
+    from .core.model import Task as Task
+    from .core.model import TaskIfAny as TaskIfAny
+    from .core.model import TaskInput as TaskInput
+    from .core.model import Triplet as Triplet
+    from .core.model import Worker as Worker
+    from .core.model import WorkerStatus as WorkerStatus
+    from .core.resources import LLM as LLM
+    from .core.resources import NamedResources as NamedResources
+    from .core.resources import PromptTemplate as PromptTemplate
+    from .core.resources import ProxyLLM as ProxyLLM
+    from .core.resources import Resource as Resource
+    from .core.resources import ResourcesUpdate as ResourcesUpdate
+    from .core.resources import ResourceUnion as ResourceUnion
+    from .core.spans import Attributes as Attributes
+    from .core.spans import AttributeValue as AttributeValue
+    from .core.spans import Event as Event
+    from .core.spans import Link as Link
+    from .core.spans import OtelResource as OtelResource
+    from .core.spans import Span as Span
+    from .core.spans import SpanAttributeNames as SpanAttributeNames
+    from .core.spans import SpanContext as SpanContext
+    from .core.spans import SpanCoreFields as SpanCoreFields
+    from .core.spans import SpanLike as SpanLike
+    from .core.spans import SpanNames as SpanNames
+    from .core.spans import SpanRecordingContext as SpanRecordingContext
+    from .core.spans import StatusCode as StatusCode
+    from .core.spans import TraceState as TraceState
+    from .core.spans import TraceStatus as TraceStatus
 
 _EXPORTS: dict[str, tuple[str, ...]] = {
-    "core.errors": ("AgentLightningError",),
+    "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
+    "core.errors": (
+        "AgentLightningError",
+        "InvalidInput",
+        "LogCorrupt",
+        "LogError",
+        "LogLocked",
+        "NotFound",
+        "OptionalDependencyError",
+        "PayloadTooLarge",
+        "Refused",
+        "StoreUnreachable",
+        "Unauthorized",
+    ),
+    "core.loglines": ("configure_logger", "setup_logging", "setup_module_logging"),
+    "core.model": (
+        "Attempt",
+        "AttemptStatus",
+        "AttemptedRollout",
+        "Dataset",
+        "EnqueueRolloutRequest",
+        "FilterField",
+        "FilterOptions",
+        "GenericResponse",
+        "Hook",
+        "PaginatedResult",
+        "ParallelWorkerBase",
+        "Rollout",
+        "RolloutConfig",
+        "RolloutLegacy",
+        "RolloutMode",
+        "RolloutRawResult",
+        "RolloutRawResultLegacy",
+        "RolloutStatus",
+        "SortOptions",
+        "Task",
+        "TaskIfAny",
+        "TaskInput",
+        "Triplet",
+        "Worker",
+        "WorkerStatus",
+    ),
+    "core.resources": (
+        "LLM",
+        "NamedResources",
+        "PromptTemplate",
+        "ProxyLLM",
+        "Resource",
+        "ResourceUnion",
+        "ResourcesUpdate",
+    ),
+    "core.spans": (
+        "AttributeValue",
+        "Attributes",
+        "Event",
+        "Link",
+        "OtelResource",
+        "Span",
+        "SpanAttributeNames",
+        "SpanContext",
+        "SpanCoreFields",
+        "SpanLike",
+        "SpanNames",
+        "SpanRecordingContext",
+        "StatusCode",
+        "TraceState",
+        "TraceStatus",
+    ),
 }
 """Module, relative to this package, and the names that it gives to ``agentlightning``."""
 
