@@ -8,6 +8,7 @@ their 6 bytes, others as a 6-byte BLAKE2b of the id.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from hashlib import blake2b
 from heapq import merge
@@ -18,17 +19,17 @@ ENTRY_BYTES = KEY_BYTES + HASH_BYTES
 FRESH_LIMIT = 16_384
 """Entries kept in a dict before they become a sorted run."""
 
+_USUAL = re.compile(r"ro-[0-9a-f]{12}").fullmatch
+"""Exactly this form: `bytes.fromhex` alone would take blanks and capitals, and keys of the wrong length."""
+
 GONE = bytes(HASH_BYTES)
 """Marks an entry that was taken out again."""
 
 
 def key_of(rollout_id: str) -> bytes:
     """The 6-byte key of a rollout id."""
-    if len(rollout_id) == 15 and rollout_id.startswith("ro-"):
-        try:
-            return bytes.fromhex(rollout_id[3:])
-        except ValueError:
-            pass
+    if _USUAL(rollout_id):
+        return bytes.fromhex(rollout_id[3:])
     return blake2b(rollout_id.encode("utf-8", "backslashreplace"), digest_size=KEY_BYTES).digest()
 
 

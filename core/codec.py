@@ -7,6 +7,7 @@ byte, so one log may hold both. Headers are text and repeat what any tool wants 
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Thread
 from typing import Any, Literal
 
 import msgspec
@@ -14,9 +15,13 @@ import msgspec
 from .errors import AgentLightningError
 from .events import AnyEvent, LogOpened, Proposal, RolloutsEnqueued, RolloutStarted
 from .log import Headers, NewRecord
+from .nesting import deeper_than
 
 SCHEMA_VERSION = 1
 """Version of the events in this file's terms; written as header `v` and as `v` of the value where it is not 1."""
+
+MAX_NESTING = 64
+"""Containers within each other that a value may have; events need 5, fields that this release does not know some more."""
 
 Format = Literal["msgpack", "json"]
 
@@ -73,30 +78,64 @@ def encode(proposal: Proposal, form: Format = "msgpack") -> bytes:
 
 def decode(value: bytes) -> Proposal:
     """Read a value of any version. Raises `UnknownEvent` and `Undecodable`, nothing else."""
+    if deeper_than(value, MAX_NESTING):
+        raise Undecodable(f"not a proposal: nested deeper than {MAX_NESTING} levels")
     try:
-        return _decode_json(value) if value[:1] == b"{" else _decode_msgpack(value)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as error:
-        return _decode_otherwise(value, error)
+        proposal = _decode_json(value) if value[:1] == b"{" else _decode_msgpack(value)
+    except (msgspec.MsgspecError, ValueError, TypeError) as error:
+        return _decode_otherwise(value, str(error))
+    except RecursionError:
+        return _decode_on_a_fresh_stack(value)
+    if proposal.v == SCHEMA_VERSION:
+        return proposal
+    return _decode_otherwise(value, "its schema version does not fit its fields")
 
 
-def _decode_otherwise(value: bytes, error: Exception) -> Proposal:
+def _decode_on_a_fresh_stack(value: bytes) -> Proposal:
+    """The caller's stack is nearly used up; what a record means must not depend on that."""
+    made: list[Proposal | UnknownEvent | Undecodable] = []
+
+    def run() -> None:
+        try:
+            made.append(decode(value))
+        except (UnknownEvent, Undecodable) as error:
+            made.append(error)
+
+    thread = Thread(target=run, name="decode")
+    thread.start()
+    thread.join()
+    if isinstance(made[0], Proposal):
+        return made[0]
+    raise made[0]
+
+
+def _decode_otherwise(value: bytes, error: str) -> Proposal:
     """The slow path: an older version, an unknown type, or rubbish."""
     module = msgspec.json if value[:1] == b"{" else msgspec.msgpack
     try:
         slim = module.decode(value, type=_Slim)
-    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, TypeError):
         raise Undecodable(f"not a proposal: {error}") from None
+    if slim.noncritical and slim.event.t:
+        # Skipped whatever its body: a release that does not know the type cannot tell a good body from a bad one.
+        raise UnknownEvent(slim.event.t, slim.v, False)
     if slim.v > SCHEMA_VERSION or (slim.event.t and slim.event.t not in TYPES):
-        raise UnknownEvent(slim.event.t, slim.v, not slim.noncritical)
+        raise UnknownEvent(slim.event.t, slim.v, True)
     if slim.v < SCHEMA_VERSION:
         try:
             tree = module.decode(value)
             for version in range(slim.v, SCHEMA_VERSION):
                 tree = UPCASTERS[version](tree)
-            return msgspec.convert(tree, Proposal)
-        except (msgspec.MsgspecError, ValueError, TypeError, KeyError, RecursionError) as failure:
+            return _from_tree(tree, value[:1] == b"{")
+        except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as failure:
             raise Undecodable(f"not a proposal of schema {slim.v}: {failure}") from None
     raise Undecodable(f"not a proposal: {error}") from None
+
+
+def _from_tree(tree: dict[str, Any], text: bool) -> Proposal:
+    """The typed decode of a map; JSON carries bytes as base64."""
+    builtin = () if text else (bytes,)
+    return msgspec.convert({**tree, "v": SCHEMA_VERSION}, Proposal, builtin_types=builtin)
 
 
 def type_of(event: AnyEvent) -> str:

@@ -20,7 +20,7 @@ import msgspec
 
 from .archival import archive_due
 from .codec import Undecodable, UnknownEvent, decode
-from .events import AttemptClaimed, Proposal
+from .events import AttemptClaimed, AttemptStarted, Proposal
 from .rules import RULES
 from .state import Rollout, State
 from .transitions import Facts
@@ -112,9 +112,12 @@ def check_basis(state: State, proposal: Proposal) -> str:
 
 
 def subject_of(proposal: Proposal) -> str:
-    """What a retry needs to find its result again: the rollout and attempt of a claim."""
+    """What a retry needs to find its result again: the rollout and attempt of a claim or an outright start."""
     event = proposal.event
-    return f"{event.rollout_id}#{event.sequence_id}" if type(event) is AttemptClaimed else ""
+    kind = type(event)
+    if kind is AttemptClaimed or kind is AttemptStarted:
+        return f"{event.rollout_id}#{event.sequence_id}"  # type: ignore[union-attr]
+    return ""
 
 
 def _advance(state: State, value: bytes, reason: str, outcome: Outcome) -> None:

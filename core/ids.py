@@ -25,6 +25,8 @@ __all__ = [
 
 _TAIL_BITS = 74
 _TAIL_LIMIT = 1 << _TAIL_BITS
+_DRAW_BYTES = 9
+_DRAWS = 256
 
 
 def generate_id(length: int) -> str:
@@ -75,12 +77,16 @@ class CommandIds:
         self._millis = 0
         self._tail = 0
         self._lock = threading.Lock()
+        self._pool = b""
 
     def next(self) -> bytes:
         """16 bytes; compares, sorts and is unique as bytes."""
         millis = int(self._now() * 1000)
-        draw = int.from_bytes(os.urandom(9), "big")
         with self._lock:
+            if not self._pool:  # one call of the system for hundreds of ids: it gives up the interpreter each time
+                self._pool = os.urandom(_DRAW_BYTES * _DRAWS)
+            draw = int.from_bytes(self._pool[:_DRAW_BYTES], "big")
+            self._pool = self._pool[_DRAW_BYTES:]
             if millis > self._millis:
                 self._millis = millis
                 self._tail = draw
@@ -95,8 +101,9 @@ class CommandIds:
         return value.to_bytes(16, "big")
 
     def forget_lock(self) -> None:
-        """Replace the lock: a forked child must not wait for a thread it does not have."""
+        """In a forked child: a lock that no missing thread holds, and random bytes that the parent does not have."""
         self._lock = threading.Lock()
+        self._pool = b""
 
 
 # One source per process: command ids grow within a process whoever draws them.

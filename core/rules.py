@@ -21,6 +21,7 @@ from .transitions import (
     make_claimable,
     open_attempt,
     propagate,
+    release_worker,
     reopen,
     set_attempt_status,
     set_rollout_status,
@@ -113,7 +114,7 @@ def attempt_claimed(state: State, event: events.AttemptClaimed, time_us: int, fa
         return "stale_generation"
     if event.sequence_id != len(rollout.attempts) + 1:
         return "stale_attempt"
-    open_attempt(state, rollout, event.claim, time_us, facts)
+    open_attempt(state, rollout, event.claim, time_us, facts, dequeued=True)
     return ""
 
 
@@ -189,9 +190,11 @@ def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, fa
     if event.beat_us is not None:
         attempt.beat_us = event.beat_us
     if event.worker_id is not None:
+        if event.worker_id != attempt.worker_id:
+            release_worker(state, attempt, time_us)
         attempt.worker_id = event.worker_id
     attempt.confirmed = True
-    if event.status is None or attempt.status in OVER:
+    if event.status is None or event.status == attempt.status:
         facts.append(("attempt.updated", rollout.rollout_id, attempt.sequence_id, ""))
         if event.worker_id is not None:
             sync_worker(state, rollout, attempt, time_us)
@@ -199,6 +202,7 @@ def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, fa
     attempt.watermark = event.watermark
     if attempt.status == "unresponsive" and governs(rollout, attempt):
         attempt.revivals += 1
+        attempt.counted = True
     set_attempt_status(state, rollout, attempt, event.status, time_us, facts)
     propagate(state, rollout, attempt, time_us, facts, event.lag_ms)
     return ""

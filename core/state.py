@@ -192,6 +192,8 @@ def dump(state: State) -> bytes:
 def load(data: bytes) -> State:
     """Rebuild a state from `dump`. Raises `msgspec.MsgspecError` where the bytes are not an image."""
     image = _image_decoder.decode(data)
+    if not image.archived or not all(image.resources):
+        raise msgspec.ValidationError("an image has a fresh archive run, and a version of every resource")
     state = State()
     for name in ("position", "fingerprint", "fold_version", "window", "archive_after", "time_ms", "latest_resources"):
         setattr(state, name, getattr(image, name))

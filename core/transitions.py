@@ -52,8 +52,10 @@ def make_claimable(state: State, rollout: Rollout, status: RolloutStatus, facts:
         facts.append(("rollout.claimable", rollout.rollout_id, len(rollout.attempts) + 1, status))
 
 
-def open_attempt(state: State, rollout: Rollout, claim: Claim, time_us: int, facts: Facts) -> Attempt:
-    """Add the next attempt in status preparing and take the rollout out of the queue."""
+def open_attempt(
+    state: State, rollout: Rollout, claim: Claim, time_us: int, facts: Facts, dequeued: bool = False
+) -> Attempt:
+    """Add the next attempt in status preparing and take the rollout out of the queue; `dequeued`: it came from there."""
     attempt = Attempt(
         attempt_id=claim.attempt_id,
         sequence_id=len(rollout.attempts) + 1,
@@ -71,7 +73,8 @@ def open_attempt(state: State, rollout: Rollout, claim: Claim, time_us: int, fac
     facts.append(("attempt.claimed", rollout.rollout_id, attempt.sequence_id, claim.attempt_id))
     if claim.worker_id:
         worker = _worker(state, claim.worker_id)
-        worker.dequeue_us = time_us
+        if dequeued:
+            worker.dequeue_us = time_us
         _occupy(state, worker, rollout, attempt, time_us)
     return attempt
 
@@ -105,6 +108,17 @@ def sync_worker(state: State, rollout: Rollout, attempt: Attempt, time_us: int) 
     if worker.status != status:
         worker.idle_us = time_us
     worker.status = status
+    worker.rollout_id = worker.attempt_id = None
+    worker.changed_at = state.position
+
+
+def release_worker(state: State, attempt: Attempt, time_us: int) -> None:
+    """The attempt goes to another worker: the one that had it is not busy with it any more."""
+    worker = state.workers.get(attempt.worker_id) if attempt.worker_id else None
+    if worker is None or worker.status != "busy" or worker.attempt_id != attempt.attempt_id:
+        return
+    worker.status = "unknown"
+    worker.idle_us = time_us
     worker.rollout_id = worker.attempt_id = None
     worker.changed_at = state.position
 
@@ -165,6 +179,7 @@ def requeue(state: State, rollout: Rollout, lag_ms: int, facts: Facts) -> None:
     """Queue the next try, after the back-off if there is one."""
     if rollout.config.backoff_ms:
         rollout.status = "requeuing"
+        state.queue.pop(rollout.rollout_id, None)
         rollout.due_ms = lagged_ms(state, lag_ms) + rollout.config.backoff_ms
         facts.append(("rollout.backoff", rollout.rollout_id, len(rollout.attempts), str(rollout.due_ms)))
     else:

@@ -9,52 +9,71 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
 
-from ..core.events import AttemptClaimed, RolloutStarted
+from ..core.events import AttemptClaimed, AttemptStarted, RolloutStarted
 from ..core.fold import Outcome, apply
 from ..core.log import Log
 from ..core.model import Fact
 from ..core.state import State
 from ..core.topics import CONTROL
+from ..core.transitions import Facts
 from .delivery import Delivery
 from .node import Node
 
-KEPT_FACTS = 65_536
-CHUNK = 512
+KEPT_RECORDS = 32_768
+"""Records whose facts stay in memory; older ones are folded again from the log."""
+CHUNK = 256
 REFOLD_RECORDS = 1_024
 
 
-def facts_of(outcome: Outcome, state: State, namespace: str, log_id: str) -> list[Fact]:
-    """The facts of one record, right after it was folded."""
+class Heard(NamedTuple):
+    """What one record led to, kept raw: most facts are never asked for."""
+
+    position: int
+    time_us: int
+    facts: Facts
+    attempt_ids: tuple[str | None, ...]
+    worker_id: str | None
+
+
+def hear(outcome: Outcome, state: State) -> Heard | None:
+    """The facts of one record, right after it was folded; None where it had none."""
     proposal = outcome.proposal
     if proposal is None or not outcome.facts:
-        return []
-    facts: list[Fact] = []
-    for index, (kind, rollout_id, sequence_id, detail) in enumerate(outcome.facts):
+        return None
+    ids: list[str | None] = []
+    for _, rollout_id, sequence_id, _ in outcome.facts:
         rollout = state.rollouts.get(rollout_id) if rollout_id is not None else None
-        attempt_id = None
-        if rollout is not None and 1 <= sequence_id <= len(rollout.attempts):
-            attempt_id = rollout.attempts[sequence_id - 1].attempt_id
-        data: dict[str, object] = {}
-        if sequence_id:
-            data["sequence_id"] = sequence_id
+        known = rollout is not None and 1 <= sequence_id <= len(rollout.attempts)
+        ids.append(rollout.attempts[sequence_id - 1].attempt_id if rollout is not None and known else None)
+    event = proposal.event
+    worker = event.claim.worker_id if isinstance(event, (AttemptClaimed, AttemptStarted, RolloutStarted)) else None
+    return Heard(outcome.position, proposal.time_us, outcome.facts, tuple(ids), worker)
+
+
+def facts_of(heard: Heard, namespace: str, log_id: str) -> list[Fact]:
+    """The facts as subscribers get them."""
+    facts: list[Fact] = []
+    for index, (kind, rollout_id, sequence_id, detail) in enumerate(heard.facts):
+        data: dict[str, object] = {"sequence_id": sequence_id} if sequence_id else {}
         if kind == "rollout.completed":
             data["status"] = detail
         elif kind == "resources.published":
             data = {"resources_id": detail, "version": sequence_id}
-        elif detail and not detail.startswith("at-"):
+        elif kind == "attempt.claimed":
+            data["worker_id"] = heard.worker_id
+        elif detail and detail != heard.attempt_ids[index]:
             data["detail"] = detail
-        if isinstance(proposal.event, (AttemptClaimed, RolloutStarted)) and kind == "attempt.claimed":
-            data["worker_id"] = proposal.event.claim.worker_id
         facts.append(
-            Fact.model_construct(
-                id=f"{namespace}/{outcome.position}/{index}",
+            Fact(
+                id=f"{namespace}/{heard.position}/{index}",
                 type=kind,
-                position=outcome.position,
+                position=heard.position,
                 log_id=log_id,
-                time=proposal.time_us / 1_000_000,
+                time=heard.time_us / 1_000_000,
                 rollout_id=rollout_id,
-                attempt_id=attempt_id,
+                attempt_id=heard.attempt_ids[index],
                 data=data,
             )
         )
@@ -74,7 +93,8 @@ def refold(log: Log, node: Node, since: int, until: int) -> Sequence[Fact]:
                 continue
             outcome = apply(state, record.value)
             if outcome.position > since:
-                found.extend(facts_of(outcome, state, node.namespace, log.log_id))
+                heard = hear(outcome, state)
+                found.extend(facts_of(heard, node.namespace, log.log_id) if heard is not None else ())
     return found
 
 
@@ -84,7 +104,7 @@ class FactFeed:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._delivery: Delivery = node.delivery
-        self._kept: deque[Fact] = deque(maxlen=KEPT_FACTS)
+        self._kept: deque[Heard] = deque(maxlen=KEPT_RECORDS)
         self._complete_after = -1
         self._waiting: list[asyncio.Future[None]] = []
 
@@ -94,12 +114,12 @@ class FactFeed:
 
     def heard(self, outcome: Outcome) -> None:
         """A record was folded; called under the node's lock."""
-        if not outcome.facts or outcome.proposal is None:
+        heard = hear(outcome, self._node.state)
+        if heard is None:
             return
-        facts = facts_of(outcome, self._node.state, self._node.namespace, self._node.log.log_id)
-        if len(self._kept) + len(facts) > KEPT_FACTS:
-            self._complete_after = self._kept[min(len(facts), len(self._kept)) - 1].position
-        self._kept.extend(facts)
+        if len(self._kept) == KEPT_RECORDS:
+            self._complete_after = self._kept[0].position
+        self._kept.append(heard)
         if self._waiting:
             for future in self._waiting:
                 self._delivery.put(future, None)
@@ -134,18 +154,18 @@ class FactFeed:
         return found, until - 1, None
 
     def _behind(self, cursor: int) -> list[Fact]:
-        """A run of kept facts after `cursor`, ending with a whole position."""
-        newest = len(self._kept)
-        if not newest or self._kept[-1].position <= cursor:
+        """The facts of the next few kept records after `cursor`."""
+        kept = self._kept
+        if not kept or kept[-1].position <= cursor:
             return []
-        low, high = 0, newest
+        low, high = 0, len(kept)
         while low < high:
             middle = (low + high) // 2
-            if self._kept[middle].position <= cursor:
+            if kept[middle].position <= cursor:
                 low = middle + 1
             else:
                 high = middle
-        end = min(low + CHUNK, newest)
-        while end < newest and self._kept[end].position == self._kept[end - 1].position:
-            end += 1
-        return [self._kept[index] for index in range(low, end)]
+        found: list[Fact] = []
+        for index in range(low, min(low + CHUNK, len(kept))):
+            found.extend(facts_of(kept[index], self._node.namespace, self._node.log.log_id))
+        return found
