@@ -1,7 +1,7 @@
 """How a proposal becomes the value and headers of a record, and back, for every version ever written.
 
-Values are msgpack, or JSON where people inspect topics with a plain Kafka tool; the reader tells them apart by the first
-byte, so one log may hold both. Headers are text and repeat what any tool wants to filter by; the fold never reads them.
+Values are msgpack, or JSON where people inspect topics with a plain Kafka tool; the reader tells them apart by the
+first byte, so one log may hold both. Headers are text and repeat what any tool wants to filter by; the fold never reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 """Version of the events in this file's terms; written as header `v` and as `v` of the value where it is not 1."""
 
 MAX_NESTING = 64
-"""Containers within each other that a value may have; events need 5, fields that this release does not know some more."""
+"""Containers within each other that a value may have; events need 5, fields of other releases may need some more."""
 
 Format = Literal["msgpack", "json"]
 
@@ -127,7 +127,7 @@ def _decode_otherwise(value: bytes, error: str) -> Proposal:
             for version in range(slim.v, SCHEMA_VERSION):
                 tree = UPCASTERS[version](tree)
             return _from_tree(tree, value[:1] == b"{")
-        except (msgspec.MsgspecError, ValueError, TypeError, KeyError) as failure:
+        except Exception as failure:  # an upcaster meets whatever map somebody wrote
             raise Undecodable(f"not a proposal of schema {slim.v}: {failure}") from None
     raise Undecodable(f"not a proposal: {error}") from None
 

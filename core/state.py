@@ -104,8 +104,8 @@ class State:
     """Everything that follows from the first `position` records of a namespace.
 
     `fingerprint` chains over every record and what the fold made of it: 8 bytes, equal on every node that folded the
-    same records. `queue` holds the claimable rollouts, oldest first. `leaving` holds (position of outcome, rollout_id) of
-    finished rollouts that are still hot, in that order. `halted` says why this node cannot go on.
+    same records. `queue` holds the claimable rollouts, oldest first. `leaving` holds (position of outcome, rollout_id)
+    of finished rollouts that are still hot, in that order. `halted` says why this node cannot go on.
     """
 
     __slots__ = (

@@ -1,7 +1,7 @@
 """The state machine of rollouts, attempts and workers: the only functions that change them.
 
-They are called by the rules (rules.py) after the preconditions held, take all times from the event, and report what they
-did as facts. A fact is (type, rollout_id, sequence_id, detail); facts are numbered within their record.
+They are called by the rules (rules.py) after the preconditions held, take all times from the event, and report what
+they did as facts. A fact is (type, rollout_id, sequence_id, detail); facts are numbered within their record.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def make_claimable(state: State, rollout: Rollout, status: RolloutStatus, facts:
 def open_attempt(
     state: State, rollout: Rollout, claim: Claim, time_us: int, facts: Facts, dequeued: bool = False
 ) -> Attempt:
-    """Add the next attempt in status preparing and take the rollout out of the queue; `dequeued`: it came from there."""
+    """Add the next attempt in status preparing and take the rollout out of the queue, where it was if `dequeued`."""
     attempt = Attempt(
         attempt_id=claim.attempt_id,
         sequence_id=len(rollout.attempts) + 1,

@@ -39,7 +39,9 @@ class InMemoryLightningStore(EventLogStore):
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
-        return LightningStoreCapabilities(**{**super().capabilities, "thread_safe": self._thread_safe})
+        capabilities = super().capabilities
+        capabilities["thread_safe"] = self._thread_safe
+        return capabilities
 
 
 def _check_thresholds(eviction: float | int | None, safe: float | int | None) -> None:

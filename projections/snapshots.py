@@ -47,7 +47,9 @@ class Restored:
     next_offset: int
 
 
-def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at: tuple[int, int, bytes], turn: int = 0) -> None:
+def write_snapshot(
+    log: Log, namespace: str, writer: str, image: bytes, state_at: tuple[int, int, bytes], turn: int = 0
+) -> None:
     """Append the chunks of `image` and then the manifest, without waiting for the log.
 
     `state_at` is (position, next control offset, fingerprint) of the image, `turn` counts this writer's snapshots: the

@@ -11,7 +11,7 @@ from ..core.clock import Clock
 from ..core.contract import LightningStore
 from ..core.log import Log
 from ..core.model import Fact
-from ..core.open_log import index_path_of, open_log
+from ..core.open_log import open_log
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
 from .catalogue import ResourceMethods, WorkerMethods
 from .claims import ClaimMethods
@@ -137,7 +137,13 @@ def open_store(
         return LightningStoreClient(url, token=token)
     log = open_log(url)
     try:
-        return EventLogStore(log, settings=settings, clock=clock, index_path=index_path_of(url))
+        return EventLogStore(log, settings=settings, clock=clock, index_path=_index_path(log))
     except BaseException:
         log.close()
         raise
+
+
+def _index_path(log: Log) -> str | None:
+    """The cold index lies beside a log file; a log in memory has none."""
+    path = getattr(log, "path", None)
+    return None if path is None else f"{path}.index"

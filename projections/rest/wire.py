@@ -1,0 +1,205 @@
+"""Values and errors on the wire: models to plain data and back, exceptions to status codes and back.
+
+Calls and their answers travel as msgpack, which keeps NaN. What msgpack cannot hold (integers beyond 64 bits, lone
+surrogates) travels inside it as bytes of JSON text. The routes for everybody else speak JSON, in which NaN is null.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+from ...core import errors
+from ...core.model import Attempt, AttemptedRollout, PaginatedResult, Rollout, Worker
+from ...core.resources import ResourcesUpdate
+from ...core.spans import Span
+
+_STATUS_OF: tuple[tuple[type[BaseException], int], ...] = (
+    (errors.NotFound, 404),
+    (errors.Unauthorized, 401),
+    (errors.PayloadTooLarge, 413),
+    (ValidationError, 422),
+    (errors.InvalidInput, 400),
+    (errors.ForeignPosition, 409),
+    (errors.Refused, 409),
+    (errors.LogFull, 507),
+    (errors.UnknownOutcome, 503),
+    (errors.StoreUnreachable, 503),
+    (errors.LogClosed, 503),
+)
+
+
+def plain(value: Any) -> Any:
+    """For encoders: a model's fields (unknown ones too) as a dict, numpy values as Python's; TypeError for the rest."""
+    if isinstance(value, BaseModel):
+        extra = value.__pydantic_extra__
+        return {**value.__dict__, **extra} if extra else value.__dict__
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "shape", None) == ():
+        return item()
+    tolist = getattr(value, "tolist", None)
+    if callable(tolist):
+        return tolist()
+    raise TypeError(f"a {type(value).__qualname__} cannot be sent; pass JSON-like data")
+
+
+_pack = msgspec.msgpack.Encoder(enc_hook=plain).encode
+_unpack = msgspec.msgpack.Decoder().decode
+_to_json = msgspec.json.Encoder(enc_hook=plain).encode
+
+
+def json_text(value: Any) -> bytes:
+    """JSON of what msgspec's encoders refuse: wide integers, lone surrogates, keys that are no strings."""
+    builtins = msgspec.to_builtins(value, enc_hook=plain, builtin_types=(), str_keys=True)
+    return json.dumps(builtins, separators=(",", ":")).encode("ascii")
+
+
+def pack(value: Any) -> bytes:
+    """Msgpack of a value, or of the bytes of its JSON text. Raises `InvalidPayload` for what neither can hold."""
+    try:
+        try:
+            return _pack(value)
+        except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
+            return _pack(json_text(value))
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise errors.InvalidPayload(f"the value cannot be sent: {error}") from None
+
+
+def unpack(data: bytes) -> Any:
+    """What :func:`pack` and msgpack made. Raises `InvalidPayload`."""
+    try:
+        return _unpack(data)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise errors.InvalidPayload(f"the body is not msgpack: {error}") from None
+
+
+def unwrap(value: Any) -> Any:
+    """A value as it was before :func:`pack`: bytes are JSON text."""
+    if isinstance(value, bytes):
+        return json.loads(value)
+    return value
+
+
+def raw(data: bytes) -> msgspec.Raw:
+    """Packed bytes as a part of something larger."""
+    return msgspec.Raw(data)
+
+
+def to_json(value: Any) -> bytes:
+    """Strict JSON: NaN and infinities are null."""
+    try:
+        return _to_json(value)
+    except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
+        return json_text(value)
+
+
+def from_json(body: bytes) -> Any:
+    """Decode a request body. Raises `InvalidInput` with a sentence, whatever the bytes are."""
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise errors.InvalidInput("the body is nested too deeply") from None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise errors.InvalidInput(f"the body is not JSON: {error}") from None
+
+
+def status_of(error: BaseException) -> int:
+    """The HTTP status of an exception; 500 is for those nobody expected."""
+    for kind, status in _STATUS_OF:
+        if isinstance(error, kind):
+            return status
+    return 400 if isinstance(error, ValueError) and not isinstance(error, UnicodeError) else 500
+
+
+def error_body(error: BaseException) -> dict[str, Any]:
+    """What a caller is told: a sentence, the class, our code and fields; of unexpected ones only the class."""
+    name = type(error).__name__
+    if isinstance(error, ValidationError):
+        detail = error.errors(include_url=False, include_context=False, include_input=False)
+        return {"detail": detail, "error_type": name, "code": errors.InvalidInput.code}
+    if isinstance(error, errors.AgentLightningError):
+        fields = {key: value for key, value in error.__dict__.items() if isinstance(value, (str, int, float))}
+        return {"detail": str(error), "error_type": name, "code": error.code, "fields": fields}
+    if status_of(error) == 500:
+        return {"detail": "Internal server error", "error_type": name}
+    return {"detail": str(error), "error_type": name, "code": errors.InvalidInput.code}
+
+
+def error_from(status: int, body: Any) -> errors.AgentLightningError:
+    """The exception that a refused call raises at the client."""
+    found: dict[str, Any] = body if isinstance(body, dict) else {}
+    detail = found.get("detail") or f"the store answered with status {status}"
+    if isinstance(detail, list):
+        detail = "; ".join(_complaint(item) for item in detail)
+    code = found.get("code") or _CODE_OF.get(status, "error")
+    if code == "error" and found.get("error_type"):
+        detail = f"{detail} ({found['error_type']})"
+    cls = errors.error_class(str(code))
+    error = cls.__new__(cls, str(detail))
+    error.args = (str(detail),)
+    fields = found.get("fields")
+    if isinstance(fields, dict):
+        error.__dict__.update(fields)
+    for name in ("limit", "size", "reason"):
+        if cls in (errors.PayloadTooLarge, errors.Refused):
+            error.__dict__.setdefault(name, None)
+    return error
+
+
+_CODE_OF = {400: "invalid_input", 401: "unauthorized", 404: "not_found", 413: "payload_too_large", 422: "invalid_input"}
+
+
+def _complaint(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    where = ".".join(str(part) for part in item.get("loc", ()))
+    return f"{where}: {item.get('msg', '')}"
+
+
+def _rollout(value: Any) -> Rollout:
+    return (AttemptedRollout if "attempt" in value else Rollout).model_validate(value)
+
+
+def _list_of(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda values: [read(value) for value in values]
+
+
+def _page_of(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def page(value: Any) -> Any:
+        return PaginatedResult[Any].model_construct(
+            items=[read(item) for item in value["items"]],
+            limit=value["limit"],
+            offset=value["offset"],
+            total=value["total"],
+        )
+
+    return page
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "attempt": Attempt.model_validate,
+    "attempt_page": _page_of(Attempt.model_validate),
+    "attempted": AttemptedRollout.model_validate,
+    "attempteds": _list_of(AttemptedRollout.model_validate),
+    "resources": ResourcesUpdate.model_validate,
+    "resources_page": _page_of(ResourcesUpdate.model_validate),
+    "rollout": _rollout,
+    "rollouts": _list_of(_rollout),
+    "rollout_page": _page_of(_rollout),
+    "span_page": _page_of(Span.model_validate),
+    "worker": Worker.model_validate,
+    "worker_page": _page_of(Worker.model_validate),
+}
+
+
+def read_result(kind: str, value: Any) -> Any:
+    """A result as the store's method returns it, from its plain form; None stays None."""
+    return None if value is None else _READ.get(kind, _same)(value)

@@ -1,0 +1,182 @@
+"""Start-up: fold and decode, a million control events from the log and from a snapshot; memory over a million spans."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from agentlightning.core import decide, fold
+from agentlightning.core.codec import record_of
+from agentlightning.core.events import AnyEvent, Claim, NewRollout, Proposal
+from agentlightning.core.log import Ack, Log, NewRecord
+from agentlightning.core.model import EnqueueRolloutRequest
+from agentlightning.core.open_log import open_log
+from agentlightning.core.spans import Span
+from agentlightning.core.state import FOLD_VERSION, State
+from agentlightning.core.topics import CONTROL
+from agentlightning.projections.settings import StoreSettings
+from agentlightning.projections.store import open_store
+
+from .table import show
+
+EVENTS = 1_000_000
+SPANS = 1_000_000
+
+
+class History:
+    """Makes a plausible control log: rollouts are queued, claimed, observed and finished."""
+
+    def __init__(self) -> None:
+        self.state = State()
+        self._settings = StoreSettings()
+
+    def step(self, event: AnyEvent, command_id: str) -> NewRecord:
+        """Fold an event and return its record."""
+        proposal = Proposal(
+            id=command_id,
+            time_us=1_700_000_000_000_000 + self.state.position,
+            writer="bench",
+            basis=self.state.position - 1,
+            basis_print=self.state.fingerprint,
+            event=event,
+        )
+        record = record_of(proposal, "default")
+        assert fold.apply(self.state, record.value).accepted
+        return record
+
+    def records(self, count: int) -> list[NewRecord]:
+        """The next `count` records, about four a rollout."""
+        made: list[NewRecord] = []
+        if self.state.position == 0:
+            settings = self._settings
+            made.append(self.step(decide.open_log(settings.window, settings.archive_after, FOLD_VERSION), "open"))
+        while len(made) < count:
+            name = f"{self.state.position:032x}"
+            rollout_id = decide.rollout_id_of(name)
+            body = b"m" + bytes([0xD9, 60]) + b"q" * 60
+            made.append(self.step(decide.enqueue([NewRollout(rollout_id, body)]), name))
+            claim = decide.claim(self.state, rollout_id, Claim(attempt_id="at-00000000", worker_id="Worker-0"))
+            assert claim is not None
+            made.append(self.step(claim, name + "c"))
+            rollout = self.state.rollouts[rollout_id]
+            seen = decide.observe(rollout, rollout.attempts[-1], "running", None)
+            assert seen is not None
+            made.append(self.step(seen, name + "o"))
+            ended = decide.update_attempt(
+                rollout, rollout.attempts[-1], status="succeeded", worker_id=None, metadata=None,
+                beat_us=None, watermark=5, lag_ms=0,
+            )  # fmt: skip
+            made.append(self.step(ended, name + "e"))
+        return made
+
+
+def _append(log: Log, records: list[NewRecord]) -> None:
+    ready = threading.Event()
+    failed: list[object] = []
+
+    def done(result: object) -> None:
+        if not isinstance(result, Ack):
+            failed.append(result)
+        ready.set()
+
+    log.append(CONTROL, 0, records, done)
+    ready.wait()
+    assert not failed, failed
+
+
+def _open_seconds(url: str) -> tuple[float, int, int]:
+    """Open and close the store in a process of its own; (seconds to open, events, position of the snapshot used)."""
+    code = (
+        "import sys; from agentlightning.projections.store import open_store\n"
+        "store = open_store(sys.argv[1]); r = store.report(); print(r['seconds'], r['events'], r['from_snapshot'])\n"
+        "store.close()"
+    )
+    out = subprocess.run([sys.executable, "-c", code, url], check=True, capture_output=True, text=True).stdout.split()
+    return float(out[-3]), int(out[-2]), int(out[-1])
+
+
+def run() -> None:
+    """Print fold rate, rebuild times and the memory that a million spans take."""
+    rows: list[list[object]] = []
+    history = History()
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"sqlite:///{Path(folder) / 'log.db'}"
+        log = open_log(url)
+        made = 0
+        values: list[bytes] = []
+        while made < EVENTS:
+            records = history.records(20_000)
+            if made < 200_000:
+                values.extend(record.value for record in records)
+            _append(log, records)
+            made += len(records)
+        log.close()
+        began = time.perf_counter()
+        fold.fold(values)
+        rows.append(["fold + decode", f"{len(values) / (time.perf_counter() - began):,.0f} events/s"])
+        first, events, _ = _open_seconds(url)
+        rows.append([f"{events:,} events from the log", f"{first:.2f} s"])
+        second, _, at = _open_seconds(url)
+        rows.append([f"the same from the snapshot at {at:,}", f"{second:.2f} s"])
+    rows.extend(_span_memory())
+    show("Start-up and memory", ("what", "figure"), rows)
+
+
+def _span_memory() -> list[list[object]]:
+    """A million spans through a store on a file; resident memory after each fifth."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = "import sys; sys.path.insert(0, %r); from tests.benchmarks.bench_rebuild import spans; spans(%r)" % (
+            str(Path(__file__).resolve().parents[2]),
+            folder,
+        )
+        out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return [line.split("|") for line in out.splitlines() if "|" in line]
+
+
+def spans(folder: str) -> None:
+    """Runs in a process of its own: 2,000 rollouts of 500 spans, finished one after the other."""
+
+    async def body() -> None:
+        store = open_store(f"sqlite:///{folder}/log.db")
+        began = time.perf_counter()
+        for fifth in range(5):
+            for _ in range(SPANS // 5 // 500 // 10):
+                await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=1)] * 10)
+                await asyncio.gather(*(_fill(store) for _ in range(10)))
+            print(f"{(fifth + 1) * SPANS // 5:,} spans: resident memory|{_resident_mb():.0f} MB")
+        rate = SPANS / (time.perf_counter() - began)
+        print(f"spans in process (500 a rollout, 50 a call)|{rate:,.0f} spans/s")
+        store.close()  # type: ignore[attr-defined]
+
+    asyncio.run(body())
+
+
+async def _fill(store: object) -> None:
+    from agentlightning.projections.store import EventLogStore
+
+    assert isinstance(store, EventLogStore)
+    claimed = await store.dequeue_rollout()
+    assert claimed is not None
+    for _ in range(10):
+        batch = [
+            Span.from_attributes(
+                rollout_id=claimed.rollout_id, attempt_id=claimed.attempt.attempt_id, attributes={"text": "x" * 300}
+            )
+            for _ in range(50)
+        ]
+        await store.add_many_spans(batch)
+    await store.update_attempt(claimed.rollout_id, "latest", status="succeeded")
+
+
+def _resident_mb() -> float:
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize() / 1e6
+    except OSError:  # not Linux: the peak is what there is
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
