@@ -70,13 +70,14 @@ class Feed:
 
     `publish` is called by the one thread that commits; `follow` by any. A follower is either catching up in a thread
     of its own or live, and it becomes live under the lock, when nothing is left to read: so it misses nothing and
-    gets nothing twice.
+    gets nothing twice. What is committed can be read a moment before it is published; `end_now` tells the truth then.
     """
 
-    def __init__(self, topic: str, partition: int, end: int, read: ReadFrom) -> None:
-        self.name = f"{topic}[{partition}]"
+    def __init__(self, name: str, end: int, read: ReadFrom, end_now: Callable[[], int]) -> None:
+        self.name = name
         self.end = end
         self._read = read
+        self._end_now = end_now
         self._lock = threading.Lock()
         self._live: list[Follower] = []
         self._catching_up: set[Follower] = set()
@@ -97,11 +98,16 @@ class Feed:
         self._start(follower)
         return follower
 
+    def advance(self, end: int) -> None:
+        """The log ends at `end` or behind it."""
+        with self._lock:
+            self.end = max(self.end, end)
+
     def publish(self, base: int, end: int, records: Sequence[Record]) -> None:
         """The log now ends at `end`; `records` (base to end, or none where nobody was live) go to who is live."""
         late: list[Follower] = []
         with self._lock:
-            self.end = end
+            self.end = max(self.end, end)
             live = list(self._live)
             for follower in live:
                 if follower.next < base or (follower.next < end and not records):
@@ -143,20 +149,25 @@ class Feed:
             target=self._catch_up, args=(follower,), name=f"agl-log-catch-up-{self.name}", daemon=True
         ).start()
 
+    def _go_live(self, follower: Follower, at_least: int) -> bool:
+        """Make `follower` live if the feed has not got past it; `at_least` is the end it may be ahead of."""
+        with self._lock:
+            if follower.closed or self.end > follower.next or follower.next > max(self.end, at_least):
+                return False
+            self._catching_up.discard(follower)
+            self._live.append(follower)
+            return True
+
     def _catch_up(self, follower: Follower) -> None:
         try:
-            while not follower.closed:
-                with self._lock:
-                    if follower.next == self.end and not follower.closed:
-                        self._catching_up.discard(follower)
-                        self._live.append(follower)
-                        return
-                    end = self.end
+            while not follower.closed and not self._go_live(follower, -1):
+                end = self._end_now()
                 records = self._read(follower.next, _CATCH_UP_RECORDS)
-                if not records and follower.next > self.end:
-                    raise OffsetLost(f"{self.name} ends at offset {end}", offset=follower.next)
-                if not records and follower.next < end:
-                    raise OffsetLost(f"{self.name} holds nothing from offset {follower.next} on", offset=follower.next)
-                follower.deliver(records)
+                if records:
+                    follower.deliver(records)
+                elif follower.next != end:
+                    raise OffsetLost(f"{self.name} ends at {end}, before {follower.next}", offset=follower.next)
+                elif self._go_live(follower, end):
+                    return
         except LogError as error:
             follower.fail(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Union
+from typing import Annotated
 
 import msgspec
 
@@ -29,7 +29,7 @@ class SequenceReserved(msgspec.Struct, frozen=True, omit_defaults=True, tag_fiel
     count: Annotated[int, msgspec.Meta(ge=1, le=2**31)] = 1
 
 
-SpanRecord = Union[SpanAdded, SequenceReserved]
+SpanRecord = SpanAdded | SequenceReserved
 encode = msgspec.msgpack.Encoder().encode
 _decoder: msgspec.msgpack.Decoder[SpanRecord] = msgspec.msgpack.Decoder(SpanRecord)
 

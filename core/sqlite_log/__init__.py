@@ -1,1 +1,7 @@
-"""The log as one SQLite file: durable, one writer, many readers."""
+"""The log in one SQLite file: the default on one machine, durable with every acknowledgement."""
+
+from .check import Report, check_file
+from .reader import ReadOnlyLog
+from .writer import SqliteLog
+
+__all__ = ["ReadOnlyLog", "Report", "SqliteLog", "check_file"]

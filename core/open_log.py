@@ -1,0 +1,36 @@
+"""Opening a log by its address."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .errors import InvalidInput
+from .log import Log
+from .memory_log import MemoryLog
+
+FORMS = "sqlite:///relative/path.db, sqlite:////absolute/path.db or memory://"
+
+
+def path_of(url: str) -> Path:
+    """The file of a `sqlite:///` address; InvalidInput for any other."""
+    if not url.startswith("sqlite:///") or url == "sqlite:///":
+        raise InvalidInput(f"{url!r} is not the address of a log file; it looks like {FORMS}")
+    return Path(url[len("sqlite:///") :]).expanduser()
+
+
+def open_log(url: str, readonly: bool = False) -> Log:
+    """Open the log at `url`, making it and its folders where there is none (not with `readonly`).
+
+    Raises `InvalidInput` for an address of another form, `LogLocked` where another process writes the file,
+    `LogCorrupt` where it is damaged. A read-only log may be opened while another process writes it.
+    """
+    if url == "memory://":
+        return MemoryLog()
+    if url.startswith("kafka://"):
+        raise InvalidInput("logs on Kafka are not part of this release; use sqlite:///path/to/log.db")
+    from .sqlite_log import SqliteLog
+
+    path = path_of(url)
+    if readonly:
+        return SqliteLog.open_readonly(path)
+    return SqliteLog(path)
