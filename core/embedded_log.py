@@ -52,7 +52,10 @@ class EmbeddedLog(Log):
 
     def _feed(self, topic: str, partition: int) -> Feed:
         return Feed(
-            topic, partition, self.ends(topic, partition)[1], lambda offset, most: self.read(topic, partition, offset, most)
+            f"{topic}[{partition}]",
+            self.ends(topic, partition)[1],
+            lambda offset, most: self.read(topic, partition, offset, most),
+            lambda: self.ends(topic, partition)[1],
         )
 
     def partitions(self, topic: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import msgspec
 
@@ -57,7 +58,7 @@ def encode_headers(headers: Headers) -> bytes:
     if not headers:
         return _NO_HEADERS
     for pair in headers:
-        if not isinstance(pair, tuple) or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
+        if type(cast(object, pair)) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
             raise InvalidInput(f"A header is a pair of texts, not {pair!r}")
     try:
         return _encode(headers)
