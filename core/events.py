@@ -63,7 +63,7 @@ class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t"):
     """Base of all control events; the tag is the stable name of the type in the log."""
 
-class LogOpened(Event, tag="log.opened"):
+class LogOpened(Event, frozen=True, tag="log.opened"):
     """The first record of a namespace: settings that the fold needs, fixed for the life of the log.
 
     `window`: how many records the verdict table remembers. `archive_after`: how many records after its outcome a
@@ -75,26 +75,26 @@ class LogOpened(Event, tag="log.opened"):
     archive_after: Count
 
 
-class FoldActivated(Event, tag="fold.activated"):
+class FoldActivated(Event, frozen=True, tag="fold.activated"):
     """From the next record on the fold uses these semantics; a node that does not know them stops."""
 
     version: Count
 
 
-class RolloutsEnqueued(Event, tag="rollouts.enqueued"):
+class RolloutsEnqueued(Event, frozen=True, tag="rollouts.enqueued"):
     """Rollouts joined the queue's tail, in this order, bound to the same resources where they name none."""
 
     rollouts: tuple[NewRollout, ...]
 
 
-class RolloutStarted(Event, tag="rollout.started"):
+class RolloutStarted(Event, frozen=True, tag="rollout.started"):
     """A rollout was created and claimed in one step, past the queue."""
 
     rollout: NewRollout
     claim: Claim
 
 
-class AttemptClaimed(Event, tag="attempt.claimed"):
+class AttemptClaimed(Event, frozen=True, tag="attempt.claimed"):
     """A worker took a queued rollout; accepted only if it is claimable and has `sequence_id` - 1 attempts."""
 
     rollout_id: str
@@ -103,7 +103,7 @@ class AttemptClaimed(Event, tag="attempt.claimed"):
     claim: Claim
 
 
-class AttemptStarted(Event, tag="attempt.started"):
+class AttemptStarted(Event, frozen=True, tag="attempt.started"):
     """Somebody asked for an attempt outright, whatever the rollout's state; a busy or finished one is reopened."""
 
     rollout_id: str
@@ -112,7 +112,7 @@ class AttemptStarted(Event, tag="attempt.started"):
     claim: Claim
 
 
-class ClaimReturned(Event, tag="claim.returned"):
+class ClaimReturned(Event, frozen=True, tag="claim.returned"):
     """Nobody ever confirmed this claim: the rollout goes back to the queue and the attempt costs nothing."""
 
     rollout_id: str
@@ -120,7 +120,7 @@ class ClaimReturned(Event, tag="claim.returned"):
     sequence_id: Count
 
 
-class AttemptObserved(Event, tag="attempt.observed"):
+class AttemptObserved(Event, frozen=True, tag="attempt.observed"):
     """A first sign of life (`confirmed`: a beat; `running`: a span), also of an attempt that was given up for silent."""
 
     rollout_id: str
@@ -130,7 +130,7 @@ class AttemptObserved(Event, tag="attempt.observed"):
     beat_us: Int | None = None
 
 
-class AttemptUpdated(Event, tag="attempt.updated"):
+class AttemptUpdated(Event, frozen=True, tag="attempt.updated"):
     """A caller changed fields of an attempt; a terminal `status` ends it.
 
     `watermark`: end offset of the rollout's span partition when this was proposed. `beat_us`: last sign of life known.
@@ -148,7 +148,7 @@ class AttemptUpdated(Event, tag="attempt.updated"):
     lag_ms: Count = 0
 
 
-class AttemptExpired(Event, tag="attempt.expired"):
+class AttemptExpired(Event, frozen=True, tag="attempt.expired"):
     """The timekeeper found an attempt too long, too silent, or its worker gone.
 
     It names what it assumed: the number of `revivals` and the `config_version` that it saw. `lost_retries`: how often a
@@ -166,7 +166,7 @@ class AttemptExpired(Event, tag="attempt.expired"):
     lost_retries: Count = 0
 
 
-class RolloutRequeued(Event, tag="rollout.requeued"):
+class RolloutRequeued(Event, frozen=True, tag="rollout.requeued"):
     """A back-off is over: the rollout is claimable again."""
 
     rollout_id: str
@@ -174,7 +174,7 @@ class RolloutRequeued(Event, tag="rollout.requeued"):
     sequence_id: Count
 
 
-class RolloutUpdated(Event, tag="rollout.updated"):
+class RolloutUpdated(Event, frozen=True, tag="rollout.updated"):
     """A caller replaced fields of a rollout, those named in `fields`; a status may end, requeue or reopen it."""
 
     rollout_id: str
@@ -189,14 +189,14 @@ class RolloutUpdated(Event, tag="rollout.updated"):
     watermark: Int | None = None
 
 
-class RolloutRestored(Event, tag="rollout.restored"):
+class RolloutRestored(Event, frozen=True, tag="rollout.restored"):
     """A finished rollout came back from the cold index, because somebody is about to change it."""
 
     rollout_id: str
     body: bytes
 
 
-class ResourcesPublished(Event, tag="resources.published"):
+class ResourcesPublished(Event, frozen=True, tag="resources.published"):
     """New content under an id; the fold numbers the versions. `expected_version` None: whatever is there."""
 
     resources_id: str
@@ -204,7 +204,7 @@ class ResourcesPublished(Event, tag="resources.published"):
     expected_version: Int | None = None
 
 
-class TimePassed(Event, tag="time.passed"):
+class TimePassed(Event, frozen=True, tag="time.passed"):
     """The log's clock moves; accepted only if `from_ms` is its present value, so two timekeepers do not double it."""
 
     from_ms: Int

@@ -9,9 +9,9 @@ value alone, so equal values give equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -55,9 +55,9 @@ def _check_depth(value: object, what: str) -> None:
     while stack:
         item, depth = stack.pop()
         if isinstance(item, dict):
-            children: Any = item.values()
+            children: Iterable[object] = cast("dict[object, object]", item).values()
         elif isinstance(item, (list, tuple)):
-            children = item
+            children = cast("list[object]", item)
         else:
             continue
         if depth > MAX_DEPTH:
@@ -73,7 +73,7 @@ def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB
     if value is None:
         return NULL
     if isinstance(value, (dict, list, tuple)):
-        _check_depth(value, what)
+        _check_depth(cast(object, value), what)
     try:
         try:
             data = b"m" + msgspec.msgpack.encode(value, enc_hook=_plain)

@@ -46,7 +46,7 @@ def _fenced(state: State, event: Any) -> tuple[Rollout, Attempt] | str:
         return rollout
     if not 1 <= event.sequence_id <= len(rollout.attempts):
         return "unknown_attempt"
-    attempt = rollout.attempts[event.sequence_id - 1]
+    attempt: Attempt = rollout.attempts[event.sequence_id - 1]
     return (rollout, attempt) if attempt.generation == event.generation else "stale_generation"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ..core import decide, payload
 from ..core.contract import LightningStore
@@ -105,7 +105,7 @@ class WorkerMethods(LightningStore):
     ) -> Worker:
         stats: bytes | None = None
         if not isinstance(heartbeat_stats, Unset):
-            if not isinstance(heartbeat_stats, Mapping):
+            if not isinstance(cast(object, heartbeat_stats), Mapping):
                 raise TypeError(f"heartbeat_stats must be a dict, not {type(heartbeat_stats).__name__}")
             stats = payload.encode(dict(heartbeat_stats), "heartbeat_stats", 0.5)
         engine = self.engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
@@ -16,7 +16,7 @@ from ..core.ids import uuid7_hex
 from ..core.log import Log
 from ..core.state import FINISHED, Attempt, Rollout, State
 from .blobs import Blobs
-from .call import current_call
+from .call import Call, current_call
 from .cold import ColdIndex
 from .dispatch import Dispatch
 from .fact_feed import FactFeed
@@ -168,37 +168,38 @@ class Engine:
         if self.closed:
             raise LogClosed("the store was closed")
         call = current_call()
-        node = self.node
         for race in range(MAX_RACES):
             base = part or call.command_id
             command_id = base if not race else f"{base}.{race}"
-            archived: str | None = None
-            with node.lock:
-                verdict = node.state.verdicts.get(command_id)
-                if verdict is not None and verdict.accepted:
-                    return answer(command_id)
-                if verdict is None:
-                    try:
-                        event = decided(node.state, command_id)
-                    except Archived as error:
-                        archived = error.message
-                    else:
-                        future = asyncio.get_running_loop().create_future()
-                        node.propose(
-                            event, command_id, node.settle(future, lambda _, i=command_id: answer(i)), call.basis
-                        )
-            if archived is not None:
-                await self.restore(archived)
+            try:
+                tried = self._try(command_id, call, decided, answer)
+            except Archived as archived:
+                await self.restore(archived.message)
                 continue
-            if verdict is None:
-                outcome, value = await future
-                verdict = outcome.verdict
-                if verdict is not None and verdict.accepted:
-                    return value
-            reason = verdict.reason if verdict is not None else "malformed"
+            if not isinstance(tried, asyncio.Future):
+                reason, value = tried
+            else:
+                outcome, value = await tried
+                reason = outcome.verdict.reason if outcome.verdict is not None else "malformed"
+            if not reason:
+                return cast(T, value)
             if reason not in RACES:
                 raise refusal(reason, command_id)
         raise Refused(f"command {call.command_id} lost {MAX_RACES} races", reason="contended")
+
+    def _try(
+        self, command_id: str, call: Call, decided: Callable[[State, str], AnyEvent], answer: Callable[[str], T]
+    ) -> asyncio.Future[tuple[Outcome, T | None]] | tuple[str, T | None]:
+        """(reason, answer) where the verdict is known already, else the future of a proposal."""
+        node = self.node
+        with node.lock:
+            verdict = node.state.verdicts.get(command_id)
+            if verdict is not None:
+                return (verdict.reason, answer(command_id) if verdict.accepted else None)
+            event = decided(node.state, command_id)
+            future: asyncio.Future[tuple[Outcome, T | None]] = asyncio.get_running_loop().create_future()
+            node.propose(event, command_id, node.settle(future, lambda _: answer(command_id)), call.basis)
+            return future
 
     async def restore(self, sentence: str) -> None:
         """Bring the archived rollout that `sentence` ("Rollout X is archived") names back into hot state."""
