@@ -132,6 +132,8 @@ def test_a_page_is_what_a_naive_reading_of_the_rules_gives(
 
 
 def comes_before(one: Thing, other: Thing, field: str, order: str) -> bool:
+    a: Any
+    b: Any
     if field == "end_time":
         last = math.inf if order == "asc" else -math.inf
         a, b = (last if thing.end_time is None else thing.end_time for thing in (one, other))
