@@ -1,7 +1,8 @@
 """How a proposal becomes the value and headers of a record, and back, for every version ever written.
 
 Values are msgpack, or JSON where people inspect topics with a plain Kafka tool; the reader tells them apart by the
-first byte, so one log may hold both. Headers are text and repeat what any tool wants to filter by; the fold never reads them.
+first byte, so one log may hold both. Headers are text and repeat what any tool wants to filter by; the fold never
+reads them.
 """
 
 from __future__ import annotations

@@ -44,9 +44,10 @@ def _fenced(state: State, event: Any) -> tuple[Rollout, Attempt] | str:
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
         return rollout
-    if not 1 <= event.sequence_id <= len(rollout.attempts):
+    number: int = event.sequence_id
+    if not 1 <= number <= len(rollout.attempts):
         return "unknown_attempt"
-    attempt: Attempt = rollout.attempts[event.sequence_id - 1]
+    attempt = rollout.attempts[number - 1]
     return (rollout, attempt) if attempt.generation == event.generation else "stale_generation"
 
 
