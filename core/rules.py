@@ -186,6 +186,8 @@ def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, fa
     rollout, attempt = found
     if event.status is not None and attempt.status in OVER and event.status != attempt.status:
         return "late"
+    if event.status in ("preparing", "running") and attempt.status == "unresponsive" and not governs(rollout, attempt):
+        return "late"
     if event.metadata is not None:
         attempt.metadata = event.metadata
     if event.beat_us is not None:
