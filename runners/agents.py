@@ -1,0 +1,127 @@
+"""LitAgent: the class behind every agent, whether written as a class or as a function."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ..core.errors import InvalidInput
+from ..core.model import Rollout, RolloutRawResult
+from ..core.resources import NamedResources
+
+if TYPE_CHECKING:
+    from .runner import Runner
+    from .tracer import Tracer
+
+__all__ = ["LitAgent", "is_v0_1_rollout_api"]
+
+T = TypeVar("T")
+
+
+class LitAgent(Generic[T]):
+    """An agent: override ``rollout`` or ``rollout_async``, or the ``training_``/``validation_`` forms.
+
+    ``rollout(task, resources, rollout)`` gets the input of the rollout, the named resources it
+    was bound to and the claimed rollout; it returns a reward, a list of spans or None. A
+    synchronous agent runs in a thread of its own, with the context of its attempt.
+    """
+
+    def __init__(self, *, trained_agents: str | None = None) -> None:
+        if trained_agents is not None:
+            warnings.warn(
+                "trained_agents is deprecated: use agent_match of the adapter", DeprecationWarning, stacklevel=2
+            )
+        self.trained_agents = trained_agents
+        self._trainer_ref: weakref.ref[Any] | None = None
+        self._runner_ref: weakref.ref[Runner[Any]] | None = None
+
+    def is_async(self) -> bool:
+        """Whether the class overrides one of the asynchronous methods."""
+        names = ("training_rollout_async", "validation_rollout_async", "rollout_async")
+        return any(getattr(type(self), name) is not getattr(LitAgent, name) for name in names)
+
+    def set_trainer(self, trainer: Any) -> None:
+        """Remember the trainer, weakly."""
+        self._trainer_ref = weakref.ref(trainer)
+
+    def get_trainer(self) -> Any:
+        """The trainer; ValueError when none was set or it is gone."""
+        return _alive(self.__dict__.get("_trainer_ref"), "Trainer")
+
+    @property
+    def trainer(self) -> Any:
+        """:meth:`get_trainer`."""
+        return self.get_trainer()
+
+    def set_runner(self, runner: Runner[Any]) -> None:
+        """Remember the runner, weakly."""
+        self._runner_ref = weakref.ref(runner)
+
+    def get_runner(self) -> Runner[Any]:
+        """The runner; ValueError when none was set or it is gone."""
+        return _alive(self.__dict__.get("_runner_ref"), "Runner")
+
+    @property
+    def runner(self) -> Runner[Any]:
+        """:meth:`get_runner`."""
+        return self.get_runner()
+
+    def get_tracer(self) -> Tracer:
+        """The tracer of the runner; that of the trainer where the runner has none."""
+        try:
+            tracer = getattr(self.get_runner(), "tracer", None)
+        except ValueError:
+            tracer = None
+        return tracer if tracer is not None else self.get_trainer().tracer
+
+    @property
+    def tracer(self) -> Tracer:
+        """:meth:`get_tracer`."""
+        return self.get_tracer()
+
+    def on_rollout_start(self, task: T, runner: Any, tracer: Any) -> None:
+        """Deprecated: use a Hook. Called by the legacy runner only."""
+
+    def on_rollout_end(self, task: T, rollout: Any, runner: Any, tracer: Any) -> None:
+        """Deprecated: use a Hook. Called by the legacy runner only."""
+
+    def rollout(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+        """Run the agent once; ``rollout`` is the rollout with its attempt, as it was claimed."""
+        raise NotImplementedError(f"{type(self).__name__} must override rollout() or rollout_async()")
+
+    async def rollout_async(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+        """:meth:`rollout` as a coroutine."""
+        raise NotImplementedError(f"{type(self).__name__} must override rollout() or rollout_async()")
+
+    def training_rollout(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+        """Used for rollouts of mode ``train``; :meth:`rollout` unless overridden."""
+        return self.rollout(task, resources, rollout)
+
+    def validation_rollout(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+        """Used for rollouts of every other mode; :meth:`rollout` unless overridden."""
+        return self.rollout(task, resources, rollout)
+
+    async def training_rollout_async(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+        """As :meth:`training_rollout`; :meth:`rollout_async` unless overridden."""
+        return await self.rollout_async(task, resources, rollout)
+
+    async def validation_rollout_async(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+        """As :meth:`validation_rollout`; :meth:`rollout_async` unless overridden."""
+        return await self.rollout_async(task, resources, rollout)
+
+
+def _alive(reference: weakref.ref[Any] | None, what: str) -> Any:
+    if reference is None:
+        raise InvalidInput(f"{what} has not been set for this agent.")
+    value = reference()
+    if value is None:
+        raise InvalidInput(f"{what} reference is no longer valid (object has been garbage collected).")
+    return value
+
+
+def is_v0_1_rollout_api(func: Callable[..., Any]) -> bool:
+    """Whether ``func`` takes ``rollout_id``, as methods of the first version did."""
+    return "rollout_id" in inspect.signature(func).parameters

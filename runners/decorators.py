@@ -1,0 +1,178 @@
+"""Functions as agents: parameters are filled by their names with what the rollout was bound to."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast, overload
+
+from ..core.errors import InvalidInput
+from ..core.model import AttemptedRollout, Rollout, RolloutRawResult
+from ..core.resources import LLM, NamedResources, PromptTemplate, ProxyLLM
+from .agents import LitAgent
+
+__all__ = ["FunctionalLitAgent", "as_agent", "llm_rollout", "prompt_rollout", "rollout"]
+
+T = TypeVar("T")
+Func = Callable[..., Any]
+
+_log = logging.getLogger(__name__)
+
+
+class FunctionalLitAgent(LitAgent[T]):
+    """An agent made of one function, and still callable as that function.
+
+    The task is passed first. Further parameters are filled by name: ``llm`` and
+    ``prompt_template`` with the first resource of that kind, ``resources`` with all of them,
+    ``rollout`` with the claimed rollout. With ``strip_proxy`` a proxied model is handed over as
+    a plain one whose endpoint is routed to the attempt.
+    """
+
+    def __init__(self, rollout_func: Func, *, strip_proxy: bool = True) -> None:
+        super().__init__()
+        self._func = rollout_func
+        self._strip_proxy = strip_proxy
+        self._is_async = _is_coroutine(rollout_func)
+        self._parameters = frozenset(list(inspect.signature(rollout_func).parameters)[1:])
+        functools.update_wrapper(cast(Any, self), rollout_func, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function itself, with its own arguments."""
+        return self._func(*args, **kwargs)
+
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine function."""
+        return self._is_async
+
+    def rollout(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+        """Call the function; RuntimeError when it is asynchronous."""
+        if self._is_async:
+            raise RuntimeError("The function is asynchronous: use rollout_async()")
+        return self._func(task, **self._injected(resources, rollout))
+
+    async def rollout_async(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+        """Await the function; RuntimeError when it is synchronous."""
+        if not self._is_async:
+            raise RuntimeError("The function is synchronous: use rollout()")
+        return await self._func(task, **self._injected(resources, rollout))
+
+    def _injected(self, resources: NamedResources, rollout: Rollout) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        if "rollout" in self._parameters:
+            values["rollout"] = rollout
+        if "resources" in self._parameters:
+            values["resources"] = resources
+        if "llm" in self._parameters:
+            llm = _first(resources, LLM, "LLM")
+            if self._strip_proxy and isinstance(llm, ProxyLLM):
+                if not isinstance(rollout, AttemptedRollout):
+                    raise InvalidInput("Rollout is not an AttemptedRollout.")
+                llm = llm.with_attempted_rollout(rollout)
+            values["llm"] = llm
+        if "prompt_template" in self._parameters:
+            values["prompt_template"] = _first(resources, PromptTemplate, "prompt template")
+        return values
+
+
+R = TypeVar("R", LLM, PromptTemplate)
+
+
+def _first(resources: Mapping[str, Any], kind: type[R], what: str) -> R:
+    names = [name for name, resource in resources.items() if isinstance(resource, kind)]
+    if not names:
+        raise InvalidInput(f"No {what} resource found in the provided resources.")
+    if len(names) > 1:
+        _log.warning("Several %s resources found; using %r and not %s.", what, names[0], names[1:])
+    return cast(R, resources[names[0]])
+
+
+def _is_coroutine(func: Func) -> bool:
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(getattr(func, "__call__", None))  # noqa: B004
+
+
+def _names(func: Func) -> list[str]:
+    try:
+        return list(inspect.signature(func).parameters)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"The signature of {func!r} cannot be read: {error}") from None
+
+
+def _checked(func: Func, wanted: str) -> Func:
+    names = _names(func)
+    if len(names) < 2:
+        raise InvalidInput(f"Function {names} must have at least 2 parameters: task and {wanted}.")
+    if names[0] != "task":
+        raise InvalidInput(f"The first parameter must be named 'task', not {names[0]!r}.")
+    if wanted not in names:
+        raise InvalidInput(f"Function {names} must have a parameter named {wanted!r}.")
+    return func
+
+
+@overload
+def llm_rollout(func: Func, *, strip_proxy: bool = True) -> FunctionalLitAgent[Any]: ...
+@overload
+def llm_rollout(func: None = None, *, strip_proxy: bool = True) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
+def llm_rollout(
+    func: Func | None = None, *, strip_proxy: bool = True
+) -> FunctionalLitAgent[Any] | Callable[[Func], FunctionalLitAgent[Any]]:
+    """Make an agent of ``func(task, llm, ...)``; with or without parentheses. ValueError for other signatures."""
+
+    def decorate(function: Func) -> FunctionalLitAgent[Any]:
+        return FunctionalLitAgent(_checked(function, "llm"), strip_proxy=strip_proxy)
+
+    return decorate if func is None else decorate(func)
+
+
+@overload
+def prompt_rollout(func: Func) -> FunctionalLitAgent[Any]: ...
+@overload
+def prompt_rollout(func: None = None) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
+def prompt_rollout(func: Func | None = None) -> FunctionalLitAgent[Any] | Callable[[Func], FunctionalLitAgent[Any]]:
+    """Make an agent of ``func(task, prompt_template, ...)``; with or without parentheses."""
+
+    def decorate(function: Func) -> FunctionalLitAgent[Any]:
+        return FunctionalLitAgent(_checked(function, "prompt_template"))
+
+    return decorate if func is None else decorate(func)
+
+
+@overload
+def rollout(func: Func, *, strip_proxy: bool = True) -> FunctionalLitAgent[Any]: ...
+@overload
+def rollout(func: None = None, *, strip_proxy: bool = True) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
+def rollout(
+    func: Func | None = None, *, strip_proxy: bool = True
+) -> FunctionalLitAgent[Any] | Callable[[Func], FunctionalLitAgent[Any]]:
+    """Make an agent of a function whose further parameters are known names; with or without parentheses.
+
+    NotImplementedError when none of ``llm``, ``prompt_template`` and ``resources`` is among them.
+    """
+
+    def decorate(function: Func) -> FunctionalLitAgent[Any]:
+        names = _names(function)
+        known = {"llm", "prompt_template", "resources"}
+        if len(names) < 2 or names[0] != "task" or not known.intersection(names[1:]):
+            raise NotImplementedError(
+                f"Function signature {inspect.signature(function)} does not match any known agent patterns. "
+                "Expected signatures: (task, llm[, rollout]) or (task, prompt_template[, rollout]). "
+                "Functions can be sync or async."
+            )
+        return FunctionalLitAgent(function, strip_proxy=strip_proxy)
+
+    return decorate if func is None else decorate(func)
+
+
+def as_agent(agent: Any) -> LitAgent[Any]:
+    """``agent`` itself, or a plain function made into one; TypeError for anything else.
+
+    Any function with a first parameter for the task will do: what it does not name it is not given.
+    """
+    if isinstance(agent, LitAgent):
+        return cast("LitAgent[Any]", agent)
+    if isinstance(agent, type) or not callable(agent):
+        raise TypeError(f"An agent is a LitAgent or a function, not {agent!r}")
+    if not _names(agent):
+        raise InvalidInput(f"An agent takes the task as its first parameter; {agent!r} takes none.")
+    return FunctionalLitAgent(agent)

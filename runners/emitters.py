@@ -1,0 +1,149 @@
+"""Emitters: what an agent says about its own run, as spans: rewards, messages, objects, exceptions."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any, cast
+
+from ..core.errors import InvalidInput
+from ..core.semconv import (
+    AGL_ANNOTATION,
+    AGL_EXCEPTION,
+    AGL_MESSAGE,
+    AGL_OBJECT,
+    LightningSpanAttributes,
+    RewardAttributes,
+)
+from ..core.spans import Attributes, SpanCoreFields, TraceStatus
+from .active import get_active_tracer
+from .attributes import (
+    flatten_attributes,
+    format_exception_attributes,
+    full_qualified_name,
+    sanitize_attribute_value,
+    sanitize_attributes,
+)
+from .dummy_tracer import DummyTracer
+from .tracer import Tracer
+
+__all__ = [
+    "emit_annotation",
+    "emit_exception",
+    "emit_message",
+    "emit_object",
+    "emit_reward",
+    "reward_attributes",
+]
+
+
+def _tracer(propagate: bool, what: str) -> Tracer:
+    if not propagate:
+        return DummyTracer()
+    tracer = get_active_tracer()
+    if tracer is None:
+        raise RuntimeError(f"No active tracer found. Cannot emit {what} span.")
+    return tracer
+
+
+def _flat(attributes: Mapping[str, Any] | None) -> Attributes:
+    return sanitize_attributes(flatten_attributes(attributes or {}))
+
+
+def emit_message(message: str, attributes: Mapping[str, Any] | None = None, propagate: bool = True) -> None:
+    """Record a text. TypeError for anything but a string.
+
+    In all emitters ``attributes`` may be nested, and RuntimeError means that no trace is open;
+    with ``propagate`` False the span goes nowhere and needs none.
+    """
+    if not isinstance(message, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"A message must be a string, not {type(message).__name__}")
+    tracer = _tracer(propagate, "message")
+    fields = {**_flat(attributes), LightningSpanAttributes.MESSAGE_BODY.value: message}
+    tracer.create_span(AGL_MESSAGE, fields, status=TraceStatus(status_code="UNSET"))
+
+
+def emit_object(
+    object: Any,
+    attributes: Mapping[str, Any] | None = None,
+    propagate: bool = True,
+) -> SpanCoreFields:
+    """Record a value: primitives and bytes literally, the rest as JSON. RuntimeError when it has none."""
+    tracer = _tracer(propagate, "object")
+    fields = _flat(attributes)
+    fields[LightningSpanAttributes.OBJECT_TYPE.value] = full_qualified_name(type(object))
+    if isinstance(object, bytes):
+        fields[LightningSpanAttributes.OBJECT_LITERAL.value] = base64.b64encode(object).decode("ascii")
+    elif isinstance(object, (str, int, float, bool)):
+        fields[LightningSpanAttributes.OBJECT_LITERAL.value] = str(object)
+    else:
+        try:
+            fields[LightningSpanAttributes.OBJECT_JSON.value] = json.dumps(object)
+        except (TypeError, ValueError) as error:
+            raise RuntimeError(f"The object cannot be written as JSON: {error}") from error
+    return tracer.create_span(AGL_OBJECT, fields)
+
+
+def emit_exception(
+    exception: BaseException, attributes: Mapping[str, Any] | None = None, propagate: bool = True
+) -> None:
+    """Record an exception with its traceback. TypeError for anything else."""
+    if not isinstance(exception, BaseException):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"An exception is needed, not {type(exception).__name__}")
+    tracer = _tracer(propagate, "exception")
+    tracer.create_span(AGL_EXCEPTION, {**_flat(attributes), **format_exception_attributes(exception)})
+
+
+def emit_annotation(annotation: Mapping[str, Any], propagate: bool = True) -> SpanCoreFields:
+    """Record key-value pairs, nested or not. ValueError for values that no span can hold, None too."""
+    fields: Attributes = {}
+    for key, value in flatten_attributes(annotation).items():
+        try:
+            fields[key] = sanitize_attribute_value(value, force=False)
+        except ValueError as error:
+            raise InvalidInput(f"Annotation {key!r}: {error}") from None
+    return _tracer(propagate, "annotation").create_span(AGL_ANNOTATION, fields)
+
+
+def emit_reward(
+    reward: float | Mapping[str, float],
+    *,
+    primary_key: str | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    propagate: bool = True,
+) -> SpanCoreFields:
+    """Record a reward, or several dimensions of one; ``primary_key`` names the one that counts.
+
+    TypeError for a scalar that is no number; ValueError for a dict without ``primary_key`` or
+    with a value that is no number. NaN is a number.
+    """
+    return emit_annotation({**reward_attributes(reward, primary_key), **(attributes or {})}, propagate)
+
+
+def reward_attributes(reward: Any, primary_key: str | None = None) -> Attributes:
+    """The attributes of a reward span: ``agentlightning.reward.<i>.name`` and ``.value``, primary first."""
+    if isinstance(reward, Mapping):
+        dimensions = _dimensions(cast(Mapping[str, Any], reward), primary_key)
+    elif isinstance(reward, (int, float)):
+        dimensions = {"primary": float(reward)}
+    else:
+        raise TypeError(f"A reward must be a number or a mapping of numbers, not {type(reward).__name__}")
+    fields: Attributes = {}
+    for index, (name, value) in enumerate(dimensions.items()):
+        prefix = f"{LightningSpanAttributes.REWARD.value}.{index}"
+        fields[f"{prefix}.{RewardAttributes.REWARD_NAME.value}"] = name
+        fields[f"{prefix}.{RewardAttributes.REWARD_VALUE.value}"] = value
+    return fields
+
+
+def _dimensions(reward: Mapping[str, Any], primary_key: str | None) -> dict[str, float]:
+    if primary_key is None:
+        raise InvalidInput("primary_key is required for a reward of several dimensions")
+    if primary_key not in reward:
+        raise InvalidInput(f"primary_key {primary_key!r} is no dimension of the reward: {sorted(reward)}")
+    for key, value in reward.items():
+        if not isinstance(value, (int, float)):
+            raise InvalidInput(f"Reward value must be a number, got: {value!r} for key {key}")
+    first = {primary_key: float(reward[primary_key])}
+    return {**first, **{key: float(value) for key, value in reward.items() if key != primary_key}}
