@@ -134,8 +134,8 @@ class LightningStore:
         Args:
             worker_id: who claims; its worker record becomes busy, or idle when empty.
             wait_seconds: how long to wait for work to appear; 0 returns at once.
-            incarnation: unique id of one life of the runner process. A new incarnation of a
-                worker means that its earlier attempts run no more.
+            incarnation: unique id of one life of the runner process. Worker ids repeat from
+                machine to machine; whose heartbeats keep which attempt alive is told by this.
             command_id: makes the claim idempotent: the same id gives the same claim again.
         """
         raise NotImplementedError

@@ -83,7 +83,11 @@ def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise InvalidPayload(f"{what} cannot be stored: {error}") from None
     if len(data) > max_mb * 1_000_000:
-        raise PayloadTooLarge(f"{what} has {len(data):,} bytes; the limit is {max_mb:g} MB (max_payload_mb)")
+        raise PayloadTooLarge(
+            f"{what} has {len(data):,} bytes; the limit is {max_mb:g} MB (max_payload_mb)",
+            limit=int(max_mb * 1_000_000),
+            size=len(data),
+        )
     return data
 
 

@@ -22,6 +22,8 @@ class Call:
     command_id: str
     basis: tuple[int, bytes] | None = None
     remote: bool = False
+    repeatable: bool = False
+    """The caller chose the id, so it may come again and ask for the same answer."""
 
 
 _current: ContextVar[Call | None] = ContextVar("agentlightning_call", default=None)
@@ -33,7 +35,8 @@ def current_call(command_id: str | None = None) -> Call:
     if call is not None and command_id is None:
         return call
     remote = call.remote if call is not None else False
-    return Call(command_id or uuid7_hex(), call.basis if call is not None else None, remote)
+    basis = call.basis if call is not None else None
+    return Call(command_id or uuid7_hex(), basis, remote, repeatable=command_id is not None)
 
 
 def serve(call: Call) -> None:

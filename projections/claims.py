@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 from ..core import decide, model
 from ..core.contract import LightningStore
 from ..core.errors import LogClosed
 from ..core.events import Claim
 from ..core.fold import Outcome
+from ..core.ids import uuid7_hex
 from ..core.verdicts import Verdict
 from .answers import attempted_out
 from .call import Call, current_call
@@ -51,7 +53,13 @@ class ClaimMethods(LightningStore):
         for index in range(max(limit, 0)):
             # Each claim of a batch has a chain of its own, so a repeated batch finds the same rollouts again.
             base = call.command_id if index == 0 else f"{call.command_id}/{index}"
-            one = await self._claim(base, call, worker_id, incarnation, None if claimed else deadline)
+            try:
+                one = await self._claim(base, call, worker_id, incarnation, None if claimed else deadline)
+            except asyncio.CancelledError:
+                if _gone_for_good(call):
+                    for lost in claimed:
+                        self._abandon(lost)
+                raise
             if one is None:
                 break
             claimed.append(one)
@@ -99,7 +107,7 @@ class ClaimMethods(LightningStore):
                 else:
                     turn = engine.dispatch.wait(loop)
             if future is not None and rollout_id is not None:
-                answered = await self._outcome(future, rollout_id, command_id)
+                answered = await self._outcome(future, rollout_id, command_id, _gone_for_good(call))
                 if answered is not None:
                     return answered
                 step += 1
@@ -111,19 +119,22 @@ class ClaimMethods(LightningStore):
         future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]],
         rollout_id: str,
         command_id: str,
+        for_good: bool,
     ) -> model.AttemptedRollout | None:
         """The claim's answer; None where somebody else was first. Whatever keeps it out of the log gives it back."""
         try:
             outcome, answered = await asyncio.shield(future)
         except BaseException:
-            future.add_done_callback(_retrieve)
+            future.add_done_callback(partial(self._retrieve, for_good))
             with self.engine.node.lock:
                 self.engine.dispatch.give_back(self.engine.node.state, rollout_id)
+                self.engine.node.delivery.flush()
             raise
         reason = outcome.verdict.reason if outcome.verdict is not None else "malformed"
         if answered is None:
             with self.engine.node.lock:
                 self.engine.dispatch.give_back(self.engine.node.state, rollout_id)
+                self.engine.node.delivery.flush()
             if reason and reason not in RACES:
                 raise refusal(reason, command_id)
         return answered
@@ -142,6 +153,28 @@ class ClaimMethods(LightningStore):
         finally:
             if handle is not None:
                 handle.cancel()
+
+    def _retrieve(
+        self, for_good: bool, future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]]
+    ) -> None:
+        """The caller of this claim left before its answer: nobody runs it, so it goes back to the queue."""
+        if future.cancelled() or future.exception() is not None:
+            return
+        answered = future.result()[1]
+        if answered is not None and for_good:
+            self._abandon(answered)
+
+    def _abandon(self, claimed: model.AttemptedRollout) -> None:
+        engine = self.engine
+        with engine.node.lock:
+            rollout = engine.node.state.rollouts.get(claimed.rollout_id)
+            if rollout is None or engine.closed or engine.node.broken is not None:
+                return
+            attempt = rollout.attempts[claimed.attempt.sequence_id - 1]
+            event = decide.expire(
+                rollout, attempt, "worker_lost", beat_us=None, watermark=None, lost_retries=rollout.lost + 1
+            )
+            engine.node.propose(event, uuid7_hex(), lambda _: None)
 
     def _answer(self, outcome: Outcome) -> model.AttemptedRollout | None:
         """What the fold made of exactly this claim."""
@@ -166,7 +199,7 @@ class ClaimMethods(LightningStore):
             beat = engine.liveness.worker(worker_id)
             beat.dequeue_us = now
             known = engine.node.state.workers.get(worker_id)
-            idle = beat.idle_at >= (known.changed_at if known is not None else -1) and beat.idle_us is not None
+            idle = beat.idle_at > (known.changed_at if known is not None else -1) and beat.idle_us is not None
             if not idle and (known is None or known.status != "idle"):
                 beat.idle_us = now
                 beat.idle_at = engine.node.state.position
@@ -182,7 +215,6 @@ def _end(turn: asyncio.Future[None]) -> None:
         turn.set_result(None)
 
 
-def _retrieve(future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]]) -> None:
-    """Look at the result of a claim whose caller left, so that its error is not reported as forgotten."""
-    if not future.cancelled():
-        future.exception()
+def _gone_for_good(call: Call) -> bool:
+    """Whether a cancelled call cannot come back for its claim: it was made in this process, under an id of its own."""
+    return not call.remote and not call.repeatable

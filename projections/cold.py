@@ -6,12 +6,15 @@ and rebuilt where it is missing. Beside a log file it lies at `<file>.index`; a 
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 from ..core.archival import unpack
 from ..core.state import Rollout
+
+logger = logging.getLogger(__name__)
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT);
@@ -53,14 +56,24 @@ class ColdIndex:
             self._db.execute("DELETE FROM rollouts")
             self._db.execute("DELETE FROM meta WHERE key = 'position'")
 
-    def add(self, gone: Iterable[tuple[Rollout, bytes]], position: int) -> None:
-        """Keep these rollouts, and note that the index is complete up to `position`."""
+    def add(self, gone: Iterable[tuple[Rollout, bytes]], position: int) -> bool:
+        """Keep these rollouts, and note that the index is complete up to `position`.
+
+        False where the disk refused: nothing was kept, the caller holds them in memory and comes again.
+        """
         rows = [(one.rollout_id, one.number, one.status, len(one.attempts), body) for one, body in gone]
         with self._lock:
-            self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO rollouts VALUES (?, ?, ?, ?, ?)", rows)
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (str(position),))
-            self._db.execute("COMMIT")
+            try:
+                self._db.execute("BEGIN")
+                self._db.executemany("INSERT OR REPLACE INTO rollouts VALUES (?, ?, ?, ?, ?)", rows)
+                self._db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (str(position),))
+                self._db.execute("COMMIT")
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                logger.warning("The index of finished rollouts cannot be written (%s); they stay in memory", error)
+                return False
+        return True
 
     def remove(self, rollout_id: str) -> None:
         """The rollout is hot again."""

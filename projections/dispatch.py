@@ -28,6 +28,9 @@ class Dispatch:
     def offer(self, rollout_id: str) -> None:
         """A rollout became claimable: remember it and wake the one who waits longest."""
         self._ready.append(rollout_id)
+        self._wake_one()
+
+    def _wake_one(self) -> None:
         while self._idle:
             future = self._idle.popleft()
             if not future.done():
@@ -47,6 +50,12 @@ class Dispatch:
         """A claim came to nothing: offer the rollout again, first, if it is still claimable."""
         if rollout_id in state.queue:
             self._ready.appendleft(rollout_id)
+            self._wake_one()
+
+    def fail(self, error: Exception) -> None:
+        """No work will come any more: everybody who waits gets `error`."""
+        while self._idle:
+            self._delivery.put(self._idle.popleft(), error, True)
 
     def wait(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
         """A future that is resolved when it is this claimer's turn to try again; cancel it to stop waiting."""
@@ -59,4 +68,4 @@ class Dispatch:
     def pass_on(self) -> None:
         """Somebody was woken and did not claim (gave up, was cancelled): wake the next, if there is work."""
         if self._ready:
-            self.offer(self._ready.pop())
+            self._wake_one()

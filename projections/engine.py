@@ -62,7 +62,7 @@ class Engine:
         self.facts = FactFeed(self.node)
         self.timekeeper = Timekeeper(self.node, self.liveness, self.spans)
         self._gone: list[tuple[Rollout, bytes]] = []
-        self._snapshots = 0
+        self.cold_moves = 0
         self.closed = False
         self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._open()
@@ -71,7 +71,7 @@ class Engine:
     def _open(self) -> None:
         node = self.node
         restored = read_snapshot(self.log, node.namespace)
-        if restored is not None and self.cold.position < restored.state.position - restored.state.archive_after:
+        if restored is not None and self.cold.position < restored.state.position:
             restored = None  # the index lost what the snapshot relies on: everything again from the first record
         if restored is None:
             self.cold.clear()
@@ -91,14 +91,18 @@ class Engine:
     # What follows from each folded record, under the node's lock
 
     def _archive(self, outcome: Outcome) -> None:
+        if outcome.facts and outcome.facts[0][0] == "rollout.restored":
+            self._keep_cold()
+            self.cold.remove(str(outcome.facts[0][1]))
         if outcome.archived:
             self._gone.extend(outcome.archived)
             if len(self._gone) >= 1000:
                 self._keep_cold()
 
     def _keep_cold(self) -> None:
-        self.cold.add(self._gone, self.node.state.position)
-        self._gone.clear()
+        if self.cold.add(self._gone, self.node.state.position):
+            self._gone.clear()
+            self.cold_moves += 1
 
     def _heard(self, outcome: Outcome) -> None:
         for kind, rollout_id, sequence_id, _ in outcome.facts:
@@ -113,8 +117,6 @@ class Engine:
                 self.spans.born.add(rollout_id)
             elif kind == "rollout.backoff":
                 self.timekeeper.backing_off(rollout_id)
-            elif kind == "rollout.restored":
-                self.cold.remove(rollout_id)
             elif kind.startswith("attempt."):
                 self._attempt_heard(kind, rollout_id, sequence_id)
         self.facts.heard(outcome)
@@ -137,10 +139,9 @@ class Engine:
         state = self.node.state
         with self.node.lock:
             self._keep_cold()
-            self._snapshots += 1
             self._snapshot_at = state.position
             at = (state.position, self.node.next_offset, state.fingerprint)
-            write_snapshot(self.log, self.node.namespace, self.node.writer, image_of(state), at, self._snapshots)
+            write_snapshot(self.log, self.node.namespace, self.node.writer, image_of(state), at)
 
     def close(self) -> None:
         """Stop the timekeeper, snapshot what has grown, close the log. Idempotent."""
@@ -150,11 +151,21 @@ class Engine:
         self.timekeeper.close()
         if self.node.broken is None and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
             self.snapshot()
+        self.log.close()  # finishes the appends under way, whose commands get their answers
+        self.node.close()
         with self.node.lock:
             self._keep_cold()
-        self.node.close()
-        self.log.close()
+            self._end_waits(LogClosed("the store was closed"))
         self.cold.close()
+
+    def _end_waits(self, error: Exception) -> None:
+        """Whoever waits for something to happen here learns that nothing will."""
+        for part in (self.waiters, self.dispatch, self.facts):
+            part.fail(error)
+        for _, future in self._position_waiters:
+            self.node.delivery.put(future, error, True)
+        self._position_waiters.clear()
+        self.node.delivery.flush()
 
     # Commands
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple
 
+from ..core.errors import OffsetLost
 from ..core.events import AttemptClaimed, AttemptStarted, RolloutStarted
 from ..core.fold import Outcome, apply
 from ..core.log import Log
@@ -80,22 +81,30 @@ def facts_of(heard: Heard, namespace: str, log_id: str) -> list[Fact]:
     return facts
 
 
-def refold(log: Log, node: Node, since: int, until: int) -> Sequence[Fact]:
-    """The facts at positions after `since` and before `until`, by folding the log from its first record. Blocks."""
-    state, offset, found = State(), 0, list[Fact]()
-    while state.position < until:
-        records = log.read(CONTROL, node.partition, offset, REFOLD_RECORDS, headers=False)
-        if not records:
-            break
+class Refold:
+    """The log folded once more from its first record, for subscribers that begin far back. Every method blocks."""
+
+    def __init__(self, log: Log, node: Node) -> None:
+        self._log = log
+        self._node = node
+        self._offset = 0
+        self.state = State()
+
+    def step(self, since: int) -> list[Fact]:
+        """Fold the next records and return their facts at positions after `since`."""
+        found: list[Fact] = []
+        records = self._log.read(CONTROL, self._node.partition, self._offset, REFOLD_RECORDS, headers=False)
         for record in records:
-            offset = record.offset + 1
-            if record.key != node.namespace or state.position >= until:
+            self._offset = record.offset + 1
+            if record.key != self._node.namespace:
                 continue
-            outcome = apply(state, record.value)
+            outcome = apply(self.state, record.value)
             if outcome.position > since:
-                heard = hear(outcome, state)
-                found.extend(facts_of(heard, node.namespace, log.log_id) if heard is not None else ())
-    return found
+                heard = hear(outcome, self.state)
+                found.extend(facts_of(heard, self._node.namespace, self._log.log_id) if heard is not None else ())
+        if not records:
+            raise OffsetLost(f"the log ends before position {self.state.position}", offset=self._offset)
+        return found
 
 
 class FactFeed:
@@ -107,6 +116,7 @@ class FactFeed:
         self._kept: deque[Heard] = deque(maxlen=KEPT_RECORDS)
         self._complete_after = -1
         self._waiting: list[asyncio.Future[None]] = []
+        self._failed: Exception | None = None
 
     def start(self) -> None:
         """Everything after the present position is kept from here on."""
@@ -125,33 +135,48 @@ class FactFeed:
                 self._delivery.put(future, None)
             self._waiting.clear()
 
-    async def subscribe(self, types: Sequence[str] | None, since: int | None) -> AsyncIterator[Fact]:
-        """Facts after position `since` (None: from now on), for ever. Each position comes whole and in order."""
-        wanted = None if types is None else frozenset(types)
+    def fail(self, error: Exception) -> None:
+        """No facts will come any more: every subscriber that waits gets `error`."""
+        self._failed = error
+        for future in self._waiting:
+            self._delivery.put(future, error, True)
+        self._waiting.clear()
+
+    def subscribe(self, types: Sequence[str] | None, since: int | None) -> AsyncIterator[Fact]:
+        """Facts after position `since`, for ever. Each position comes whole and in order.
+
+        None: from now on, which is the moment of this call, not that of the first `anext`.
+        """
         with self._node.lock:
             cursor = self._node.state.position - 1 if since is None else since
+        return self._deliver(None if types is None else frozenset(types), cursor)
+
+    async def _deliver(self, wanted: frozenset[str] | None, cursor: int) -> AsyncIterator[Fact]:
+        refold: Refold | None = None
         while True:
-            batch, cursor, future = await self._next(cursor)
+            batch: Sequence[Fact] = ()
+            future: asyncio.Future[None] | None = None
+            with self._node.lock:
+                behind = cursor < self._complete_after
+                if not behind:
+                    batch = self._behind(cursor)
+                    if not batch:
+                        if self._failed is not None:
+                            raise self._failed
+                        future = asyncio.get_running_loop().create_future()
+                        self._waiting.append(future)
+            if behind:
+                refold = refold if refold is not None else Refold(self._node.log, self._node)
+                batch = await asyncio.to_thread(refold.step, cursor)
+                cursor = max(cursor, refold.state.position - 1)
+            elif batch:
+                refold = None
+                cursor = batch[-1].position
             for fact in batch:
                 if wanted is None or fact.type in wanted:
                     yield fact
             if future is not None:
                 await future
-
-    async def _next(self, cursor: int) -> tuple[Sequence[Fact], int, asyncio.Future[None] | None]:
-        """Facts behind `cursor`, the new cursor, and a future to wait for where there were none."""
-        with self._node.lock:
-            behind = cursor < self._complete_after
-            until = self._complete_after + 1
-            if not behind:
-                batch = self._behind(cursor)
-                if batch:
-                    return batch, batch[-1].position, None
-                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._waiting.append(future)
-                return (), cursor, future
-        found = await asyncio.to_thread(refold, self._node.log, self._node, cursor, until)
-        return found, until - 1, None
 
     def _behind(self, cursor: int) -> list[Fact]:
         """The facts of the next few kept records after `cursor`."""

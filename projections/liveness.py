@@ -96,6 +96,12 @@ class Liveness:
         self.keep(beat)
         return beat
 
+    def expect(self, worker_id: str | None, incarnation: str | None, now: float) -> None:
+        """Count the silence of an incarnation from `now` on, if its worker sent heartbeats before the store restarted."""
+        beat = self.workers.get(worker_id or "")
+        if incarnation is not None and beat is not None and beat.incarnation is not None:
+            self.incarnations.setdefault(incarnation, now)
+
     def keep(self, beat: WorkerBeat) -> None:
         """Write a worker's overlay to its topic; heartbeats are exempt from durability, so nobody waits."""
         record = NewRecord(beat.worker_id, msgspec.msgpack.encode(beat), beat.beat_us or 0)

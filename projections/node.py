@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import queue
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -83,8 +84,13 @@ class Node:
         self.broken: Exception | None = None
         self._form: Format = form
         self._foreign = foreign_writers
+        # Staging has a lock of its own, taken after `lock`: the log's thread sends the next batch without waiting for
+        # the fold of the one before, which is the applier's work.
+        self._staging = threading.Lock()
         self._staged: list[_Staged] = []
         self._inflight = False
+        self._acked: queue.SimpleQueue[tuple[list[_Staged], Ack | LogError] | None] = queue.SimpleQueue()
+        self._applier = threading.Thread(target=self._apply_acked, name="agl-fold", daemon=True)
         self._tickets: dict[str, list[Done]] = {}
         self._subscription: Subscription | None = None
 
@@ -102,6 +108,7 @@ class Node:
             if collecting:
                 gc.enable()
         self._check_halted()
+        self._applier.start()
         if self.state.position == 0:
             opening = decide.open_log(self.settings.window, self.settings.archive_after, FOLD_VERSION)
             self.run(opening)
@@ -111,9 +118,12 @@ class Node:
             )
 
     def close(self) -> None:
-        """Stop following. Commands that are still waiting get `LogClosed`."""
+        """Fold what the log has acknowledged, then stop; the log was closed before. Who still waits gets `LogClosed`."""
         if self._subscription is not None:
             self._subscription.close()
+        self._acked.put(None)
+        if self._applier.is_alive():
+            self._applier.join()
         with self.lock:
             self._fail_all(LogClosed("the store was closed"))
 
@@ -131,6 +141,16 @@ class Node:
                 return
             with self.lock:
                 self._fold_records(records)
+
+    def _catch_up_or_stop(self) -> bool:
+        """As `_catch_up`, in a thread of the log, which must not see an error: what cannot be read stops the node."""
+        try:
+            self._catch_up()
+        except LogError as failure:
+            self.broken = failure
+            self._fail_all(failure)
+            return False
+        return True
 
     def _on_tail(self, records: Sequence[Record]) -> None:
         with self.lock:
@@ -158,6 +178,8 @@ class Node:
         if outcome.proposal is not None:
             for done in self._tickets.pop(outcome.proposal.id, ()):
                 done(outcome)
+        if self.state.halted is not None and self._tickets:
+            self._fail_all(Refused(self.state.halted, reason="halted"))
 
     # Proposing
 
@@ -186,10 +208,12 @@ class Node:
             self.namespace, encode(proposal, self._form), proposal.time_us, headers_of(proposal, self.namespace)
         )
         self._tickets[command_id] = [done]
-        self._staged.append(_Staged(command_id, record))
-        self._flush()
+        with self._staging:
+            self._staged.append(_Staged(command_id, record))
+            self._flush()
 
     def _flush(self) -> None:
+        """Send the next batch if none is under way; under `_staging`."""
         if self._inflight or not self._staged:
             return
         size = count = 0
@@ -205,34 +229,51 @@ class Node:
         )
 
     def _on_ack(self, batch: list[_Staged], ack: Ack | LogError) -> None:
-        """The log's thread says what became of a batch; the next one goes out before this one is folded."""
-        with self.lock:
+        """The log's thread says what became of a batch: the next one goes out, this one goes to the applier."""
+        with self._staging:
             self._inflight = False
             if isinstance(ack, Ack):
                 self._flush()
-                if ack.base_offset == self.next_offset:
-                    for staged in batch:
-                        self.next_offset += 1
-                        self._fold_value(staged.record.value)
-                else:
-                    self._catch_up()
-            elif isinstance(ack, UnknownOutcome):
-                self._settle_unknown(batch, ack)
-                self._flush()
-            else:
-                for staged in batch:
-                    self._fail(staged.command_id, ack)
-                self._flush()
-            self.delivery.flush()
+        self._acked.put((batch, ack))
 
-    def _settle_unknown(self, batch: list[_Staged], error: LogError) -> None:
-        """Fold what is in the log now; what is not there goes out again under the same id, a few times."""
-        try:
-            self._catch_up()
-        except LogError as failure:
-            self.broken = failure
-            self._fail_all(failure)
+    def _apply_acked(self) -> None:
+        """The applier's thread: fold acknowledged batches in order and wake who waits for them."""
+        while True:
+            item = self._acked.get()
+            if item is None:
+                return
+            batch, ack = item
+            with self.lock:
+                try:
+                    self._apply_batch(batch, ack)
+                except Exception as error:  # a node that failed to fold must not answer from half a state
+                    logger.exception("The store failed to fold and stops serving.")
+                    self.broken = error
+                    self._fail_all(StorageError(f"the store failed to fold: {error}"))
+                self.delivery.flush()
+
+    def _apply_batch(self, batch: list[_Staged], ack: Ack | LogError) -> None:
+        if isinstance(ack, Ack):
+            if ack.base_offset == self.next_offset:
+                for staged in batch:
+                    self.next_offset += 1
+                    self._fold_value(staged.record.value)
+            else:
+                self._catch_up()
             return
+        again: list[_Staged] = []
+        if isinstance(ack, UnknownOutcome):
+            again = self._settle_unknown(batch, ack)
+        else:
+            for staged in batch:
+                self._fail(staged.command_id, ack)
+        with self._staging:
+            self._staged[:0] = again
+            self._flush()
+
+    def _settle_unknown(self, batch: list[_Staged], error: LogError) -> list[_Staged]:
+        """Fold what is in the log now; return what is not there and goes out again under the same id, a few times."""
+        self._catch_up()
         again: list[_Staged] = []
         for staged in batch:
             if staged.command_id not in self._tickets:
@@ -242,7 +283,7 @@ class Node:
                 again.append(staged)
             else:
                 self._fail(staged.command_id, error)
-        self._staged[:0] = again
+        return again
 
     def _fail(self, command_id: str, error: Exception) -> None:
         for done in self._tickets.pop(command_id, ()):
@@ -251,7 +292,8 @@ class Node:
     def _fail_all(self, error: Exception) -> None:
         for command_id in list(self._tickets):
             self._fail(command_id, error)
-        self._staged.clear()
+        with self._staging:
+            self._staged.clear()
         self.delivery.flush()
 
     # Waiting for outcomes

@@ -310,16 +310,21 @@ class RolloutMethods(LightningStore):
             "_aggregate": filter_logic,
         }
         everything = filter_logic == "or"
-        cold = await asyncio.to_thread(
-            lambda: list(self.engine.cold.scan(None if everything else ids, None if everything else statuses))
-        )
-        with self.engine.node.lock:
-            candidates = self._merged(cold, None if everything else ids)
-            if sort_by is None:
-                found = page(candidates, filters=filters, limit=limit, offset=offset, model=model.Rollout)
-                items = [self._view(rollout) for rollout in found.items]
-                return _page(items, limit, offset, found.total)
-            views = [self._view(rollout) for rollout in candidates]
+        while True:
+            moves = self.engine.cold_moves
+            cold = await asyncio.to_thread(
+                lambda: list(self.engine.cold.scan(None if everything else ids, None if everything else statuses))
+            )
+            with self.engine.node.lock:
+                if moves != self.engine.cold_moves:
+                    continue  # rollouts moved into the index after it was read: they would be in neither place
+                candidates = self._merged(cold, None if everything else ids)
+                if sort_by is None:
+                    found = page(candidates, filters=filters, limit=limit, offset=offset, model=model.Rollout)
+                    items = [self._view(rollout) for rollout in found.items]
+                    return _page(items, limit, offset, found.total)
+                views = [self._view(rollout) for rollout in candidates]
+                break
         return page(
             views, filters=filters, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Rollout
         )

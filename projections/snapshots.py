@@ -17,7 +17,7 @@ import msgspec
 from ..core.errors import LogError
 from ..core.log import Ack, Log, NewRecord
 from ..core.state import FOLD_VERSION, State, dump, load
-from ..core.topics import SNAPSHOTS, partition_of
+from ..core.topics import CONTROL, SNAPSHOTS, partition_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,12 @@ class Restored:
     next_offset: int
 
 
-def write_snapshot(
-    log: Log, namespace: str, writer: str, image: bytes, state_at: tuple[int, int, bytes], turn: int = 0
-) -> None:
-    """Append the chunks of `image` and then the manifest, without waiting for the log.
+def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at: tuple[int, int, bytes]) -> None:
+    """Append the chunks of `image`, then the manifest in place of the older one, without waiting for the log.
 
-    `state_at` is (position, next control offset, fingerprint) of the image, `turn` counts this writer's snapshots: the
-    manifests take turns in two slots, so the one before survives a crash. A failure is logged: a snapshot saves time,
-    nothing depends on it.
+    `state_at` is (position, next control offset, fingerprint) of the image. There are two slots for manifests, so the
+    snapshot before survives a crash; what the replaced one consisted of is emptied. A failure is logged: a snapshot
+    saves time, nothing depends on it.
     """
     position, offset, fingerprint = state_at
     partition = partition_of(namespace, log.partitions(SNAPSHOTS))
@@ -78,32 +76,49 @@ def write_snapshot(
         chunks=keys,
         hashes=[blake2b(piece, digest_size=16).digest() for piece in pieces],
     )
-    slot = f"{namespace}/manifest/{turn % KEPT}"
-    log.append(SNAPSHOTS, partition, [NewRecord(slot, msgspec.msgpack.encode(manifest), 0)], done)
+    slots = _manifests(log, namespace)
+    slot = min(range(KEPT), key=lambda one: slots[one].position if one in slots else -1)
+    key = f"{namespace}/manifest/{slot}"
+    log.append(SNAPSHOTS, partition, [NewRecord(key, msgspec.msgpack.encode(manifest), 0)], done)
+    dropped = [] if slot not in slots else [one for one in slots[slot].chunks if one not in keys]
+    if dropped:
+        log.append(SNAPSHOTS, partition, [NewRecord(one, b"", 0) for one in dropped], done)
 
 
 def read_snapshot(log: Log, namespace: str) -> Restored | None:
     """The newest snapshot that is whole and of this log, or None."""
-    found: list[Manifest] = []
-    for slot in range(KEPT):
-        for record in log.read_key(SNAPSHOTS, f"{namespace}/manifest/{slot}")[-1:]:
-            try:
-                found.append(msgspec.msgpack.decode(record.value, type=Manifest))
-            except msgspec.MsgspecError:
-                logger.warning("A snapshot manifest of %s cannot be read; it is ignored", namespace)
-    for manifest in sorted(found, key=lambda one: -one.position):
+    for manifest in sorted(_manifests(log, namespace).values(), key=lambda one: -one.position):
         restored = _restore(log, manifest)
         if restored is not None:
             return restored
     return None
 
 
+def _manifests(log: Log, namespace: str) -> dict[int, Manifest]:
+    """Slot -> newest manifest in it, of those that can be read."""
+    found: dict[int, Manifest] = {}
+    for slot in range(KEPT):
+        try:
+            for record in log.read_key(SNAPSHOTS, f"{namespace}/manifest/{slot}")[-1:]:
+                found[slot] = msgspec.msgpack.decode(record.value, type=Manifest)
+        except (msgspec.MsgspecError, LogError) as error:
+            logger.warning("A snapshot manifest of %s cannot be read (%s); it is ignored", namespace, error)
+    return found
+
+
 def _restore(log: Log, manifest: Manifest) -> Restored | None:
     if manifest.log_id != log.log_id or manifest.fold_version != FOLD_VERSION:
         return None
+    if manifest.offset > log.ends(CONTROL, partition_of(manifest.namespace, log.partitions(CONTROL)))[1]:
+        logger.warning("The snapshot at position %d is ahead of its log; it is ignored", manifest.position)
+        return None
     pieces: list[bytes] = []
     for key, expected in zip(manifest.chunks, manifest.hashes):
-        records = log.read_key(SNAPSHOTS, key)
+        try:
+            records = log.read_key(SNAPSHOTS, key)
+        except LogError as error:
+            logger.warning("The snapshot at position %d cannot be read (%s); it is ignored", manifest.position, error)
+            return None
         if not records or blake2b(records[-1].value, digest_size=16).digest() != expected:
             logger.warning("The snapshot at position %d is not whole; it is ignored", manifest.position)
             return None

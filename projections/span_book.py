@@ -59,8 +59,10 @@ class SpanBook:
             self._hot -= len(dropped.seen)
         return counter
 
-    def _forget(self, rollout_id: str) -> None:
+    def _forget(self, rollout_id: str, spans: int) -> None:
+        """An append failed: its spans do not count, and the counter is what the log says."""
         with self._lock:
+            self._added -= spans
             dropped = self._counters.pop(rollout_id, None)
             if dropped is not None:
                 self._hot -= len(dropped.seen)
@@ -109,7 +111,7 @@ class SpanBook:
         def done(result: Ack | LogError) -> None:
             failed = isinstance(result, LogError)
             if failed:
-                self._forget(rollout_id)
+                self._forget(rollout_id, sum(1 for record in records if record.headers[0][1] == "span"))
             delivery = Delivery()
             delivery.put(future, result if failed else None, failed)
             delivery.flush()

@@ -47,6 +47,7 @@ class Timekeeper:
         self._time = 0.0
         self._last = node.clock.monotonic()
         self._stepped = 0.0
+        self._wakes_at: float | None = None
         self._closed = False
         self._moving = False
         self._thread: threading.Thread | None = None
@@ -74,6 +75,7 @@ class Timekeeper:
                     self._liveness.open[(rollout.rollout_id, attempt.sequence_id)] = OpenAttempt(
                         attempt.incarnation, self._time
                     )
+                    self._liveness.expect(attempt.worker_id, attempt.incarnation, self._time)
             if rollout.due_ms is not None:
                 self.backoffs[rollout.rollout_id] = False
 
@@ -89,8 +91,10 @@ class Timekeeper:
 
     def opened(self, key: AttemptKey, incarnation: str | None) -> None:
         """An attempt began, or came back: watch it."""
-        self._liveness.open[key] = OpenAttempt(incarnation, self.now())
-        self._wake.notify_all()
+        watched = self._liveness.open[key] = OpenAttempt(incarnation, self.now())
+        found = self._find(key)
+        if self._wakes_at is None or (found is not None and self._deadline(watched, *found)[0] < self._wakes_at):
+            self._wake.notify_all()  # else the next turn is early enough, and a turn looks at every open attempt
 
     def backing_off(self, rollout_id: str) -> None:
         """A back-off began: watch it."""
@@ -107,6 +111,7 @@ class Timekeeper:
                 except Exception:  # one bad turn must not end all timeouts; it is recorded and the next one comes
                     logger.exception("The timekeeper failed to look after its attempts; it tries again.")
                     pause = TICK_SECONDS
+                self._wakes_at = None if pause is None else self.now() + pause
                 self._wake.wait(pause)
 
     def turn(self) -> float | None:
@@ -120,6 +125,8 @@ class Timekeeper:
             return None
         if self._node.broken is not None or self._node.state.halted is not None:
             return TICK_SECONDS
+        if not self._timed():
+            self._stepped = self._time  # nobody waits for the log's clock: it must not run after a time nobody counted
         due = self._due()
         next_due = min((when for when, _, _ in due), default=None)
         self._move_clock(any(timed and when <= self._time for when, timed, _ in due))

@@ -46,5 +46,12 @@ class Waiters:
             if not waiter.missing:
                 self._delivery.put(waiter.future, None)
 
+    def fail(self, error: Exception) -> None:
+        """Nothing will complete any more: everybody gets `error`."""
+        for waiters in self._by_rollout.values():
+            for waiter in waiters:
+                self._delivery.put(waiter.future, error, True)
+        self._by_rollout.clear()
+
     def __len__(self) -> int:
         return len({id(waiter) for waiters in self._by_rollout.values() for waiter in waiters})
