@@ -58,19 +58,19 @@ def json_text(value: Any) -> bytes:
     return json.dumps(builtins, separators=(",", ":")).encode("ascii")
 
 
-def pack(value: Any) -> bytes:
-    """Msgpack of a value, or of the bytes of its JSON text. Raises `InvalidPayload` for what neither can hold."""
+def pack_answer(status: int, result: Any) -> bytes:
+    """One answer of a batch. Raises `InvalidPayload` for what neither msgpack nor JSON can hold."""
     try:
         try:
-            return _pack(value)
+            return _pack((status, result))
         except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
-            return _pack(json_text(value))
+            return _pack((status, json_text(result)))
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise errors.InvalidPayload(f"the value cannot be sent: {error}") from None
 
 
 def unpack(data: bytes) -> Any:
-    """What :func:`pack` and msgpack made. Raises `InvalidPayload`."""
+    """What msgpack made. Raises `InvalidPayload`."""
     try:
         return _unpack(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
@@ -78,15 +78,10 @@ def unpack(data: bytes) -> Any:
 
 
 def unwrap(value: Any) -> Any:
-    """A value as it was before :func:`pack`: bytes are JSON text."""
+    """A value as it was before packing: bytes are JSON text."""
     if isinstance(value, bytes):
         return json.loads(value)
     return value
-
-
-def raw(data: bytes) -> msgspec.Raw:
-    """Packed bytes as a part of something larger."""
-    return msgspec.Raw(data)
 
 
 def to_json(value: Any) -> bytes:
@@ -203,3 +198,25 @@ _READ: dict[str, Callable[[Any], Any]] = {
 def read_result(kind: str, value: Any) -> Any:
     """A result as the store's method returns it, from its plain form; None stays None."""
     return None if value is None else _READ.get(kind, _same)(value)
+
+
+def compact(method: str, result: Any) -> Any:
+    """What a batched call answers: of a stored span only what its sender does not know."""
+    if result is None:
+        return None
+    if method == "add_span":
+        return result.sequence_id
+    if method == "add_many_spans":
+        return [(span.rollout_id, span.attempt_id, span.span_id, span.sequence_id) for span in result]
+    return result
+
+
+def pack_call(command_id: str, method: str, args: Any, basis: str | None) -> bytes:
+    """One call of a batch. Raises `InvalidPayload` for arguments that cannot travel."""
+    try:
+        try:
+            return _pack((command_id, method, args, basis))
+        except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
+            return _pack((command_id, method, json_text(args), basis))
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise errors.InvalidPayload(f"the arguments of {method} cannot be sent: {error}") from None

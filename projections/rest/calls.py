@@ -1,0 +1,178 @@
+"""One call of a store method, as any door hands it over: arguments checked, idempotency key put in place, guarded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from ...core.contract import LightningStore
+from ...core.errors import ForeignPosition, InvalidInput, StoreUnreachable
+from ...core.ids import uuid7_hex
+from ..call import Call, serve
+from .bodies import Page
+from .routes import LONGEST_HOLD_SECONDS, Method
+
+T = TypeVar("T")
+
+CATCH_UP_SECONDS = 5.0
+"""How long a caller is held back until this store has seen what the caller has."""
+MAX_KEY_LENGTH = 200
+
+
+class CallerGone(Exception):
+    """The connection of a held call was lost: nobody reads the answer."""
+
+
+class Calls:
+    """Runs calls on a store. Held calls are remembered, so that a server that stops can end them."""
+
+    def __init__(self, store: LightningStore) -> None:
+        self.store = store
+        self._held: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    async def run(self, method: Method, args: dict[str, Any], command: Call | None) -> Any:
+        """Check the arguments and call the store. Raises pydantic's ValidationError and what the store raises."""
+        given = method.body.model_validate(args).given()
+        for name in method.not_null:
+            if name in given and given[name] is None:
+                raise InvalidInput(f"{name} is invalid; it cannot be a null value.")
+        if method.may_wait:
+            _bound_the_wait(given)
+        if method.name in ("fingerprint", "confirm_claim"):
+            return await self._beyond_the_contract(method.name, given)
+        # Set in every case: the connection's context may be shared by requests that follow each other.
+        serve(command or Call(uuid7_hex()))
+        return await getattr(self.store, method.name)(**given)
+
+    async def _beyond_the_contract(self, name: str, given: dict[str, Any]) -> Any:
+        own = getattr(self.store, name, None)
+        if name == "confirm_claim":
+            if own is not None:
+                await own(given["rollout_id"], given["attempt_id"])
+            return None
+        if own is None:
+            raise InvalidInput("this store keeps no fingerprint")
+        position, digest = own()
+        return {"position": position, "fingerprint": digest}
+
+    async def held(self, work: Coroutine[Any, Any, T], gone: Callable[[], Coroutine[Any, Any, None]]) -> T:
+        """Run a call that may wait long, until the caller is `gone` or the server stops.
+
+        Raises `CallerGone` in the first case and `StoreUnreachable` in the second.
+        """
+        if self._closing:
+            work.close()
+            raise StoreUnreachable("the store is shutting down")
+        task = self.hold(work)
+        watch = asyncio.ensure_future(gone())
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not task.cancelled():
+                return task.result()
+            raise StoreUnreachable("the store is shutting down") if self._closing else CallerGone()
+        finally:
+            watch.cancel()
+            task.cancel()
+
+    def hold(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that :meth:`stop` cancels."""
+        task = asyncio.ensure_future(work)
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
+        if self._closing:
+            task.cancel()
+        return task
+
+    def stop(self) -> None:
+        """End every held call."""
+        self._closing = True
+        for task in tuple(self._held):
+            task.cancel()
+
+    def position(self) -> str | None:
+        """The store's position token; None for a store that has none."""
+        own = getattr(self.store, "position", None)
+        return own() if callable(own) else None
+
+    def basis(self) -> str | None:
+        """What a client's next command can be based on: "position:fingerprint"."""
+        own = getattr(self.store, "fingerprint", None)
+        if not callable(own):
+            return None
+        position, digest = own()  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
+        return f"{position}:{digest}"
+
+    async def catch_up(self, token: str | None) -> None:
+        """Wait until the store has what the caller has seen.
+
+        Raises `ForeignPosition` for another log's token, and `StoreUnreachable` when it takes too long.
+        """
+        if not token:
+            return
+        wait = getattr(self.store, "wait_position", None)
+        if wait is None:
+            return
+        if token == self.position():
+            return
+        if token.count(":") < 2:
+            raise ForeignPosition(f"{token[:100]!r} is not a position of this store")
+        try:
+            await asyncio.wait_for(wait(token), CATCH_UP_SECONDS)
+        except asyncio.TimeoutError:
+            raise StoreUnreachable(f"the store has not reached position {token} yet") from None
+
+
+def command_of(command_id: str | None, basis: str | None, remote: bool) -> Call | None:
+    """The idempotency key of a request, and what its caller knew. Raises `InvalidInput` for what is none."""
+    if command_id is None:
+        return None
+    if not 0 < len(command_id) <= MAX_KEY_LENGTH or not command_id.isprintable():
+        raise InvalidInput(f"an idempotency key has 1 to {MAX_KEY_LENGTH} printable characters")
+    if not basis:
+        return Call(command_id, None, remote)
+    position, _, digest = basis.partition(":")
+    try:
+        # The basis of a proposal is the last record its caller knew; positions count records.
+        return Call(command_id, (int(position) - 1, bytes.fromhex(digest)), remote)
+    except ValueError:
+        raise InvalidInput(f"{basis[:100]!r} is not a basis: it looks like POSITION:HEX") from None
+
+
+def _bound_the_wait(given: dict[str, Any]) -> None:
+    for name in ("wait_seconds", "timeout"):
+        value = given.get(name, 0.0)
+        if value is None or value > LONGEST_HOLD_SECONDS:
+            given[name] = LONGEST_HOLD_SECONDS
+        elif value != value:
+            raise InvalidInput(f"{name} is not a number")
+
+
+def waits(method: Method, args: Any) -> bool:
+    """Say whether a call can be held for a while."""
+    if not method.may_wait or not isinstance(args, dict):
+        return False
+    if method.name == "wait_for_rollouts":
+        return args.get("timeout", None) is None or _positive(args["timeout"])
+    return _positive(args.get("wait_seconds", 0.0))
+
+
+def _positive(value: Any) -> bool:
+    try:
+        return float(value) > 0
+    except (TypeError, ValueError):
+        return False
+
+
+def guard_page(method: Method, given: Any) -> None:
+    """What the HTTP routes refuse of a page: unknown sort fields, a limit of 0, a negative offset."""
+    if method.page_of is None or not isinstance(given, Page):
+        return
+    allowed = method.page_of.model_fields
+    if given.sort_by is not None and given.sort_by not in allowed:
+        raise InvalidInput(f"Invalid sort_by: {given.sort_by}, allowed fields are: {', '.join(allowed)}")
+    if given.limit == 0 or given.limit < -1:
+        raise InvalidInput("Limit must be greater than 0 or -1 for no limit")
+    if given.offset < 0:
+        raise InvalidInput("Offset must be greater than or equal to 0")

@@ -1,0 +1,258 @@
+"""The ASGI application of a store: the token first, then the batched calls, then one handler for every route."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+
+from ...core.contract import LightningStore
+from ...core.errors import InvalidInput, Unauthorized
+from . import wire
+from .calls import CallerGone, Calls, command_of, waits
+from .events import stream_events
+from .handlers import RouteHandler
+from .http import (
+    Disconnected,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    answer,
+    header,
+    note_access,
+    read_body,
+    until_gone,
+)
+from .openapi import describe
+from .otlp import OtlpHandler
+from .routes import (
+    CALLS_PATH,
+    EVENTS_PATH,
+    HEALTH_PATH,
+    METHODS,
+    OPENAPI_PATH,
+    OTLP_TRACES_PATH,
+    OTLP_UNSUPPORTED,
+    POSITION_HEADER,
+    PRINT_HEADER,
+    ROUTES,
+    shown_path,
+)
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+log = logging.getLogger("agentlightning.store.server")
+
+MSGPACK = b"application/msgpack"
+JSON = b"application/json"
+MAX_CALLS = 4096
+DEFAULT_PAYLOAD_MB = 64.0
+
+
+class Door:
+    """Serves `store` over HTTP. `token` None: nobody is asked. Bodies beyond `max_payload_mb` get 413."""
+
+    def __init__(
+        self,
+        store: LightningStore,
+        *,
+        token: str | None = None,
+        cors_allow_origins: Sequence[str] | str | None = None,
+        max_payload_mb: float = DEFAULT_PAYLOAD_MB,
+    ) -> None:
+        self.calls = Calls(store)
+        self.limit = int(max_payload_mb * 1_000_000)
+        # A payload of the limit is larger on the wire: names, quotes, other fields of the call.
+        self.body_limit = self.limit + self.limit // 4 + 65_536
+        self._token = None if token is None else f"Bearer {token}".encode()
+        self.app = self._application()
+        self._entry: ASGIApp = self._guarded
+        origins = _origins(cors_allow_origins)
+        if origins:
+            self._entry = CORSMiddleware(
+                self._guarded,
+                allow_origins=origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                allow_credentials=True,
+                expose_headers=["*"],
+            )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: HTTP requests only."""
+        if scope["type"] == "http":
+            await self._entry(scope, receive, send)
+
+    def stop(self) -> None:
+        """End held calls and event streams; their callers come again."""
+        self.calls.stop()
+
+    def _application(self) -> Starlette:
+        otlp = OtlpHandler(self.calls.store, self.body_limit)
+        routes = [
+            StarletteRoute(HEALTH_PATH, _health, methods=["GET"]),
+            StarletteRoute("/health", _health, methods=["GET"]),
+            StarletteRoute(OPENAPI_PATH, _openapi, methods=["GET"]),
+            StarletteRoute(EVENTS_PATH, self._events, methods=["GET"]),
+            StarletteRoute(OTLP_TRACES_PATH, otlp.traces, methods=["POST"]),
+            *(StarletteRoute(path, _unsupported, methods=["POST"]) for path in OTLP_UNSUPPORTED),
+        ]
+        for route in ROUTES:
+            handler = RouteHandler(route, self.calls, self.body_limit)
+            routes.append(StarletteRoute(route.path, handler.serve, methods=[route.verb]))
+        return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _failure})
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = time.perf_counter()
+        try:
+            self._authorize(scope)
+            if scope["path"] == CALLS_PATH and scope["method"] == "POST":
+                await self._serve_calls(scope, receive, send)
+                return
+            await self.calls.catch_up(header(scope, b"x-agl-position"))
+        except (Disconnected, CallerGone):
+            return
+        except Exception as error:
+            await self._refuse(scope, send, error, began)
+            return
+        await self._serve_route(scope, receive, send, began)
+
+    async def _serve_route(self, scope: Scope, receive: Receive, send: Send, began: float) -> None:
+        status = 499
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *self._position_headers()]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except (Disconnected, CallerGone):
+            return
+        finally:
+            path = quote(scope["path"])
+            note_access(scope, f"{scope['method']} {path}", status, time.perf_counter() - began)
+
+    def _authorize(self, scope: Scope) -> None:
+        if self._token is None:
+            return
+        given = header(scope, b"authorization") or ""
+        if not hmac.compare_digest(given.encode("latin-1"), self._token):
+            raise Unauthorized("This store asks for a token: send it as 'Authorization: Bearer TOKEN'")
+
+    def _position_headers(self) -> list[tuple[bytes, bytes]]:
+        token, basis = self.calls.position(), self.calls.basis()
+        headers: list[tuple[bytes, bytes]] = []
+        if token is not None:
+            headers.append((POSITION_HEADER.encode(), token.encode()))
+        if basis is not None:
+            headers.append((PRINT_HEADER.encode(), basis.encode()))
+        return headers
+
+    async def _refuse(self, scope: Scope, send: Send, error: Exception, began: float) -> None:
+        status = wire.status_of(error)
+        if status == 500:
+            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+        extra = [(b"retry-after", b"1")] if status == 503 else []
+        if status == 401:
+            extra = [(b"www-authenticate", b"Bearer")]
+        await answer(send, status, wire.to_json(wire.error_body(error)), JSON, extra)
+        note_access(scope, f"{scope['method']} {quote(scope['path'])}", status, time.perf_counter() - began)
+
+    async def _serve_calls(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Several calls of one client, run side by side; answered in order, each with its own status."""
+        frames = wire.unpack(await read_body(scope, receive, self.body_limit))
+        if not isinstance(frames, list) or not 0 < len(frames) <= MAX_CALLS:
+            raise InvalidInput(f"the body is a list of 1 to {MAX_CALLS} calls")
+        await self.calls.catch_up(header(scope, b"x-agl-position"))
+        if len(frames) == 1:
+            answers = [await self._one(frames[0], scope, receive)]
+        else:
+            answers = await asyncio.gather(*(self._one(frame, scope, None) for frame in frames))
+        body = msgspec.msgpack.encode([msgspec.Raw(data) for data in answers])
+        await answer(send, 200, body, MSGPACK, self._position_headers())
+
+    async def _one(self, frame: Any, scope: Scope, receive: Receive | None) -> bytes:
+        began = time.perf_counter()
+        shown, status = "POST /?", 200
+        try:
+            command_id, name, args, basis = frame
+            method = METHODS[name]
+            args = wire.unwrap(args)
+            shown = shown_path(method, args)
+            work = self.calls.run(method, args, command_of(command_id, basis, remote=True))
+            if receive is not None and waits(method, args):
+                result = await self.calls.held(work, lambda: until_gone(receive))
+            else:
+                result = await work
+            return wire.pack_answer(200, wire.compact(method.name, result))
+        except CallerGone:
+            status = 499
+            raise
+        except Exception as caught:
+            error = _malformed(frame, caught)
+            status = wire.status_of(error)
+            if status == 500:
+                log.error("%s failed", shown, exc_info=error)
+            return wire.pack_answer(status, wire.error_body(error))
+        finally:
+            note_access(scope, shown, status, time.perf_counter() - began)
+
+    async def _events(self, request: Request) -> Response:
+        return await stream_events(request, self.calls)
+
+
+def _malformed(frame: Any, error: Exception) -> Exception:
+    """A call that is no call is the caller's fault; anything else stays what it was."""
+    if isinstance(frame, list) and len(frame) == 4 and isinstance(frame[1], str):
+        if frame[1] not in METHODS:
+            return InvalidInput(f"unknown method {frame[1][:100]!r}")
+        if isinstance(frame[0], str) and isinstance(frame[2], (dict, bytes)) and isinstance(frame[3], (str, type(None))):
+            return error
+    return InvalidInput("a call is a list of [id, method, arguments, basis]")
+
+
+def _origins(value: Sequence[str] | str | None) -> list[str]:
+    origins = [value] if isinstance(value, str) else list(value or ())
+    origins = [origin.strip() for origin in origins if origin.strip()]
+    return ["*"] if "*" in origins else origins
+
+
+async def _health(_: Request) -> Response:
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+async def _openapi(_: Request) -> Response:
+    return Response(wire.to_json(describe()), media_type="application/json")
+
+
+async def _unsupported(request: Request) -> Response:
+    body = {"detail": f"{request.url.path} is not implemented: this store takes traces only"}
+    return Response(wire.to_json(body), 501, media_type="application/json")
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    detail = error.detail if isinstance(error, HTTPException) else "Internal server error"
+    headers = error.headers if isinstance(error, HTTPException) else None
+    return Response(wire.to_json({"detail": detail}), status, headers, media_type="application/json")
+
+
+async def _failure(_: Request, error: Exception) -> Response:
+    return Response(wire.to_json(wire.error_body(error)), wire.status_of(error), media_type="application/json")

@@ -1,0 +1,93 @@
+"""The smallest parts of ASGI that the hot paths need: headers, bodies with a limit, answers."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from ...core.errors import InvalidInput, PayloadTooLarge
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+access_log = logging.getLogger("agentlightning.store.server")
+
+
+class Disconnected(Exception):
+    """The caller went away before its request was complete."""
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """A request header by its lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises `PayloadTooLarge` beyond `limit` bytes, after reading on so that the answer arrives."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected()
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > 4 * limit:
+            break
+        if not message.get("more_body", False):
+            break
+    if size > limit:
+        raise PayloadTooLarge(
+            f"The request is larger than the limit of {limit} bytes (max_payload_mb)", limit=limit, size=size
+        )
+    return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+
+
+async def until_gone(receive: Receive) -> None:
+    """Returns when the connection is lost."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def answer(
+    send: Send, status: int, body: bytes, content_type: bytes, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    """Send a whole answer."""
+    fields = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    if headers:
+        fields.extend(headers)
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+def gunzip(data: bytes, limit: int) -> bytes:
+    """Decompress, but never beyond `limit` bytes. Raises `InvalidInput` and `PayloadTooLarge`."""
+    machine = zlib.decompressobj(31)
+    try:
+        plain = machine.decompress(data, limit + 1)
+        if len(plain) <= limit and not machine.eof:
+            raise InvalidInput("the gzip body is cut off")
+    except zlib.error as error:
+        raise InvalidInput(f"the body is not gzip: {error}") from None
+    if len(plain) > limit:
+        raise PayloadTooLarge(f"The unpacked request is larger than the limit of {limit} bytes", limit=limit)
+    return plain
+
+
+def note_access(scope: Scope, shown: str, status: int, seconds: float) -> None:
+    """One access line at INFO, in the form of the tutorial's log."""
+    if access_log.isEnabledFor(logging.INFO):
+        client = scope.get("client") or ("-", 0)
+        version = scope.get("http_version", "1.1")
+        access_log.info(
+            '%s:%s - "%s HTTP/%s" %d in %.2f ms', client[0], client[1], shown, version, status, seconds * 1e3
+        )

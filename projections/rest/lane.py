@@ -1,0 +1,206 @@
+"""The client's way to the store in one event loop: calls made while a request is under way share the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from ...core.errors import AgentLightningError, StoreUnreachable
+from . import wire
+from .routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
+
+MAX_FLIGHTS = 2
+MAX_BATCH_CALLS = 256
+MAX_BATCH_BYTES = 4_000_000
+RETRY_STATUSES = frozenset((408, 429, 502, 503, 504))
+TRANSPORT_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, asyncio.TimeoutError, OSError)
+
+
+@dataclass
+class Seen:
+    """What a client knows of its store: the highest position token, and what its next command can be based on."""
+
+    token: str | None = None
+    basis: str | None = None
+    greeted: bool = False
+    position: int = -1
+
+    def note(self, headers: Any) -> None:
+        """Keep what an answer's headers say, where it is newer."""
+        self.greeted = True
+        token = headers.get(POSITION_HEADER)
+        if token is None:
+            return
+        position = int(token.rpartition(":")[2])
+        if position >= self.position:
+            self.position, self.token, self.basis = position, token, headers.get(PRINT_HEADER)
+
+
+class Transient(StoreUnreachable):
+    """No answer, or one that says "not now": the same call may be sent again."""
+
+    def __init__(self, message: str = "", *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True)
+class _Waiting:
+    frame: bytes
+    future: asyncio.Future[Any]
+
+
+class Lane:
+    """Requests of one client in one event loop."""
+
+    def __init__(self, base: str, seen: Seen, token: str | None, request_timeout: float, connection_timeout: float) -> None:
+        self.base = base
+        self._seen = seen
+        self._urls = {path: URL(base + path) for path in (CALLS_PATH, EVENTS_PATH, HEALTH_PATH)}
+        self._request_timeout = request_timeout
+        self._connection_timeout = connection_timeout
+        self._timeout = self.timeout(0.0)
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[_Waiting] = []
+        self._flights: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        headers = {"Content-Type": "application/msgpack"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        )
+
+    def timeout(self, hold_seconds: float) -> aiohttp.ClientTimeout:
+        """Limits of a request that the server may hold for `hold_seconds`."""
+        return aiohttp.ClientTimeout(
+            total=self._request_timeout + hold_seconds, sock_connect=self._connection_timeout
+        )
+
+    async def ask(self, frame: bytes) -> Any:
+        """Send a call, together with others where there are; its [status, result]. Raises `Transient` and others."""
+        waiting = _Waiting(frame, self._loop.create_future())
+        self._pending.append(waiting)
+        self._schedule()
+        return await waiting.future
+
+    def _schedule(self) -> None:
+        if self._pending and not self._scheduled and len(self._flights) < MAX_FLIGHTS:
+            # At the end of this turn of the loop: whoever else was woken by the last answer joins.
+            self._scheduled = True
+            self._loop.call_soon(self._launch)
+
+    def _launch(self) -> None:
+        self._scheduled = False
+        size = count = 0
+        for waiting in self._pending[:MAX_BATCH_CALLS]:
+            size += len(waiting.frame)
+            if count and size > MAX_BATCH_BYTES:
+                break
+            count += 1
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        batch = [waiting for waiting in batch if not waiting.future.done()]
+        if batch:
+            flight = self._loop.create_task(self._fly(batch))
+            self._flights.add(flight)
+            flight.add_done_callback(self._landed)
+        self._schedule()
+
+    def _landed(self, flight: asyncio.Task[None]) -> None:
+        self._flights.discard(flight)
+        self._schedule()
+
+    async def _fly(self, batch: list[_Waiting]) -> None:
+        try:
+            answers = await self.post([waiting.frame for waiting in batch], self._timeout)
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.future.cancel()
+            raise
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.future.done():
+                    # One exception in many tasks would collect their tracebacks.
+                    waiting.future.set_exception(_copy(error))
+            return
+        for waiting, found in zip(batch, answers, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(found)
+
+    async def post(self, frames: list[bytes], timeout: aiohttp.ClientTimeout) -> list[Any]:
+        """Send calls in one request of their own; the list of [status, result]."""
+        body = msgspec.msgpack.encode([msgspec.Raw(frame) for frame in frames])
+        headers = None if self._seen.token is None else {POSITION_HEADER: self._seen.token}
+        try:
+            async with self.session.post(self._urls[CALLS_PATH], data=body, headers=headers, timeout=timeout) as answer:
+                data = await answer.read()
+        except aiohttp.InvalidURL as error:
+            raise AgentLightningError(f"{self.base} is not an address: {error}") from None
+        except TRANSPORT_ERRORS as error:
+            raise Transient(f"no answer from the store at {self.base}: {_reason(error)}") from error
+        if answer.status != 200:
+            raise self.refusal(answer.status, data)
+        answers = wire.unpack(data) if answer.content_type == "application/msgpack" else None
+        if not isinstance(answers, list) or len(answers) != len(frames):
+            raise AgentLightningError(f"what answers at {self.base} is not a store of this package")
+        self._seen.note(answer.headers)
+        return answers
+
+    def refusal(self, status: int, data: bytes) -> AgentLightningError:
+        """What a request that was refused as a whole raises."""
+        try:
+            body = wire.from_json(data)
+        except ValueError:
+            body = None
+        if status in RETRY_STATUSES:
+            return Transient(str(wire.error_from(status, body)), status=status)
+        if status in (404, 405, 501) and not (isinstance(body, dict) and "error_type" in body):
+            return AgentLightningError(f"what answers at {self.base} is not a store of this package (status {status})")
+        return wire.error_from(status, body)
+
+    async def hello(self) -> None:
+        """Ask for the store's position, which a first command is based on."""
+        headers = None if self._seen.token is None else {POSITION_HEADER: self._seen.token}
+        try:
+            async with self.session.get(self._urls[HEALTH_PATH], headers=headers, timeout=self._timeout) as answer:
+                data = await answer.read()
+        except aiohttp.InvalidURL as error:
+            raise AgentLightningError(f"{self.base} is not an address: {error}") from None
+        except TRANSPORT_ERRORS as error:
+            raise Transient(f"no answer from the store at {self.base}: {_reason(error)}") from error
+        if answer.status != 200:
+            raise self.refusal(answer.status, data)
+        self._seen.note(answer.headers)
+
+    async def close(self) -> None:
+        """Close the connections; calls under way are cancelled."""
+        for flight in tuple(self._flights):
+            flight.cancel()
+        for waiting in self._pending:
+            waiting.future.cancel()
+        self._pending.clear()
+        await self.session.close()
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _copy(error: Exception) -> Exception:
+    if not isinstance(error, AgentLightningError):
+        return error
+    rebuild, arguments = error.__reduce__()[:2]  # pyright: ignore[reportGeneralTypeIssues]
+    copy: Exception = rebuild(*arguments)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+__all__ = ["Lane", "Seen", "Transient"]
