@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import msgspec
 
-from .errors import InvalidInput, PayloadTooLarge
+from .errors import InvalidInput, LogError, PayloadTooLarge
 from .log import Done, Headers, NewRecord
 from .topics import TOPICS
 
@@ -25,7 +24,7 @@ _decode_headers = msgspec.msgpack.Decoder(tuple[tuple[str, str], ...]).decode
 class PendingAppend:
     """One append on its way: checked, its headers encoded, its answer still owed to `done`."""
 
-    __slots__ = ("topic", "partition", "records", "headers", "size", "done")
+    __slots__ = ("topic", "partition", "records", "headers", "size", "done", "refused")
 
     def __init__(
         self,
@@ -42,6 +41,7 @@ class PendingAppend:
         self.headers = headers
         self.size = size
         self.done = done
+        self.refused: LogError | None = None
 
 
 class PendingCommit(msgspec.Struct, frozen=True):
@@ -51,17 +51,19 @@ class PendingCommit(msgspec.Struct, frozen=True):
     topic: str
     partition: int
     offset: int
+    size: int = 0
 
 
 def encode_headers(headers: Headers) -> bytes:
     """Return the headers as a msgpack array of pairs. Raises `InvalidInput` for anything but pairs of texts."""
     if not headers:
         return _NO_HEADERS
-    for pair in headers:
-        if type(cast(object, pair)) is not tuple or len(pair) != 2 or type(pair[0]) is not str or type(pair[1]) is not str:
-            raise InvalidInput(f"A header is a pair of texts, not {pair!r}")
     try:
-        return _encode(headers)
+        blob = _encode(headers)
+        _decode_headers(blob)  # quicker than looking at every pair from Python
+        return blob
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidInput(f"Headers are pairs of texts, not {headers!r}: {error}") from error
     except UnicodeEncodeError as error:
         raise InvalidInput("A header holds a lone surrogate, which UTF-8 cannot carry") from error
 
