@@ -3,43 +3,65 @@
 from __future__ import annotations
 
 import os
+import threading
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import count
 
-from .embedded_log import EmbeddedLog
-from .errors import InvalidInput, LogError
+from .embedded_log import EmbeddedLog, check_offset
+from .errors import LogClosed, LogError
 from .log import Ack, Record
-from .log_records import PendingAppend, PendingCommit, check_topic
-from .topics import STORED, TOPICS, partition_of
+from .log_records import PendingAppend, PendingCommit
+from .topics import STORED, TOPICS, Topic, partition_of
 
 _names = count(1)
 
 
 class _Partition:
-    """The records of one partition in order, and where the records of a key lie."""
+    """The records of one partition in order, and where the records of a key lie.
 
-    __slots__ = ("by_key", "compacted", "end", "indexed", "records")
+    What a newer record of its key replaced becomes None first; the list is packed when half of it is that.
+    """
 
-    def __init__(self, topic: str) -> None:
-        self.records: list[Record] = []
+    __slots__ = ("by_key", "end", "offsets", "records", "replaced", "topic")
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.records: list[Record | None] = []
+        self.offsets: list[int] = []
+        """Parallel to `records`, for compacted topics; elsewhere the index is the offset."""
         self.by_key: dict[str, list[Record]] = {}
-        self.compacted = TOPICS[topic].compacted
-        self.indexed = TOPICS[topic].by_key
+        self.replaced = 0
         self.end = 0
 
     def add(self, record: Record) -> None:
         self.end = record.offset + 1
-        if self.compacted:
-            for old in self.by_key.pop(record.key, ()):
-                del self.records[bisect_left(self.records, old.offset, key=_offset)]
         self.records.append(record)
-        if self.indexed:
+        if self.topic.compacted:
+            self.offsets.append(record.offset)
+            for old in self.by_key.pop(record.key, ()):
+                self.records[bisect_left(self.offsets, old.offset)] = None
+                self.replaced += 1
+            if self.replaced > 64 and self.replaced * 2 > len(self.records):
+                self.records = [kept for kept in self.records if kept is not None]
+                self.offsets = [kept.offset for kept in self.records if kept is not None]
+                self.replaced = 0
+        if self.topic.by_key or self.topic.compacted:
             self.by_key.setdefault(record.key, []).append(record)
 
+    def read(self, offset: int, max_records: int) -> list[Record]:
+        index = bisect_left(self.offsets, offset) if self.topic.compacted else offset
+        found: list[Record] = []
+        while len(found) < max_records and index < len(self.records):
+            chunk = self.records[index : index + max_records - len(found)]
+            found.extend(record for record in chunk if record is not None)
+            index += len(chunk)
+        return found
 
-def _offset(record: Record) -> int:
-    return record.offset
+    def first(self) -> int:
+        if not self.topic.compacted:
+            return 0
+        return next((record.offset for record in self.records if record is not None), self.end)
 
 
 class MemoryLog(EmbeddedLog):
@@ -47,39 +69,54 @@ class MemoryLog(EmbeddedLog):
 
     def __init__(self, partitions: int = 1) -> None:
         super().__init__(f"memory://{next(_names)}", os.urandom(8).hex(), partitions)
-        self._parts = {(topic, part): _Partition(topic) for topic in STORED for part in range(partitions)}
+        self._lock = threading.Lock()
+        self._ended = False
+        self._parts = {(topic, part): _Partition(TOPICS[topic]) for topic in STORED for part in range(partitions)}
         self._start()
 
     def _commit(self, appends: Sequence[PendingAppend], commits: Sequence[PendingCommit]) -> Sequence[Ack | LogError]:
         acks: list[Ack] = []
-        for pending in appends:
-            part = self._parts[pending.topic, pending.partition]
-            base = part.end
-            for record in self._records(pending, base):
-                part.add(record)
-            acks.append(Ack(base, len(pending.records)))
+        with self._lock:
+            for pending in appends:
+                part = self._parts[pending.topic, pending.partition]
+                base = part.end
+                for record in self._records(pending, base):
+                    part.add(record)
+                acks.append(Ack(base, len(pending.records)))
         return acks
 
     def read(
         self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
     ) -> Sequence[Record]:
-        check_topic(topic)
-        self._check_partition(partition)
-        records = self._parts[topic, partition].records
-        start = max(offset, 0)
-        if self._parts[topic, partition].compacted:
-            start = bisect_left(records, offset, key=_offset)
-        return records[start : start + max_records]
+        self._check_place(topic, partition)
+        check_offset(offset)
+        with self._lock:
+            self._check_readable()
+            return self._parts[topic, partition].read(offset, max_records)
 
     def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
-        check_topic(topic)
-        if not TOPICS[topic].by_key:
-            raise InvalidInput(f"topic {topic!r} is not read by key")
-        found = self._parts[topic, partition_of(key, self._partitions)].by_key.get(key, [])
-        wanted = list(found) if after < 0 else [record for record in found if record.offset > after]
-        return wanted if max_records is None else wanted[:max_records]
+        self._check_indexed(topic)
+        with self._lock:
+            self._check_readable()
+            found = self._parts[topic, partition_of(key, self._partitions)].by_key.get(key, [])
+            first = bisect_left(found, after + 1, key=_offset)
+            return found[first:] if max_records is None else found[first : first + max_records]
 
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
-        check_topic(topic)
-        self._check_partition(partition)
-        return 0, self._parts[topic, partition].end
+        self._check_place(topic, partition)
+        with self._lock:
+            part = self._parts[topic, partition]
+            return part.first(), part.end
+
+    def _check_readable(self) -> None:
+        self._check_process()
+        if self._ended:
+            raise LogClosed("the log was closed")
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+
+
+def _offset(record: Record) -> int:
+    return record.offset

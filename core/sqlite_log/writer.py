@@ -166,7 +166,7 @@ class SqliteLog(EmbeddedLog):
         self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
     ) -> Sequence[Record]:
         self._check_process()
-        self._check_partition(partition)
+        self._check_place(topic, partition)
         found = self.reader.read(topic, offset, max_records, headers)
         if not found and 0 <= offset < self._ends[topic] and not TOPICS[topic].compacted:
             raise LogCorrupt(
