@@ -131,6 +131,11 @@ class Node:
         if self.state.halted is not None:
             raise Refused(self.state.halted, reason="halted")
 
+    @property
+    def busy(self) -> bool:
+        """Whether a proposal is under way; under the lock."""
+        return bool(self._tickets)
+
     # Reading the log
 
     def _catch_up(self) -> None:
