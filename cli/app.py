@@ -1,0 +1,99 @@
+"""`agl` itself: the table of sub-commands, and what becomes of an error, a wrong word and Ctrl+C."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from ..core.errors import AgentLightningError
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("demo.command", "demo", "A real language model on this machine, two runners, the best prompt of several."),
+    "log": ("log", "log", "Look at the log: topics, tail, show, grep, check, copy."),
+    "replay": ("replay", "replay", "Fold a log from its first event: the state then, and its fingerprint."),
+    "runner": ("runner", "runner", "Run an agent on the rollouts of a store."),
+    "show": ("show", "show", "One rollout as a person wants to read it: attempts, events, spans, rewards."),
+    "store": ("store", "store", "Serve the store over HTTP on an event log."),
+}
+"""Name -> (module, relative to this room; the command in it; the line that `agl --help` prints without loading it)."""
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class LazyCommands(click.Group):
+    """A group whose commands are imported when they are called; its help is written from the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now. An ImportError becomes one sentence: other commands are not harmed by it."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, name, _ = entry
+        try:
+            command: Any = getattr(import_module(f".{module}", __package__), name)
+        except ImportError as error:
+            if isinstance(error, AgentLightningError):
+                raise
+            raise click.ClickException(f"agl {cmd_name} cannot be loaded: {error}") from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of sub-commands, without importing one."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+
+
+def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from .. import __version__
+
+        click.echo(f"agl {__version__}")
+        ctx.exit()
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Say which release.")
+def agl() -> None:
+    """Agent Lightning on an event log."""
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see `agentlightning.cli.main`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in arguments
+    try:
+        result = agl.main(args=arguments, prog_name="agl", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        return INTERRUPTED
+    except click.ClickException as error:
+        return _say(error.format_message(), "usage" if isinstance(error, click.UsageError) else "error", as_json, error)
+    except AgentLightningError as error:
+        return _say(error.message or str(error), error.code, as_json)
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough. Nothing may be flushed into the closed pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def _say(sentence: str, code: str, as_json: bool, error: click.ClickException | None = None) -> int:
+    """One line on standard error, and the exit code."""
+    if as_json:
+        click.echo(json.dumps({"error": code, "message": sentence}), err=True)
+    else:
+        click.echo(f"agl: {' '.join(sentence.split())}", err=True)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
+    return USAGE if isinstance(error, click.UsageError) else FAILED

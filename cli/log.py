@@ -1,0 +1,281 @@
+"""`agl log`: the topics of a log, their records, and whether the file is sound. It never writes to the log it looks at."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import click
+
+from ..core.errors import InvalidInput
+from ..core.log import Log, Record
+from ..core.topics import CONTROL, TOPICS
+from .reading import DEFAULT_LOG, Bound, BoundType, Filters, TopicReader, open_reading
+from .records import View, summary
+from .terminal import counted, echo_json, json_option, plain, printable, short, table, when
+
+DERIVE_LIMIT = 200_000
+"""Control records up to which `topics` folds the log to count its derived topics; some seconds."""
+
+log_option = click.option(
+    "--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="Address or file of the log."
+)
+
+
+@click.group()
+def log() -> None:
+    """Look at the log, also while a store writes it: topics, records, soundness."""
+
+
+def _filters(command: Any) -> Any:
+    """The filters that `tail` and `grep` share; they reach the command as `filters`."""
+    bound = BoundType()
+    for option in (
+        click.option("--until", type=bound, metavar="POSITION|TIME", help="Nothing from here on."),
+        click.option("--since", type=bound, metavar="POSITION|TIME", help="From here on."),
+        click.option("--type", "kind", metavar="TYPE", help="Records of a type: attempt.claimed, or attempt for all of them."),
+        click.option("--attempt", metavar="ID", help="Records about an attempt (the beginning of its id is enough)."),
+        click.option("--rollout", metavar="ID", help="Records about a rollout (the beginning of its id is enough)."),
+    ):
+        command = option(command)
+    return command
+
+
+def _given(rollout: str | None, attempt: str | None, kind: str | None, since: Bound | None, until: Bound | None) -> Filters:
+    return Filters(rollout, attempt, kind, since or Bound(), until or Bound())
+
+
+@log.command()
+@log_option
+@json_option
+def topics(url: str, as_json: bool) -> None:
+    """Every topic: its partitions, records, what it is keyed by, when it was last written."""
+    with open_reading(url) as source:
+        rows = [_topic_row(source, name) for name in TOPICS]
+    if as_json:
+        echo_json(rows)
+        return
+    heads = ("topic", "partitions", "records", "next", "last written", "kept")
+    lines = [
+        (
+            row["topic"],
+            str(row["partitions"]),
+            "-" if row["records"] is None else f"{row['records']:,}",
+            "-" if row["next"] is None else f"{row['next']:,}",
+            when(row["last_time"]),
+            row["kept"],
+        )
+        for row in rows
+    ]
+    click.echo("\n".join(table(lines, heads)))
+
+
+def _topic_row(source: Log, name: str) -> dict[str, Any]:
+    """What `topics` says of one topic. `records` counts up to the end of a compacted topic those that are still there."""
+    topic = TOPICS[name]
+    kept = "derived from control" if topic.derived else "the newest of a key" if topic.compacted else "for ever"
+    row: dict[str, Any] = {"topic": name, "partitions": 1, "records": None, "next": None, "last_time": None, "kept": kept}
+    reader = TopicReader(source, name, fetch_blobs=False)
+    if topic.derived:
+        row["partitions"] = source.partitions(CONTROL)
+        if sum(source.ends(CONTROL, part)[1] for part in range(row["partitions"])) <= DERIVE_LIMIT:
+            count, last = 0, None
+            for _, view in reader.records(Filters()):
+                count, last = count + 1, view.time
+            row.update(records=count, next=count, last_time=last)
+        return row
+    row["partitions"] = source.partitions(name)
+    ends = [source.ends(name, part) for part in range(row["partitions"])]
+    row["next"] = sum(end for _, end in ends)
+    row["records"] = _present(source, name) if topic.compacted else sum(end - first for first, end in ends)
+    newest = reader.last(Filters(), 1)
+    row["last_time"] = newest[-1][1].time if newest else None
+    return row
+
+
+def _present(source: Log, name: str) -> int:
+    """The records of a compacted topic that are still there, counted."""
+    count = 0
+    for partition in range(source.partitions(name)):
+        offset = 0
+        while found := source.read(name, partition, offset, 256, headers=False):
+            count += len(found)
+            offset = found[-1].offset + 1
+    return count
+
+
+@log.command()
+@click.argument("topic", default=CONTROL)
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="How many records.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl+C.")
+@click.option("--raw", is_flag=True, help="The bytes of the values, in hex, instead of their meaning.")
+@_filters
+@log_option
+@json_option
+def tail(
+    topic: str,
+    lines: int,
+    follow: bool,
+    raw: bool,
+    url: str,
+    as_json: bool,
+    rollout: str | None,
+    attempt: str | None,
+    kind: str | None,
+    since: Bound | None,
+    until: Bound | None,
+) -> None:
+    """The last records of TOPIC (control unless given) that match the filters.
+
+    Positions are offsets in the topic; those of facts and tasks are the positions of the control records they follow from.
+    """
+    filters = _given(rollout, attempt, kind, since, until)
+    with open_reading(url) as source:
+        reader = TopicReader(source, topic)
+
+        def show(record: Record, view: View) -> None:
+            _echo(record, view, raw, as_json)
+
+        for record, view in reader.last(filters, lines):
+            show(record, view)
+        if follow:
+            reader.follow(filters, show)
+
+
+@log.command("show")
+@click.argument("position", type=click.IntRange(min=0))
+@click.argument("topic", default=CONTROL)
+@click.option("--raw", is_flag=True, help="The bytes of the value, in hex.")
+@log_option
+@json_option
+def show_record(position: int, topic: str, raw: bool, url: str, as_json: bool) -> None:
+    """The records at POSITION of TOPIC in full: key, headers and everything in them."""
+    filters = Filters(since=Bound(position), until=Bound(position + 1))
+    with open_reading(url) as source:
+        found = list(TopicReader(source, topic).records(filters))
+    if not found:
+        raise InvalidInput(f"{topic} has no record at position {position}")
+    for record, view in found:
+        if as_json:
+            echo_json({**_as_dict(record, view, raw), "headers": dict(record.headers)})
+            continue
+        for name, text in (
+            ("topic", f"{view.topic}, partition {view.partition}, offset {view.offset}"),
+            ("time", when(view.time)),
+            ("key", printable(view.key)),
+            ("type", view.type),
+            ("headers", ", ".join(f"{name}={printable(value)}" for name, value in record.headers) or "-"),
+            ("size", counted(len(record.value), "byte")),
+        ):
+            click.echo(f"{name:8} {text}")
+        if view.problem:
+            click.echo(f"{'problem':8} {printable(view.problem)}")
+        click.echo(record.value.hex() if raw or view.problem else json.dumps(plain(view.body), indent=2))
+
+
+@log.command()
+@click.argument("pattern")
+@click.argument("topic_names", metavar="[TOPIC]...", nargs=-1)
+@click.option("-i", "--ignore-case", is_flag=True, help="Upper and lower case are the same.")
+@click.option("--raw", is_flag=True, help="Print the bytes of the values in hex; the search is in their meaning anyway.")
+@_filters
+@log_option
+@json_option
+def grep(
+    pattern: str,
+    topic_names: tuple[str, ...],
+    ignore_case: bool,
+    raw: bool,
+    url: str,
+    as_json: bool,
+    rollout: str | None,
+    attempt: str | None,
+    kind: str | None,
+    since: Bound | None,
+    until: Bound | None,
+) -> int:
+    """Records whose key, type, headers or decoded content match PATTERN, a regular expression.
+
+    Looks through control and spans unless topics are named. Exit code 1 where nothing matches.
+    """
+    try:
+        wanted = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+    except re.error as error:
+        raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", param_hint="PATTERN") from None
+    filters = _given(rollout, attempt, kind, since, until)
+    hits = 0
+    with open_reading(url) as source:
+        for topic in topic_names or (CONTROL, "spans"):
+            for record, view in TopicReader(source, topic).records(filters):
+                if wanted.search(_searched(record, view)):
+                    hits += 1
+                    _echo(record, view, raw, as_json, with_topic=True)
+    return 0 if hits else 1
+
+
+def _searched(record: Record, view: View) -> str:
+    """What `grep` looks through: texts as people wrote them, not as JSON escapes them."""
+    headers = " ".join(f"{name}={value}" for name, value in record.headers)
+    return f"{view.key} {view.type} {headers} {json.dumps(plain(view.body), ensure_ascii=False)}"
+
+
+@log.command()
+@log_option
+@json_option
+def check(url: str, as_json: bool) -> int:
+    """Say whether the file is sound: structure, check sums, gaps, and whether the control log folds. Exit code 1 if not."""
+    from .checking import examine
+
+    report = examine(url)
+    if as_json:
+        echo_json(report)
+    elif report["sound"]:
+        events = counted(sum(report["records"].values()), "record")
+        click.echo(f"{report['path']} is sound: {events}, position {report['position']}, fingerprint {report['fingerprint']}")
+    else:
+        click.echo(f"{report['path']} is not sound:")
+        for finding in report["findings"]:
+            click.echo(f"  {printable(finding)}")
+    return 0 if report["sound"] else 1
+
+
+@log.command()
+@click.argument("source")
+@click.argument("destination")
+@json_option
+def copy(source: str, destination: str, as_json: bool) -> None:
+    """Copy a log into a new one, also while a store writes SOURCE: a backup that can be opened at once."""
+    from ..core.copy_log import copy_log
+    from ..core.open_log import open_log, path_of
+
+    address = destination if "://" in destination else f"sqlite:///{destination}"
+    if address.startswith("sqlite:") and path_of(address).exists():
+        raise InvalidInput(f"{path_of(address)} exists; a log is copied to a new file only")
+    with open_reading(source) as log_from, open_log(address) as log_to:
+        copied = copy_log(log_from, log_to)
+    if as_json:
+        echo_json({"destination": address, "records": copied})
+    else:
+        total = ", ".join(f"{name} {count:,}" for name, count in copied.items() if count)
+        click.echo(f"Copied to {address}: {total or 'an empty log'}")
+
+
+def _as_dict(record: Record, view: View, raw: bool) -> dict[str, Any]:
+    made = view.as_dict()
+    if raw:
+        made["body"] = None
+        made["value"] = record.value.hex()
+    return made
+
+
+def _echo(record: Record, view: View, raw: bool, as_json: bool, with_topic: bool = False) -> None:
+    if as_json:
+        echo_json(_as_dict(record, view, raw))
+        return
+    where = f"{view.partition}:{view.position}" if view.partition else str(view.position)
+    who = " ".join(view.rollouts[:2]) + (f" and {len(view.rollouts) - 2} more" if len(view.rollouts) > 2 else "")
+    what = record.value.hex() if raw else summary(view)
+    parts = [f"{view.topic:8}" if with_topic else "", f"{where:>6}", when(view.time), f"{view.type:18}"]
+    named = printable(who) if who else short(view.key, 60)
+    click.echo("  ".join(part for part in [*parts, f"{named:15}", what] if part).rstrip())

@@ -1,0 +1,185 @@
+"""Reading topics for the commands: opening a log only to look at it, filters, the last records, and following."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import click
+
+from ..core.errors import InvalidInput
+from ..core.log import Log, Record
+from ..core.topics import TOPICS
+from ..projections.derived import DerivedTopic
+from .records import Decoder, View
+
+DEFAULT_LOG = "sqlite:///./.agl/log.db"
+POLL_SECONDS = 0.2
+CHUNK = 2048
+
+
+def open_reading(url: str) -> Log:
+    """Open a log only to look at it: an address, or simply the path of a file. Works while a store writes it."""
+    from ..core.open_log import open_log
+
+    if "://" not in url:
+        url = f"sqlite:///{url}"
+    if url.startswith("memory:"):
+        raise InvalidInput("a log in memory belongs to one process; give the address of a file")
+    return open_log(url, readonly=True)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An end of a range: a position, or a time in Unix seconds."""
+
+    position: int | None = None
+    time: float | None = None
+
+
+class BoundType(click.ParamType):
+    """A number is a position; everything else is a date and time in ISO form, local where it names no zone."""
+
+    name = "position or time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Bound:
+        """Click's hook."""
+        if isinstance(value, Bound):
+            return value
+        text = str(value)
+        if text.isdigit():
+            return Bound(position=int(text))
+        # Python 3.10 knows no Z for UTC.
+        iso = text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text
+        try:
+            return Bound(time=datetime.datetime.fromisoformat(iso).timestamp())
+        except (ValueError, OverflowError, OSError):
+            self.fail(f"{text!r} is neither a position nor a time such as 2026-01-31T12:00", param, ctx)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a record has to match. `since` is the first position or moment that is wanted, `until` the first that is not."""
+
+    rollout: str | None = None
+    attempt: str | None = None
+    type: str | None = None
+    since: Bound = Bound()
+    until: Bound = Bound()
+
+    def match(self, view: View) -> bool:
+        """Say whether the record is wanted. Ids match by their beginning, a type wholly or by its part before a dot."""
+        if self.rollout is not None and not _begins(view.rollouts, self.rollout):
+            return False
+        if self.attempt is not None and not _begins(view.attempts, self.attempt):
+            return False
+        if self.type is not None and view.type != self.type and not view.type.startswith(self.type.rstrip(".") + "."):
+            return False
+        if self.since.position is not None and view.position < self.since.position:
+            return False
+        if self.until.position is not None and view.position >= self.until.position:
+            return False
+        if self.since.time is not None and (view.time is None or view.time < self.since.time):
+            return False
+        return self.until.time is None or (view.time is not None and view.time < self.until.time)
+
+    @property
+    def everything(self) -> bool:
+        """True where every record matches."""
+        return self == Filters()
+
+
+def _begins(texts: Sequence[str], prefix: str) -> bool:
+    return any(text.startswith(prefix) for text in texts)
+
+
+Pair = tuple[Record, View]
+
+
+class TopicReader:
+    """One topic of a log, whether it is stored or derived, partition by partition."""
+
+    def __init__(self, log: Log, topic: str, fetch_blobs: bool = True) -> None:
+        known = TOPICS.get(topic)
+        if known is None:
+            raise InvalidInput(f"There is no topic {topic!r}; topics are {', '.join(TOPICS)}")
+        self._log = log
+        self._topic = topic
+        self._decoder = Decoder(log, fetch_blobs)
+        self._derived = DerivedTopic(log, topic) if known.derived else None
+        self._next = [] if known.derived else [0] * log.partitions(topic)
+
+    def records(self, filters: Filters) -> Iterator[Pair]:
+        """What matches, from where this reader stands to the end as it is now."""
+        if self._derived is not None:
+            while found := self._derived.read():
+                yield from self._matching(found, filters)
+            return
+        for partition in range(len(self._next)):
+            first = filters.since.position or 0
+            self._next[partition] = max(self._next[partition], first)
+            while found := self._log.read(self._topic, partition, self._next[partition], CHUNK):
+                self._next[partition] = found[-1].offset + 1
+                yield from self._matching(found, filters)
+                if filters.until.position is not None and self._next[partition] >= filters.until.position:
+                    break
+
+    def _matching(self, records: Sequence[Record], filters: Filters) -> Iterator[Pair]:
+        for record in records:
+            view = self._decoder.view(record)
+            if filters.match(view):
+                yield record, view
+
+    def last(self, filters: Filters, count: int) -> list[Pair]:
+        """The last `count` that match; reading goes on behind them. A stored topic is read from its end backwards."""
+        if self._derived is not None:
+            return list(deque(self.records(filters), maxlen=count)) if count else self._skip()
+        found: list[Pair] = []
+        for partition in range(len(self._next)):
+            first, end = self._log.ends(self._topic, partition)
+            self._next[partition] = end
+            found += self._backwards(partition, max(first, filters.since.position or 0), end, filters, count)
+        if len(self._next) > 1:
+            found.sort(key=lambda pair: pair[1].time or 0.0)
+        return found[-count:] if count else []
+
+    def _skip(self) -> list[Pair]:
+        assert self._derived is not None
+        while self._derived.read():
+            pass
+        return []
+
+    def _backwards(self, partition: int, first: int, end: int, filters: Filters, count: int) -> list[Pair]:
+        chunks: list[list[Pair]] = []
+        wanted, high = count, end
+        size = count if filters.everything else CHUNK
+        while wanted > 0 and high > first:
+            low = max(first, high - max(size, 1))
+            pairs: list[Pair] = []
+            at = low
+            while at < high and (records := self._log.read(self._topic, partition, at, min(CHUNK, high - at))):
+                pairs += self._matching([record for record in records if record.offset < high], filters)
+                at = records[-1].offset + 1
+            chunks.append(pairs)
+            wanted -= len(pairs)
+            high, size = low, CHUNK
+        return [pair for chunk in reversed(chunks) for pair in chunk][-count:]
+
+    def follow(self, filters: Filters, show: Callable[[Record, View], None]) -> None:
+        """Show what comes, for ever; the caller's Ctrl+C ends it. Ends by itself at an `until` that has passed."""
+        while True:
+            for record, view in self.records(filters):
+                show(record, view)
+            if self._passed(filters.until):
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _passed(self, until: Bound) -> bool:
+        if until.time is not None:
+            return time.time() >= until.time
+        if until.position is None or self._derived is not None:
+            return False
+        return bool(self._next) and min(self._next) >= until.position

@@ -1,0 +1,208 @@
+"""Records as text and JSON: what each topic carries, decoded with the very code that the store reads it by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ..core import codec, payload
+from ..core.errors import AgentLightningError
+from ..core.log import Log, Record
+from ..core.topics import BLOBS, CONTROL, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
+from ..projections import span_records
+from ..projections.blobs import Blobs
+from ..projections.liveness import WorkerBeat
+from ..projections.snapshots import Manifest
+from .terminal import short
+
+_PAYLOADS = frozenset({"input", "metadata", "resources", "stats", "body"})
+"""Fields of events that hold user data in the form of core/payload.py."""
+_MAX_PAYLOAD_MB = 1e9
+
+
+@dataclass
+class View:
+    """A record, decoded. `position` is the control position for facts and tasks, else the offset in its topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    position: int
+    time: float | None
+    key: str
+    type: str
+    rollouts: list[str] = field(default_factory=lambda: list[str]())
+    attempts: list[str] = field(default_factory=lambda: list[str]())
+    body: Any = None
+    problem: str = ""
+    size: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The form of `--json`; the keys are stable."""
+        made: dict[str, Any] = {
+            "topic": self.topic,
+            "partition": self.partition,
+            "offset": self.offset,
+            "position": self.position,
+            "time": self.time,
+            "key": self.key,
+            "type": self.type,
+            "rollout_ids": self.rollouts,
+            "attempt_ids": self.attempts,
+            "size": self.size,
+            "body": self.body,
+        }
+        return {**made, "problem": self.problem} if self.problem else made
+
+
+class Decoder:
+    """Decodes the records of one log; payloads that were stored as blobs are fetched where `fetch_blobs` is true."""
+
+    def __init__(self, log: Log, fetch_blobs: bool = True) -> None:
+        self._fetch: Callable[[payload.Reference], bytes] | None = None
+        if fetch_blobs:
+            self._fetch = Blobs(log, _MAX_PAYLOAD_MB).fetch
+
+    def view(self, record: Record) -> View:
+        """Decode a record; one that cannot be decoded is shown with its `problem` and its bytes."""
+        header = dict(record.headers)
+        seen = View(
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            position=int(header.get("position", record.offset)),
+            time=_time(record, header),
+            key=record.key,
+            type=header.get("t", ""),
+            size=len(record.value),
+        )
+        try:
+            _READERS.get(record.topic, Decoder._other)(self, record, seen)
+        except (AgentLightningError, msgspec.MsgspecError) as error:
+            seen.problem = str(error)
+            seen.body = record.value
+        return seen
+
+    def payload(self, data: bytes | None) -> Any:
+        """User data, decoded; one that is unreadable or not fetched is told in words."""
+        if data is None or data == b"":
+            return None
+        if payload.is_reference(data) and self._fetch is None:
+            told = payload.reference(data)
+            return f"<blob {told.digest[:12]}, {told.size:,} bytes>"
+        try:
+            return payload.decode(data, self._fetch)
+        except AgentLightningError as error:
+            return f"<{error.message}>"
+
+    def _control(self, record: Record, seen: View) -> None:
+        proposal = codec.decode(record.value)
+        seen.type = codec.type_of(proposal.event)
+        tree: Any = msgspec.to_builtins(proposal, builtin_types=(bytes,))
+        seen.body = self._readable(tree)
+        _collect(tree, seen)
+
+    def _readable(self, tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {
+                key: self.payload(item) if key in _PAYLOADS and isinstance(item, bytes) else self._readable(item)
+                for key, item in tree.items()
+            }
+        return [self._readable(item) for item in tree] if isinstance(tree, (list, tuple)) else tree
+
+    def _span(self, record: Record, seen: View) -> None:
+        decoded = span_records.decode(record.value, record.offset)
+        seen.rollouts = [decoded.rollout_id]
+        if isinstance(decoded, span_records.SequenceReserved):
+            seen.type = "sequence"
+            seen.body = {"count": decoded.count}
+            return
+        seen.type = "span"
+        seen.attempts = [decoded.attempt_id]
+        content = self.payload(decoded.body)
+        seen.body = {"span_id": decoded.span_id, "sequence_id": decoded.sequence_id, "span": content}
+        if seen.time is None and isinstance(content, dict):
+            seen.time = content.get("end_time") or content.get("start_time")
+
+    def _beat(self, record: Record, seen: View) -> None:
+        beat = msgspec.msgpack.decode(record.value, type=WorkerBeat)
+        seen.type = "heartbeat"
+        seen.body = self._readable(msgspec.to_builtins(beat, builtin_types=(bytes,)))
+
+    def _blob(self, record: Record, seen: View) -> None:
+        seen.type = "blob"
+        seen.body = payload.decode(record.value)
+
+    def _snapshot(self, record: Record, seen: View) -> None:
+        if "/manifest/" in record.key:
+            seen.type = "manifest"
+            seen.body = msgspec.to_builtins(
+                msgspec.msgpack.decode(record.value, type=Manifest), builtin_types=(bytes,)
+            )
+        else:
+            seen.type = "chunk"
+            seen.body = {"bytes": len(record.value)}
+
+    def _fact(self, record: Record, seen: View) -> None:
+        seen.body = msgspec.json.decode(record.value)
+        _collect(seen.body, seen)
+
+    def _other(self, record: Record, seen: View) -> None:
+        seen.body = record.value
+
+
+_READERS: dict[str, Callable[[Decoder, Record, View], None]] = {
+    CONTROL: Decoder._control,
+    SPANS: Decoder._span,
+    LIVENESS: Decoder._beat,
+    BLOBS: Decoder._blob,
+    SNAPSHOTS: Decoder._snapshot,
+    FACTS: Decoder._fact,
+    TASKS: Decoder._fact,
+}
+
+
+def _time(record: Record, header: dict[str, str]) -> float | None:
+    """Unix seconds: the record's own, else those in its command id, a UUIDv7; None where neither is there."""
+    if record.timestamp_us:
+        return record.timestamp_us / 1_000_000
+    identity = header.get("id", "")
+    if len(identity) >= 32 and identity[12] == "7":
+        try:
+            return int(identity[:12], 16) / 1000
+        except ValueError:
+            return None
+    return None
+
+
+def _collect(tree: Any, seen: View) -> None:
+    """Every rollout and attempt that an event names, in order of appearance."""
+    if isinstance(tree, dict):
+        for key, item in tree.items():
+            found = {"rollout_id": seen.rollouts, "attempt_id": seen.attempts}.get(key)
+            if found is not None and isinstance(item, str) and item not in found:
+                found.append(item)
+            elif key not in _PAYLOADS:
+                _collect(item, seen)
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            _collect(item, seen)
+
+
+def summary(view: View) -> str:
+    """The body in one line: an event without its envelope, a span by its name."""
+    if view.problem:
+        return f"cannot be read: {short(view.problem)}"
+    body: Any = view.body
+    if view.topic == CONTROL:
+        event = {key: item for key, item in body["event"].items() if key not in ("t", "rollout_id")}
+        return short(event) if event else ""
+    if view.type == "span":
+        span = body["span"] if isinstance(body["span"], dict) else {}
+        return short(f"{span.get('name', '?')} ({body['span_id']})")
+    if view.topic in (FACTS, TASKS):
+        return short(body["data"]) if body["data"] else ""
+    return short(body)

@@ -1,0 +1,124 @@
+"""What the commands print with: tables, durations, shortened values and JSON; colours on terminals only."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+COLORS = {
+    "succeeded": "green",
+    "running": "cyan",
+    "preparing": "cyan",
+    "queuing": "yellow",
+    "requeuing": "yellow",
+    "failed": "red",
+    "timeout": "red",
+    "unresponsive": "red",
+    "cancelled": "magenta",
+}
+SHORT = 160
+
+
+def json_option(command: Any) -> Any:
+    """`--json` as every command has it."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")(command)
+
+
+def plain(value: Any) -> Any:
+    """A value that json.dumps takes: bytes as hex, keys as texts, NaN and infinities as texts."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return str(value)
+
+
+def echo_json(value: Any) -> None:
+    """One JSON document in one line, ASCII only, so that any terminal and any file takes it."""
+    click.echo(json.dumps(plain(value)))
+
+
+def printable(text: str) -> str:
+    """Text from a log, made harmless: control characters (colours, cursor moves) and lone surrogates are escaped."""
+    return "".join(
+        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode("ascii") for char in text
+    )
+
+
+def short(value: Any, width: int = SHORT) -> str:
+    """A value in one line of at most `width` characters, the end replaced by its length where it is longer."""
+    text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+    # A prompt may have megabytes: only what may be seen is looked at.
+    line = printable(" ".join(text[: 8 * width].split()))
+    if len(line) <= width and len(text) <= 8 * width:
+        return line
+    return f"{line[: width - 1]}… ({len(text):,} characters)"
+
+
+def status(word: str) -> str:
+    """A status, coloured."""
+    return click.style(word, fg=COLORS.get(word))
+
+
+def when(seconds: float | None) -> str:
+    """Unix seconds as local date and time to the millisecond; a dash for None and for what is no date."""
+    if seconds is None:
+        return "-"
+    try:
+        return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "milliseconds")
+    except (OverflowError, ValueError, OSError):
+        return "-"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as a person says them: 12 ms, 3.4 s, 5 min 2 s, 3 h 10 min."""
+    if seconds is None:
+        return "-"
+    if abs(seconds) < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if abs(seconds) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def table(rows: Sequence[Sequence[str]], heads: Sequence[str], indent: str = "") -> list[str]:
+    """Aligned lines; columns are as wide as their widest cell, colours not counted, numbers to the right."""
+    cells = [list(heads), *[list(row) for row in rows]]
+    widths = [max(len(click.unstyle(row[column])) for row in cells) for column in range(len(heads))]
+    numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(heads))]
+    lines: list[str] = []
+    for row in cells:
+        parts: list[str] = []
+        for column, cell in enumerate(row):
+            space = " " * (widths[column] - len(click.unstyle(cell)))
+            parts.append(space + cell if numeric[column] else cell + space)
+        lines.append((indent + "  ".join(parts)).rstrip())
+    return lines
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell.replace(",", "").replace(".", "", 1).isdigit()
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 event`, `2,000 events`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def by_status(counts: Mapping[str, int]) -> str:
+    """`3 queuing, 2 succeeded`, or `none`."""
+    return ", ".join(f"{count:,} {word}" for word, count in counts.items()) or "none"
