@@ -81,6 +81,32 @@ if TYPE_CHECKING:
     from .core.spans import StatusCode as StatusCode
     from .core.spans import TraceState as TraceState
     from .core.spans import TraceStatus as TraceStatus
+    from .runners.active import clear_active_tracer as clear_active_tracer
+    from .runners.active import get_active_tracer as get_active_tracer
+    from .runners.active import set_active_tracer as set_active_tracer
+    from .runners.agentops_tracer import AgentOpsTracer as AgentOpsTracer
+    from .runners.agents import LitAgent as LitAgent
+    from .runners.base import Runner as Runner
+    from .runners.decorators import llm_rollout as llm_rollout
+    from .runners.decorators import prompt_rollout as prompt_rollout
+    from .runners.decorators import rollout as rollout
+    from .runners.dummy_tracer import DummyTracer as DummyTracer
+    from .runners.emitters import emit_annotation as emit_annotation
+    from .runners.emitters import emit_exception as emit_exception
+    from .runners.emitters import emit_message as emit_message
+    from .runners.emitters import emit_object as emit_object
+    from .runners.emitters import emit_reward as emit_reward
+    from .runners.operations import operation as operation
+    from .runners.otel_tracer import OtelTracer as OtelTracer
+    from .runners.readers import find_final_reward as find_final_reward
+    from .runners.readers import find_reward_spans as find_reward_spans
+    from .runners.readers import get_message_value as get_message_value
+    from .runners.readers import get_object_value as get_object_value
+    from .runners.readers import get_reward_value as get_reward_value
+    from .runners.readers import get_rewards_from_span as get_rewards_from_span
+    from .runners.readers import is_reward_span as is_reward_span
+    from .runners.runner import LitAgentRunner as LitAgentRunner
+    from .runners.tracer import Tracer as Tracer
 
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
@@ -151,6 +177,26 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "TraceState",
         "TraceStatus",
     ),
+    "runners.active": ("clear_active_tracer", "get_active_tracer", "set_active_tracer"),
+    "runners.agentops_tracer": ("AgentOpsTracer",),
+    "runners.agents": ("LitAgent",),
+    "runners.base": ("Runner",),
+    "runners.decorators": ("llm_rollout", "prompt_rollout", "rollout"),
+    "runners.dummy_tracer": ("DummyTracer",),
+    "runners.emitters": ("emit_annotation", "emit_exception", "emit_message", "emit_object", "emit_reward"),
+    "runners.operations": ("operation",),
+    "runners.otel_tracer": ("OtelTracer",),
+    "runners.readers": (
+        "find_final_reward",
+        "find_reward_spans",
+        "get_message_value",
+        "get_object_value",
+        "get_reward_value",
+        "get_rewards_from_span",
+        "is_reward_span",
+    ),
+    "runners.runner": ("LitAgentRunner",),
+    "runners.tracer": ("Tracer",),
 }
 """Module, relative to this package, and the names that it gives to ``agentlightning``."""
 

@@ -97,7 +97,7 @@ def filter_and_unflatten_attributes(attributes: Mapping[str, Any], prefix: str) 
     return unflatten_attributes({key[len(prefix) + 1 :]: value for key, value in below.items()})
 
 
-def sanitize_attribute_value(value: Any, force: bool = True) -> AttributeValue:
+def sanitize_attribute_value(value: object, force: bool = True) -> AttributeValue:
     """``value`` if a span can hold it; else its JSON text (``force``), or ValueError.
 
     A list of int and float becomes one of float.
@@ -113,7 +113,11 @@ def sanitize_attribute_value(value: Any, force: bool = True) -> AttributeValue:
             return [float(item) for item in items]
     if not force:
         raise InvalidInput(f"A span cannot hold {type(value).__name__}: {value!r}")
-    return json.dumps(cast(Any, value), default=str)
+    return _json(cast(object, value))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, default=str)
 
 
 def sanitize_attributes(attributes: Mapping[str, Any], force: bool = True) -> Attributes:

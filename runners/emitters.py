@@ -64,6 +64,10 @@ def emit_message(message: str, attributes: Mapping[str, Any] | None = None, prop
     tracer.create_span(AGL_MESSAGE, fields, status=TraceStatus(status_code="UNSET"))
 
 
+def _kind(value: Any) -> str:
+    return full_qualified_name(cast(type[Any], type(value)))
+
+
 def emit_object(
     object: Any,
     attributes: Mapping[str, Any] | None = None,
@@ -72,7 +76,7 @@ def emit_object(
     """Record a value: primitives and bytes literally, the rest as JSON. RuntimeError when it has none."""
     tracer = _tracer(propagate, "object")
     fields = _flat(attributes)
-    fields[LightningSpanAttributes.OBJECT_TYPE.value] = full_qualified_name(type(object))
+    fields[LightningSpanAttributes.OBJECT_TYPE.value] = _kind(object)
     if isinstance(object, bytes):
         fields[LightningSpanAttributes.OBJECT_LITERAL.value] = base64.b64encode(object).decode("ascii")
     elif isinstance(object, (str, int, float, bool)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Generator
@@ -33,6 +34,8 @@ __all__ = ["OtelTracer"]
 
 _log = logging.getLogger(__name__)
 _NANOSECONDS = 1_000_000_000
+CANCELLED_SECONDS = 5.0
+"""How long the spans of a cancelled attempt may take to be stored."""
 # Read by the instrumentation: record prompts and answers whatever the environment says.
 _CONTENT_KEY = "override_enable_content_tracing"
 
@@ -115,13 +118,20 @@ class OtelTracer(Tracer):
         processor = process_provider()[1]
         processor.opened(recording)
         recording.start()
+        limit: float | None = None
         try:
             with self._session(name, recording):
                 yield process_tracer()
+        except asyncio.CancelledError:
+            # Whoever cancels does not want to wait for a store that does not answer.
+            limit = CANCELLED_SECONDS
+            raise
         finally:
             try:
                 processor.closed(recording)
-                await recording.close()
+                await asyncio.wait_for(recording.close(), limit)
+            except asyncio.TimeoutError:
+                _log.warning("Spans of %s were lost: the store did not answer.", rollout_id)
             finally:
                 CURRENT.reset(token)
                 clear_active_tracer()

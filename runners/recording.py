@@ -12,6 +12,7 @@ from typing import Any
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from ..core.spans import Span
+from .patience import patiently
 
 __all__ = ["CURRENT", "Recording"]
 
@@ -95,10 +96,11 @@ class Recording:
                 raise
 
     async def _store(self, batch: list[Span]) -> list[Span]:
-        if self.store is None:
+        store = self.store
+        if store is None:
             return batch
         try:
-            stored = await self.store.add_many_spans(batch)
+            stored = await patiently(lambda: store.add_many_spans(batch), f"Spans of {self.rollout_id}")
         except InvalidInput as error:
             if len(batch) == 1:
                 _log.error("The store refuses span %r of %s: %s", batch[0].name, self.rollout_id, error)

@@ -1,0 +1,137 @@
+"""Heartbeats: a runner says every few seconds that it lives, and what it runs, whatever its agent does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ..core.contract import LightningStore
+from ..core.errors import InvalidInput
+from .machine import system_snapshot
+
+__all__ = ["Heartbeat"]
+
+_log = logging.getLogger(__name__)
+
+
+class Heartbeat:
+    """Calls ``store.update_worker`` at once and then every ``interval`` seconds, until stopped.
+
+    In mode ``thread`` a daemon thread keeps the rhythm, so an agent that blocks the event loop
+    does not silence its runner. It calls a thread-safe store from an event loop of its own, any
+    other on the loop on which :meth:`start` was called. Mode ``asyncio`` is a task of that loop.
+
+    Args:
+        running: gives (rollout_id, attempt_id) of what the worker runs at that moment.
+        interval: seconds; 0 or less sends nothing.
+        jitter: seconds by which a pause is made longer or shorter at random, at most half the interval.
+    """
+
+    def __init__(
+        self,
+        store: LightningStore,
+        worker_id: str,
+        incarnation: str,
+        running: Callable[[], Sequence[tuple[str, str]]],
+        *,
+        interval: float = 2.0,
+        jitter: float = 0.5,
+        mode: Literal["asyncio", "thread"] = "thread",
+        include_gpu: bool = False,
+    ) -> None:
+        if mode not in ("asyncio", "thread"):
+            raise InvalidInput(f"Unknown heartbeat launch mode: {mode!r}; it is 'asyncio' or 'thread'")
+        self._store = store
+        self._worker_id = worker_id
+        self._incarnation = incarnation
+        self._running = running
+        self._interval = interval
+        self._jitter = min(jitter, interval / 2)
+        self._mode = mode
+        self._include_gpu = include_gpu
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._own: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self._failing = False
+
+    def start(self) -> None:
+        """Begin; needs a running event loop."""
+        if self._interval <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        name = f"{self._worker_id}-heartbeat"
+        if self._mode == "asyncio":
+            self._task = loop.create_task(self._beat_in_task(), name=name)
+        else:
+            self._thread = threading.Thread(target=self._beat_in_thread, args=(loop,), name=name, daemon=True)
+            self._thread.start()
+
+    async def stop(self) -> None:
+        """End; a beat on its way is given one interval to arrive."""
+        self._stop.set()
+        if self._own is not None and self._thread is not None and self._thread.is_alive():
+            loop, stopped = self._own
+            try:
+                loop.call_soon_threadsafe(stopped.set)
+            except RuntimeError as error:
+                _log.debug("The heartbeat had ended: %s", error)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        thread, self._thread = self._thread, None
+        # Joined in small steps: a beat may need this loop to arrive.
+        deadline = asyncio.get_running_loop().time() + max(self._interval, 1.0)
+        while thread is not None and thread.is_alive() and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.005)
+
+    def _pause(self) -> float:
+        return self._interval + random.uniform(-self._jitter, self._jitter)
+
+    async def _beat(self) -> None:
+        snapshot = system_snapshot(self._include_gpu)
+        try:
+            await asyncio.wait_for(
+                self._store.update_worker(
+                    self._worker_id, snapshot, incarnation=self._incarnation, attempts=list(self._running())
+                ),
+                max(self._interval, 1.0),
+            )
+        except Exception as error:
+            if not self._failing and not self._stop.is_set():
+                _log.warning("Heartbeat of %s failed: %s", self._worker_id, error or type(error).__name__)
+            self._failing = True
+        else:
+            self._failing = False
+
+    async def _beat_in_task(self) -> None:
+        while not self._stop.is_set():
+            await self._beat()
+            await asyncio.sleep(self._pause())
+
+    def _beat_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._store.capabilities.get("thread_safe", False):
+            asyncio.run(self._beat_on_own_loop())
+            return
+        while not self._stop.is_set():
+            beat = self._beat()
+            try:
+                asyncio.run_coroutine_threadsafe(beat, loop)
+            except RuntimeError:
+                beat.close()
+                return
+            self._stop.wait(self._pause())
+
+    async def _beat_on_own_loop(self) -> None:
+        stopped = asyncio.Event()
+        self._own = (asyncio.get_running_loop(), stopped)
+        while not self._stop.is_set():
+            await self._beat()
+            try:
+                await asyncio.wait_for(stopped.wait(), self._pause())
+            except asyncio.TimeoutError:
+                continue

@@ -1,0 +1,94 @@
+"""Finds an agent by ``module:name`` and runs it on a store."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from ..core.contract import LightningStore
+from ..core.errors import InvalidInput
+from ..core.hooks import Hook
+from .agentops_tracer import AgentOpsTracer
+from .agents import LitAgent
+from .base import ExecutionEvent
+from .decorators import as_agent
+from .runner import LitAgentRunner
+from .tracer import Tracer
+
+__all__ = ["load_agent", "run_agent"]
+
+
+def load_agent(spec: str) -> LitAgent[Any]:
+    """The agent that ``spec`` names: ``package.module:agent`` or ``path/to/file.py:agent``.
+
+    The agent is a LitAgent, a class of one (made without arguments) or a function; the name may
+    be dotted. A module is looked for in the working directory too. ValueError says what is
+    missing; what the module raises while it is imported goes on.
+    """
+    where, colon, name = spec.rpartition(":")
+    if not colon or not where or not name:
+        raise InvalidInput(f"An agent is named as module:agent or file.py:agent, not {spec!r}")
+    value: Any = _module(where)
+    for part in name.split("."):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            raise InvalidInput(f"{where} has no {name!r}") from None
+    if isinstance(value, type) and issubclass(value, LitAgent):
+        value = cast(Any, value)()
+    try:
+        return as_agent(value)
+    except TypeError as error:
+        raise InvalidInput(f"{spec} is no agent: {error}") from None
+
+
+def _module(where: str) -> ModuleType:
+    if where.endswith(".py"):
+        path = Path(where).resolve()
+        if not path.is_file():
+            raise InvalidInput(f"There is no file {where}")
+        module_spec = importlib.util.spec_from_file_location(path.stem, path)
+        if module_spec is None or module_spec.loader is None:
+            raise InvalidInput(f"{where} is no Python file")
+        module = importlib.util.module_from_spec(module_spec)
+        # As for a script: what lies beside it can be imported, and it can be pickled by name.
+        _search(str(path.parent))
+        sys.modules[path.stem] = module
+        module_spec.loader.exec_module(module)
+        return module
+    _search(str(Path.cwd()))
+    try:
+        return importlib.import_module(where)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
+            raise InvalidInput(f"There is no module {where}") from None
+        raise
+
+
+def _search(folder: str) -> None:
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+async def run_agent(
+    agent: Any,
+    store: LightningStore,
+    *,
+    worker_id: int = 0,
+    max_rollouts: int | None = None,
+    event: ExecutionEvent | None = None,
+    tracer: Tracer | None = None,
+    hooks: Sequence[Hook] | None = None,
+    heartbeat_interval: float = 2.0,
+) -> None:
+    """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done."""
+    runner = LitAgentRunner[Any](
+        tracer=tracer or AgentOpsTracer(), max_rollouts=max_rollouts, heartbeat_interval=heartbeat_interval
+    )
+    with runner.run_context(agent=agent, store=store, hooks=hooks, worker_id=worker_id):
+        await runner.iter(event=event)

@@ -1,0 +1,89 @@
+"""What an agent returned, as spans in the store: a reward, spans of its own, or nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from ..core.contract import LightningStore
+from ..core.errors import InvalidInput
+from ..core.model import AttemptedRollout
+from ..core.spans import Span, SpanCoreFields
+from .emitters import emit_reward
+from .otel_tracer import OtelTracer
+from .patience import patiently
+from .tracer import Tracer
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+__all__ = ["store_result"]
+
+_log = logging.getLogger(__name__)
+
+
+async def store_result(
+    result: Any, rollout: AttemptedRollout, store: LightningStore, tracer: Tracer, prefix: str
+) -> list[Span]:
+    """Store what the agent returned and give all spans of the attempt, or those that it returned.
+
+    None adds nothing. A number becomes a reward span behind all others, the root of a trace of
+    its own. A list of spans of one kind is stored as it is. TypeError or ValueError for the rest.
+    """
+    if result is None:
+        return tracer.get_last_trace()
+    if isinstance(result, bool):
+        _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
+    if isinstance(result, (int, float)):
+        core = emit_reward(float(result), propagate=False)
+        return [*tracer.get_last_trace(), *await _add([_bound(core, rollout)], store)]
+    if not isinstance(result, list):
+        raise TypeError(
+            "Invalid raw result type. It's expected to be none, float, or a list of ReadableSpan or Span, "
+            f"but got: {type(result).__name__}"
+        )
+    items = cast("list[Any]", result)
+    if not items:
+        _log.warning("%s The agent returned an empty list: no spans are stored for it.", prefix)
+        return []
+    if all(isinstance(item, Span) for item in items):
+        return await _add(items, store)
+    if all(isinstance(item, SpanCoreFields) for item in items):
+        return await _add([_bound(item, rollout) for item in items], store)
+    return await _add_otel(items, rollout, store, tracer, prefix)
+
+
+def _bound(core: SpanCoreFields, rollout: AttemptedRollout) -> Span:
+    # Sequence 0: the store gives the number.
+    return Span.from_core_fields(
+        core, rollout_id=rollout.rollout_id, attempt_id=rollout.attempt.attempt_id, sequence_id=0
+    )
+
+
+async def _add(spans: Sequence[Span], store: LightningStore) -> list[Span]:
+    stored = await patiently(lambda: store.add_many_spans(spans), "Storing spans")
+    answered = {span.span_id: span for span in stored}
+    return [answered.get(span.span_id, span) for span in spans]
+
+
+async def _add_otel(
+    items: list[Any], rollout: AttemptedRollout, store: LightningStore, tracer: Tracer, prefix: str
+) -> list[Span]:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+    if not all(isinstance(item, ReadableSpan) for item in items):
+        kinds = sorted({type(item).__name__ for item in items})
+        raise InvalidInput(
+            "Invalid raw result type. It's expected to be a list of ReadableSpan or Span, but got: " + ", ".join(kinds)
+        )
+    if isinstance(tracer, OtelTracer):
+        _log.warning("%s The tracer records OpenTelemetry spans itself; those returned may be there twice.", prefix)
+    stored: list[Span] = []
+    for item in cast("list[ReadableSpan]", items):
+        span = await store.add_otel_span(rollout.rollout_id, rollout.attempt.attempt_id, item)
+        if span is None:
+            _log.error("%s The span %r was stored before.", prefix, item.name)
+        else:
+            stored.append(span)
+    return stored

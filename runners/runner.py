@@ -1,0 +1,245 @@
+"""LitAgentRunner: claims rollouts from a store, one at a time, and runs an agent on each."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import uuid
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+from ..core.contract import LightningStore
+from ..core.errors import InvalidInput
+from ..core.hooks import Hook
+from ..core.model import AttemptedRollout, Rollout, RolloutMode
+from ..core.resources import NamedResources
+from .agents import LitAgent
+from .attempt import AttemptRun
+from .base import ExecutionEvent, Runner
+from .decorators import as_agent
+from .heartbeat import Heartbeat
+from .patience import patiently
+from .tracer import Tracer
+
+__all__ = ["LitAgentRunner"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+PUSH_SECONDS = 20.0
+"""How long one call waits for work at a store that can hand it out the moment it appears."""
+PUSH_SECONDS_WITH_EVENT = 0.5
+"""The same where a stop event has to be looked at in between."""
+
+
+class LitAgentRunner(Runner[T]):
+    """Runs an agent on the rollouts of a store: ``LitAgentRunner[str](tracer=AgentOpsTracer())``.
+
+    Args:
+        tracer: records what the agent does.
+        max_rollouts: how many rollouts :meth:`iter` executes; None for no limit, 0 for none.
+        poll_interval: seconds between looks at a queue that is empty, where the store cannot
+            hand out work by itself (``push_dequeue``); where it can, work starts at once.
+        heartbeat_interval: seconds between signs of life; 0 or less sends none.
+        interval_jitter: seconds by which both pauses vary at random.
+        heartbeat_launch_mode: ``thread`` also beats while the agent blocks the event loop.
+        heartbeat_include_gpu: part of the older interface.
+    """
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        max_rollouts: int | None = None,
+        poll_interval: float = 5.0,
+        heartbeat_interval: float = 2.0,
+        interval_jitter: float = 0.5,
+        heartbeat_launch_mode: Literal["asyncio", "thread"] = "thread",
+        heartbeat_include_gpu: bool = False,
+    ) -> None:
+        super().__init__()
+        if heartbeat_launch_mode not in ("asyncio", "thread"):
+            raise InvalidInput(f"Unknown heartbeat launch mode: {heartbeat_launch_mode!r}")
+        self._tracer = tracer
+        self._max_rollouts = max_rollouts
+        self._poll_interval = poll_interval
+        self._heartbeat_interval = heartbeat_interval
+        self._jitter = interval_jitter
+        self._heartbeat_mode: Literal["asyncio", "thread"] = heartbeat_launch_mode
+        self._include_gpu = heartbeat_include_gpu
+        self._agent: LitAgent[T] | None = None
+        self._store: LightningStore | None = None
+        self._hooks: list[Hook] = []
+        self._running: dict[tuple[str, str], None] = {}
+        self._incarnation = uuid.uuid4().hex
+
+    @property
+    def tracer(self) -> Tracer:
+        """The tracer given to the constructor."""
+        return self._tracer
+
+    def init(self, agent: Any, *, hooks: Sequence[Hook] | None = None, **kwargs: Any) -> None:
+        """Take the agent, a LitAgent or a plain function, and a copy of the hooks."""
+        self._agent = as_agent(agent)
+        self._agent.set_runner(self)
+        self._hooks = list(hooks or ())
+        self._tracer.init()
+
+    def init_worker(self, worker_id: int, store: LightningStore, **kwargs: Any) -> None:
+        """Take the store and start the tracer; a new life of this worker begins."""
+        self.worker_id = worker_id
+        self._store = store
+        self._incarnation = uuid.uuid4().hex
+        self._tracer.init_worker(worker_id, store)
+
+    def teardown_worker(self, worker_id: int, *args: Any, **kwargs: Any) -> None:
+        """Stop the tracer."""
+        self._tracer.teardown_worker(worker_id)
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        """Forget agent, store and hooks."""
+        self._agent = None
+        self._store = None
+        self._hooks = []
+        self.worker_id = None
+        self._tracer.teardown()
+
+    def get_agent(self) -> LitAgent[T]:
+        """The agent; ValueError before :meth:`init`."""
+        if self._agent is None:
+            raise InvalidInput("Agent not initialized. Call init() first.")
+        return self._agent
+
+    def get_store(self) -> LightningStore:
+        """The store; ValueError before :meth:`init_worker`."""
+        if self._store is None:
+            raise InvalidInput("Store not initialized. Call init_worker() first.")
+        return self._store
+
+    def get_worker_id(self) -> str:
+        """``Worker-N``, the name of this worker in the store."""
+        return "Worker-Unknown" if self.worker_id is None else f"Worker-{self.worker_id}"
+
+    def _prefix(self, rollout_id: str | None = None) -> str:
+        parts: list[str] = []
+        if self.worker_id is not None:
+            parts.append(f"Worker {self.worker_id}")
+        if rollout_id is not None:
+            parts.append(f"Rollout {rollout_id}")
+        return f"[{' | '.join(parts) or 'Default Worker'}]"
+
+    async def iter(self, *, event: ExecutionEvent | None = None) -> None:
+        """Claim and execute rollouts until ``event`` is set or ``max_rollouts`` are done.
+
+        An agent that fails is recorded and the next rollout follows. While the store does not
+        answer the runner waits; every other error of a claim (a wrong token) goes on. A
+        cancellation ends the running attempt as failed and goes on.
+        """
+        limit = "unlimited" if self._max_rollouts is None else str(self._max_rollouts)
+        _log.info("%s Started async rollouts (max: %s).", self._prefix(), limit)
+        done = 0
+        heartbeat = self._heartbeat()
+        heartbeat.start()
+        try:
+            while self._max_rollouts is None or done < self._max_rollouts:
+                rollout = await self._claim(event)
+                if rollout is None:
+                    break
+                await self._execute(rollout)
+                done += 1
+                if done == 1 or done % 10 == 0:
+                    _log.info("%s Progress: %d/%s", self._prefix(), done, limit)
+        finally:
+            await heartbeat.stop()
+        _log.info("%s Finished async rollouts. Processed %d tasks.", self._prefix(), done)
+
+    def _heartbeat(self) -> Heartbeat:
+        if self.worker_id is None:
+            _log.warning("%s Without a worker id no heartbeats are sent.", self._prefix())
+        return Heartbeat(
+            self.get_store(),
+            self.get_worker_id(),
+            self._incarnation,
+            lambda: list(self._running),
+            interval=0 if self.worker_id is None else self._heartbeat_interval,
+            jitter=self._jitter,
+            mode=self._heartbeat_mode,
+            include_gpu=self._include_gpu,
+        )
+
+    async def _claim(self, event: ExecutionEvent | None) -> AttemptedRollout | None:
+        """The next rollout; None once ``event`` is set."""
+        store, worker = self.get_store(), self.get_worker_id()
+        push = bool(store.capabilities.get("push_dequeue", False))
+        seconds = PUSH_SECONDS if event is None else PUSH_SECONDS_WITH_EVENT
+        while event is None or not event.is_set():
+            if push:
+                rollout = await patiently(
+                    lambda: store.dequeue_rollout(worker, wait_seconds=seconds, incarnation=self._incarnation),
+                    self._prefix(),
+                )
+            else:
+                rollout = await patiently(lambda: store.dequeue_rollout(worker), self._prefix())
+            if rollout is not None:
+                return rollout
+            if push:
+                # A store that answers at once in spite of the waiting time must not make a busy loop.
+                await asyncio.sleep(0.001)
+            else:
+                await self._poll_pause(event)
+        return None
+
+    async def _poll_pause(self, event: ExecutionEvent | None) -> None:
+        left = max(0.01, self._poll_interval + random.uniform(-self._jitter, self._jitter))
+        while left > 0 and (event is None or not event.is_set()):
+            piece = left if event is None else min(0.1, left)
+            await asyncio.sleep(piece)
+            left -= piece
+
+    async def _execute(self, rollout: AttemptedRollout) -> Exception | None:
+        with self._marked(rollout):
+            return await AttemptRun(
+                runner=self,
+                agent=self.get_agent(),
+                store=self.get_store(),
+                tracer=self._tracer,
+                hooks=self._hooks,
+                rollout=rollout,
+                prefix=self._prefix(rollout.rollout_id),
+            ).run()
+
+    @contextmanager
+    def _marked(self, rollout: AttemptedRollout) -> Generator[None, None, None]:
+        key = (rollout.rollout_id, rollout.attempt.attempt_id)
+        self._running[key] = None
+        try:
+            yield
+        finally:
+            self._running.pop(key, None)
+
+    async def step(
+        self,
+        input: T,
+        *,
+        resources: NamedResources | None = None,
+        mode: RolloutMode | None = None,
+        event: ExecutionEvent | None = None,
+    ) -> Rollout:
+        """Execute one rollout past the queue and return it as it ended.
+
+        ``resources`` are added to the store first, and are the latest from then on. What the
+        agent raises is raised here, after the attempt was recorded as failed.
+        """
+        store = self.get_store()
+        resources_id = None
+        if resources is not None:
+            resources_id = (await store.add_resources(resources)).resources_id
+        rollout = await store.start_rollout(input, mode=mode, resources_id=resources_id, worker_id=self.get_worker_id())
+        error = await self._execute(rollout)
+        if error is not None:
+            raise error
+        finished = await store.get_rollout_by_id(rollout.rollout_id)
+        if finished is None:
+            raise RuntimeError(f"Rollout {rollout.rollout_id} is gone from the store")
+        return finished
