@@ -38,7 +38,8 @@ REQUIRED = set(Span.model_fields)
 
 def recorded(**options: Any) -> tuple[ReadableSpan, ReadableSpan]:
     """A child span with everything a span can have, and its parent."""
-    tracer = TracerProvider(resource=Resource({"service.name": "svc"}, "http://schema")).get_tracer("scope", "1.2")
+    resource = Resource({"service.name": "svc"}, "http://schema")
+    tracer = TracerProvider(resource=resource, shutdown_on_exit=False).get_tracer("scope", "1.2")
     with tracer.start_as_current_span("outer") as outer:
         link = trace.Link(outer.get_span_context(), {"why": "because"})
         with tracer.start_as_current_span("inner", links=[link], **options) as inner:
