@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgspec
 
 from .errors import InvalidPayload, PayloadTooLarge
+from .nesting import deeper_than
 
 INLINE_LIMIT_BYTES = 900_000
 """Payloads above this go to the blobs topic: a Kafka record may have about 1 MB (its default message.max.bytes)."""
@@ -24,6 +25,8 @@ MAX_DEPTH = 200
 """Deeper nesting is refused at the edge: decoders recurse, and how deep they can go depends on the caller's stack."""
 
 NULL = b"m\xc0"
+
+_PLAIN: frozenset[type] = frozenset({str, int, float, bool, bytes, type(None)})
 
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
 
@@ -49,8 +52,12 @@ def _plain(value: object) -> Any:
     raise TypeError(f"a {type(value).__qualname__} cannot be stored; pass JSON-like data")
 
 
-def _check_depth(value: object, what: str) -> None:
-    """Walk containers with a stack of our own; MAX_DEPTH also ends cycles."""
+def _check_depth(value: object, what: str) -> bool:
+    """Walk containers with a stack of our own; MAX_DEPTH also ends cycles.
+
+    Returns whether there were values whose depth shows only when they are encoded (models, dataclasses, arrays).
+    """
+    foreign = False
     stack: list[tuple[object, int]] = [(value, 1)]
     while stack:
         item, depth = stack.pop()
@@ -59,10 +66,12 @@ def _check_depth(value: object, what: str) -> None:
         elif isinstance(item, (list, tuple)):
             children = cast("list[object]", item)
         else:
+            foreign = foreign or type(item) not in _PLAIN
             continue
         if depth > MAX_DEPTH:
             raise InvalidPayload(f"{what} is nested deeper than {MAX_DEPTH} levels")
-        stack.extend((child, depth + 1) for child in children if isinstance(child, (dict, list, tuple)))
+        stack.extend((child, depth + 1) for child in children if type(child) not in _PLAIN)
+    return foreign
 
 
 def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB) -> bytes:
@@ -72,16 +81,18 @@ def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB
     """
     if value is None:
         return NULL
-    if isinstance(value, (dict, list, tuple)):
-        _check_depth(cast(object, value), what)
+    foreign = _check_depth(cast(object, value), what)
     try:
         try:
             data = b"m" + msgspec.msgpack.encode(value, enc_hook=_plain)
         except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
             builtins = msgspec.to_builtins(value, enc_hook=_plain, builtin_types=(), str_keys=True)
+            _check_depth(builtins, what)
             data = b"j" + json.dumps(builtins, separators=(",", ":")).encode("ascii")
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise InvalidPayload(f"{what} cannot be stored: {error}") from None
+    if foreign and data[:1] == b"m" and deeper_than(data[1:], MAX_DEPTH):
+        raise InvalidPayload(f"{what} is nested deeper than {MAX_DEPTH} levels")
     if len(data) > max_mb * 1_000_000:
         raise PayloadTooLarge(
             f"{what} has {len(data):,} bytes; the limit is {max_mb:g} MB (max_payload_mb)",

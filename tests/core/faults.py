@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import msgspec
+
 from agentlightning.core import archival, events, fold, rules, transitions
 from agentlightning.core.state import State
 from agentlightning.core.verdicts import VerdictTable

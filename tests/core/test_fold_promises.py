@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+
 from agentlightning.core import decide, events
 from agentlightning.core.codec import encode
 from agentlightning.core.events import AnyEvent, Claim, Config, NewRollout, Proposal

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from agentlightning.core.events import TimePassed
 from agentlightning.core.fold import apply, fold
 from agentlightning.core.state import State, dump, load
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from .faults import switched_on
 from .strategies import World

@@ -1,0 +1,47 @@
+"""The table of archived rollouts answers like a dict, and its bytes follow from the calls alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentlightning.core import archive
+from agentlightning.core.archive import ENTRY_BYTES, ArchiveTable, key_of
+
+IDS = [f"ro-{number:012x}" for number in range(12)] + ["mine", "ro-", "ro-ABCDEFABCDEF", "ro-abcdefabcdef", "\ud800"]
+
+
+@pytest.fixture(autouse=True)
+def small_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "FRESH_LIMIT", 3)
+
+
+@given(st.lists(st.tuples(st.sampled_from(IDS), st.none() | st.binary(min_size=8, max_size=8)), max_size=60))
+def test_it_answers_like_a_dict_also_after_a_restart(calls: list[tuple[str, bytes | None]]) -> None:
+    table, plain = ArchiveTable(), dict[str, bytes]()
+    for rollout_id, value in calls:
+        if value is None or value == archive.GONE:
+            table.take(rollout_id)
+            plain.pop(rollout_id, None)
+        else:
+            table.put(rollout_id, value)
+            plain[rollout_id] = value
+        restored = ArchiveTable.load(table.dump())
+        assert restored.dump() == table.dump()
+        table = restored
+    for rollout_id in IDS:
+        assert table.get(rollout_id) == plain.get(rollout_id)
+
+
+def test_ids_that_only_look_usual_have_keys_of_their_own() -> None:
+    odd = ["ro-12 34 56 78 ", "ro-ABCDEFABCDEF", "ro-abcdefabcdef", "ro-abcdefabcde", "ro-abcdefabcdeg"]
+    keys = [key_of(rollout_id) for rollout_id in odd]
+    assert {len(key) for key in keys} == {6} and len(set(keys)) == len(odd)
+
+
+def test_an_archived_rollout_takes_fourteen_bytes() -> None:
+    table = ArchiveTable()
+    for number in range(300):
+        table.put(f"ro-{number:012x}", b"12345678")
+    assert sum(map(len, table.dump())) == 300 * ENTRY_BYTES

@@ -1,0 +1,169 @@
+"""Every event survives both formats, unknown ones are told apart, and old versions are read through their upcasters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentlightning.core import codec, events
+from agentlightning.core.codec import Undecodable, UnknownEvent, decode, encode
+from agentlightning.core.events import Claim, Config, NewRollout, Proposal
+from agentlightning.core.fold import apply
+from agentlightning.core.nesting import deeper_than
+from agentlightning.core.state import State, dump
+
+TAGS = """attempt.claimed attempt.expired attempt.observed attempt.started attempt.updated claim.returned
+fold.activated log.opened resources.published rollout.requeued rollout.restored rollout.started rollout.updated
+rollouts.enqueued time.passed""".split()
+
+
+def proposal(event: events.AnyEvent, **changes: object) -> Proposal:
+    made = Proposal(id="a" * 32, time_us=1, writer="w", basis=-1, basis_print=b"", event=event)
+    return msgspec.structs.replace(made, **changes)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def numbers_that_every_field_takes() -> Iterator[None]:
+    st.register_type_strategy(int, st.integers(0, 2**31))
+    yield
+    st.register_type_strategy(int, st.integers())
+
+
+TIME = events.TimePassed(from_ms=0, to_ms=1000)
+
+
+def raw(**changes: object) -> bytes:
+    return msgspec.msgpack.encode({**msgspec.to_builtins(proposal(TIME), builtin_types=(bytes,)), **changes})
+
+
+def samples() -> st.SearchStrategy[Proposal]:
+    return st.builds(
+        Proposal,
+        id=st.text(max_size=40),
+        time_us=st.integers(-(2**62), 2**62),
+        writer=st.text(max_size=12),
+        basis=st.integers(-1, 2**62),
+        basis_print=st.binary(max_size=8),
+        event=st.one_of(*(st.from_type(kind) for kind in events.AnyEvent.__args__)),  # type: ignore[attr-defined]
+    )
+
+
+def test_the_tags_are_pinned() -> None:
+    assert sorted(codec.TYPES) == TAGS
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.deferred(samples))
+def test_every_event_survives_msgpack_and_json(sample: Proposal) -> None:
+    assert decode(encode(sample)) == sample
+    assert decode(encode(sample, "json")) == sample
+
+
+@pytest.mark.parametrize("kind", events.AnyEvent.__args__, ids=lambda kind: kind.__struct_config__.tag)  # type: ignore[attr-defined]
+def test_every_type_is_built_and_survives(kind: type[events.Event]) -> None:
+    @settings(max_examples=20, deadline=None)
+    @given(st.from_type(kind))
+    def check(event: events.Event) -> None:
+        for form in ("msgpack", "json"):
+            assert decode(encode(proposal(event), form)).event == event  # type: ignore[arg-type]
+
+    check()
+
+
+def test_an_unknown_critical_type_halts_and_an_uncritical_one_is_skipped() -> None:
+    unknown = {"t": "moon.landed", "where": 3}
+    with pytest.raises(UnknownEvent) as critical:
+        decode(raw(event=unknown))
+    assert critical.value.critical and critical.value.type == "moon.landed"
+    with pytest.raises(UnknownEvent) as skipped:
+        decode(raw(event=unknown, noncritical=True))
+    assert not skipped.value.critical
+
+
+def test_an_uncritical_record_is_skipped_by_those_who_know_its_type_whatever_its_body() -> None:
+    for body in ({"t": "time.passed", "from_ms": "x"}, {"t": "time.passed", "from_ms": 0, "to_ms": 9}, {"t": "new"}):
+        state = State()
+        apply(state, raw(event=body, noncritical=True))
+        assert (state.skipped, state.refused, state.fingerprint, state.position) == (1, 0, b"", 1)
+
+
+def test_a_record_of_a_newer_schema_is_never_taken_for_this_one() -> None:
+    with pytest.raises(UnknownEvent):
+        decode(raw(v=codec.SCHEMA_VERSION + 1))
+
+
+def test_an_older_schema_goes_through_every_upcaster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(tree: dict) -> dict:
+        return {**tree, "event": {**tree["event"], "to_ms": tree["event"]["to"]}}
+
+    def second(tree: dict) -> dict:
+        return {**tree, "event": {**tree["event"], "to_ms": tree["event"]["to_ms"] * 1000}}
+
+    monkeypatch.setattr(codec, "UPCASTERS", {-1: first, 0: second})
+    old = {"t": "time.passed", "from_ms": 0, "to": 4}
+    assert decode(raw(event=old, v=-1)).event == events.TimePassed(from_ms=0, to_ms=4000)
+    now = {"t": "time.passed", "from_ms": 0, "to_ms": 4}
+    assert decode(raw(event=now, v=0)).event == events.TimePassed(from_ms=0, to_ms=4000)
+    text = msgspec.json.encode(msgspec.msgpack.decode(raw(event=now, v=0)))
+    assert decode(text).basis_print == b""
+    with pytest.raises(Undecodable):
+        decode(raw(event={"t": "time.passed"}, v=-1))
+    with pytest.raises(Undecodable):
+        decode(raw(v=-5))
+
+
+def test_an_older_decoder_halts_before_a_type_that_it_lacks() -> None:
+    older = msgspec.msgpack.Decoder(msgspec.defstruct("Old", [("event", events.LogOpened)]))
+    with pytest.raises(msgspec.ValidationError):
+        older.decode(raw())
+    state = State()
+    apply(state, raw(event={"t": "not.yet"}))
+    assert state.halted is not None and state.position == 0
+    before = dump(state)
+    apply(state, raw())
+    assert dump(state) == before
+
+
+def _deep(depth: int, value: bytes) -> object:
+    if depth:
+        return _deep(depth - 1, value)
+    try:
+        return decode(value)
+    except (Undecodable, UnknownEvent) as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("levels", [5, 60, 90, 900])
+def test_hostile_nesting_is_judged_alike_on_a_shallow_and_on_a_deep_stack(levels: int) -> None:
+    nested = b"\x91" * levels + b"\xc0"
+    packed = bytearray(raw())
+    packed[0] += 1
+    value = bytes(packed) + b"\xa1z" + nested
+    assert _deep(0, value) == _deep(850, value)
+    assert deeper_than(value, 64) == (levels > 63)
+    text = encode(proposal(TIME), "json")[:-1] + b',"z":' + b"[" * levels + b"]" * levels + b"}"
+    assert _deep(0, text) == _deep(850, text)
+
+
+@given(st.recursive(st.none() | st.text(max_size=4) | st.binary(max_size=4) | st.floats(), st.lists, max_leaves=60))
+def test_the_depth_of_a_value_is_found_without_recursion(tree: object) -> None:
+    def depth(item: object) -> int:
+        return 1 + max(map(depth, item), default=0) if isinstance(item, list) and item else 0
+
+    value = msgspec.msgpack.encode([tree] * 40)
+    for limit in range(8):
+        assert deeper_than(value, limit) == (depth([tree]) > limit)
+
+
+def test_headers_repeat_what_tools_filter_by() -> None:
+    claimed = events.AttemptClaimed(rollout_id="ro-1", generation=0, sequence_id=1, claim=Claim("at-1"))
+    record = codec.record_of(proposal(claimed), "space", traceparent="00-aa-bb-01")
+    expected = {"t": "attempt.claimed", "v": "1", "id": "a" * 32, "ns": "space", "r": "ro-1", "tp": "00-aa-bb-01"}
+    assert dict(record.headers) == expected and record.key == "space"
+    many = events.RolloutsEnqueued(rollouts=(NewRollout("ro-9", b"m\xc0", config=Config()),))
+    assert codec.rollout_of(many) == "ro-9"
+    assert codec.rollout_of(events.RolloutsEnqueued(rollouts=())) is None
