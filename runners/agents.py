@@ -13,7 +13,7 @@ from ..core.model import Rollout, RolloutRawResult
 from ..core.resources import NamedResources
 
 if TYPE_CHECKING:
-    from .runner import Runner
+    from .base import Runner
     from .tracer import Tracer
 
 __all__ = ["LitAgent", "is_v0_1_rollout_api"]

@@ -97,27 +97,24 @@ def filter_and_unflatten_attributes(attributes: Mapping[str, Any], prefix: str) 
     return unflatten_attributes({key[len(prefix) + 1 :]: value for key, value in below.items()})
 
 
-def sanitize_attribute_value(value: object, force: bool = True) -> AttributeValue:
+def sanitize_attribute_value(value: Any, force: bool = True) -> AttributeValue:
     """``value`` if a span can hold it; else its JSON text (``force``), or ValueError.
 
     A list of int and float becomes one of float.
     """
+    given: Any = value
     if isinstance(value, _PRIMITIVES):
         return value
     if isinstance(value, (list, tuple)):
-        items = list(cast(Sequence[Any], value))
+        items = list(cast(Sequence[Any], given))
         for kind in (str, bool, int):
             if all(type(item) is kind for item in items):
                 return items
         if all(type(item) in (int, float) for item in items):
             return [float(item) for item in items]
     if not force:
-        raise InvalidInput(f"A span cannot hold {type(value).__name__}: {value!r}")
-    return _json(cast(object, value))
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, default=str)
+        raise InvalidInput(f"A span cannot hold this value: {given!r}")
+    return json.dumps(given, default=str)
 
 
 def sanitize_attributes(attributes: Mapping[str, Any], force: bool = True) -> Attributes:
