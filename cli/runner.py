@@ -1,0 +1,250 @@
+"""`agl runner`: executes an agent on the rollouts of a store, in one process or several that are replaced when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ..core.errors import AgentLightningError, InvalidInput
+from ..core.hooks import Hook
+from ..core.loglines import setup_logging
+from .interrupts import StopFlag, announce, ignore_interrupts
+from .terminal import echo_json, json_option
+
+DEFAULT_STORE = "http://127.0.0.1:4747"
+TOKEN_VARIABLE = "AGL_TOKEN"
+HOPELESS = 3
+"""Exit code of a child whose error will not get better by starting it again."""
+SHORT_LIFE_SECONDS = 10.0
+LONGEST_PAUSE_SECONDS = 30.0
+GRACE_SECONDS = 10.0
+IDLE_SECONDS = 1.0
+"""Twice as long as a runner that was asked to stop needs to look up from its wait for work."""
+WATCH_SECONDS = 0.1
+logger = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("agent", metavar="MODULE:AGENT")
+@click.option("--store", "url", default=DEFAULT_STORE, show_default=True, metavar="URL", help="Where the store serves.")
+@click.option("-n", "--n", "processes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes.")
+@click.option("--max-rollouts", type=click.IntRange(min=0), help="End each process after so many rollouts.")
+@click.option("--token", envvar=TOKEN_VARIABLE, metavar="TOKEN", help="The store's token; also read from AGL_TOKEN.")
+@click.option("--worker-id", type=click.IntRange(min=0), help="Number of the first worker; process ids if left out.")
+@click.option("--log-level", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
+@click.option("--supervised", is_flag=True, hidden=True)
+@json_option
+def runner(
+    agent: str,
+    url: str,
+    processes: int,
+    max_rollouts: int | None,
+    token: str | None,
+    worker_id: int | None,
+    log_level: str,
+    supervised: bool,
+    as_json: bool,
+) -> int:
+    """Run an agent on the rollouts of a store, and wait for the store where it is not there yet.
+
+    MODULE:AGENT names a LitAgent, an @rollout function or a plain function: package.module:name or path/to/file.py:name.
+    The first Ctrl+C ends after the rollouts that run; a second one ends at once, and the store gives them to others.
+    """
+    setup_logging(log_level)
+    if not url.startswith(("http://", "https://")):
+        raise InvalidInput(f"a runner reaches its store over HTTP: {url!r} is not the form http://host:port")
+    if processes > 1:
+        _check_agent(agent)
+        command = [sys.executable, "-m", __package__.rpartition(".")[0], "runner", agent, "--supervised"]
+        command += ["--store", url, "--log-level", log_level]
+        command += [] if max_rollouts is None else ["--max-rollouts", str(max_rollouts)]
+        done = asyncio.run(Crew(command, processes, worker_id, token).run())
+    else:
+        try:
+            done = asyncio.run(_work(agent, url, token, worker_id, max_rollouts, supervised))
+        except AgentLightningError as error:
+            if not supervised or error.retryable:
+                raise
+            announce(f"agl: {error.message}")
+            return HOPELESS
+    if as_json:
+        echo_json({"event": "stopped", "exit_code": done})
+    return done
+
+
+def _check_agent(agent: str) -> None:
+    """Load the agent once here: a wrong name is one sentence, not one of every process."""
+    from ..runners.load import load_agent
+
+    load_agent(agent)
+
+
+async def _work(
+    agent: str, url: str, token: str | None, worker_id: int | None, max_rollouts: int | None, supervised: bool
+) -> int:
+    """One runner in this process; returns the exit code."""
+    from ..projections.rest.client import LightningStoreClient
+    from ..runners.load import load_agent, run_agent
+
+    loaded = load_agent(agent)
+    stop = StopFlag()
+    stop.install()
+    if supervised:
+        ignore_interrupts()
+        _end_with_parent(stop)
+    client = LightningStoreClient(url, token=token, patience_seconds=math.inf)
+    number = os.getpid() if worker_id is None else worker_id
+    busy = Busy()
+    work = asyncio.ensure_future(
+        run_agent(loaded, client, worker_id=number, max_rollouts=max_rollouts, event=stop, hooks=[busy])
+    )
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set() and not supervised:
+            announce("Stopping after the rollout that runs; press Ctrl+C again to end at once." if busy.now else "Stopping.")
+        await _finish(work, busy)
+    finally:
+        stopped.cancel()
+        await client.close()
+    return stop.exit_code()
+
+
+class Busy(Hook):
+    """Knows whether a rollout is being executed: `now` is the number of those that are."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    async def on_rollout_start(self, *, agent: Any, runner: Any, rollout: Any) -> None:
+        self.now += 1
+
+    async def on_rollout_end(self, *, agent: Any, runner: Any, rollout: Any, spans: Any) -> None:
+        self.now -= 1
+
+
+async def _finish(work: asyncio.Future[None], busy: Busy) -> None:
+    """Wait for the runner to end. One that is asked to and only waits, perhaps for a store that is away, is cancelled."""
+    while True:
+        # Twice: a rollout may have been claimed just before its hook is called.
+        was_busy = busy.now > 0
+        await asyncio.wait({work}, timeout=IDLE_SECONDS)
+        if work.done():
+            return work.result()
+        if not was_busy and not busy.now:
+            work.cancel()
+            try:
+                await work
+            except asyncio.CancelledError:
+                return
+
+
+def _end_with_parent(stop: StopFlag) -> None:
+    """Set `stop` when standard input closes: the parent holds its other end and never writes, however it ends."""
+    stream = os.dup(sys.stdin.fileno())
+
+    def wait() -> None:
+        while os.read(stream, 4096):
+            pass
+        stop.set()
+
+    threading.Thread(target=wait, name="agl-parent", daemon=True).start()
+
+
+@dataclass
+class Member:
+    """One place in the crew: the process in it, when it was started, and when the next may be."""
+
+    number: int | None
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    not_before: float = 0.0
+    pause_seconds: float = 0.0
+    finished: bool = False
+
+
+class Crew:
+    """Keeps so many runner processes alive. One that ends by itself with code 0 has done its rollouts and stays away."""
+
+    def __init__(self, command: list[str], processes: int, worker_id: int | None, token: str | None) -> None:
+        self._command = command
+        self._members = [Member(None if worker_id is None else worker_id + index) for index in range(processes)]
+        self._environment = {**os.environ, **({TOKEN_VARIABLE: token} if token else {})}
+
+    async def run(self) -> int:
+        """Until all have finished, one is hopeless, or a signal comes; returns the exit code."""
+        stop = StopFlag()
+        stop.install()
+        hopeless = False
+        try:
+            while not stop.is_set() and not hopeless and not all(member.finished for member in self._members):
+                for member in self._members:
+                    hopeless = self._tend(member) or hopeless
+                try:
+                    await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
+                except asyncio.TimeoutError:
+                    pass
+            if stop.is_set():
+                announce("Stopping after the rollouts that run; press Ctrl+C again to end at once.")
+        finally:
+            await asyncio.to_thread(self._end, stop)
+        return 1 if hopeless else stop.exit_code()
+
+    def _tend(self, member: Member) -> bool:
+        """Start, replace or let go one member; True where its error will not get better."""
+        now = time.monotonic()
+        if member.finished:
+            return False
+        if member.process is None:
+            if now >= member.not_before:
+                self._start(member, now)
+            return False
+        code = member.process.poll()
+        if code is None:
+            return False
+        self._let_go(member)
+        if code == 0:
+            member.finished = True
+            return False
+        if code in (HOPELESS, 2):
+            return True
+        short = now - member.started < SHORT_LIFE_SECONDS
+        member.pause_seconds = min(max(2 * member.pause_seconds, 1.0), LONGEST_PAUSE_SECONDS) if short else 0.0
+        member.not_before = now + member.pause_seconds
+        after = f" in {member.pause_seconds:g} s" if member.pause_seconds else ""
+        logger.warning("A runner process ended with code %d; another takes its place%s", code, after)
+        return False
+
+    def _start(self, member: Member, now: float) -> None:
+        command = self._command if member.number is None else [*self._command, "--worker-id", str(member.number)]
+        # A pipe that closes when this process ends, also by kill -9: the children must not outlive it.
+        member.process = subprocess.Popen(command, stdin=subprocess.PIPE, env=self._environment)
+        member.started = now
+
+    def _let_go(self, member: Member) -> None:
+        if member.process is not None and member.process.stdin is not None:
+            member.process.stdin.close()
+        member.process = None
+
+    def _end(self, stop: StopFlag) -> None:
+        """Close the pipes, which asks the children to finish what they run; end those that do not in time."""
+        running = [member.process for member in self._members if member.process is not None]
+        for member in self._members:
+            self._let_go(member)
+        # Asked by a person, who may ask again; else nobody would ever.
+        limit = None if stop.is_set() else GRACE_SECONDS
+        for process in running:
+            try:
+                process.wait(limit)
+            except subprocess.TimeoutExpired:
+                process.terminate()

@@ -1,0 +1,126 @@
+"""`agl store`: opens the log, serves the store over HTTP, and says at its start what it opened."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from ..core.errors import AgentLightningError, InvalidInput
+from ..core.loglines import setup_logging
+from .interrupts import StopFlag
+from .reading import DEFAULT_LOG
+from .terminal import by_status, counted, duration, echo_json, json_option
+
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+logger = logging.getLogger(__name__)
+
+
+class CannotServe(AgentLightningError):
+    """The server could not begin: the port is taken, the address is not of this machine."""
+
+    code = "cannot_serve"
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; others than loopback need a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=4747, show_default=True, help="0 takes a free one.")
+@click.option("--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="The event log; made if missing.")
+@click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="Ask every caller for it; also read from AGL_TOKEN.")
+@click.option("--cors-origin", "origins", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; repeatable.")
+@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="INFO", show_default=True)
+@click.option("--worker-lost-seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
+              help="A worker that sent heartbeats and is silent for so long is lost.")  # fmt: skip
+@click.option("--max-payload-mb", type=click.FloatRange(min=0, min_open=True), default=64.0, show_default=True,
+              help="Larger inputs, resources and spans are refused.")  # fmt: skip
+@json_option
+def store(
+    host: str,
+    port: int,
+    url: str,
+    token: str | None,
+    origins: tuple[str, ...],
+    log_level: str,
+    worker_lost_seconds: float,
+    max_payload_mb: float,
+    as_json: bool,
+) -> int:
+    """Serve the store over HTTP. Everything in it is kept in the log and is there at the next start.
+
+    Ctrl+C or SIGTERM answers what is under way and closes the log.
+    """
+    began = time.perf_counter()
+    setup_logging(log_level)
+    # Only now: the help of this command and wrong options need no server.
+    from ..projections.rest.serving import check_bind
+    from ..projections.settings import StoreSettings
+    from ..projections.store import open_store
+
+    check_bind(host, token or None)
+    if url.startswith(("http://", "https://")):
+        raise InvalidInput(f"{url} is the address of a store; a store is served on a log such as {DEFAULT_LOG}")
+    settings = StoreSettings(worker_lost_seconds=worker_lost_seconds, max_payload_mb=max_payload_mb)
+    opened: Any = open_store(url, settings=settings)
+    door = Door(host, port, token or None, origins, max_payload_mb)
+    try:
+        return asyncio.run(_serve(opened, door, began, as_json))
+    finally:
+        opened.close()
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where and to whom the store is served."""
+
+    host: str
+    port: int
+    token: str | None
+    origins: tuple[str, ...]
+    max_payload_mb: float
+
+
+async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
+    """Serve until a signal comes; returns the exit code."""
+    from ..projections.rest.server import LightningStoreServer, PythonServerLauncherArgs
+
+    stop = StopFlag()
+    stop.install()
+    server = LightningStoreServer(
+        opened,
+        launcher_args=PythonServerLauncherArgs(port=door.port, host=door.host, launch_mode="asyncio"),
+        cors_allow_origins=door.origins,
+        token=door.token,
+        max_payload_mb=door.max_payload_mb,
+    )
+    try:
+        await server.start()
+    except RuntimeError as error:
+        raise CannotServe(str(error)) from None
+    # Whoever is refused the file is told where it is served; a log in memory has nobody to refuse.
+    tell_address: Callable[[str], None] | None = getattr(opened.engine.log, "set_address", None)
+    if tell_address is not None:
+        tell_address(server.endpoint)
+    _tell_start(opened.report(), server.endpoint, time.perf_counter() - began, as_json)
+    await stop.wait()
+    await server.stop()
+    position, fingerprint = await asyncio.to_thread(opened.fingerprint)
+    if as_json:
+        echo_json({"event": "stopped", "position": position, "fingerprint": fingerprint})
+    else:
+        logger.info("Stopped at position %d, fingerprint %s", position, fingerprint)
+    return stop.exit_code()
+
+
+def _tell_start(report: dict[str, Any], endpoint: str, seconds: float, as_json: bool) -> None:
+    if as_json:
+        echo_json({"event": "serving", "endpoint": endpoint, "seconds_to_serve": seconds, **report})
+        return
+    total = sum(report["rollouts"].values())
+    states = f" ({by_status(report['rollouts'])})" if total else ""
+    logger.info("Opened %s: %s, %s%s", report["url"], counted(report["events"], "event"), counted(total, "rollout"), states)
+    logger.info("Serving %s after %s", endpoint, duration(seconds))
