@@ -1,0 +1,118 @@
+"""Agents written as functions and as classes: what they are given, and which signatures are refused."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+from agentlightning.core.model import Attempt, AttemptedRollout, Rollout
+from agentlightning.core.resources import LLM, PromptTemplate, ProxyLLM
+from agentlightning.runners.decorators import as_agent
+from agentlightning.runners.load import load_agent
+
+LLM_RESOURCE = LLM(endpoint="http://h/v1", model="m")
+PROXY = ProxyLLM(endpoint="http://h/v1", model="p")
+PROMPT = PromptTemplate(template="Hi {x}", engine="f-string")
+
+
+def claimed() -> AttemptedRollout:
+    attempt = Attempt(rollout_id="ro-1", attempt_id="at-1", sequence_id=1, start_time=0)
+    return AttemptedRollout(rollout_id="ro-1", input="x", start_time=0, attempt=attempt)
+
+
+def test_decorators_work_with_and_without_parentheses() -> None:
+    for decorator, resource, name in (
+        (agl.rollout, LLM_RESOURCE, "llm"),
+        (agl.llm_rollout, LLM_RESOURCE, "llm"),
+        (agl.rollout, PROMPT, "prompt_template"),
+        (agl.prompt_rollout, PROMPT, "prompt_template"),
+    ):
+        body: dict[str, Any] = {}
+        exec(f"def agent(task, {name}, rollout=None):\n    'Doc.'\n    return task, {name}, rollout", body)
+        for made in (decorator(body["agent"]), decorator()(body["agent"])):
+            assert made.rollout("t", {"any": resource}, claimed())[:2] == ("t", resource)
+            assert made.rollout("t", {"any": resource}, claimed())[2] == claimed()
+            assert made("t", 7) == ("t", 7, None)
+            assert (made.__name__, made.__doc__, made.is_async()) == ("agent", "Doc.", False)
+
+
+async def test_async_functions_are_awaited() -> None:
+    @agl.rollout
+    async def agent(task: str, llm: LLM, prompt_template: PromptTemplate, resources: Any) -> Any:
+        return llm, prompt_template, sorted(resources)
+
+    assert agent.is_async()
+    given: Any = {"b": PROMPT, "a": LLM_RESOURCE}
+    assert await agent.rollout_async("t", given, claimed()) == (LLM_RESOURCE, PROMPT, ["a", "b"])
+    with pytest.raises(RuntimeError):
+        agent.rollout("t", given, claimed())
+
+
+def test_a_proxied_model_is_routed_to_the_attempt() -> None:
+    def agent(task: str, llm: LLM) -> Any:
+        return llm
+
+    routed: Any = agl.llm_rollout(agent).rollout("t", {"m": PROXY}, claimed())
+    assert type(routed) is LLM and routed.endpoint == "http://h/rollout/ro-1/attempt/at-1/v1"
+    assert agl.llm_rollout(strip_proxy=False)(agent).rollout("t", {"m": PROXY}, claimed()) is PROXY
+    with pytest.raises(ValueError, match="not an AttemptedRollout"):
+        agl.llm_rollout(agent).rollout("t", {"m": PROXY}, Rollout(rollout_id="ro-1", input=0, start_time=0))
+
+
+def test_missing_resources_and_wrong_signatures_are_named() -> None:
+    def agent(task: str, prompt_template: PromptTemplate) -> None: ...
+
+    with pytest.raises(ValueError, match="No prompt template resource found"):
+        agl.prompt_rollout(agent).rollout("t", {"m": LLM_RESOURCE}, claimed())
+    with pytest.raises(ValueError, match="llm"):
+        agl.llm_rollout(agent)
+    with pytest.raises(ValueError):
+        agl.prompt_rollout(lambda prompt_template, task: None)
+    with pytest.raises(NotImplementedError, match="Expected signatures"):
+        agl.rollout(lambda task, other: None)
+
+
+def test_plain_functions_become_agents_and_other_things_do_not() -> None:
+    assert as_agent(lambda task: 0.5).rollout("t", {}, claimed()) == 0.5
+    with pytest.raises(TypeError):
+        as_agent(7)
+    with pytest.raises(ValueError):
+        as_agent(lambda: 0.5)
+
+
+def test_class_agents_delegate_and_hold_their_runner_weakly() -> None:
+    class Agent(agl.LitAgent[str]):
+        def rollout(self, task: str, resources: Any, rollout: Any) -> float:
+            return float(task)
+
+    agent = Agent()
+    assert agent.training_rollout("1", {}, claimed()) == agent.validation_rollout("1", {}, claimed()) == 1.0
+    assert not agent.is_async()
+    with pytest.raises(ValueError, match="Runner has not been set for this agent."):
+        agent.get_runner()
+    runner = agl.LitAgentRunner[str](tracer=agl.DummyTracer())
+    agent.set_runner(runner)
+    assert agent.runner is runner and agent.tracer is runner.tracer
+    del runner
+    gc.collect()
+    with pytest.raises(ValueError):
+        agent.get_runner()
+    with pytest.raises(ValueError, match="Trainer has not been set for this agent."):
+        agent.get_trainer()
+
+
+def test_agents_are_found_by_file_and_by_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loadable_agent.py").write_text(
+        "import agentlightning as agl\ndef plain(task): return 1.0\nclass Mine(agl.LitAgent): pass\nthing = 7\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    assert load_agent(str(tmp_path / "loadable_agent.py") + ":plain").rollout("t", {}, claimed()) == 1.0
+    assert type(load_agent("loadable_agent:Mine")).__name__ == "Mine"
+    for wrong in ("loadable_agent", "loadable_agent:none", "loadable_agent:thing", "no_such_module:x", "no.py:x"):
+        with pytest.raises(ValueError):
+            load_agent(wrong)
