@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
@@ -9,173 +10,173 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
-from ..errors import InvalidInput, LogClosed, LogError
-from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
-from ..log_records import check_topic
+from ..errors import LogClosed, LogCorrupt, StorageError
+from ..log import Record
 from ..topics import TOPICS
-from .schema import Row, read_meta, records, table, told
+from .schema import Row, altered, gone, read_meta, records, table, told
 
 T = TypeVar("T")
-WATCH_SECONDS = 0.05
-"""How often a read-only follower asks SQLite whether another process has written."""
+State = tuple[int, ...]
+"""What a connection was opened on; another one means: open it again."""
 _COLUMNS = "offset, ts, key, headers, value, crc"
+_IDLE_CONNECTIONS = 8
+_STATE_TRIES = 8
 
 
 class Reader:
-    """Read-only connections to one file, one a thread."""
+    """Read-only connections to one file, handed from thread to thread.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._local = threading.local()
+    Args:
+        path: the file, absolute.
+        owned: this process writes the file, so its write-ahead log is there. Otherwise each question looks first: a
+            file that nobody writes is opened as immutable, which needs no file beside it and no right to make one.
+    """
+
+    def __init__(self, path: Path, *, owned: bool) -> None:
+        self.path = path
+        self._owned = owned
+        self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._all: list[sqlite3.Connection] = []
+        self._idle: list[tuple[State, sqlite3.Connection]] = []
         self._closed = False
 
-    def _connection(self) -> sqlite3.Connection:
-        db: sqlite3.Connection | None = getattr(self._local, "db", None)
-        if db is None:
-            with self._lock:
-                if self._closed:
-                    raise LogClosed("the log was closed")
-                uri = f"file:{quote(str(self._path))}?mode=ro"
-                db = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
-                self._all.append(db)
-            self._local.db = db
-        return db
+    # Connections
+
+    def state(self) -> State:
+        """Which file it is, and, while nobody writes it, of what size and age. Raises `StorageError` without one."""
+        if self._owned:
+            return ()
+        try:
+            file = os.stat(self.path)
+        except OSError as error:
+            raise StorageError(f"there is no log at {self.path}: {error.strerror}") from error
+        try:
+            if os.stat(f"{self.path}-wal").st_size:
+                return (file.st_ino,)
+        except OSError:
+            pass
+        return (file.st_ino, file.st_size, file.st_mtime_ns)
 
     def ask(self, doing: str, question: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a query of this thread; SQLite's errors become ours."""
-        try:
-            return question(self._connection())
-        except sqlite3.ProgrammingError as error:
-            raise LogClosed(f"the log was closed: {error}") from None
-        except sqlite3.Error as error:
-            raise told(error, doing) from None
+        """Put a question to the file, whose errors become ours."""
+        for _ in range(_STATE_TRIES):
+            state = self.state()
+            try:
+                db = self._take(state)
+                try:
+                    answer = question(db)
+                finally:
+                    self._give(state, db)
+            except sqlite3.Error as error:
+                if self.state() == state:
+                    raise told(error, doing) from error
+                continue
+            except LogCorrupt:
+                if self.state() == state:
+                    raise
+                continue
+            if len(state) <= 1 or self.state() == state:
+                return answer
+        raise StorageError(f"{self.path} does not hold still while {doing}; try again")
+
+    def _take(self, state: State) -> sqlite3.Connection:
+        if os.getpid() != self._pid:
+            raise LogClosed("the log belongs to the process that opened it, not to its forked children")
+        with self._lock:
+            if self._closed:
+                raise LogClosed("the log was closed")
+            while self._idle:
+                of, db = self._idle.pop()
+                if of == state:
+                    return db
+                db.close()
+        mode = "?mode=ro&immutable=1" if len(state) > 1 else "?mode=ro"
+        uri = f"file:{quote(self.path.as_posix())}{mode}"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
+
+    def _give(self, state: State, db: sqlite3.Connection) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < _IDLE_CONNECTIONS:
+                self._idle.append((state, db))
+                return
+        db.close()
+
+    def close(self) -> None:
+        """Close every connection, those in use when they are given back. Idempotent; nothing in a forked child."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            self._closed = True
+            for _, db in self._idle:
+                db.close()
+            self._idle.clear()
+
+    # Questions
 
     def read(self, topic: str, offset: int, max_records: int, headers: bool) -> Sequence[Record]:
-        """As `Log.read`."""
-        check_topic(topic)
-        rows: list[Row] = self.ask(
-            f"reading {topic} from offset {offset}",
-            lambda db: db.execute(
-                f"SELECT {_COLUMNS} FROM {table(topic)} WHERE offset >= ? ORDER BY offset LIMIT ?", (offset, max_records)
-            ).fetchall(),
-        )
-        expected = None if TOPICS[topic].compacted else max(offset, 0)
-        return list(records(topic, rows, headers, expected))
+        """As `Log.read`; at the end a missing record cannot be told from none."""
+        expected = None if TOPICS[topic].compacted else offset
+        query = f"SELECT {_COLUMNS} FROM {table(topic)} WHERE offset >= ? ORDER BY offset LIMIT ?"
+
+        def question(db: sqlite3.Connection) -> list[Record]:
+            rows = _rows(db, query, (offset, max_records), topic, offset)
+            return records(topic, rows, headers, expected)
+
+        return self.ask(f"reading {topic} from offset {offset}", question)
 
     def read_key(self, topic: str, key: str, after: int, max_records: int | None) -> Sequence[Record]:
         """As `Log.read_key`."""
-        check_topic(topic)
-        if not TOPICS[topic].by_key:
-            raise InvalidInput(f"topic {topic!r} is not read by key")
         limit = -1 if max_records is None else max_records
-        rows: list[Row] = self.ask(
-            f"reading {topic} of {key}",
-            lambda db: db.execute(
-                f"SELECT {_COLUMNS} FROM {table(topic)} WHERE key = ? AND offset > ? ORDER BY offset LIMIT ?",
-                (key, after, limit),
-            ).fetchall(),
-        )
-        return list(records(topic, rows, True, None))
+        query = f"SELECT {_COLUMNS} FROM {table(topic)} WHERE key = ? AND offset > ? ORDER BY offset LIMIT ?"
 
-    def end(self, topic: str) -> int:
-        """The offset of the next record."""
-        check_topic(topic)
-        row = self.ask(
-            f"reading {topic}", lambda db: db.execute(f"SELECT max(offset) FROM {table(topic)}").fetchone()
-        )
-        return 0 if row[0] is None else int(row[0]) + 1
+        def question(db: sqlite3.Connection) -> list[Record]:
+            rows = _rows(db, query, (key, after, limit), topic, after + 1)
+            return records(topic, rows, True, None)
 
-    def version(self) -> int:
-        """A number that changes when another connection commits."""
-        return int(self.ask("watching the file", lambda db: db.execute("PRAGMA data_version").fetchone())[0])
+        return self.ask(f"reading {topic} of {key}", question)
+
+    def ends(self, topic: str) -> tuple[int, int]:
+        """(offset of the first record, offset of the next one to come)."""
+        query = f"SELECT min(offset) FROM {table(topic)} UNION ALL SELECT max(offset) FROM {table(topic)}"
+        (first,), (last,) = self.ask(f"reading {topic}", lambda db: db.execute(query).fetchall())
+        if last is None:
+            return 0, 0
+        return (int(first) if TOPICS[topic].compacted else 0), int(last) + 1
+
+    def next_offset(self, topic: str, offset: int) -> int | None:
+        """The first offset from `offset` on that is there; None at the end."""
+        query = f"SELECT min(offset) FROM {table(topic)} WHERE offset >= ?"
+        found = self.ask(f"reading {topic}", lambda db: db.execute(query, (offset,)).fetchone()[0])
+        return None if found is None else int(found)
+
+    def group_offset(self, group: str, topic: str, partition: int) -> int:
+        """A consumer group's committed offset, 0 without one."""
+        query = "SELECT offset FROM group_offsets WHERE consumer_group = ? AND topic = ? AND partition = ?"
+        row = self.ask("reading a group's offset", lambda db: db.execute(query, (group, topic, partition)).fetchone())
+        return 0 if row is None else int(row[0])
+
+    def version(self) -> tuple[int, ...]:
+        """Numbers that change when another process has written. One thread has to ask, of a reader of its own."""
+        state = self.state()
+        return (*state, self.ask("watching the file", lambda db: int(db.execute("PRAGMA data_version").fetchone()[0])))
 
     def meta(self) -> dict[str, str]:
         """The file's meta table."""
-        return read_meta(self._connection(), self._path)
-
-    def close(self) -> None:
-        """Close every connection. Idempotent."""
-        with self._lock:
-            self._closed = True
-            for db in self._all:
-                db.close()
-            self._all.clear()
+        return self.ask(f"opening {self.path}", lambda db: read_meta(db, self.path))
 
 
-class _Watch(Subscription):
-    """A thread that reads what another process appends."""
-
-    def __init__(self, log: ReadOnlyLog, topic: str, offset: int, on_records: OnRecords, on_problem: OnProblem) -> None:
-        self._log, self._topic, self._offset = log, topic, offset
-        self._on_records, self._on_problem = on_records, on_problem
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"agl-watch-{topic}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        seen = -1
-        try:
-            while not self._stop.is_set():
-                version = self._log.reader.version()
-                if version == seen:
-                    self._stop.wait(WATCH_SECONDS)
-                    continue
-                seen = version
-                while not self._stop.is_set():
-                    found = self._log.read(self._topic, 0, self._offset)
-                    if not found:
-                        break
-                    self._offset = found[-1].offset + 1
-                    self._on_records(found)
-        except LogError as error:
-            if not self._stop.is_set():
-                self._on_problem(error)
-
-    def close(self) -> None:
-        self._stop.set()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-
-class ReadOnlyLog(Log):
-    """A log file that this process only looks at: never written, no lock taken, also while its owner runs."""
-
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise InvalidInput(f"there is no log at {path}")
-        self.path = path
-        self.url = f"sqlite:///{path}"
-        self.reader = Reader(path)
-        self.log_id = self.reader.meta()["log_id"]
-
-    def partitions(self, topic: str) -> int:
-        check_topic(topic)
-        return 1
-
-    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
-        raise LogError(f"{self.path} is open for reading only")
-
-    def read(
-        self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
-    ) -> Sequence[Record]:
-        return self.reader.read(topic, offset, max_records, headers)
-
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
-        return self.reader.read_key(topic, key, after, max_records)
-
-    def ends(self, topic: str, partition: int) -> tuple[int, int]:
-        return 0, self.reader.end(topic)
-
-    def follow(
-        self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
-    ) -> Subscription:
-        check_topic(topic)
-        return _Watch(self, topic, offset, on_records, on_problem)
-
-    def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
-        raise LogError(f"{self.path} is open for reading only; a group needs the process that writes it")
-
-    def close(self) -> None:
-        self.reader.close()
+def _rows(db: sqlite3.Connection, query: str, values: tuple[object, ...], topic: str, offset: int) -> list[Row]:
+    """The rows of a query. Where SQLite fails on the way, the error tells the first offset that cannot be read."""
+    try:
+        return db.execute(query, values).fetchall()
+    except sqlite3.DatabaseError as error:
+        failure = told(error, "reading")
+        if not isinstance(failure, LogCorrupt):
+            raise
+    try:
+        for row in db.execute(query, values):
+            offset = int(row[0]) + 1
+    except sqlite3.DatabaseError as error:
+        # From SQLite and not from a check sum: what lies behind it in the page cannot be read either.
+        raise altered(topic, offset, str(error)) from error
+    raise gone(topic, offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
@@ -17,7 +17,9 @@ from ..log_records import decode_headers
 from ..topics import STORED, TOPICS
 
 FORMAT_VERSION = 1
-_FULL = ("full", "disk I/O error: no space")
+_GROUP_OFFSETS = "group_offsets"
+_DAMAGED = ("malformed", "not a database", "Could not decode")
+"""SQLite's words for a torn page, a foreign header, and a text that is none; sqlite3 of Python 3.10 has no codes."""
 
 
 def table(topic: str, partition: int = 0) -> str:
@@ -25,8 +27,24 @@ def table(topic: str, partition: int = 0) -> str:
     return f"{topic}_{partition}"
 
 
-def create(db: sqlite3.Connection) -> None:
-    """Make the tables of a new file and give the log its id."""
+def prepare(db: sqlite3.Connection, path: Path) -> dict[str, str]:
+    """Make the tables that are missing (all of a new file, a later topic's of an older one) and return the meta table.
+
+    In one transaction, so a process that dies here leaves an empty file, which is a new one. A file that is no log or
+    of a newer format is refused before anything is written to it.
+    """
+    there = {str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if there:
+        read_meta(db, path)
+    mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StorageError(f"{path} cannot have a write-ahead log (journal mode {mode}); is it on a network drive?")
+    if not there.issuperset({"meta", _GROUP_OFFSETS, *map(table, STORED)}):
+        _create(db)
+    return read_meta(db, path)
+
+
+def _create(db: sqlite3.Connection) -> None:
     db.execute("BEGIN IMMEDIATE")
     db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
     for topic in STORED:
@@ -38,7 +56,7 @@ def create(db: sqlite3.Connection) -> None:
         if TOPICS[topic].by_key:
             db.execute(f"CREATE INDEX IF NOT EXISTS {name}_by_key ON {name} (key, offset)")
     db.execute(
-        "CREATE TABLE IF NOT EXISTS group_offsets (consumer_group TEXT, topic TEXT, partition INTEGER, "
+        f"CREATE TABLE IF NOT EXISTS {_GROUP_OFFSETS} (consumer_group TEXT, topic TEXT, partition INTEGER, "
         "offset INTEGER NOT NULL, PRIMARY KEY (consumer_group, topic, partition))"
     )
     meta = [("format", str(FORMAT_VERSION)), ("log_id", uuid.uuid4().hex[:16]), ("created", str(int(time.time())))]
@@ -49,9 +67,11 @@ def create(db: sqlite3.Connection) -> None:
 def read_meta(db: sqlite3.Connection, path: Path) -> dict[str, str]:
     """The file's meta table. Raises `LogCorrupt` where it has none, `InvalidInput` for a newer format."""
     try:
-        meta = dict(db.execute("SELECT key, value FROM meta").fetchall())
+        meta = {str(key): str(value) for key, value in db.execute("SELECT key, value FROM meta")}
     except sqlite3.DatabaseError as error:
-        raise LogCorrupt(f"{path} is not a log: {error}", position=0) from None
+        if "no such table" in str(error):
+            raise LogCorrupt(f"{path} is not a log: it has no meta table", position=0) from None
+        raise told(error, f"opening {path}") from error
     if not meta.get("format", "").isdigit() or "log_id" not in meta:
         raise LogCorrupt(f"{path} is not a log: its meta table is incomplete", position=0)
     if int(meta["format"]) > FORMAT_VERSION:
@@ -67,34 +87,50 @@ def checksum(offset: int, timestamp_us: int, key: str, headers: bytes, value: by
 Row = tuple[int, int, str, bytes, bytes, int]
 
 
-def records(topic: str, rows: Iterable[Row], headers: bool, expected: int | None) -> Iterator[Record]:
+def records(topic: str, rows: Sequence[Row], headers: bool, expected: int | None) -> list[Record]:
     """Records of rows in order. Raises `LogCorrupt` at the first that is altered or, with `expected`, missing."""
-    for offset, timestamp_us, key, head, value, crc in rows:
-        if expected is not None:
-            if offset != expected:
-                raise LogCorrupt(
-                    f"the record at offset {expected} of {topic} is missing", position=expected, topic=topic, partition=0
-                )
-            expected += 1
-        if checksum(offset, timestamp_us, key, head, value) != crc:
-            raise LogCorrupt(
-                f"the record at offset {offset} of {topic} was altered: its check sum does not fit",
-                position=offset,
-                topic=topic,
-                partition=0,
-            )
-        try:
-            texts = decode_headers(head) if headers else ()
-        except msgspec.MsgspecError as error:
-            raise LogCorrupt(f"the headers at offset {offset} of {topic}: {error}", position=offset, topic=topic) from None
-        yield Record(topic, 0, offset, key, value, timestamp_us, texts)
+    missing = None if expected is None or not rows else _first_gap(rows, expected)
+    if missing is not None:
+        rows = rows[: missing - (expected or 0)]
+    found: list[Record] = []
+    add = found.append
+    offset = 0
+    try:
+        # `checksum`, written out: a call for each row costs a fifth of the time that a million rows take.
+        for offset, stamp, key, head, value, crc in rows:
+            if crc32(value, crc32(head, crc32(f"{offset}|{stamp}|{key}|".encode()))) != crc:
+                raise altered(topic, offset, "its check sum does not fit")
+            add(Record(topic, 0, offset, key, value, stamp, decode_headers(head) if headers else ()))
+    except (TypeError, msgspec.MsgspecError) as error:
+        raise altered(topic, offset, str(error)) from error
+    if missing is not None:
+        raise gone(topic, missing)
+    return found
+
+
+def _first_gap(rows: Sequence[Row], expected: int) -> int | None:
+    if rows[0][0] == expected and rows[-1][0] - expected == len(rows) - 1:
+        return None
+    return next(index for index, row in enumerate(rows, expected) if row[0] != index)
+
+
+def altered(topic: str, offset: int, why: str) -> LogCorrupt:
+    """The error for a record that is not what was written."""
+    return LogCorrupt(
+        f"the record at offset {offset} of {topic} was altered: {why}", position=offset, topic=topic, partition=0
+    )
+
+
+def gone(topic: str, offset: int) -> LogCorrupt:
+    """The error for a record that should be there and is not."""
+    return LogCorrupt(f"the record at offset {offset} of {topic} is missing", position=offset, topic=topic, partition=0)
 
 
 def told(error: sqlite3.Error, doing: str) -> LogError:
     """The error of our tree for one of SQLite's."""
-    code = getattr(error, "sqlite_errorname", "")
-    if code == "SQLITE_FULL" or "full" in str(error):
-        return LogFull(f"no room left while {doing}: {error}; nothing of it was written")
-    if code in ("SQLITE_CORRUPT", "SQLITE_NOTADB") or "malformed" in str(error) or "not a database" in str(error):
-        return LogCorrupt(f"the file is damaged ({error}), found while {doing}; `agl log check` tells more")
-    return StorageError(f"SQLite failed while {doing}: {error}")
+    text = str(error)
+    if "disk is full" in text:
+        return LogFull(f"no room left while {doing} ({text}); nothing of it was written")
+    if any(word in text for word in _DAMAGED):
+        return LogCorrupt(f"the file is damaged ({text}), found while {doing}; `agl log check` tells more", position=0)
+    return StorageError(f"SQLite failed while {doing}: {text}")

@@ -1,0 +1,121 @@
+"""Looking at a log file that this process does not write: a running store's, a stopped one's, or a copy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..embedded_log import check_offset
+from ..errors import InvalidInput, LogClosed, LogError, OffsetLost
+from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
+from ..log_follow import Follower
+from ..log_records import check_topic
+from ..topics import TOPICS
+from .reader import Reader
+
+WATCH_SECONDS = 0.05
+"""How often a follower asks SQLite whether another process has written."""
+_PAGE = 1024
+
+
+class ReadOnlyLog(Log):
+    """A log file that this process only looks at: no lock, nothing written to it, also while its owner runs.
+
+    Beside the file of a killed store, or a copy with its write-ahead log, SQLite makes its `-shm` file anew.
+    """
+
+    def __init__(self, path: Path, url: str | None = None) -> None:
+        if not path.is_file():
+            raise InvalidInput(f"there is no log at {path}")
+        self.path = path.absolute()
+        self.url = url or f"sqlite:///{path}"
+        self._reader = Reader(self.path, owned=False)
+        self.log_id = self._reader.meta()["log_id"]
+        self._stop = threading.Event()
+
+    def partitions(self, topic: str) -> int:
+        check_topic(topic)
+        return 1
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """Raises `InvalidInput`, always: this log is only read."""
+        raise InvalidInput(f"{self.path} is open for reading only")
+
+    def read(
+        self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
+    ) -> Sequence[Record]:
+        self._check_place(topic, partition)
+        check_offset(offset)
+        return self._reader.read(topic, offset, max_records, headers)
+
+    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
+        check_topic(topic)
+        if not TOPICS[topic].by_key:
+            raise InvalidInput(f"topic {topic!r} is not read by key")
+        return self._reader.read_key(topic, key, after, max_records)
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        self._check_place(topic, partition)
+        return self._reader.ends(topic)
+
+    def follow(
+        self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
+    ) -> Subscription:
+        self._check_place(topic, partition)
+        check_offset(offset)
+        if self._stop.is_set():
+            raise LogClosed("the log was closed")
+        follower = Follower(f"{topic}[{partition}]", offset, on_records, on_problem, _nothing_to_forget)
+        threading.Thread(
+            target=_watch,
+            args=(follower, topic, Reader(self.path, owned=False), self.log_id, self._stop),
+            name=f"agl-log-watch-{topic}",
+            daemon=True,
+        ).start()
+        return follower
+
+    def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
+        """Raises `InvalidInput`, always: a group's offsets are kept by the process that writes."""
+        raise InvalidInput(f"{self.path} is open for reading only; a group needs the process that writes it")
+
+    def close(self) -> None:
+        self._stop.set()
+        self._reader.close()
+
+    def _check_place(self, topic: str, partition: int) -> None:
+        check_topic(topic)
+        if partition != 0:
+            raise InvalidInput(f"there is no partition {partition}; this log has 1")
+
+
+def _nothing_to_forget(follower: Follower) -> None:
+    """Its thread ends by itself."""
+
+
+def _watch(follower: Follower, topic: str, reader: Reader, log_id: str, stop: threading.Event) -> None:
+    """Read what another process appends, until the follower or its log is closed."""
+    seen: tuple[int, ...] | None = None
+    try:
+        while not follower.closed:
+            if stop.is_set():
+                raise LogClosed("the log was closed")
+            version = reader.version()
+            if version == seen:
+                stop.wait(WATCH_SECONDS)
+                continue
+            seen = version
+            if reader.meta()["log_id"] != log_id:
+                raise OffsetLost(f"{reader.path} is another log now", offset=follower.next)
+            end = reader.ends(topic)[1]
+            if follower.next > end:
+                raise OffsetLost(f"{topic} ends at offset {end}", offset=follower.next)
+            while not follower.closed and not stop.is_set():
+                found = reader.read(topic, follower.next, _PAGE, True)
+                if not found:
+                    break
+                follower.deliver(found)
+    except LogError as error:
+        follower.fail(error)
+    finally:
+        reader.close()
