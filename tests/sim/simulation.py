@@ -69,6 +69,26 @@ class Simulation:
         opening = self.proposal(self.nodes[0], self.fresh_id(), decide.open_log(WINDOW, 80, 1))
         self.log.append(encode(opening))
 
+    def truncate(self, lost: int) -> None:
+        """A power cut takes the last records; who has read past the end is told so, and folds again from the start.
+
+        What is under way still arrives, with a basis in the lost suffix. Answers from that suffix are void.
+        """
+        del self.log[max(1, len(self.log) - lost) :]
+        for node in self.nodes:
+            if node.state.position > len(self.log):
+                node.state = State()
+        state = State()
+        accepted: dict[str, str] = {}
+        for outcome in [apply(state, value) for value in self.log]:
+            if outcome.accepted and outcome.proposal is not None and outcome.verdict is not None:
+                accepted[outcome.proposal.id] = outcome.verdict.subject
+        owners = {(subject, command_id.partition(".")[0]) for command_id, subject in accepted.items()}
+        self.acknowledged &= set(accepted)
+        self.told = {subject: [base for base in told if (subject, base) in owners] for subject, told in self.told.items()}
+        self.told = {subject: told for subject, told in self.told.items() if told}
+        self.told_refused.clear()
+
     def fresh_id(self) -> str:
         self.count += 1
         return f"{self.count:032x}"

@@ -6,6 +6,9 @@ import os
 
 import pytest
 
+from agentlightning.core.fold import apply
+from agentlightning.core.state import State
+
 from ..core.faults import switched_on
 from .simulation import Simulation
 
@@ -40,3 +43,41 @@ def test_a_fault_is_noticed_within_a_few_seeds(fault: str) -> None:
 
 def test_one_seed_gives_one_history() -> None:
     assert Simulation(5).run(60).log == Simulation(5).run(60).log
+
+
+def _with_power_cuts(seed: int) -> Simulation:
+    world = Simulation(seed)
+    for number in range(STEPS):
+        world.step(quiet=False)
+        if number % 60 == 59:
+            world.truncate(12)
+    return world.run(0)
+
+
+def test_nobody_answers_from_a_lost_suffix() -> None:
+    for seed in range(8):
+        _with_power_cuts(seed).check()
+
+
+def test_a_lost_suffix_takes_effect_when_histories_are_not_compared() -> None:
+    def foreign(seed: int) -> int:
+        world = _with_power_cuts(seed)
+        return _reasons(world).count("foreign_history")
+
+    assert sum(map(foreign, range(3))) > 0
+    with switched_on("no_basis_fingerprint"):
+        assert sum(map(foreign, range(3))) == 0
+
+
+def _reasons(world: Simulation) -> list[str]:
+    state = State()
+    verdicts = [apply(state, value).verdict for value in world.log]
+    return [verdict.reason if verdict is not None else "" for verdict in verdicts]
+
+
+def test_time_goes_on_without_the_first_timekeeper() -> None:
+    world = Simulation(3)
+    world.nodes[0].frozen_until = 1 << 40
+    for _ in range(STEPS):
+        world.step(quiet=False)
+    assert world.nodes[1].state.time_ms > 20_000
