@@ -346,7 +346,7 @@ def _constant(value: float) -> Callable[[], float]:
 
 
 def _numbered(span: Span, sequence_id: int) -> Span:
-    return span.model_copy(update={"sequence_id": sequence_id}, deep=True)
+    return span.model_copy(update={"sequence_id": sequence_id})
 
 
 def _known(name: str, conditions: dict[str, Any]) -> dict[str, Any]:

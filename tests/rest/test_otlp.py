@@ -1,0 +1,102 @@
+"""OTLP: spans of any exporter, protobuf and JSON, zipped or not; a bad group costs no other."""
+
+from __future__ import annotations
+
+import gzip
+
+import aiohttp
+import pytest
+from google.protobuf import json_format
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+
+from agentlightning.core.contract import LightningStore
+
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+
+
+def export(*groups: tuple[str, str, int]) -> ExportTraceServiceRequest:
+    request = ExportTraceServiceRequest()
+    for rollout_id, attempt_id, count in groups:
+        group = request.resource_spans.add()
+        for key, value in (("agentlightning.rollout_id", rollout_id), ("agentlightning.attempt_id", attempt_id)):
+            pair = group.resource.attributes.add()
+            pair.key, pair.value.string_value = key, value
+        scope = group.scope_spans.add()
+        for number in range(count):
+            span = scope.spans.add()
+            span.name, span.trace_id, span.span_id = "work", b"\x01" * 16, bytes([number + 1] * 8)
+            span.start_time_unix_nano, span.status.code, span.kind = 1_500_000_000, 1, 3
+            pair = span.attributes.add()
+            pair.key = "nested"
+            pair.value.kvlist_value.values.add().key = "k"
+            pair = span.attributes.add()
+            pair.key, pair.value.bytes_value = "bytes", b"\xab"
+    return request
+
+
+@pytest.fixture
+async def attempt(store: LightningStore) -> tuple[str, str]:
+    started = await store.start_rollout(1)
+    return started.rollout_id, started.attempt.attempt_id
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+async def test_protobuf(
+    http: aiohttp.ClientSession, store: LightningStore, attempt: tuple[str, str], zipped: bool
+) -> None:
+    body = export((*attempt, 2)).SerializeToString()
+    headers = {**PROTOBUF, **({"Content-Encoding": "gzip"} if zipped else {})}
+    async with http.post("/v1/traces", data=gzip.compress(body) if zipped else body, headers=headers) as answer:
+        assert answer.status == 200 and await answer.read() == b""
+        assert answer.headers.get("Content-Encoding") == "gzip"
+    spans = await store.query_spans(attempt[0])
+    assert [span.sequence_id for span in spans] == [1, 2]
+    assert (spans[0].trace_id, spans[0].span_id, spans[0].parent_id) == ("01" * 16, "01" * 8, None)
+    assert spans[0].start_time == 1.5 and spans[0].end_time is None
+    assert spans[0].attributes == {"nested": '{"k": null}', "bytes": "ab"}
+    assert spans[0].status.status_code == "OK"
+
+
+async def test_json(http: aiohttp.ClientSession, store: LightningStore, attempt: tuple[str, str]) -> None:
+    value = json_format.MessageToDict(export((*attempt, 1)))
+    span = value["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+    span["traceId"], span["spanId"] = "0a" * 16, "0b" * 8
+    async with http.post("/v1/traces", json=value) as answer:
+        assert answer.status == 200 and await answer.json() == {}
+    (stored,) = await store.query_spans(attempt[0])
+    assert (stored.trace_id, stored.span_id) == ("0a" * 16, "0b" * 8)
+
+
+async def test_a_bad_group_does_not_lose_the_others(
+    http: aiohttp.ClientSession, store: LightningStore, attempt: tuple[str, str]
+) -> None:
+    request = export(("", attempt[1], 1), ("ro-none", "at-none", 2), (*attempt, 3))
+    async with http.post("/v1/traces", data=request.SerializeToString(), headers=PROTOBUF) as answer:
+        assert answer.status == 200
+        partial = ExportTraceServiceResponse.FromString(await answer.read()).partial_success
+    assert partial.rejected_spans == 3 and "ro-none" in partial.error_message
+    assert (await store.query_spans(attempt[0])).total == 3
+
+
+async def test_what_cannot_be_read_is_400_in_the_callers_format(http: aiohttp.ClientSession) -> None:
+    async with http.post("/v1/traces", data=b"\xff\xff", headers=PROTOBUF) as answer:
+        assert answer.status == 400 and answer.content_type == "application/x-protobuf"
+        assert b"cannot be read" in await answer.read()
+    async with http.post("/v1/traces", data=b"x", headers={"Content-Type": "text/plain"}) as answer:
+        assert answer.status == 400
+    async with http.post("/v1/traces", data=b"{", headers={"Content-Type": "application/json"}) as answer:
+        assert answer.status == 400 and (await answer.json())["message"]
+    async with http.post("/v1/traces", data=b"", headers=PROTOBUF) as answer:
+        assert answer.status == 200
+    for path in ("/v1/metrics", "/v1/logs"):
+        async with http.post(path, data=b"") as answer:
+            assert answer.status == 501
+
+
+async def test_a_gzip_bomb_is_refused(http: aiohttp.ClientSession) -> None:
+    bomb = gzip.compress(bytes(200_000_000), 1)
+    async with http.post("/v1/traces", data=bomb, headers={**PROTOBUF, "Content-Encoding": "gzip"}) as answer:
+        assert answer.status == 413
