@@ -37,8 +37,8 @@ def run_in_thread(func: Callable[[], R], name: str) -> asyncio.Future[R]:
     def body() -> None:
         try:
             result = context.run(func)
-        except (SystemExit, KeyboardInterrupt, StopIteration) as error:
-            # None of these can travel through a future without ending the loop or confusing it.
+        except (SystemExit, KeyboardInterrupt, StopIteration, asyncio.CancelledError) as error:
+            # None of these can travel through a future: they would end the loop, or pass for a cancellation of ours.
             failure = RuntimeError(f"{type(error).__name__}: {error}")
             failure.__cause__ = error
             report(lambda: future.set_exception(failure))
