@@ -293,6 +293,34 @@ def test_a_frozen_timekeeper_cannot_jump() -> None:
     assert desk.state.time_ms == 0
 
 
+def test_attempts_within_max_attempts_and_a_restart_has_a_fresh_budget() -> None:
+    desk = Desk()
+    desk.enqueue(config=Config(max_attempts=2, retry_condition=("failed",)))
+    for _ in range(2):
+        for number in (1, 2):
+            assert desk.state.rollouts["ro-a"].status in ("queuing", "requeuing"), number
+            desk.claim()
+            desk.end(status="failed")
+        assert desk.state.rollouts["ro-a"].status == "failed"
+        desk.say(decide.update_rollout(desk.state, "ro-a", ("status",), status="queuing"))
+    assert len(desk.state.rollouts["ro-a"].attempts) == 4 and desk.state.rollouts["ro-a"].generation == 2
+
+
+def test_attempts_of_lost_workers_and_unconfirmed_claims_cost_nothing() -> None:
+    desk = Desk()
+    desk.enqueue()
+    for lost in range(3):
+        desk.claim()
+        assert desk.reason(desk.expiry(kind="worker_lost")) == "" and desk.state.rollouts["ro-a"].lost == lost + 1
+    made = decide.claim(desk.state, "ro-a", Claim("at-u", "w1", "w1", confirm=True))
+    assert made is not None and desk.reason(made) == ""
+    rollout = desk.state.rollouts["ro-a"]
+    assert desk.reason(decide.return_claim(rollout, rollout.attempts[-1])) == ""
+    desk.claim()
+    assert desk.end() == "" and rollout.status == "succeeded"
+    assert [attempt.counted for attempt in rollout.attempts] == [False, False, False, False, True]
+
+
 def test_a_worker_that_lost_its_attempt_to_another_is_not_busy_with_it() -> None:
     desk = Desk()
     desk.enqueue()
