@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,11 +74,12 @@ def run() -> None:
     rows: list[list[object]] = []
     for runners in RUNNERS:
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "agentlightning", "store", "--port", "0", "--log-level", "WARNING"]
+            port = _free_port()
+            command = [sys.executable, "-m", "agentlightning", "store", "--port", str(port), "--log-level", "WARNING"]
             command += ["--log", f"sqlite:///{Path(folder) / 'log.db'}"]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+            with subprocess.Popen(command) as server:
                 try:
-                    rate, claims = asyncio.run(_measure(_address(server), runners))
+                    rate, claims = asyncio.run(_measure(f"http://127.0.0.1:{port}", runners))
                 finally:
                     server.terminate()
         rows.append(
@@ -96,10 +97,7 @@ def run() -> None:
     show("Rollouts over HTTP, one client process", head, rows)
 
 
-def _address(server: subprocess.Popen[str]) -> str:
-    assert server.stdout is not None
-    for line in server.stdout:
-        found = re.search(r"http://[\w.]+:\d+", line)
-        if found:
-            return found.group()
-    raise RuntimeError("agl store did not say where it serves")
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
