@@ -11,7 +11,7 @@ from ..core.fold import apply
 from ..core.log import Log, Record
 from ..core.state import State
 from ..core.topics import CONTROL, FACTS, TASKS, partition_of
-from .fact_feed import facts_of
+from .fact_feed import facts_of, hear
 
 READ_RECORDS = 1024
 _CLAIMABLE = "rollout.claimable"
@@ -53,7 +53,8 @@ class DerivedTopic:
     def _derive(self, record: Record) -> list[Record]:
         outcome = apply(self._state, record.value)
         made: list[Record] = []
-        for fact in facts_of(outcome, self._state, self._namespace, self._log.log_id):
+        heard = hear(outcome, self._state)
+        for fact in facts_of(heard, self._namespace, self._log.log_id) if heard is not None else ():
             if self.topic == TASKS and fact.type != _CLAIMABLE:
                 continue
             made.append(

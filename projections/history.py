@@ -12,7 +12,7 @@ from ..core.fold import Outcome
 from ..core.log import Log
 from ..core.model import Fact
 from ..core.state import Rollout, State
-from .fact_feed import facts_of
+from .fact_feed import facts_of, hear
 from .replay import control_records, replay
 
 MOST_NAMED = 10
@@ -95,7 +95,8 @@ def history_of(log: Log, rollout_id: str, namespace: str = "default") -> History
         proposal, verdict = outcome.proposal, outcome.verdict
         if proposal is None or verdict is None or rollout_id not in rollouts_of(proposal.event):
             return
-        made = [fact for fact in facts_of(outcome, state, namespace, log.log_id) if fact.rollout_id == rollout_id]
+        raw = hear(outcome, state)
+        made = [] if raw is None else [f for f in facts_of(raw, namespace, log.log_id) if f.rollout_id == rollout_id]
         steps.append(Step(outcome.position, proposal, verdict.reason, outcome.duplicate, made))
 
     state, _ = replay(log, namespace, heard=heard)
