@@ -81,6 +81,12 @@ if TYPE_CHECKING:
     from .core.spans import StatusCode as StatusCode
     from .core.spans import TraceState as TraceState
     from .core.spans import TraceStatus as TraceStatus
+    from .projections.memory_store import InMemoryLightningStore as InMemoryLightningStore
+    from .projections.rest.client import LightningStoreClient as LightningStoreClient
+    from .projections.rest.server import LightningStoreServer as LightningStoreServer
+    from .projections.rest.threaded import LightningStoreThreaded as LightningStoreThreaded
+    from .projections.store import EventLogStore as EventLogStore
+    from .projections.store import open_store as open_store
     from .runners.active import clear_active_tracer as clear_active_tracer
     from .runners.active import get_active_tracer as get_active_tracer
     from .runners.active import set_active_tracer as set_active_tracer
@@ -177,6 +183,14 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "TraceState",
         "TraceStatus",
     ),
+    "projections.memory_store": ("InMemoryLightningStore",),
+    "projections.rest.client": ("LightningStoreClient",),
+    "projections.rest.server": ("LightningStoreServer",),
+    "projections.rest.threaded": ("LightningStoreThreaded",),
+    "projections.store": ("EventLogStore", "open_store"),
+    "projections.rest.client": ("LightningStoreClient",),
+    "projections.rest.server": ("LightningStoreServer",),
+    "projections.rest.threaded": ("LightningStoreThreaded",),
     "runners.active": ("clear_active_tracer", "get_active_tracer", "set_active_tracer"),
     "runners.agentops_tracer": ("AgentOpsTracer",),
     "runners.agents": ("LitAgent",),

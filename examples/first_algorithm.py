@@ -1,5 +1,7 @@
 """The three terminals of the tutorial "Write the First Algorithm": a store, a runner and an algorithm."""
 
+# ruff: noqa: F541 (the two functions below are printed like this in the tutorial, to the letter)
+
 import argparse
 import asyncio
 import random
@@ -10,6 +12,7 @@ import agentlightning as agl
 from agentlightning import AgentOpsTracer, LitAgentRunner, PromptTemplate, find_final_reward
 
 
+# fmt: off
 async def find_best_prompt(store, prompts_to_test, task_input):
     """A simple algorithm to find the best prompt from a list."""
     results = []
@@ -68,6 +71,7 @@ def simple_agent(task: str, prompt_template: PromptTemplate) -> float:
     # This llm_output and the final score are automatically logged as spans by the Tracer
     score = random.uniform(0, 1)  # Replace with actual scoring logic if needed
     return score
+# fmt: on
 
 
 async def algo(address: str) -> None:

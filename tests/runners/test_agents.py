@@ -33,7 +33,8 @@ def test_decorators_work_with_and_without_parentheses() -> None:
     ):
         body: dict[str, Any] = {}
         exec(f"def agent(task, {name}, rollout=None):\n    'Doc.'\n    return task, {name}, rollout", body)
-        for made in (decorator(body["agent"]), decorator()(body["agent"])):
+        wrap: Any = decorator
+        for made in (wrap(body["agent"]), wrap()(body["agent"])):
             assert made.rollout("t", {"any": resource}, claimed())[:2] == ("t", resource)
             assert made.rollout("t", {"any": resource}, claimed())[2] == claimed()
             assert made("t", 7) == ("t", 7, None)
