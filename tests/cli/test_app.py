@@ -1,0 +1,87 @@
+"""The entry point: nothing is loaded before it is called, and every failure is one line with a meaningful exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from agentlightning import __version__
+from agentlightning.cli import app
+from agentlightning.core.errors import AgentLightningError
+
+from .support import invoke
+
+
+def test_help_loads_no_sub_command_and_nothing_heavy() -> None:
+    program = (
+        "import sys; from agentlightning.cli import main; code = main(['--help']);"
+        "print(code, [m for m in sys.modules if m.startswith('agentlightning.cli.') and m != 'agentlightning.cli.app'],"
+        "[m for m in ('uvicorn', 'starlette', 'aiohttp', 'openai', 'pydantic', 'sqlite3') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "0 [] []"
+    for name in app.COMMANDS:
+        assert f"  {name} " in run.stdout
+
+
+def test_a_broken_sub_command_harms_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(app.COMMANDS, "broken", ("no_such_module", "broken", "It cannot be loaded."))
+    assert app.run(["--help"]) == 0
+    assert app.run(["--version"]) == 0
+    assert capsys.readouterr().out.endswith(f"agl {__version__}\n")
+    assert app.run(["broken"]) == app.FAILED
+    assert capsys.readouterr().err.startswith("agl: agl broken cannot be loaded: ")
+
+
+@pytest.mark.parametrize("name", sorted(app.COMMANDS))
+def test_every_sub_command_of_the_table_loads_and_has_help(name: str) -> None:
+    code, out = invoke(name, "--help")
+    assert code == 0 and out.startswith(f"Usage: agl {name}")
+
+
+@pytest.mark.parametrize("args", [["nope"], ["log", "nope"], ["store", "--port", "x"], ["show"], ["log", "tail", "--since", "x"]])
+def test_wrong_usage_is_exit_code_2_and_says_where_help_is(args: list[str]) -> None:
+    code, out = invoke(*args)
+    assert code == app.USAGE
+    assert len(out.splitlines()) == 2 and "--help" in out
+
+
+def test_an_error_of_ours_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    code, out = invoke("replay", str(tmp_path / "none.db"))
+    assert (code, out) == (1, f"agl: there is no log at {tmp_path / 'none.db'}\n")
+    code, out = invoke("replay", str(tmp_path / "none.db"), "--json")
+    assert code == 1 and json.loads(out) == {"error": "invalid_input", "message": f"there is no log at {tmp_path / 'none.db'}"}
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pressed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app.agl, "main", pressed)
+    assert invoke("log") == (130, "Interrupted.\n")
+
+
+def test_an_error_over_several_lines_is_told_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise AgentLightningError("first\n  second")
+
+    monkeypatch.setattr(app.agl, "main", fail)
+    assert invoke("log") == (1, "agl: first second\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+    from .support import make_log
+
+    make_log(tmp_path / "log.db")
+    command = f"{sys.executable} -m agentlightning log grep . --log log.db | head -n 1"
+    run = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert len(run.stdout.splitlines()) == 1 and run.stderr == ""
+
+
+def test_commands_are_click_commands() -> None:
+    assert isinstance(app.agl, click.Group)
