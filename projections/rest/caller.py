@@ -92,9 +92,7 @@ class StoreCaller:
         # The id of a loop that is gone may be that of a new one.
         if entry is not None and entry[0]() is loop:
             return entry[1]
-        lane = Lane(
-            self.server_address_root, self._seen, self._token, self.request_timeout, self.connection_timeout
-        )
+        lane = Lane(self.server_address_root, self._seen, self._token, self.request_timeout, self.connection_timeout)
         with self._lock:
             self._lanes[id(loop)] = (weakref.ref(loop), lane)
         return lane
@@ -131,11 +129,11 @@ class StoreCaller:
 
     def _watch_claims(self, method: Method, args: Arguments, result: Any) -> None:
         if method.claims and result:
-            for claimed in result if isinstance(result, list) else (result,):
+            for claimed in wire.as_list(result) or (result,):
                 key = (claimed.rollout_id, claimed.attempt.attempt_id)
                 loop = asyncio.get_running_loop()
                 self._claims[key] = loop.call_later(CONFIRM_AFTER_SECONDS, self._confirm, key)
-        elif self._claims and isinstance(args, dict):
+        elif self._claims and not callable(args):
             for key in _lives(method.name, args):
                 timer = self._claims.pop(key, None)
                 if timer is not None:
@@ -201,9 +199,9 @@ class _Tries:
         seen = self._caller._seen  # pyright: ignore[reportPrivateUsage]
         if not seen.greeted:
             await lane.hello()
-        if self._frame is None or not isinstance(self._args, dict):
+        if self._frame is None or callable(self._args):
             self._basis = self._basis or seen.basis
-            args = self._args if isinstance(self._args, dict) else self._args()
+            args = self._args() if callable(self._args) else self._args
             self._frame = wire.pack_call(self._id, self._method.name, args, self._basis)
         self.count += 1
         if self._hold is not None or not self._method.shared:
@@ -224,10 +222,10 @@ class _Tries:
 def _lives(name: str, args: dict[str, Any]) -> Sequence[tuple[str, str]]:
     """The attempts that a call is a sign of life of."""
     if name in _SIGNS_OF_LIFE:
-        source = args.get("span", args)
-        if isinstance(source, dict):
-            return ((source["rollout_id"], source["attempt_id"]),)
-        return ((source.rollout_id, source.attempt_id),)
+        span = args.get("span")
+        if span is None:
+            return ((args["rollout_id"], args["attempt_id"]),)
+        return ((span.rollout_id, span.attempt_id),)
     if name == "add_many_spans":
         return [(span.rollout_id, span.attempt_id) for span in args["spans"]]
     if name == "update_worker":
@@ -241,8 +239,9 @@ def _abandon(lane: Lane) -> None:
     lane.session.detach()
     if connector is not None:
         try:
-            connector._close_immediately()  # pyright: ignore[reportPrivateUsage]
-        except (AttributeError, RuntimeError) as error:
+            # Synchronous in effect; what it returns is awaited only to hear of the sockets' end.
+            connector.close()
+        except RuntimeError as error:
             log.debug("connections of an ended event loop: %s", error)
 
 

@@ -12,6 +12,7 @@ from ...core.ids import uuid7_hex
 from ..call import Call, serve
 from .bodies import Page
 from .routes import LONGEST_HOLD_SECONDS, Method
+from .wire import as_dict
 
 T = TypeVar("T")
 
@@ -93,15 +94,15 @@ class Calls:
 
     def position(self) -> str | None:
         """The store's position token; None for a store that has none."""
-        own = getattr(self.store, "position", None)
-        return own() if callable(own) else None
+        own: Any = getattr(self.store, "position", None)
+        return None if own is None else own()
 
     def basis(self) -> str | None:
         """What a client's next command can be based on: "position:fingerprint"."""
-        own = getattr(self.store, "fingerprint", None)
-        if not callable(own):
+        own: Any = getattr(self.store, "fingerprint", None)
+        if own is None:
             return None
-        position, digest = own()  # pyright: ignore[reportGeneralTypeIssues, reportUnknownVariableType]
+        position, digest = own()
         return f"{position}:{digest}"
 
     async def catch_up(self, token: str | None) -> None:
@@ -151,11 +152,12 @@ def _bound_the_wait(given: dict[str, Any]) -> None:
 
 def waits(method: Method, args: Any) -> bool:
     """Say whether a call can be held for a while."""
-    if not method.may_wait or not isinstance(args, dict):
+    given = as_dict(args)
+    if not method.may_wait or given is None:
         return False
     if method.name == "wait_for_rollouts":
-        return args.get("timeout", None) is None or _positive(args["timeout"])
-    return _positive(args.get("wait_seconds", 0.0))
+        return given.get("timeout") is None or _positive(given["timeout"])
+    return _positive(given.get("wait_seconds", 0.0))
 
 
 def _positive(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...core.contract import LightningStore
 from ...core.errors import InvalidInput, StoreUnreachable
@@ -333,7 +333,7 @@ class LightningStoreClient(StoreCaller, LightningStore):
         incarnation: str | None = None,
         attempts: Sequence[tuple[str, str]] | None = None,
     ) -> Worker:
-        if heartbeat_stats is None:
+        if heartbeat_stats is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise InvalidInput("heartbeat_stats is invalid; it cannot be a null value.")
         args = _given(
             worker_id=worker_id, heartbeat_stats=heartbeat_stats, incarnation=incarnation, attempts=_listed(attempts)
@@ -355,7 +355,11 @@ def _known(name: str, conditions: dict[str, Any]) -> dict[str, Any]:
     for key in conditions:
         if key not in fields:
             raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
-    return {key: list(value) if isinstance(value, (tuple, set)) else value for key, value in conditions.items()}
+    return {key: _plain_list(value) for key, value in conditions.items()}
+
+
+def _plain_list(value: Any) -> Any:
+    return list(cast("tuple[Any, ...]", value)) if isinstance(value, (tuple, set, frozenset)) else value
 
 
 def _listed(values: Sequence[Any] | None) -> list[Any] | None:

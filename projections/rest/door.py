@@ -21,10 +21,7 @@ from starlette.routing import Route as StarletteRoute
 from ...core.contract import LightningStore
 from ...core.errors import InvalidInput, Unauthorized
 from . import wire
-from .calls import CallerGone, Calls, command_of, waits
-from .events import stream_events
-from .handlers import RouteHandler
-from .http import (
+from .asgi import (
     Disconnected,
     Message,
     Receive,
@@ -36,6 +33,9 @@ from .http import (
     read_body,
     until_gone,
 )
+from .calls import CallerGone, Calls, command_of, waits
+from .events import stream_events
+from .handlers import RouteHandler
 from .openapi import describe
 from .otlp import OtlpHandler
 from .routes import (
@@ -177,8 +177,8 @@ class Door:
 
     async def _serve_calls(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Several calls of one client, run side by side; answered in order, each with its own status."""
-        frames = wire.unpack(await read_body(scope, receive, self.body_limit))
-        if not isinstance(frames, list) or not 0 < len(frames) <= MAX_CALLS:
+        frames = wire.as_list(wire.unpack(await read_body(scope, receive, self.body_limit)))
+        if frames is None or not 0 < len(frames) <= MAX_CALLS:
             raise InvalidInput(f"the body is a list of 1 to {MAX_CALLS} calls")
         await self.calls.catch_up(header(scope, b"x-agl-position"))
         if len(frames) == 1:
@@ -220,10 +220,16 @@ class Door:
 
 def _malformed(frame: Any, error: Exception) -> Exception:
     """A call that is no call is the caller's fault; anything else stays what it was."""
-    if isinstance(frame, list) and len(frame) == 4 and isinstance(frame[1], str):
-        if frame[1] not in METHODS:
-            return InvalidInput(f"unknown method {frame[1][:100]!r}")
-        if isinstance(frame[0], str) and isinstance(frame[2], (dict, bytes)) and isinstance(frame[3], (str, type(None))):
+    call = wire.as_list(frame)
+    if call is not None and len(call) == 4 and isinstance(call[1], str):
+        frame = call
+        if call[1] not in METHODS:
+            return InvalidInput(f"unknown method {call[1][:100]!r}")
+        if (
+            isinstance(frame[0], str)
+            and isinstance(frame[2], (dict, bytes))
+            and isinstance(frame[3], (str, type(None)))
+        ):
             return error
     return InvalidInput("a call is a list of [id, method, arguments, basis]")
 

@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from ...core.errors import InvalidInput, NotFound
 from . import wire
+from .asgi import Disconnected, read_body, until_gone
 from .calls import CallerGone, Calls, command_of, guard_page, waits
-from .http import Disconnected, read_body, until_gone
 from .routes import BASIS_HEADER, COMMAND_HEADER, METHODS, Route
 
 log = logging.getLogger("agentlightning.store.server")
@@ -33,7 +33,9 @@ class RouteHandler:
         """Answer one request; every refusal is JSON with a sentence."""
         try:
             result = await self._call(request)
-            return Response(wire.to_json(self._shape(request, result)), self.route.status, media_type="application/json")
+            return Response(
+                wire.to_json(self._shape(request, result)), self.route.status, media_type="application/json"
+            )
         except (CallerGone, Disconnected):
             raise
         except Exception as error:
@@ -74,11 +76,12 @@ class RouteHandler:
             return {self.route.whole: value}
         if value is None and self.route.optional:
             return {}
-        if not isinstance(value, dict):
+        fields = wire.as_dict(value)
+        if fields is None:
             # Pydantic says what is missing, in the form of every other refusal of this kind.
             self.method.body.model_validate(value)
             raise InvalidInput("the body is a JSON object")
-        return value
+        return fields
 
     def _shape(self, request: Request, result: Any) -> Any:
         kind = self.route.answer

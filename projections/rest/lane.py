@@ -58,7 +58,9 @@ class _Waiting:
 class Lane:
     """Requests of one client in one event loop."""
 
-    def __init__(self, base: str, seen: Seen, token: str | None, request_timeout: float, connection_timeout: float) -> None:
+    def __init__(
+        self, base: str, seen: Seen, token: str | None, request_timeout: float, connection_timeout: float
+    ) -> None:
         self.base = base
         self._seen = seen
         self._urls = {path: URL(base + path) for path in (CALLS_PATH, EVENTS_PATH, HEALTH_PATH)}
@@ -81,9 +83,7 @@ class Lane:
 
     def timeout(self, hold_seconds: float) -> aiohttp.ClientTimeout:
         """Limits of a request that the server may hold for `hold_seconds`."""
-        return aiohttp.ClientTimeout(
-            total=self._request_timeout + hold_seconds, sock_connect=self._connection_timeout
-        )
+        return aiohttp.ClientTimeout(total=self._request_timeout + hold_seconds, sock_connect=self._connection_timeout)
 
     async def ask(self, frame: bytes) -> Any:
         """Send a call, together with others where there are; its [status, result]. Raises `Transient` and others."""
@@ -148,8 +148,8 @@ class Lane:
             raise Transient(f"no answer from the store at {self.base}: {_reason(error)}") from error
         if answer.status != 200:
             raise self.refusal(answer.status, data)
-        answers = wire.unpack(data) if answer.content_type == "application/msgpack" else None
-        if not isinstance(answers, list) or len(answers) != len(frames):
+        answers = wire.as_list(wire.unpack(data)) if answer.content_type == "application/msgpack" else None
+        if answers is None or len(answers) != len(frames):
             raise AgentLightningError(f"what answers at {self.base} is not a store of this package")
         self._seen.note(answer.headers)
         return answers

@@ -33,7 +33,9 @@ def describe() -> dict[str, Any]:
         paths.setdefault(route.path, {})[route.verb.lower()] = operation
     paths[HEALTH_PATH] = {"get": _plain("The store serves.")}
     paths[EVENTS_PATH] = {"get": _plain("Facts as server-sent events: types (repeated), since (a position).")}
-    paths[CALLS_PATH] = {"post": _plain("Several calls in one request, in msgpack: [[id, method, arguments, basis], ...].")}
+    paths[CALLS_PATH] = {
+        "post": _plain("Several calls in one request, in msgpack: [[id, method, arguments, basis], ...].")
+    }
     paths[OTLP_TRACES_PATH] = {"post": _plain("OTLP/HTTP trace export, protobuf or JSON.")}
     return {
         "openapi": "3.1.0",
@@ -54,9 +56,7 @@ def _operation(route: Route, schema: dict[str, Any], ref: dict[str, Any]) -> dic
     properties: dict[str, Any] = schema.get("properties", {})
     required: list[str] = schema.get("required", [])
     in_path = [name for name in properties if "{" + name + "}" in route.path]
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": properties[name]} for name in in_path
-    ]
+    parameters = [{"name": name, "in": "path", "required": True, "schema": properties[name]} for name in in_path]
     operation: dict[str, Any] = {
         "operationId": f"{route.verb.lower()}_{route.path.strip('/').replace('/', '_').replace('{', '').replace('}', '')}",
         "summary": f"LightningStore.{route.method}",

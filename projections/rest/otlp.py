@@ -23,7 +23,7 @@ from ...core.semconv import LightningResourceAttributes
 from ...core.span_parts import convert_timestamp, plain_attributes
 from ...core.spans import Event, Link, OtelResource, Span, SpanContext, TraceStatus
 from . import wire
-from .http import gunzip, read_body
+from .asgi import gunzip, read_body
 
 log = logging.getLogger("agentlightning.store.server")
 
@@ -123,13 +123,14 @@ def _ids_to_base64(value: Any) -> None:
     stack = [value]
     while stack:
         item = stack.pop()
-        if isinstance(item, dict):
-            for name in _ID_FIELDS:
-                if isinstance(item.get(name), str):
-                    item[name] = base64.b64encode(bytes.fromhex(item[name])).decode()
-            stack.extend(item.values())
-        elif isinstance(item, list):
-            stack.extend(item)
+        fields = wire.as_dict(item)
+        if fields is None:
+            stack.extend(wire.as_list(item) or ())
+            continue
+        for name in _ID_FIELDS:
+            if isinstance(fields.get(name), str):
+                fields[name] = base64.b64encode(bytes.fromhex(fields[name])).decode()
+        stack.extend(fields.values())
 
 
 def spans_of(export: ExportTraceServiceRequest) -> Iterable[tuple[Span | None, str]]:
@@ -139,9 +140,17 @@ def spans_of(export: ExportTraceServiceRequest) -> Iterable[tuple[Span | None, s
         for scope in group.scope_spans:
             for proto in scope.spans:
                 attributes = {pair.key: any_value(pair.value) for pair in proto.attributes}
-                ids = {**resource, **{key: attributes[key] for key in (_ROLLOUT, _ATTEMPT, _SEQUENCE) if key in attributes}}
+                ids = {
+                    **resource,
+                    **{key: attributes[key] for key in (_ROLLOUT, _ATTEMPT, _SEQUENCE) if key in attributes},
+                }
                 rollout_id, attempt_id = ids.get(_ROLLOUT), ids.get(_ATTEMPT)
-                if not isinstance(rollout_id, str) or not isinstance(attempt_id, str) or not rollout_id or not attempt_id:
+                if (
+                    not isinstance(rollout_id, str)
+                    or not isinstance(attempt_id, str)
+                    or not rollout_id
+                    or not attempt_id
+                ):
                     yield None, f"span {proto.name[:200]!r} has no {_ROLLOUT} and {_ATTEMPT}"
                     continue
                 try:
@@ -154,7 +163,7 @@ def _span(
     proto: Any, attributes: dict[str, Any], resource: dict[str, Any], schema_url: str, scope: Any, ids: dict[str, Any]
 ) -> Span:
     trace_id, span_id = _hex(proto.trace_id, 32), _hex(proto.span_id, 16)
-    code = proto.status.code
+    code: int = proto.status.code
     return Span(
         rollout_id=ids[_ROLLOUT],
         attempt_id=ids[_ATTEMPT],

@@ -85,7 +85,9 @@ class LightningStoreServer(Delegating):
         self._direct: LightningStore | None = store
         if not store.capabilities.get("thread_safe", False):
             self._direct = LightningStoreThreaded(store)
-        self._door = Door(store, token=token, cors_allow_origins=cors_allow_origins, max_payload_mb=max_payload_mb)
+        self._door: Door | None = Door(
+            store, token=token, cors_allow_origins=cors_allow_origins, max_payload_mb=max_payload_mb
+        )
         self._serving: Serving | None = Serving(self._door, host, launcher_args.port or 0)
         self._host, self._port = launcher_args.access_host or access_host(host), launcher_args.port or 0
         self._client: LightningStoreClient | None = None
@@ -135,7 +137,8 @@ class LightningStoreServer(Delegating):
     async def stop(self) -> None:
         """Answer what is under way and close the port; the store stays open. Idempotent."""
         serving = self._own_serving()
-        self._door.stop()
+        if self._door is not None:
+            self._door.stop()
         await serving.stop()
 
     def _own_serving(self) -> Serving:

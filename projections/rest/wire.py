@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from pydantic import BaseModel, ValidationError
@@ -84,6 +84,16 @@ def unwrap(value: Any) -> Any:
     return value
 
 
+def as_dict(value: Any) -> dict[str, Any] | None:
+    """A decoded object; None for any other value."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def as_list(value: Any) -> list[Any] | None:
+    """A decoded list; None for any other value."""
+    return cast("list[Any]", value) if isinstance(value, list) else None
+
+
 def to_json(value: Any) -> bytes:
     """Strict JSON: NaN and infinities are null."""
     try:
@@ -126,19 +136,18 @@ def error_body(error: BaseException) -> dict[str, Any]:
 
 def error_from(status: int, body: Any) -> errors.AgentLightningError:
     """The exception that a refused call raises at the client."""
-    found: dict[str, Any] = body if isinstance(body, dict) else {}
-    detail = found.get("detail") or f"the store answered with status {status}"
-    if isinstance(detail, list):
-        detail = "; ".join(_complaint(item) for item in detail)
+    found = as_dict(body) or {}
+    detail: Any = found.get("detail") or f"the store answered with status {status}"
+    complaints = as_list(detail)
+    if complaints is not None:
+        detail = "; ".join(_complaint(item) for item in complaints)
     code = found.get("code") or _CODE_OF.get(status, "error")
     if code == "error" and found.get("error_type"):
         detail = f"{detail} ({found['error_type']})"
     cls = errors.error_class(str(code))
     error = cls.__new__(cls, str(detail))
     error.args = (str(detail),)
-    fields = found.get("fields")
-    if isinstance(fields, dict):
-        error.__dict__.update(fields)
+    error.__dict__.update(as_dict(found.get("fields")) or {})
     for name in ("limit", "size", "reason"):
         if cls in (errors.PayloadTooLarge, errors.Refused):
             error.__dict__.setdefault(name, None)
@@ -149,10 +158,11 @@ _CODE_OF = {400: "invalid_input", 401: "unauthorized", 404: "not_found", 413: "p
 
 
 def _complaint(item: Any) -> str:
-    if not isinstance(item, dict):
+    fields = as_dict(item)
+    if fields is None:
         return str(item)
-    where = ".".join(str(part) for part in item.get("loc", ()))
-    return f"{where}: {item.get('msg', '')}"
+    where = ".".join(str(part) for part in fields.get("loc", ()))
+    return f"{where}: {fields.get('msg', '')}"
 
 
 def _rollout(value: Any) -> Rollout:

@@ -132,7 +132,7 @@ async def test_values_cross_unchanged(client: LightningStoreClient) -> None:
 
 async def test_spans_cross_unchanged_and_are_numbered_by_the_store(client: LightningStoreClient) -> None:
     started = await client.start_rollout(1)
-    ids = {"rollout_id": started.rollout_id, "attempt_id": started.attempt.attempt_id}
+    ids: dict[str, Any] = {"rollout_id": started.rollout_id, "attempt_id": started.attempt.attempt_id}
     spans = [Span.from_attributes(attributes={"r": math.nan, "n": n, "l": [1.5]}, **ids) for n in range(3)]
     first = await client.add_span(spans[0])
     assert first is not None and first.sequence_id == 1
@@ -141,7 +141,7 @@ async def test_spans_cross_unchanged_and_are_numbered_by_the_store(client: Light
     assert [span.sequence_id for span in stored] == [2, 3]
     found = await client.query_spans(started.rollout_id, limit=1, offset=2, sort_order="asc")
     assert found.total == 3 and found[0].span_id == spans[2].span_id and found[0].attributes["n"] == 2
-    assert await client.get_many_span_sequence_ids([tuple(ids.values())] * 2) == [4, 5]
+    assert await client.get_many_span_sequence_ids([(ids["rollout_id"], ids["attempt_id"])] * 2) == [4, 5]
 
 
 async def test_a_wait_is_one_request_and_ends_with_the_outcome(
@@ -174,7 +174,9 @@ async def test_a_wait_and_a_long_poll_outlive_their_connection(
     assert claimed is not None and claimed.rollout_id == queued.rollout_id
 
 
-async def test_a_long_poll_whose_caller_left_claims_nothing(client: LightningStoreClient, store: LightningStore) -> None:
+async def test_a_long_poll_whose_caller_left_claims_nothing(
+    client: LightningStoreClient, store: LightningStore
+) -> None:
     poll = asyncio.ensure_future(client.dequeue_rollout("gone", wait_seconds=30))
     await asyncio.sleep(0.2)
     poll.cancel()

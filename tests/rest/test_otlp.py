@@ -11,6 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from agentlightning.core.contract import LightningStore
 
@@ -28,7 +29,8 @@ def export(*groups: tuple[str, str, int]) -> ExportTraceServiceRequest:
         for number in range(count):
             span = scope.spans.add()
             span.name, span.trace_id, span.span_id = "work", b"\x01" * 16, bytes([number + 1] * 8)
-            span.start_time_unix_nano, span.status.code, span.kind = 1_500_000_000, 1, 3
+            span.start_time_unix_nano = 1_500_000_000
+            span.status.code, span.kind = Status.STATUS_CODE_OK, Span.SPAN_KIND_CLIENT
             pair = span.attributes.add()
             pair.key = "nested"
             pair.value.kvlist_value.values.add().key = "k"

@@ -113,6 +113,7 @@ async def test_the_older_routes_answer_with_lists(http: aiohttp.ClientSession) -
     assert (await ask(http, "GET", "/get_latest_resources"))[1]["version"] == 2
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
 @pytest.mark.parametrize(
     ("verb", "path", "body", "status", "words"),
     [
@@ -144,8 +145,10 @@ async def test_what_is_refused_gets_a_sentence(
     assert "Traceback" not in str(answer)
 
 
+@pytest.mark.parametrize("store", ["memory"], indirect=True)
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[1]", b'{"input": NaN}', b"[" * 100_000, b'{"input": ' + b"[" * 500 + b"]" * 500 + b"}", b"\xff"]
+    "body",
+    [b"", b"{", b"[1]", b'{"input": NaN}', b"[" * 100_000, b'{"input": ' + b"[" * 500 + b"]" * 500 + b"}", b"\xff"],
 )
 async def test_hostile_json_is_the_callers_fault(http: aiohttp.ClientSession, body: bytes) -> None:
     status, answer = await ask(http, "POST", AGL + "/rollouts", data=body)
