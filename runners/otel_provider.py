@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread as _threads  # first: OpenTelemetry's fork handler deadlocks a forked child otherwise
 import asyncio
 import threading
 from functools import cache
