@@ -56,8 +56,8 @@ class Member(Membership):
                     if self.closed:
                         raise LogClosed("this member has left its group")
                     self._groups.readmit(self)
-                    found = [] if self._paused else self._take(max_records)
                     due = self._groups.drop_silent(self.group)
+                    found = [] if self._paused else self._take(max_records)
                     left = deadline - time.monotonic()
                     if found or left <= 0:
                         return found
