@@ -171,7 +171,7 @@ class StoreCaller:
                 closing = asyncio.run_coroutine_threadsafe(lane.close(), loop)
                 await asyncio.wait_for(asyncio.wrap_future(closing), 5.0)
             else:
-                _abandon(lane)
+                await _abandon(lane)
 
     def close_sync(self) -> None:
         """:meth:`close` for callers without an event loop."""
@@ -233,14 +233,13 @@ def _lives(name: str, args: dict[str, Any]) -> Sequence[tuple[str, str]]:
     return ()
 
 
-def _abandon(lane: Lane) -> None:
-    """Close sockets whose event loop does not run any more: nobody can await their goodbye."""
+async def _abandon(lane: Lane) -> None:
+    """Close sockets whose event loop does not run any more: nobody else can."""
     connector = lane.session.connector
     lane.session.detach()
     if connector is not None:
         try:
-            # Synchronous in effect; what it returns is awaited only to hear of the sockets' end.
-            connector.close()
+            await connector.close()
         except RuntimeError as error:
             log.debug("connections of an ended event loop: %s", error)
 
