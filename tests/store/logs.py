@@ -1,0 +1,118 @@
+"""Logs that misbehave in one chosen way, over a memory log."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from agentlightning.core.errors import LogClosed, LogError, UnknownOutcome
+from agentlightning.core.log import Ack, Log, NewRecord
+from agentlightning.core.memory_log import MemoryLog
+from agentlightning.core.topics import CONTROL
+
+from .tools import Unclosed
+
+
+class HoldingLog(Unclosed):
+    """Keeps acknowledgements of control appends back while `holding`; the records are in the log all the while.
+
+    `unplaced`: acknowledgements do not say where the records are (base offset -1).
+    """
+
+    def __init__(self, log: Log, unplaced: bool = False) -> None:
+        super().__init__(log)
+        self.holding = False
+        self.unplaced = unplaced
+        self.written = threading.Semaphore(0)
+        self._held: list[Callable[[], None]] = []
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Any) -> None:
+        def acknowledge(result: Ack | LogError) -> None:
+            if self.unplaced and topic == CONTROL and isinstance(result, Ack):
+                result = Ack(-1, result.count)
+            if self.holding and topic == CONTROL:
+                self._held.append(lambda: done(result))
+                self.written.release()
+            else:
+                done(result)
+
+        self._log.append(topic, partition, records, acknowledge)
+
+    def release(self) -> None:
+        """Let the acknowledgements through, and all later ones."""
+        self.holding = False
+        held, self._held = self._held, []
+        for acknowledge in held:
+            acknowledge()
+
+
+class DyingLog(Unclosed):
+    """Takes `left` appends to `topic`, then none any more: the process is dead for the log from there on."""
+
+    def __init__(self, log: Log, left: int, topic: str = CONTROL) -> None:
+        super().__init__(log)
+        self.left = left
+        self.topic = topic
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Any) -> None:
+        if topic == self.topic:
+            self.left -= 1
+        if self.left < 0:
+            threading.Thread(target=done, args=(LogClosed("dead"),)).start()
+        else:
+            self._log.append(topic, partition, records, done)
+
+
+class ForgetfulLog(Unclosed):
+    """Loses the answer of every second control append: written, or not written, in turns, and nobody knows."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.turn = 0
+        self.lost = 0
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Any) -> None:
+        if topic != CONTROL:
+            self._log.append(topic, partition, records, done)
+            return
+        self.turn += 1
+        unknown = UnknownOutcome("lost on the way")
+        if self.turn % 4 == 1:
+            self.lost += 1
+            self._log.append(topic, partition, records, lambda _: done(unknown))
+        elif self.turn % 4 == 3:
+            self.lost += 1
+            threading.Thread(target=done, args=(unknown,)).start()
+        else:
+            self._log.append(topic, partition, records, done)
+
+
+class CountingLog(Unclosed):
+    """Counts what its store asks of it."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._log, name)
+        if not callable(found):
+            return found
+
+        def counted(*args: Any, **options: Any) -> Any:
+            self.calls += 1
+            return found(*args, **options)
+
+        return counted
+
+
+def copy_of_control(log: Log) -> MemoryLog:
+    """Another log with the same control records."""
+    copy, ready = MemoryLog(), threading.Event()
+    records = [
+        NewRecord(one.key, one.value, one.timestamp_us, one.headers) for one in log.read(CONTROL, 0, 0, 1_000_000)
+    ]
+    copy.append(CONTROL, 0, records, lambda _: ready.set())
+    assert ready.wait(10)
+    return copy
