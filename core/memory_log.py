@@ -74,6 +74,9 @@ class MemoryLog(EmbeddedLog):
         self._parts = {(topic, part): _Partition(TOPICS[topic]) for topic in STORED for part in range(partitions)}
         self._start()
 
+    def __enter__(self) -> MemoryLog:
+        return self
+
     def _commit(self, appends: Sequence[PendingAppend], commits: Sequence[PendingCommit]) -> Sequence[Ack | LogError]:
         acks: list[Ack] = []
         with self._lock:

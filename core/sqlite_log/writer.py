@@ -66,6 +66,9 @@ class SqliteLog(EmbeddedLog):
         super().__init__(f"sqlite:///{path}", meta["log_id"])
         self._start()
 
+    def __enter__(self) -> SqliteLog:
+        return self
+
     @staticmethod
     def open_readonly(path: str | Path) -> ReadOnlyLog:
         """Look at a file, also one that another process writes, and a copy; never writes."""

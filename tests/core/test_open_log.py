@@ -1,0 +1,91 @@
+"""Addresses of logs, and copies from one log to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentlightning.core.copy_log import copy_log
+from agentlightning.core.errors import InvalidInput
+from agentlightning.core.log import Record
+from agentlightning.core.memory_log import MemoryLog
+from agentlightning.core.open_log import open_log
+from agentlightning.core.sqlite_log import ReadOnlyLog, SqliteLog
+from agentlightning.core.topics import CONTROL, LIVENESS, SPANS, partition_of
+
+from .log_contract import append, new, values
+
+
+def test_a_relative_address_makes_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_log("sqlite:///./.agl/deep/log.db") as log:
+        assert isinstance(log, SqliteLog)
+        append(log, CONTROL, new(1))
+    assert (tmp_path / ".agl/deep/log.db").is_file()
+
+
+def test_an_absolute_address_has_a_fourth_slash(tmp_path: Path) -> None:
+    with open_log(f"sqlite:///{tmp_path}/log.db") as log:
+        append(log, CONTROL, new(1))
+    with open_log(f"sqlite:///{tmp_path}/log.db", readonly=True) as view:
+        assert isinstance(view, ReadOnlyLog) and values(view.read(CONTROL, 0, 0)) == [b"1"]
+
+
+def test_the_address_is_what_the_log_says_it_is(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/log.db"
+    with open_log(url) as log, open_log(url, readonly=True) as view:
+        assert log.url == view.url == url
+
+
+def test_looking_makes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="no log at"):
+        open_log(f"sqlite:///{tmp_path}/new/log.db", readonly=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_is_an_address_too() -> None:
+    with open_log("memory://") as log:
+        assert isinstance(log, MemoryLog) and log.url.startswith("memory://")
+
+
+@pytest.mark.parametrize("url", ["", "log.db", "sqlite:log.db", "sqlite://log.db", "sqlite:///", "mongodb://host", "http://x"])
+def test_another_form_is_refused_with_the_accepted_ones(url: str) -> None:
+    with pytest.raises(InvalidInput) as told:
+        open_log(url)
+    assert "sqlite:///" in str(told.value) and "memory://" in str(told.value)
+
+
+def test_kafka_is_refused_with_a_sentence() -> None:
+    with pytest.raises(InvalidInput, match="Kafka"):
+        open_log("kafka://localhost:9092/prefix")
+
+
+def without_place(records: list[Record]) -> list[tuple[str, bytes, int, object]]:
+    return [(one.key, one.value, one.timestamp_us, one.headers) for one in records]
+
+
+def test_a_copy_has_every_record_in_order_and_an_id_of_its_own(tmp_path: Path) -> None:
+    with MemoryLog() as source, SqliteLog(tmp_path / "log.db") as target, MemoryLog(3) as spread:
+        append(source, CONTROL, *(new(number, headers=(("type", str(number)),)) for number in range(5000)))
+        append(source, SPANS, *(new(number, f"ro-{number % 7}") for number in range(100)))
+        append(source, LIVENESS, *(new(number, f"w{number % 3}") for number in range(30)))
+        copied = copy_log(source, target)
+        assert copied[CONTROL] == 5000 and copied[SPANS] == 100 and copied[LIVENESS] == 3
+        assert list(target.read(CONTROL, 0, 0, 5000)) == list(source.read(CONTROL, 0, 0, 5000))
+        assert list(target.read(SPANS, 0, 0)) == list(source.read(SPANS, 0, 0))
+        assert target.log_id != source.log_id
+        copy_log(target, spread)
+        for key in [f"ro-{number}" for number in range(7)]:
+            found = spread.read_key(SPANS, key)
+            assert {record.partition for record in found} == {partition_of(key, 3)}
+            assert without_place(list(found)) == without_place(list(source.read_key(SPANS, key)))
+
+
+def test_a_copy_goes_into_an_empty_log_only() -> None:
+    with MemoryLog() as source, MemoryLog() as target:
+        append(source, CONTROL, new(1))
+        append(target, SPANS, new(2))
+        with pytest.raises(InvalidInput, match="empty"):
+            copy_log(source, target)
+        assert target.ends(CONTROL, 0) == (0, 0)
