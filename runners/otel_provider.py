@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures.thread as _threads  # first: OpenTelemetry's fork handler deadlocks a forked child otherwise
 import asyncio
+
+# Before OpenTelemetry: its fork handler deadlocks a forked child otherwise.
+import concurrent.futures.thread as _threads  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any
