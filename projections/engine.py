@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
 from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, NotFound, Refused
-from ..core.events import AnyEvent, Edge
+from ..core.events import AnyEvent, Edge, TimePassed
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
 from ..core.log import Log
@@ -107,6 +107,9 @@ class Engine:
     def _heard(self, outcome: Outcome) -> None:
         for kind, rollout_id, sequence_id, _ in outcome.facts:
             if rollout_id is None:
+                event = outcome.proposal.event if outcome.proposal is not None else None
+                if isinstance(event, TimePassed):
+                    self.timekeeper.clock_moved(event.to_ms - event.from_ms)
                 continue
             if kind == "rollout.claimable":
                 self.dispatch.offer(rollout_id)

@@ -96,6 +96,10 @@ class Timekeeper:
         if self._wakes_at is None or (found is not None and self._deadline(watched, *found)[0] < self._wakes_at):
             self._wake.notify_all()  # else the next turn is early enough, and a turn looks at every open attempt
 
+    def clock_moved(self, elapsed_ms: int) -> None:
+        """The log's clock moved, whoever moved it: what this keeper counted meanwhile is in the log already."""
+        self._stepped = min(self._stepped + elapsed_ms / 1000, self.now())
+
     def backing_off(self, rollout_id: str) -> None:
         """A back-off began: watch it."""
         self.backoffs[rollout_id] = False
@@ -144,13 +148,9 @@ class Timekeeper:
             return
         elapsed_ms = min(int(lag * 1000), 10_000)
         self._moving = True
-        before = self._stepped
-        self._stepped += elapsed_ms / 1000
 
         def done(outcome: Outcome | Exception) -> None:
             self._moving = False
-            if isinstance(outcome, Exception):
-                self._stepped = before
 
         self._propose(decide.pass_time(self._node.state, elapsed_ms), done)
 
