@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from .terminal import plain, printable
+from .terminal import items, mapping, plain, printable
 
 _KEY = re.compile(r"gen_ai\.(prompt|completion)\.(\d+)\.(role|content)")
 _WHOLE = (("gen_ai.input.messages", "prompt"), ("gen_ai.output.messages", "completion"))
@@ -37,14 +37,14 @@ def exchange(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _messages(text: str, role: str) -> list[tuple[str, str]]:
     try:
-        messages: Any = json.loads(text)
+        messages = items(json.loads(text))
     except ValueError:
-        return [(role, text)]
-    if not isinstance(messages, list):
+        messages = None
+    if messages is None:
         return [(role, text)]
     found: list[tuple[str, str]] = []
-    for message in messages:
-        if isinstance(message, dict):
+    for message in map(mapping, messages):
+        if message is not None:
             parts = message.get("parts", message.get("content", ""))
             found.append((str(message.get("role", role)), _text(parts)))
     return found
@@ -54,8 +54,9 @@ def _text(value: Any) -> str:
     """A text, or the texts of a message's parts; anything else as JSON."""
     if isinstance(value, str):
         return value
-    if isinstance(value, Sequence) and all(isinstance(part, Mapping) for part in value):
-        texts = [str(part.get("content") or part.get("text") or "") for part in value]
+    parts = [mapping(part) for part in items(value) or ()]
+    texts = [str(part.get("content") or part.get("text") or "") for part in parts if part is not None]
+    if texts and len(texts) == len(parts):
         return "\n".join(text for text in texts if text)
     return json.dumps(plain(value))
 

@@ -40,7 +40,7 @@ class Bound:
     time: float | None = None
 
 
-class BoundType(click.ParamType):
+class BoundType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] (generic in the newest click only)
     """A number is a position; everything else is a date and time in ISO form, local where it names no zone."""
 
     name = "position or time"

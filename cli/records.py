@@ -16,7 +16,7 @@ from ..projections import span_records
 from ..projections.blobs import Blobs
 from ..projections.liveness import WorkerBeat
 from ..projections.snapshots import Manifest
-from .terminal import short
+from .terminal import items, mapping, short
 
 _PAYLOADS = frozenset({"input", "metadata", "resources", "stats", "body"})
 """Fields of events that hold user data in the form of core/payload.py."""
@@ -65,6 +65,15 @@ class Decoder:
         self._fetch: Callable[[payload.Reference], bytes] | None = None
         if fetch_blobs:
             self._fetch = Blobs(log, _MAX_PAYLOAD_MB).fetch
+        self._readers: dict[str, Callable[[Record, View], None]] = {
+            CONTROL: self._control,
+            SPANS: self._span,
+            LIVENESS: self._beat,
+            BLOBS: self._blob,
+            SNAPSHOTS: self._snapshot,
+            FACTS: self._fact,
+            TASKS: self._fact,
+        }
 
     def view(self, record: Record) -> View:
         """Decode a record; one that cannot be decoded is shown with its `problem` and its bytes."""
@@ -80,7 +89,7 @@ class Decoder:
             size=len(record.value),
         )
         try:
-            _READERS.get(record.topic, Decoder._other)(self, record, seen)
+            self._readers.get(record.topic, self._other)(record, seen)
         except (AgentLightningError, msgspec.MsgspecError) as error:
             seen.problem = str(error)
             seen.body = record.value
@@ -106,12 +115,13 @@ class Decoder:
         _collect(tree, seen)
 
     def _readable(self, tree: Any) -> Any:
-        if isinstance(tree, dict):
+        fields, several = mapping(tree), items(tree)
+        if fields is not None:
             return {
                 key: self.payload(item) if key in _PAYLOADS and isinstance(item, bytes) else self._readable(item)
-                for key, item in tree.items()
+                for key, item in fields.items()
             }
-        return [self._readable(item) for item in tree] if isinstance(tree, (list, tuple)) else tree
+        return [self._readable(item) for item in several] if several is not None else tree
 
     def _span(self, record: Record, seen: View) -> None:
         decoded = span_records.decode(record.value, record.offset)
@@ -124,8 +134,9 @@ class Decoder:
         seen.attempts = [decoded.attempt_id]
         content = self.payload(decoded.body)
         seen.body = {"span_id": decoded.span_id, "sequence_id": decoded.sequence_id, "span": content}
-        if seen.time is None and isinstance(content, dict):
-            seen.time = content.get("end_time") or content.get("start_time")
+        fields = mapping(content)
+        if seen.time is None and fields is not None:
+            seen.time = fields.get("end_time") or fields.get("start_time")
 
     def _beat(self, record: Record, seen: View) -> None:
         beat = msgspec.msgpack.decode(record.value, type=WorkerBeat)
@@ -154,17 +165,6 @@ class Decoder:
         seen.body = record.value
 
 
-_READERS: dict[str, Callable[[Decoder, Record, View], None]] = {
-    CONTROL: Decoder._control,
-    SPANS: Decoder._span,
-    LIVENESS: Decoder._beat,
-    BLOBS: Decoder._blob,
-    SNAPSHOTS: Decoder._snapshot,
-    FACTS: Decoder._fact,
-    TASKS: Decoder._fact,
-}
-
-
 def _time(record: Record, header: dict[str, str]) -> float | None:
     """Unix seconds: the record's own, else those in its command id, a UUIDv7; None where neither is there."""
     if record.timestamp_us:
@@ -180,16 +180,16 @@ def _time(record: Record, header: dict[str, str]) -> float | None:
 
 def _collect(tree: Any, seen: View) -> None:
     """Every rollout and attempt that an event names, in order of appearance."""
-    if isinstance(tree, dict):
-        for key, item in tree.items():
+    fields = mapping(tree)
+    if fields is not None:
+        for key, item in fields.items():
             found = {"rollout_id": seen.rollouts, "attempt_id": seen.attempts}.get(key)
             if found is not None and isinstance(item, str) and item not in found:
                 found.append(item)
             elif key not in _PAYLOADS:
                 _collect(item, seen)
-    elif isinstance(tree, (list, tuple)):
-        for item in tree:
-            _collect(item, seen)
+    for item in items(tree) or ():
+        _collect(item, seen)
 
 
 def summary(view: View) -> str:
@@ -201,7 +201,7 @@ def summary(view: View) -> str:
         event = {key: item for key, item in body["event"].items() if key not in ("t", "rollout_id")}
         return short(event) if event else ""
     if view.type == "span":
-        span = body["span"] if isinstance(body["span"], dict) else {}
+        span = mapping(body["span"]) or {}
         return short(f"{span.get('name', '?')} ({body['span_id']})")
     if view.topic in (FACTS, TASKS):
         return short(body["data"]) if body["data"] else ""

@@ -35,8 +35,8 @@ def replay(log: str, to: int | None, as_json: bool) -> int:
 
 def _report(url: str, log_id: str, state: State, met: Replayed) -> dict[str, Any]:
     workers = [
-        {"worker_id": worker.worker_id, "status": worker.status, "rollout_id": worker.rollout_id, "attempt_id": worker.attempt_id}
-        for worker in state.workers.values()
+        {"worker_id": one.worker_id, "status": one.status, "rollout_id": one.rollout_id, "attempt_id": one.attempt_id}
+        for one in state.workers.values()
     ]
     resources = [{"resources_id": name, "versions": len(versions)} for name, versions in state.resources.items() if versions]
     return {

@@ -65,7 +65,7 @@ def runner(
         raise InvalidInput(f"a runner reaches its store over HTTP: {url!r} is not the form http://host:port")
     if processes > 1:
         _check_agent(agent)
-        command = [sys.executable, "-m", __package__.rpartition(".")[0], "runner", agent, "--supervised"]
+        command = [sys.executable, "-m", __name__.partition(".")[0], "runner", agent, "--supervised"]
         command += ["--store", url, "--log-level", log_level]
         command += [] if max_rollouts is None else ["--max-rollouts", str(max_rollouts)]
         done = asyncio.run(Crew(command, processes, worker_id, token).run())

@@ -47,7 +47,8 @@ def _row(span: Span, depth: int) -> tuple[str, ...]:
     took = span.end_time - span.start_time if span.start_time is not None and span.end_time is not None else None
     notes: list[str] = []
     if span.status.status_code == "ERROR":
-        notes.append(click.style(f"error{': ' + short(span.status.description, 80) if span.status.description else ''}", fg="red"))
+        why = f": {short(span.status.description, 80)}" if span.status.description else ""
+        notes.append(click.style(f"error{why}", fg="red"))
     reward = get_reward_value(span)
     if reward is not None:
         notes.append(click.style(f"reward {reward:g}", fg="green"))

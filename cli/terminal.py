@@ -6,7 +6,7 @@ import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -29,12 +29,23 @@ def json_option(command: Any) -> Any:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")(command)
 
 
+def mapping(value: Any) -> Mapping[Any, Any] | None:
+    """The value where it is a mapping, else None: decoded data has no types of its own."""
+    return cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else None
+
+
+def items(value: Any) -> Sequence[Any] | None:
+    """The value where it is a list or a tuple, else None."""
+    return cast("Sequence[Any]", value) if isinstance(value, (list, tuple)) else None
+
+
 def plain(value: Any) -> Any:
     """A value that json.dumps takes: bytes as hex, keys as texts, NaN and infinities as texts."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+    tree, several = mapping(value), items(value)
+    if tree is not None:
+        return {str(key): plain(item) for key, item in tree.items()}
+    if several is not None:
+        return [plain(item) for item in several]
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, float) and not math.isfinite(value):

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, cast
 
+import click
 from click.testing import CliRunner, Result
 
-from agentlightning.cli.app import COMMANDS, agl, run
+from agentlightning.cli.app import run
 from agentlightning.core.model import RolloutConfig
 from agentlightning.core.spans import Span
 from agentlightning.projections.store import open_store
@@ -28,7 +29,7 @@ PATIENCE_SECONDS = 30.0
 
 def invoke(*args: str) -> tuple[int, str]:
     """Run `agl` in this process; its exit code and everything that it printed."""
-    result: Result = CliRunner().invoke(_Entry(), list(args))
+    result: Result = CliRunner().invoke(cast("click.Command", _Entry()), list(args))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result.exit_code, result.output
@@ -167,4 +168,4 @@ def running(*args: str, cwd: Path, env: dict[str, str] | None = None) -> Iterato
             process.process.wait()
 
 
-__all__ = ["COMMANDS", "Process", "agl", "document", "documents", "fill", "invoke", "make_log", "running", "span"]
+__all__ = ["Process", "document", "documents", "fill", "invoke", "make_log", "running", "span"]

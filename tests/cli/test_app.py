@@ -44,7 +44,9 @@ def test_every_sub_command_of_the_table_loads_and_has_help(name: str) -> None:
     assert code == 0 and out.startswith(f"Usage: agl {name}")
 
 
-@pytest.mark.parametrize("args", [["nope"], ["log", "nope"], ["store", "--port", "x"], ["show"], ["log", "tail", "--since", "x"]])
+@pytest.mark.parametrize(
+    "args", [["nope"], ["log", "nope"], ["store", "--port", "x"], ["show"], ["log", "tail", "--since", "x"]]
+)
 def test_wrong_usage_is_exit_code_2_and_says_where_help_is(args: list[str]) -> None:
     code, out = invoke(*args)
     assert code == app.USAGE

@@ -75,7 +75,8 @@ def test_facts_and_tasks_are_derived_with_deterministic_ids(made: dict[str, Any]
     assert [one["body"] for one in tasks] == [one["body"] for one in facts if one["type"] == "rollout.claimable"]
     completed = documents("log", "tail", "facts", "--type", "rollout.completed", "--log", made["file"])
     assert [(one["key"], one["body"]["data"]["status"]) for one in completed] == [(made["rollout_id"], "succeeded")]
-    assert documents("log", "tail", "facts", "-n", "1", "--since", "3", "--until", "5", "--log", made["file"])[0]["position"] == 4
+    between = documents("log", "tail", "facts", "-n", "1", "--since", "3", "--until", "5", "--log", made["file"])
+    assert between[0]["position"] == 4
 
 
 def test_a_record_is_shown_in_full_or_as_its_bytes(made: dict[str, Any]) -> None:
@@ -128,7 +129,8 @@ def test_check_finds_a_changed_or_missing_record(made: dict[str, Any], tmp_path:
     tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     control = next(name for name in tables if "control" in name)
     spans = next(name for name in tables if "spans" in name)
-    sql = statement.format(b"failed".hex(), b"passed".hex()).replace(" control ", f" {control} ").replace(" spans ", f" {spans} ")
+    sql = statement.format(b"failed".hex(), b"passed".hex())
+    sql = sql.replace(" control ", f" {control} ").replace(" spans ", f" {spans} ")
     assert db.execute(sql).rowcount == 1
     db.commit()
     db.close()

@@ -13,19 +13,25 @@ from typing import Any
 
 import pytest
 
+from agentlightning.core.resources import PromptTemplate
 from agentlightning.projections.rest.client import LightningStoreClient
 
 from .support import PATIENCE_SECONDS, document, invoke, running
 
 AGENT = """
 import os, time
+import agentlightning as agl
 
-def good(task, llm=None):
-    if task == "die":
-        os._exit(7)
-    if task == "slow":
-        time.sleep(1.5)
-    return 1.0
+class Good(agl.LitAgent):
+    def rollout(self, task, resources, rollout):
+        if task == "die" and not os.path.exists("died"):
+            open("died", "w").close()
+            os._exit(7)
+        if task == "slow":
+            time.sleep(1.5)
+        return 1.0
+
+good = Good()
 """
 
 
@@ -38,6 +44,7 @@ async def ask(endpoint: str, tasks: list[str], wait: bool = True) -> dict[str, s
     """Queue these tasks; their statuses, after they all ended where `wait` is set."""
     client = LightningStoreClient(endpoint)
     try:
+        await client.add_resources({"prompt": PromptTemplate(template="{task}", engine="f-string")})
         ids = [(await client.enqueue_rollout(task)).rollout_id for task in tasks]
         if wait:
             await client.wait_for_rollouts(rollout_ids=ids, timeout=PATIENCE_SECONDS)
@@ -68,9 +75,8 @@ def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
         endpoint = json.loads(store.wait_for(store.out, "serving"))["endpoint"]
         args = ("runner", "agents.py:good", "--store", endpoint, "-n", "2", "--worker-id", "5")
         with running(*args, cwd=tmp_path) as crew:
-            asyncio.run(ask(endpoint, ["die"], wait=False))
+            assert asyncio.run(ask(endpoint, ["die", "after"])) == {"die": "succeeded", "after": "succeeded"}
             assert "code 7" in crew.wait_for(crew.err, "another takes its place")
-            assert asyncio.run(ask(endpoint, ["after"])) == {"after": "succeeded"}
             assert crew.end(signal.SIGTERM) == 0
         store.end(signal.SIGTERM)
     workers = {worker["worker_id"] for worker in document("replay", str(tmp_path / ".agl" / "log.db"))["workers"]}

@@ -60,12 +60,11 @@ def test_replay_counts_rollouts_that_left_hot_state(tmp_path: Path) -> None:
     from agentlightning.projections.store import open_store
 
     async def many(store: Any) -> None:
-        first = None
+        ids: list[str] = []
         for number in range(8):
-            rollout = await store.start_rollout(number)
-            first = first or rollout
-            await store.update_rollout(rollout.rollout_id, status="succeeded")
-        await store.update_rollout(first.rollout_id, metadata={"brought": "back"})
+            ids.append((await store.start_rollout(number)).rollout_id)
+            await store.update_rollout(ids[-1], status="succeeded")
+        await store.update_rollout(ids[0], metadata={"brought": "back"})
 
     store: Any = open_store(f"sqlite:///{tmp_path / 'log.db'}", settings=StoreSettings(archive_after=4))
     asyncio.run(many(store))
