@@ -1,0 +1,220 @@
+"""Bad luck with the file: a COMMIT that fails, a disk that is full, a second writer, snapshots over restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+from agentlightning.core.errors import LogError, LogLocked, PayloadTooLarge, StorageError
+from agentlightning.core.fold import fold
+from agentlightning.core.sqlite_log import SqliteLog
+from agentlightning.core.topics import BLOBS
+from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.settings import StoreSettings
+from agentlightning.projections.store import EventLogStore, open_store
+
+from .tools import begin, claim, control_values, ids, span
+
+
+class Commits:
+    """COMMIT that fails now and then: before it took effect, or after."""
+
+    def __init__(self) -> None:
+        self.every, self.number, self.failed = 0, 0, 0
+
+    def __call__(self, db: sqlite3.Connection) -> None:
+        self.number += 1
+        turn = self.number % self.every if self.every else -1
+        if turn == 0:
+            self.failed += 1
+            raise sqlite3.OperationalError("disk I/O error")
+        db.execute("COMMIT")
+        if turn == 1:
+            self.failed += 1
+            raise sqlite3.OperationalError("disk I/O error, and yet it is there")
+
+
+async def test_30_a_failed_commit_is_unknown_and_the_verdict_answers(tmp_path: Path) -> None:
+    commits = Commits()
+    path = tmp_path / "log.db"
+    with EventLogStore(SqliteLog(path, commit=commits)) as store:
+        commits.every = 4
+        made = [await store.enqueue_rollout(number) for number in range(20)]
+        claimed = [await claim(store) for _ in made]
+        await asyncio.gather(
+            *(store.update_attempt(one.rollout_id, one.attempt.attempt_id, status="succeeded") for one in claimed)
+        )
+        assert commits.failed > 10
+        assert ids(claimed) == ids(made)
+        commits.every = 0
+        before, printed = list(await store.query_rollouts()), store.fingerprint()
+    assert [one.status for one in before] == ["succeeded"] * 20, "each command took effect once"
+    with open_store(f"sqlite:///{path}") as store:  # type: ignore[attr-defined]
+        assert list(await store.query_rollouts()) == before and store.fingerprint() == printed
+
+
+async def test_30_a_commit_that_never_works_is_an_error_to_the_caller(tmp_path: Path) -> None:
+    commits = Commits()
+    with EventLogStore(SqliteLog(tmp_path / "log.db", commit=commits)) as store:
+        await store.enqueue_rollout("kept")
+        commits.every = 1
+        with pytest.raises(LogError):
+            await asyncio.wait_for(store.enqueue_rollout("lost"), 10)
+        commits.every = 0
+        await store.enqueue_rollout("kept too")
+        assert [one.input for one in await store.query_rollouts()] == ["kept", "kept too"]
+
+
+async def test_a_full_disk_is_an_error_to_the_caller_and_no_lie_in_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    acknowledged: list[str] = []
+    refused = 0
+    log = SqliteLog(path, max_pages=120)
+    with EventLogStore(log) as store:
+        attempted = await begin(store)
+        acknowledged.append(attempted.rollout_id)
+        for number in range(60):
+            try:
+                acknowledged.append((await store.enqueue_rollout(str(number) * 20_000)).rollout_id)
+            except StorageError as error:
+                refused += 1
+                assert "room" in str(error)
+        assert refused > 20 and len(acknowledged) > 3
+        spans: list[str] = []
+        for _ in range(20):
+            try:
+                stored = await store.add_span(span(attempted, attributes={"x": "y" * 20_000}))
+                assert stored is not None
+                spans.append(stored.span_id)
+            except StorageError:
+                refused += 1
+        assert ids(await store.query_rollouts()) == acknowledged
+        assert [one.span_id for one in await store.query_spans(attempted.rollout_id)] == spans
+        assert (await store.statistics()).get("total_spans") == len(spans)
+        printed = store.fingerprint()
+    with open_store(f"sqlite:///{path}") as store:  # type: ignore[attr-defined]
+        assert store.fingerprint() == printed
+        assert ids(await store.query_rollouts()) == acknowledged
+        await store.enqueue_rollout("there is room again")
+
+
+_OPEN = """
+import sys
+from agentlightning.projections.store import open_store
+try:
+    open_store(f"sqlite:///{sys.argv[1]}").close()
+    print("opened")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def try_to_open(path: Path) -> str:
+    """What another process is told."""
+    told = subprocess.run([sys.executable, "-c", _OPEN, str(path)], capture_output=True, text=True, check=True)
+    return told.stdout.strip()
+
+
+def test_31_a_second_writer_is_refused_with_the_owner(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with open_store(f"sqlite:///{path}"):  # type: ignore[attr-defined]
+        assert try_to_open(path).startswith("LogLocked") and str(os.getpid()) in try_to_open(path)
+        with pytest.raises(LogLocked) as refused:
+            open_store(f"sqlite:///{path}")
+        assert refused.value.pid == os.getpid()
+        assert try_to_open(path).startswith("LogLocked"), "refusing one in this process does not let others in"
+    assert try_to_open(path) == "opened"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked on POSIX only")
+def test_31_a_forked_child_that_outlives_its_killed_owner_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    program = """
+import os, sys, time
+from agentlightning.projections.store import open_store
+store = open_store(f"sqlite:///{sys.argv[1]}")
+child = os.fork()
+if child == 0:
+    time.sleep(30)
+    os._exit(0)
+os.write(1, f"{child}\\n".encode())
+time.sleep(30)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE)
+    assert owner.stdout is not None
+    child = int(owner.stdout.readline())
+    try:
+        assert try_to_open(path).startswith("LogLocked")
+        owner.kill()
+        owner.wait()
+        assert try_to_open(path) == "opened"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        owner.stdout.close()
+
+
+@pytest.mark.parametrize("lost", ["", "index", "half the index"])
+async def test_a_store_restarts_from_a_snapshot_as_from_the_log(tmp_path: Path, lost: str) -> None:
+    path = tmp_path / "log.db"
+    settings = StoreSettings(snapshot_every=40, archive_after=10)
+
+    def opened() -> Any:
+        return open_store(f"sqlite:///{path}", settings=settings)
+
+    with opened() as store:
+        for number in range(60):
+            attempted = await begin(store)
+            if number % 5:
+                await store.update_attempt(attempted.rollout_id, "latest", status="succeeded")
+        everything, printed = list(await store.query_rollouts()), store.fingerprint()
+        values = control_values(store.engine.log)
+    if lost:
+        (index,) = [one for one in tmp_path.iterdir() if one.name.endswith(".index")]
+        if lost == "index":
+            for one in tmp_path.glob("*.index*"):
+                one.unlink()
+        else:
+            with sqlite3.connect(index) as db:
+                db.execute("DELETE FROM rollouts WHERE number > 20")
+                db.execute("UPDATE meta SET value = '70' WHERE key = 'position'")
+    with opened() as store:
+        assert (store.report()["from_snapshot"] > 100) == (not lost)
+        assert store.fingerprint() == printed and list(await store.query_rollouts()) == everything
+    assert fold(values).fingerprint.hex() == printed[1]
+
+
+async def test_large_payloads_go_by_reference_and_too_large_ones_are_refused() -> None:
+    with InMemoryLightningStore(settings=StoreSettings(max_payload_mb=2)) as store:
+        rollout = await store.enqueue_rollout({"text": "x" * 1_000_000}, metadata={"text": "y" * 1_000_000})
+        kept = await store.get_rollout_by_id(rollout.rollout_id)
+        assert kept is not None and kept.input == {"text": "x" * 1_000_000}
+        assert all(len(value) < 2_000 for value in control_values(store.engine.log))
+        assert store.engine.log.ends(BLOBS, 0)[1] == 2
+        attempted = await claim(store)
+        before = store.fingerprint()
+        big = "x" * 2_100_000
+        for call in (
+            lambda: store.enqueue_rollout(big),
+            lambda: store.start_rollout(big),
+            lambda: store.update_rollout(rollout.rollout_id, input=big),
+            lambda: store.update_attempt(rollout.rollout_id, "latest", metadata={"big": big}),
+            lambda: store.add_resources({"p": big}),
+            lambda: store.add_span(span(attempted, attributes={"big": big})),
+            lambda: store.enqueue_many_rollouts([agl.EnqueueRolloutRequest(input=one) for one in ("small", big)]),
+        ):
+            with pytest.raises(PayloadTooLarge, match="2 MB") as refused:
+                await call()
+            assert refused.value.limit == 2_000_000
+        assert store.fingerprint() == before
+    with InMemoryLightningStore() as store:
+        with pytest.raises(PayloadTooLarge, match="64 MB"):
+            await store.enqueue_rollout(b"x" * 64_100_000)
