@@ -205,8 +205,7 @@ class _Tries:
             self._frame = wire.pack_call(self._id, self._method.name, args, self._basis)
         self.count += 1
         if self._hold is not None or not self._method.shared:
-            hold = 0.0 if self._hold is None else self._hold()
-            (answer,) = await lane.post([self._frame], lane.timeout(hold))
+            (answer,) = await lane.post([self._frame], None if self._hold is None else self._hold())
         else:
             answer = await lane.ask(self._frame)
         status, result = answer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from yarl import URL
 
 from ...core.errors import AgentLightningError, StoreUnreachable
 from . import wire
+from .connection import Connections, NotPlain
 from .routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
 
 MAX_FLIGHTS = 2
@@ -33,12 +35,12 @@ class Seen:
     def note(self, headers: Any) -> None:
         """Keep what an answer's headers say, where it is newer."""
         self.greeted = True
-        token = headers.get(POSITION_HEADER)
+        token = headers.get(POSITION_HEADER.lower())
         if token is None:
             return
         position = int(token.rpartition(":")[2])
         if position >= self.position:
-            self.position, self.token, self.basis = position, token, headers.get(PRINT_HEADER)
+            self.position, self.token, self.basis = position, token, headers.get(PRINT_HEADER.lower())
 
 
 class Transient(StoreUnreachable):
@@ -66,7 +68,9 @@ class Lane:
         self._urls = {path: URL(base + path) for path in (CALLS_PATH, EVENTS_PATH, HEALTH_PATH)}
         self._request_timeout = request_timeout
         self._connection_timeout = connection_timeout
-        self._timeout = self.timeout(0.0)
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout, sock_connect=connection_timeout)
+        self._connections = Connections(base, token, connection_timeout)
+        self._plain = "@" not in base
         self._loop = asyncio.get_running_loop()
         self._pending: list[_Waiting] = []
         self._flights: set[asyncio.Task[None]] = set()
@@ -80,10 +84,6 @@ class Lane:
             cookie_jar=aiohttp.DummyCookieJar(),
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
         )
-
-    def timeout(self, hold_seconds: float) -> aiohttp.ClientTimeout:
-        """Limits of a request that the server may hold for `hold_seconds`."""
-        return aiohttp.ClientTimeout(total=self._request_timeout + hold_seconds, sock_connect=self._connection_timeout)
 
     async def ask(self, frame: bytes) -> Any:
         """Send a call, together with others where there are; its [status, result]. Raises `Transient` and others."""
@@ -120,7 +120,7 @@ class Lane:
 
     async def _fly(self, batch: list[_Waiting]) -> None:
         try:
-            answers = await self.post([waiting.frame for waiting in batch], self._timeout)
+            answers = await self.post([waiting.frame for waiting in batch])
         except asyncio.CancelledError:
             for waiting in batch:
                 waiting.future.cancel()
@@ -135,24 +135,40 @@ class Lane:
             if not waiting.future.done():
                 waiting.future.set_result(found)
 
-    async def post(self, frames: list[bytes], timeout: aiohttp.ClientTimeout) -> list[Any]:
-        """Send calls in one request of their own; the list of [status, result]."""
+    async def post(self, frames: list[bytes], hold_seconds: float | None = None) -> list[Any]:
+        """Send calls in one request; the list of [status, result]. With `hold_seconds` the server may take that long."""
         body = msgspec.msgpack.encode([msgspec.Raw(frame) for frame in frames])
-        headers = None if self._seen.token is None else {POSITION_HEADER: self._seen.token}
+        timeout_seconds = self._request_timeout + (hold_seconds or 0.0)
+        own = hold_seconds is not None
+        status, fields, data = await self._send(body, timeout_seconds, own)
+        if status != 200:
+            raise self.refusal(status, data)
+        plain = fields.get("content-type", "").startswith("application/msgpack")
+        answers = wire.as_list(wire.unpack(data)) if plain else None
+        if answers is None or len(answers) != len(frames):
+            raise AgentLightningError(f"what answers at {self.base} is not a store of this package")
+        self._seen.note(fields)
+        return answers
+
+    async def _send(self, body: bytes, timeout_seconds: float, own: bool) -> tuple[int, Mapping[str, str], bytes]:
+        token = self._seen.token
         try:
-            async with self.session.post(self._urls[CALLS_PATH], data=body, headers=headers, timeout=timeout) as answer:
-                data = await answer.read()
+            if self._plain and not own:
+                extra = b"" if token is None else f"{POSITION_HEADER}: {token}\r\n".encode("latin-1")
+                try:
+                    answer = await self._connections.exchange(body, extra, timeout_seconds)
+                except NotPlain:
+                    self._plain = False
+                else:
+                    return answer.status, answer.headers, answer.body
+            headers = None if token is None else {POSITION_HEADER: token}
+            timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._connection_timeout)
+            async with self.session.post(self._urls[CALLS_PATH], data=body, headers=headers, timeout=timeout) as found:
+                return found.status, found.headers, await found.read()
         except aiohttp.InvalidURL as error:
             raise AgentLightningError(f"{self.base} is not an address: {error}") from None
         except TRANSPORT_ERRORS as error:
             raise Transient(f"no answer from the store at {self.base}: {_reason(error)}") from error
-        if answer.status != 200:
-            raise self.refusal(answer.status, data)
-        answers = wire.as_list(wire.unpack(data)) if answer.content_type == "application/msgpack" else None
-        if answers is None or len(answers) != len(frames):
-            raise AgentLightningError(f"what answers at {self.base} is not a store of this package")
-        self._seen.note(answer.headers)
-        return answers
 
     def refusal(self, status: int, data: bytes) -> AgentLightningError:
         """What a request that was refused as a whole raises."""
@@ -187,6 +203,7 @@ class Lane:
         for waiting in self._pending:
             waiting.future.cancel()
         self._pending.clear()
+        self._connections.close()
         await self.session.close()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from ...core.errors import AgentLightningError, InvalidInput, UnsafeBind
+from .fast_protocol import StoreProtocol
 from .routes import DEFAULT_PORT
 
 log = logging.getLogger("agentlightning.store.server")
@@ -87,6 +88,9 @@ class Serving:
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self._app,
+            http=StoreProtocol,
+            loop="asyncio",
+            proxy_headers=False,
             log_config=None,
             access_log=False,
             log_level=logging.WARNING,

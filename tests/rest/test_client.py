@@ -243,9 +243,9 @@ async def test_concurrent_small_calls_share_requests(
     lane = client.lane()
     post, sizes = lane.post, list[int]()
 
-    async def counting(frames: list[bytes], timeout: Any) -> list[Any]:
+    async def counting(frames: list[bytes]) -> list[Any]:
         sizes.append(len(frames))
-        return await post(frames, timeout)
+        return await post(frames)
 
     monkeypatch.setattr(lane, "post", counting)
     made = await asyncio.gather(*(client.enqueue_rollout(number) for number in range(50)))
