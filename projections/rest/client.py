@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -264,6 +265,8 @@ class LightningStoreClient(StoreCaller, LightningStore):
     async def query_rollouts(
         self, rollout_ids: Sequence[str] | None = None, **conditions: Any
     ) -> PaginatedResult[Rollout | AttemptedRollout]:
+        if conditions.get("status") is not None:
+            warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
         args = {"rollout_ids": _listed(rollout_ids), **_known("query_rollouts", conditions)}
         return await self.call("query_rollouts", args)
 

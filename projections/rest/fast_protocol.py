@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -101,8 +101,9 @@ class StoreProtocol(H11Protocol):
             "state": {},
         }
         exchange = _Exchange(body, self._lost)
+        app = cast(Any, self.app)  # pyright: ignore[reportUnknownMemberType]
         try:
-            await self.app(scope, exchange.receive, exchange.send)  # pyright: ignore[reportArgumentType]
+            await app(scope, exchange.receive, exchange.send)
         except Exception as error:
             log.error("a request could not be answered", exc_info=error)
             exchange.answer = b""
