@@ -147,16 +147,6 @@ class Node:
             with self.lock:
                 self._fold_records(records)
 
-    def _catch_up_or_stop(self) -> bool:
-        """As `_catch_up`, in a thread of the log, which must not see an error: what cannot be read stops the node."""
-        try:
-            self._catch_up()
-        except LogError as failure:
-            self.broken = failure
-            self._fail_all(failure)
-            return False
-        return True
-
     def _on_tail(self, records: Sequence[Record]) -> None:
         with self.lock:
             self._fold_records(records)

@@ -99,6 +99,12 @@ class CatalogueContract:
         assert await store.dequeue_rollout("w") is None
         again = await store.get_worker_by_id("w")
         assert again is not None and again.status == "idle" and again.current_rollout_id is None
+        await store.start_rollout("at the very position at which it was idle", worker_id="w")
+        busy = await store.get_worker_by_id("w")
+        assert busy is not None and busy.status == "busy"
+        assert await store.dequeue_rollout("w") is None
+        again = await store.get_worker_by_id("w")
+        assert again is not None and again.status == "idle"
 
     async def test_an_attempt_can_be_given_to_a_worker(self, store: agl.LightningStore) -> None:
         attempted = await begin(store)

@@ -126,10 +126,3 @@ class ReadingContract:
         middle = early[2]
         rest = await take_facts(store, 1, since=middle.position)
         assert rest[0].position > middle.position
-
-    async def test_a_subscription_begins_when_it_is_asked_for(self, store: agl.LightningStore) -> None:
-        await store.enqueue_rollout("before")
-        facts = store.subscribe(["rollout.enqueued"])
-        after = await store.enqueue_rollout("after")
-        fact = await asyncio.wait_for(facts.__anext__(), 5)
-        assert fact.rollout_id == after.rollout_id

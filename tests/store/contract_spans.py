@@ -92,7 +92,7 @@ class SpanContract:
             *(store.get_next_span_sequence_id(*pair) for _ in range(30)),
             *(store.add_span(span(attempted)) for _ in range(30)),
         )
-        numbers = [one.sequence_id if isinstance(one, agl.Span) else one for one in results]
+        numbers = [one.sequence_id if isinstance(one, agl.Span) else one or 0 for one in results]
         assert sorted(numbers) == list(range(1, 61))
 
     async def test_queries_filter_sort_and_page(self, store: agl.LightningStore) -> None:

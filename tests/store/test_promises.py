@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
+from agentlightning.core.errors import LogFull
 from agentlightning.core.fold import fold
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.core.topics import CONTROL
@@ -30,7 +32,7 @@ SERVES_AGAIN_SECONDS = 3.0
 
 
 @pytest.fixture
-def store() -> Iterator[InMemoryLightningStore]:
+def store() -> Iterator[EventLogStore]:
     with InMemoryLightningStore() as store:
         yield store
 
@@ -102,7 +104,7 @@ async def test_durable_a_hundred_kills_lose_nothing(tmp_path: Path) -> None:
     await _kill_again_and_again(tmp_path / "log.db", 100)
 
 
-async def test_one_owner_of_every_attempt_among_64_claimers(store: InMemoryLightningStore) -> None:
+async def test_one_owner_of_every_attempt_among_64_claimers(store: EventLogStore) -> None:
     await store.enqueue_many_rollouts([agl.EnqueueRolloutRequest(input=number) for number in range(100)])
 
     async def claimer(number: int) -> list[agl.AttemptedRollout]:
@@ -120,7 +122,7 @@ async def test_one_owner_of_every_attempt_among_64_claimers(store: InMemoryLight
     assert all(one.attempt.sequence_id == 1 for one in owned)
 
 
-def test_one_owner_across_threads_and_event_loops(store: InMemoryLightningStore) -> None:
+def test_one_owner_across_threads_and_event_loops(store: EventLogStore) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     async def claimer(number: int) -> list[str]:
@@ -138,7 +140,7 @@ def test_one_owner_across_threads_and_event_loops(store: InMemoryLightningStore)
     assert {one.status for one in rollouts} == {"succeeded"} and len(rollouts) == 200
 
 
-async def test_one_outcome_each_generation(store: InMemoryLightningStore) -> None:
+async def test_one_outcome_each_generation(store: EventLogStore) -> None:
     attempted = await begin(store)
     statuses = ["succeeded", "failed", "timeout"] * 5
     facts = store.subscribe(["rollout.completed"])
@@ -157,7 +159,7 @@ async def test_one_outcome_each_generation(store: InMemoryLightningStore) -> Non
     ]  # fmt: skip
 
 
-async def test_same_log_same_state(store: InMemoryLightningStore) -> None:
+async def test_same_log_same_state(store: EventLogStore) -> None:
     config = agl.RolloutConfig(max_attempts=2, retry_condition=["failed"])
     for number in range(20):
         await store.update_resources("r", {"p": str(number)})
@@ -172,7 +174,7 @@ async def test_same_log_same_state(store: InMemoryLightningStore) -> None:
     assert fold(changed).fingerprint.hex() != store.fingerprint()[1]
 
 
-async def test_read_your_writes(store: InMemoryLightningStore) -> None:
+async def test_read_your_writes(store: EventLogStore) -> None:
     async def life(number: int) -> None:
         rollout = await store.enqueue_rollout(number)
         assert await store.get_rollout_by_id(rollout.rollout_id) == rollout
@@ -225,7 +227,7 @@ async def test_spans_before_completion() -> None:
         await asyncio.gather(*runners)
 
 
-async def test_work_conserving_an_idle_waiter_starts_within_50_ms(store: InMemoryLightningStore) -> None:
+async def test_work_conserving_an_idle_waiter_starts_within_50_ms(store: EventLogStore) -> None:
     delays: list[float] = []
     for _ in range(21):
         waiting = asyncio.ensure_future(claim(store, wait_seconds=10))
@@ -237,7 +239,7 @@ async def test_work_conserving_an_idle_waiter_starts_within_50_ms(store: InMemor
     assert sorted(delays)[10] < 0.05
 
 
-async def test_work_conserving_whoever_leaves_passes_the_turn_on(store: InMemoryLightningStore) -> None:
+async def test_work_conserving_whoever_leaves_passes_the_turn_on(store: EventLogStore) -> None:
     """Claimers give up at every moment; no rollout may stay queued while somebody waits for one."""
     chance = random.Random(3)
     started: set[str] = set()
@@ -270,6 +272,34 @@ async def test_work_conserving_whoever_leaves_passes_the_turn_on(store: InMemory
     for _ in patients:
         await store.enqueue_rollout("stop")
     await asyncio.wait_for(asyncio.gather(*patients), 5)
+
+
+class _RefusesOneClaim(Unclosed):
+    """The disk is full just when a claim is to be written."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__(log)
+        self.armed = False
+
+    def append(self, topic: str, partition: int, records: Any, done: Any) -> None:
+        if self.armed and topic == CONTROL and any(b"attempt.claimed" in one.value for one in records):
+            self.armed = False
+            threading.Timer(0.05, done, (LogFull("no room"),)).start()
+        else:
+            self._log.append(topic, partition, records, done)
+
+
+async def test_work_conserving_a_claim_that_failed_wakes_the_next_in_line() -> None:
+    log = _RefusesOneClaim(MemoryLog())
+    with EventLogStore(log) as store:  # type: ignore[arg-type]
+        await store.enqueue_rollout("x")
+        log.armed = True
+        failing = asyncio.ensure_future(store.dequeue_rollout("unlucky"))
+        await asyncio.sleep(0.01)
+        waiting = asyncio.ensure_future(claim(store, "next", wait_seconds=60))
+        with pytest.raises(LogFull):
+            await failing
+        assert (await asyncio.wait_for(waiting, 5)).attempt.sequence_id == 1
 
 
 async def test_time_is_an_event_reads_change_nothing() -> None:

@@ -113,6 +113,20 @@ async def test_a_lost_worker_costs_seconds_and_at_most_three_requeues() -> None:
             assert await status_of(store, rollout.rollout_id) == ("requeuing" if life < 3 else "failed")
 
 
+async def test_a_lost_worker_costs_none_of_max_attempts() -> None:
+    clock = ManualClock()
+    with InMemoryLightningStore(clock=clock) as store:
+        config = agl.RolloutConfig(max_attempts=2, retry_condition=["failed"])
+        rollout = await store.enqueue_rollout("x", config=config)
+        await store.update_worker("w", incarnation="i")
+        await claim(store, "w", incarnation="i")
+        await pass_time(store.engine, clock, 12)
+        for status in ("requeuing", "failed"):
+            await claim(store)
+            await store.update_attempt(rollout.rollout_id, "latest", status="failed")
+            assert await status_of(store, rollout.rollout_id) == status
+
+
 async def test_a_worker_that_never_sent_a_heartbeat_is_not_lost() -> None:
     clock = ManualClock()
     with InMemoryLightningStore(clock=clock) as store:

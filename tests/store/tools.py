@@ -10,6 +10,7 @@ from typing import Any
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.log import Log
+from agentlightning.core.model import Fact
 from agentlightning.core.topics import CONTROL
 from agentlightning.projections.engine import Engine
 from agentlightning.projections.settings import StoreSettings
@@ -85,9 +86,9 @@ def ids(rollouts: Iterable[agl.Rollout]) -> list[str]:
     return [rollout.rollout_id for rollout in rollouts]
 
 
-async def take_facts(store: agl.LightningStore, count: int, **options: Any) -> list[agl.Fact]:
+async def take_facts(store: agl.LightningStore, count: int, **options: Any) -> list[Fact]:
     """The next `count` facts of a subscription, within ten seconds."""
-    facts: list[agl.Fact] = []
+    facts: list[Fact] = []
 
     async def read() -> None:
         async for fact in store.subscribe(**options):
@@ -100,10 +101,11 @@ async def take_facts(store: agl.LightningStore, count: int, **options: Any) -> l
 
 
 @contextlib.contextmanager
-def store_on(log: Log, **options: Any) -> Any:
+def store_on(log: Any, **options: Any) -> Any:
     """A store on a log that outlives it: closing the store leaves the log open."""
     settings = options.pop("settings", None) or StoreSettings()
-    store = EventLogStore(Unclosed(log), settings=settings, **options)
+    unclosed: Any = Unclosed(log)
+    store = EventLogStore(unclosed, settings=settings, **options)
     try:
         yield store
     finally:
