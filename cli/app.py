@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -81,10 +80,9 @@ def run(argv: Sequence[str] | None = None) -> int:
         return _say(error.format_message(), "usage" if isinstance(error, click.UsageError) else "error", as_json, error)
     except AgentLightningError as error:
         return _say(error.message or str(error), error.code, as_json)
-    except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough. Nothing may be flushed into the closed pipe at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as closed:
+        # click's answer to a reader of our output that has seen enough, such as `head`: quiet, and no success.
+        return closed.code if isinstance(closed.code, int) else FAILED
     return result if isinstance(result, int) else 0
 
 

@@ -121,23 +121,28 @@ async def _work(
 
 
 class Busy(Hook):
-    """Knows whether a rollout is being executed: `now` is the number of those that are."""
+    """Knows whether a rollout is being executed. The end of one may be heard without its start, where that failed."""
 
     def __init__(self) -> None:
-        self.now = 0
+        self._running: set[tuple[str, str]] = set()
+
+    @property
+    def now(self) -> bool:
+        """True while a rollout runs."""
+        return bool(self._running)
 
     async def on_rollout_start(self, *, agent: Any, runner: Any, rollout: Any) -> None:
-        self.now += 1
+        self._running.add((rollout.rollout_id, rollout.attempt.attempt_id))
 
     async def on_rollout_end(self, *, agent: Any, runner: Any, rollout: Any, spans: Any) -> None:
-        self.now -= 1
+        self._running.discard((rollout.rollout_id, rollout.attempt.attempt_id))
 
 
 async def _finish(work: asyncio.Future[None], busy: Busy) -> None:
     """Wait for the runner to end. One that is asked to and only waits, perhaps for a store that is away, is cancelled."""
     while True:
         # Twice: a rollout may have been claimed just before its hook is called.
-        was_busy = busy.now > 0
+        was_busy = busy.now
         await asyncio.wait({work}, timeout=IDLE_SECONDS)
         if work.done():
             return work.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,13 +77,18 @@ def test_an_error_over_several_lines_is_told_in_one(monkeypatch: pytest.MonkeyPa
     assert invoke("log") == (1, "agl: first second\n")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
+def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tmp_path: Path) -> None:
     from .support import make_log
 
     make_log(tmp_path / "log.db")
-    command = f"{sys.executable} -m agentlightning log grep . --log log.db | head -n 1"
-    run = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert len(run.stdout.splitlines()) == 1 and run.stderr == ""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [sys.executable, "-m", "agentlightning", "log", "grep", ".", "--log", "log.db"]
+        run = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert (run.returncode, run.stderr) == (1, "")
 
 
 def test_commands_are_click_commands() -> None:

@@ -40,11 +40,12 @@ def free_port() -> str:
         return str(taken.getsockname()[1])
 
 
-async def ask(endpoint: str, tasks: list[str], wait: bool = True) -> dict[str, str]:
+async def ask(endpoint: str, tasks: list[str], wait: bool = True, resources: bool = True) -> dict[str, str]:
     """Queue these tasks; their statuses, after they all ended where `wait` is set."""
     client = LightningStoreClient(endpoint)
     try:
-        await client.add_resources({"prompt": PromptTemplate(template="{task}", engine="f-string")})
+        if resources:
+            await client.add_resources({"prompt": PromptTemplate(template="{task}", engine="f-string")})
         ids = [(await client.enqueue_rollout(task)).rollout_id for task in tasks]
         if wait:
             await client.wait_for_rollouts(rollout_ids=ids, timeout=PATIENCE_SECONDS)
@@ -109,6 +110,18 @@ def test_an_idle_runner_ends_at_once_also_without_its_store(tmp_path: Path) -> N
     with running("runner", "agents:good", "--store", f"http://127.0.0.1:{free_port()}", cwd=tmp_path) as one:
         one.wait_for(one.err, "waiting for the store")
         assert one.end(signal.SIGINT) == 130
+
+
+def test_an_agent_that_failed_before_it_began_does_not_keep_its_runner_alive(tmp_path: Path) -> None:
+    (tmp_path / "agents.py").write_text(AGENT)
+    with running("store", "--port", "0", "--json", cwd=tmp_path) as store:
+        endpoint = json.loads(store.wait_for(store.out, "serving"))["endpoint"]
+        with running("runner", "agents:good", "--store", endpoint, cwd=tmp_path) as one:
+            # Without any resources in the store an attempt fails before the hooks of its start are called.
+            assert asyncio.run(ask(endpoint, ["no resources"], resources=False)) == {"no resources": "failed"}
+            store.end()
+            one.wait_for(one.err, "waiting for the store")
+            assert one.end(signal.SIGINT) == 130
 
 
 def test_max_rollouts_ends_it_with_success(tmp_path: Path) -> None:
