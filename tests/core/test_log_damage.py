@@ -105,6 +105,14 @@ def test_a_gap_is_found_at_its_first_offset(path: Path, opened: Callable[[Path],
     assert report.records[CONTROL] == COUNT - 4
 
 
+def test_records_that_vanish_from_the_end_are_missing(path: Path) -> None:
+    with SqliteLog(path) as log:
+        change(path, "DELETE FROM control_0 WHERE offset > 1990")
+        with pytest.raises(LogCorrupt) as told:
+            all_of(log)
+        assert told.value.position == 1991
+
+
 def test_a_missing_start_is_a_gap_too(path: Path) -> None:
     change(path, "DELETE FROM control_0 WHERE offset < 3")
     with SqliteLog(path) as log, pytest.raises(LogCorrupt) as told:

@@ -135,6 +135,7 @@ def test_a_relative_path_means_the_folder_it_was_opened_in(
     monkeypatch.chdir(tmp_path)
     with SqliteLog("a/b/log.db") as log:
         monkeypatch.chdir("/")
+        log._reader._idle.clear()  # pyright: ignore[reportPrivateUsage]  # the next question opens the file again
         append(log, CONTROL, new(1))
         assert values(log.read(CONTROL, 0, 0)) == [b"1"]
     assert (tmp_path / "a/b/log.db").is_file()
@@ -353,6 +354,15 @@ def test_a_file_that_was_replaced_ends_the_look(path: Path) -> None:
         os.replace(other, path)
         until(lambda: following.problems)
         assert len(following.records) == 10 and following.problems[0].code in ("offset_lost", "storage_error")
+
+
+def test_looking_from_beyond_the_end_is_an_offset_lost(path: Path) -> None:
+    with SqliteLog(path) as log:
+        append(log, CONTROL, new(1))
+        with SqliteLog.open_readonly(path) as view:
+            following = Following(view, 2)
+            until(lambda: following.problems)
+            assert following.problems[0].code == "offset_lost"
 
 
 def test_nothing_to_look_at_is_a_sentence(path: Path) -> None:
