@@ -60,9 +60,9 @@ class Follower(Subscription):
         self._forget(self)
 
     def close(self) -> None:
+        self.closed = True  # before the lock is free, which a thread that hands over batch after batch may not give up
         with self._lock:
-            self.closed = True
-        self._forget(self)
+            self._forget(self)
 
 
 class Feed:
