@@ -13,7 +13,7 @@ from urllib.parse import quote
 from ..errors import LogClosed, LogCorrupt, StorageError
 from ..log import Record
 from ..topics import TOPICS
-from .schema import Row, altered, gone, read_meta, records, table, told
+from .schema import Row, altered, read_meta, records, table, told
 
 T = TypeVar("T")
 State = tuple[int, ...]
@@ -21,6 +21,7 @@ State = tuple[int, ...]
 _COLUMNS = "offset, ts, key, headers, value, crc"
 _IDLE_CONNECTIONS = 8
 _STATE_TRIES = 8
+_MOST_ROWS = 1 << 31
 
 
 class Reader:
@@ -119,7 +120,7 @@ class Reader:
         query = f"SELECT {_COLUMNS} FROM {table(topic)} WHERE offset >= ? ORDER BY offset LIMIT ?"
 
         def question(db: sqlite3.Connection) -> list[Record]:
-            rows = _rows(db, query, (offset, max_records), topic, offset)
+            rows = _rows(db, query, (offset,), max_records, topic, offset)
             return records(topic, rows, headers, expected)
 
         return self.ask(f"reading {topic} from offset {offset}", question)
@@ -130,7 +131,7 @@ class Reader:
         query = f"SELECT {_COLUMNS} FROM {table(topic)} WHERE key = ? AND offset > ? ORDER BY offset LIMIT ?"
 
         def question(db: sqlite3.Connection) -> list[Record]:
-            rows = _rows(db, query, (key, after, limit), topic, after + 1)
+            rows = _rows(db, query, (key, after), limit, topic, after + 1)
             return records(topic, rows, True, None)
 
         return self.ask(f"reading {topic} of {key}", question)
@@ -165,18 +166,23 @@ class Reader:
         return self.ask(f"opening {self.path}", lambda db: read_meta(db, self.path))
 
 
-def _rows(db: sqlite3.Connection, query: str, values: tuple[object, ...], topic: str, offset: int) -> list[Row]:
-    """The rows of a query. Where SQLite fails on the way, the error tells the first offset that cannot be read."""
+def _rows(db: sqlite3.Connection, query: str, values: tuple[object, ...], limit: int, topic: str, at: int) -> list[Row]:
+    """The rows of a query that ends in a LIMIT. Where SQLite fails on the way, the error tells the first bad offset."""
     try:
-        return db.execute(query, values).fetchall()
+        return db.execute(query, (*values, limit)).fetchall()
     except sqlite3.DatabaseError as error:
-        failure = told(error, "reading")
-        if not isinstance(failure, LogCorrupt):
+        if not isinstance(told(error, "reading"), LogCorrupt):
             raise
-    try:
-        for row in db.execute(query, values):
-            offset = int(row[0]) + 1
-    except sqlite3.DatabaseError as error:
-        # From SQLite and not from a check sum: what lies behind it in the page cannot be read either.
-        raise altered(topic, offset, str(error)) from error
-    raise gone(topic, offset)
+        failure = error
+    # By halves and not row by row: a cursor of Python 3.10 reads one row ahead and fails one too early.
+    low, high = 0, limit if limit >= 0 else _MOST_ROWS
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            rows: list[Row] = db.execute(query, (*values, middle)).fetchall()
+        except sqlite3.DatabaseError as error:
+            high, failure = middle - 1, error
+        else:
+            low, at = middle, rows[-1][0] + 1
+    # From SQLite and not from a check sum: what lies behind it in the page cannot be read either.
+    raise altered(topic, at, str(failure)) from failure
