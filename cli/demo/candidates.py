@@ -29,18 +29,18 @@ def candidates() -> tuple[Candidate, ...]:
     train = of_split("train")
     good = [review for review in train if review.label == "positive"]
     return (
-        Candidate("instruction", _INSTRUCTION + _QUESTION),
+        Candidate("plain instruction", _INSTRUCTION + _QUESTION),
         Candidate(
-            "instruction, classify", "Classify the sentiment of the review as positive or negative.\n\n" + _QUESTION
+            "classify instruction", "Classify the sentiment of the review as positive or negative.\n\n" + _QUESTION
         ),
         Candidate(
-            "instruction, expert critic",
+            "critic instruction",
             "You are an expert critic. Read the review and say if the writer liked it. Answer positive or negative.\n\n"
             + _QUESTION,
         ),
-        Candidate("instruction + 3 good reviews", _INSTRUCTION + _examples(good[:3]) + _QUESTION),
-        Candidate("instruction + 4 wrong labels", _INSTRUCTION + _examples(train[4:8], wrong=True) + _QUESTION),
-        Candidate("instruction + 6 examples", _INSTRUCTION + _examples(train[:6]) + _QUESTION),
+        Candidate("3 good examples", _INSTRUCTION + _examples(good[:3]) + _QUESTION),
+        Candidate("4 wrong examples", _INSTRUCTION + _examples(train[4:8], wrong=True) + _QUESTION),
+        Candidate("instruction, 6 examples", _INSTRUCTION + _examples(train[:6]) + _QUESTION),
         Candidate("2 examples", _examples(train[:2]) + _QUESTION),
         Candidate("4 examples", _examples(train[4:8]) + _QUESTION),
         Candidate("8 other examples", _examples(train[8:16]) + _QUESTION),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +65,12 @@ def demo(
 
     plan = SHORT if short else FULL
     options = Options(folder, plan, base_url, model or MODEL_NAME, api_key_env, chat, fresh)
-    sys.exit(_run(options, as_json))
+    click.get_current_context().exit(_run(options, as_json))
 
 
 def _run(options: Options, as_json: bool) -> int:
     from rich.console import Console
 
-    from ...core.errors import AgentLightningError
     from .screen import LiveScreen, Screen
 
     console = Console(quiet=as_json)
@@ -85,9 +83,8 @@ def _run(options: Options, as_json: bool) -> int:
             f"stopped; every reward so far is in {options.folder / 'log.db'}, the next `agl demo` goes on", err=True
         )
         return _INTERRUPTED
-    except (AgentLightningError, OSError) as error:
-        click.echo(f"agl demo: {error}", err=True)
-        return 1
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
     if as_json:
         click.echo(json.dumps(_as_json(options, finished)))
     else:

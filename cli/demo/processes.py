@@ -16,9 +16,14 @@ _GRACE_SECONDS = 5.0
 
 
 class ChildFailed(AgentLightningError):
-    """A process that the demo needs ended by itself; the message holds the last lines that it wrote."""
+    """A process that the demo needs ended by itself; the message ends with the last line that it wrote."""
 
     code = "child_failed"
+
+    @property
+    def headline(self) -> str:
+        """What happened, without the last lines."""
+        return str(self).split(";", 1)[0]
 
 
 class Child:
@@ -77,10 +82,10 @@ class Child:
             raise self._failure()
         return line
 
-    async def failure(self) -> None:
-        """Waits until the process ends, which it should not do by itself, and then raises ChildFailed."""
+    async def ended(self) -> ChildFailed:
+        """Waits until the process ends, which it should not do by itself; returns the error that says so."""
         await self._process.wait()
-        raise self._failure()
+        return self._failure()
 
     async def stop(self) -> None:
         """Asks the process to end, and after a grace makes it. Idempotent."""
@@ -97,5 +102,5 @@ class Child:
 
     def _failure(self) -> ChildFailed:
         lines = self._log_file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        tail = "; its last lines:\n  " + "\n  ".join(lines[-8:]) if lines else ""
-        return ChildFailed(f"the {self.name} ended with code {self._process.returncode} (see {self._log_file}){tail}")
+        tail = f"; its last line: {lines[-1].strip()}" if lines else ""
+        return ChildFailed(f"{self.name} ended with code {self._process.returncode} (see {self._log_file}){tail}")

@@ -26,7 +26,7 @@ from .search import Outcome, Plan, Search
 T = TypeVar("T")
 
 RUNNERS = 2
-_SAMPLING = {"temperature": 0, "max_tokens": 3, "stop": ["\n"]}
+_SAMPLING = {"temperature": 0, "max_tokens": 2, "stop": ["\n"]}
 
 
 @dataclass(frozen=True)
@@ -166,25 +166,25 @@ class _Health:
     async def while_it_lasts(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`; raises ChildFailed instead once it could not come any more."""
         doing = asyncio.create_task(work)
-        watching = [asyncio.create_task(self._all_runners())]
+        runners = {asyncio.create_task(runner.ended()): runner for runner in self._runners}
+        watching: set[asyncio.Task[Any]] = {doing, *runners}
         if self._model_server is not None:
-            watching.append(asyncio.create_task(self._model_server.failure()))
+            watching.add(asyncio.create_task(self._model_server.ended()))
         try:
-            done, _ = await asyncio.wait([doing, *watching], return_when=asyncio.FIRST_COMPLETED)
-            if doing in done:
-                return doing.result()
-            next(iter(done)).result()
-            raise AssertionError("a process that ended is a failure")
+            while True:
+                done, watching = await asyncio.wait(watching, return_when=asyncio.FIRST_COMPLETED)
+                if doing in done:
+                    return doing.result()
+                for task in done:
+                    self._bear(task.result(), runners.pop(task, None))
         finally:
             for task in (doing, *watching):
                 task.cancel()
             await asyncio.gather(doing, *watching, return_exceptions=True)
 
-    async def _all_runners(self) -> None:
-        for count, ended in enumerate(asyncio.as_completed([runner.failure() for runner in self._runners]), start=1):
-            try:
-                await ended
-            except ChildFailed as failure:
-                if count == len(self._runners):
-                    raise
-                self._screen.say(f"{str(failure).splitlines()[0]}; the rest goes on")
+    def _bear(self, failure: ChildFailed, runner: Child | None) -> None:
+        """Goes on without a runner as long as there is another."""
+        if runner is None or len(self._runners) == 1:
+            raise failure
+        self._runners.remove(runner)
+        self._screen.say(f"{failure.headline}; the other one goes on, and what it had in hand is asked again")

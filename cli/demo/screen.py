@@ -19,13 +19,14 @@ from .wilson import Estimate, estimate
 
 
 class Screen:
-    """Plain lines, for pipes and logs: a few per round, never one per answer. The base of the other screens."""
+    """Plain lines, for pipes and logs: one per prompt and round, never one per answer. The base of the other screens."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.started = time.monotonic()
         self.first_reward_seconds: float | None = None
         self._round = 0
+        self._shown: set[tuple[str, int]] = set()
 
     def say(self, text: str) -> None:
         """One line for the reader, at once."""
@@ -39,29 +40,33 @@ class Screen:
 
     def changed(self, board: Board, key: Key, reward: float | None, recalled: bool) -> None:
         """One question has its result; None: no reward came. `recalled`: an earlier run had asked it."""
+        self.show(board)
         if self.first_reward_seconds is None and reward is not None and not recalled:
             self.first_reward_seconds = time.monotonic() - self.started
             self.say(
                 f"first reward after {self.first_reward_seconds:.1f} s: {reward:.0f} "
                 f"for '{key.candidate}' on review {key.review_id}"
             )
-        self.show(board)
 
     def show(self, board: Board) -> None:
-        """The board as it is now. Here: a line at the start of each round and one at the held-out check."""
-        number = board.rounds + 1 if board.test_planned else board.round
-        if number == self._round:
-            return
-        self._round = number
-        seconds = time.monotonic() - self.started
-        if board.test_planned:
-            self.say(f"{seconds:5.1f} s  held-out check: {board.test_planned} test reviews, before and after")
-            return
+        """The board as it is now. Here: a line for each round and for each prompt that is through it."""
         staying = [row for row in board.rows if row.dropped_in is None]
-        self.say(
-            f"{seconds:5.1f} s  round {board.round} of {board.rounds}: {len(staying)} prompts, "
-            f"{staying[0].planned} validation reviews each"
-        )
+        number = board.rounds + 1 if board.test_planned else board.round
+        if number != self._round:
+            self._round = number
+            what = f"round {number} of {board.rounds}: {len(staying)} prompts, {staying[0].planned} validation reviews each"
+            if board.test_planned:
+                what = f"held-out check: {board.test_planned} test reviews, before and after"
+            self.say(f"{self._seconds()}  {what}")
+        for row in staying:
+            done = (row.candidate.name, row.planned)
+            if len(row.rewards) + row.missing == row.planned > 0 and done not in self._shown:
+                self._shown.add(done)
+                known = row.estimate
+                self.say(f"{self._seconds()}    {row.candidate.name}: {known.mean:.2f} ({interval(known)})")
+
+    def _seconds(self) -> str:
+        return f"{time.monotonic() - self.started:5.1f} s"
 
 
 class LiveScreen(Screen):
@@ -98,7 +103,7 @@ class LiveScreen(Screen):
 def candidates_table(board: Board) -> Table:
     """One row per prompt, best first: mean reward, 95 % interval, answers, and whether it stayed."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("prompt")
+    table.add_column("prompt", no_wrap=True)
     table.add_column("mean reward", justify="right")
     table.add_column("95 % interval", justify="right")
     table.add_column("answers", justify="right")
@@ -119,7 +124,7 @@ def interval(known: Estimate) -> str:
 
 
 def _state(row: Row) -> str:
-    return f"dropped in round {row.dropped_in}" if row.dropped_in else ""
+    return f"out, round {row.dropped_in}" if row.dropped_in else ""
 
 
 def _style(row: Row) -> str:

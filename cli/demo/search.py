@@ -37,7 +37,7 @@ class Plan:
     prompts: int | None = None
 
 
-FULL = Plan("full", ((12, 4), (32, 2), (56, 1)), 80)
+FULL = Plan("full", ((12, 4), (24, 2), (48, 1)), 80)
 SHORT = Plan("short", ((2, 2), (4, 1)), 4, 3)
 """For tests: enough to pass through every step, too little to mean anything."""
 
