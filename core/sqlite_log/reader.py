@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
 
 from ..errors import LogClosed, LogCorrupt, StorageError
 from ..log import Record
@@ -92,8 +91,7 @@ class Reader:
                     return db
                 db.close()
         mode = "?mode=ro&immutable=1" if len(state) > 1 else "?mode=ro"
-        uri = f"file:{quote(self.path.as_posix())}{mode}"
-        return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
+        return sqlite3.connect(self.path.as_uri() + mode, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
 
     def _give(self, state: State, db: sqlite3.Connection) -> None:
         with self._lock:

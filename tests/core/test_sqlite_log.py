@@ -141,6 +141,16 @@ def test_a_relative_path_means_the_folder_it_was_opened_in(
     assert (tmp_path / "a/b/log.db").is_file()
 
 
+@pytest.mark.parametrize("name", ["a b.db", "50%25#1.db", "ü.db", "x&mode=rw.db"])
+def test_any_file_name_will_do(tmp_path: Path, name: str) -> None:
+    with SqliteLog(tmp_path / name) as log:
+        append(log, CONTROL, new(1))
+        assert values(log.read(CONTROL, 0, 0)) == [b"1"]
+    with SqliteLog.open_readonly(tmp_path / name) as view:
+        assert values(view.read(CONTROL, 0, 0)) == [b"1"]
+    assert check_file(tmp_path / name).sound
+
+
 # One writer
 
 
