@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ Judge = Callable[[str, dict[str, str]], "float | None"]
 
 
 @asynccontextmanager
-async def scripted_runners(store: EventLogStore, judge: Judge, asked: list[str]) -> Any:
+async def scripted_runners(store: EventLogStore, judge: Judge, asked: list[str]) -> AsyncIterator[None]:
     """Two runners that answer by `judge`; `asked` collects the ids of the reviews that they were asked about."""
 
     async def work(worker_id: str) -> None:

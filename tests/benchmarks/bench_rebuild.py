@@ -131,12 +131,10 @@ def run() -> None:
 def _span_memory() -> list[list[object]]:
     """A million spans through a store on a file; resident memory after each fifth."""
     with tempfile.TemporaryDirectory() as folder:
-        code = "import sys; sys.path.insert(0, %r); from tests.benchmarks.bench_rebuild import spans; spans(%r)" % (
-            str(Path(__file__).resolve().parents[2]),
-            folder,
-        )
+        root = str(Path(__file__).resolve().parents[2])
+        code = f"import sys; sys.path.insert(0, {root!r}); from tests.benchmarks.bench_rebuild import spans; spans({folder!r})"
         out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    return [line.split("|") for line in out.splitlines() if "|" in line]
+    return [list[object](line.split("|")) for line in out.splitlines() if "|" in line]
 
 
 def spans(folder: str) -> None:
