@@ -22,7 +22,7 @@ BASE_US = 1_700_000_000_000_000
 
 def config_of(rng: Random) -> Config:
     retried: tuple[events.AttemptStatus, ...] = ("failed", "timeout", "unresponsive")
-    retry = tuple(status for status in retried if rng.random() < 0.6)
+    retry: tuple[events.AttemptStatus, ...] = tuple(status for status in retried if rng.random() < 0.6)
     return Config(
         timeout_ms=rng.choice((None, 4000, 20_000)),
         unresponsive_ms=rng.choice((None, 3000, 9000)),
