@@ -131,7 +131,9 @@ def _report(screen: Screen, options: Options, finished: Finished) -> None:
         f"proved: a second process folded the log from its first event to the same state, fingerprint "
         f"{folded.fingerprint}, and found the same {len(live.rewards)} rewards"
     )
-    screen.say(f"look inside: agl log tail --log {options.url}")
+    screen.say(f"look inside: agl replay {options.url}")
+    if live.rewards:
+        screen.say(f"             agl show {list(live.rewards)[-1]} --log {options.url}")
 
 
 def _as_json(options: Options, finished: Finished) -> dict[str, Any]:
