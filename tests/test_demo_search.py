@@ -173,6 +173,7 @@ async def test_demo_continues_an_interrupted_run_and_asks_nothing_twice() -> Non
         (run,) = await earlier_runs(store)
     assert outcome.best.name == "2 examples"
     assert second.board.recalled >= 150
+    assert second.board.answered == 9 * 12 + 4 * 12 + 2 * 24 + 2 * 80
     assert len(asked) - before == second.board.answered - second.board.recalled
     assert run.complete(FULL.test_reviews)
 
