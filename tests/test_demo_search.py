@@ -194,3 +194,13 @@ async def test_demo_screens_show_progress_table_and_result() -> None:
         assert "95 % interval" in text
         assert all(row.candidate.name in text for row in search.board.rows)
         assert screen.first_reward_seconds is not None
+
+
+async def test_demo_says_when_another_prompt_was_as_good() -> None:
+    out = io.StringIO()
+    with InMemoryLightningStore() as store, Screen(Console(file=out, width=120)) as screen:
+        search = search_on(store, plan=SHORT)
+        async with scripted_runners(store, lambda template, task: 1.0, []):
+            outcome = await search.run()
+    report(screen, search.board, outcome.seed, outcome.best)
+    assert f"as good: {candidates()[1].name}; the first in the list was taken" in out.getvalue()

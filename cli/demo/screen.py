@@ -138,9 +138,16 @@ def report(screen: Screen, board: Board, seed: Candidate, best: Candidate) -> No
     console.print(candidates_table(board))
     console.print()
     console.print(Panel(Text(best.template), title=f"best prompt: {best.name}", title_align="left", expand=False))
+    equal = [row.candidate.name for row in board.rows if _as_good(row, board.row(best.name))]
+    if equal:
+        screen.say(f"as good: {', '.join(equal)}; the first in the list was taken")
     before, after = (estimate(list(board.test.get(c.name, {}).values())) for c in (seed, best))
     screen.say(f"held-out accuracy  before {held_out(before)}   '{seed.name}'")
     screen.say(f"                   after  {held_out(after)}   '{best.name}'")
+
+
+def _as_good(row: Row, best: Row) -> bool:
+    return row is not best and (row.estimate.mean, row.estimate.count) == (best.estimate.mean, best.estimate.count)
 
 
 def held_out(known: Estimate) -> str:
