@@ -13,16 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from ...core.errors import AgentLightningError
-from ...core.fold import apply
 from ...core.log import Log, Record
 from ...core.open_log import open_log
-from ...core.state import State
-from ...core.topics import CONTROL, SPANS, partition_of
+from ...core.topics import SPANS
 from ...projections.blobs import Blobs
+from ...projections.replay import replay
 from ...projections.span_book import SpanBook
 from ...runners.readers import find_final_reward
 
-_NAMESPACE = "default"
 _BATCH = 4096
 
 
@@ -42,10 +40,7 @@ class Evidence:
 
 def fold_from_first(log: Log) -> Evidence:
     """Folds every control record of the log and reads every reward. Raises LogCorrupt where a record is damaged."""
-    state = State()
-    for record in _records(log, CONTROL, partition_of(_NAMESPACE, log.partitions(CONTROL))):
-        if record.key == _NAMESPACE:
-            apply(state, record.value)
+    state, _ = replay(log)
     if state.halted is not None:
         raise AgentLightningError(state.halted)
     rollouts = [record.key for p in range(log.partitions(SPANS)) for record in _records(log, SPANS, p)]
