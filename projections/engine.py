@@ -23,6 +23,7 @@ from .fact_feed import FactFeed
 from .liveness import Liveness
 from .node import Node, refusal
 from .settings import StoreSettings
+from .shared_spans import SharedSpanBook
 from .snapshots import image_of, read_snapshot, write_snapshot
 from .span_book import SpanBook
 from .timekeeper import Timekeeper
@@ -53,7 +54,7 @@ class Engine:
         self.clock = clock if clock is not None else SystemClock()
         self.opened_at = self.clock.monotonic()
         self.blobs = Blobs(log, self.settings.max_payload_mb)
-        self.spans = SpanBook(log, self.blobs)
+        self.spans = SharedSpanBook(log, self.blobs) if foreign_writers else SpanBook(log, self.blobs)
         self.node = Node(log, self.settings, clock=self.clock, foreign_writers=foreign_writers)
         self.cold = ColdIndex(index_path, log.log_id)
         self.liveness = Liveness(log)

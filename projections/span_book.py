@@ -54,10 +54,13 @@ class SpanBook:
                 counter.step(record)
         self._counters[rollout_id] = counter
         self._hot += len(counter.seen)
+        self._evict()
+        return counter
+
+    def _evict(self) -> None:
         while len(self._counters) > 1 and (self._hot > HOT_SPANS or len(self._counters) > HOT_COUNTERS):
             _, dropped = self._counters.popitem(last=False)
             self._hot -= len(dropped.seen)
-        return counter
 
     def _forget(self, rollout_id: str, spans: int) -> None:
         """An append failed: its spans do not count, and the counter is what the log says."""
@@ -72,7 +75,7 @@ class SpanBook:
 
     async def add(self, spans: Sequence[Span]) -> list[Span | None]:
         """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable."""
-        bodies = [await self._blobs.settle(self._blobs.encode(_body(span), "a span")) for span in spans]
+        bodies = [await self._blobs.settle(self._blobs.encode(body_of(span), "a span")) for span in spans]
         waits: list[asyncio.Future[None]] = []
         numbers: list[int | None] = []
         with self._lock:
@@ -85,11 +88,11 @@ class SpanBook:
                 if number is not None:
                     self._hot += 1
                     self._added += 1
-                    groups.setdefault(span.rollout_id, []).append(_record(span.rollout_id, added))
+                    groups.setdefault(span.rollout_id, []).append(record_of(span.rollout_id, added))
             for rollout_id, records in groups.items():
                 waits.append(self._append(rollout_id, records))
-        await _all(waits)
-        return [None if number is None else _numbered(span, number) for span, number in zip(spans, numbers)]
+        await wait_for_all(waits)
+        return [None if number is None else numbered(span, number) for span, number in zip(spans, numbers)]
 
     async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
         """Take the next number of each rollout's counter, in order; durable when it returns."""
@@ -101,8 +104,8 @@ class SpanBook:
                 number = self._counter(rollout_id).step(reserved)
                 assert number is not None
                 numbers.append(number)
-                waits.append(self._append(rollout_id, [_record(rollout_id, reserved)]))
-        await _all(waits)
+                waits.append(self._append(rollout_id, [record_of(rollout_id, reserved)]))
+        await wait_for_all(waits)
         return numbers
 
     def _append(self, rollout_id: str, records: list[NewRecord]) -> asyncio.Future[None]:
@@ -149,7 +152,8 @@ class SpanBook:
         return [_span(number, added, self._blobs) for number, added in found]
 
 
-async def _all(waits: list[asyncio.Future[None]]) -> None:
+async def wait_for_all(waits: list[asyncio.Future[None]]) -> None:
+    """Wait until every append is answered; raise the first error."""
     if len(waits) == 1:
         await waits[0]
     elif waits:
@@ -159,7 +163,8 @@ async def _all(waits: list[asyncio.Future[None]]) -> None:
                 raise result
 
 
-def _record(rollout_id: str, record: SpanRecord) -> NewRecord:
+def record_of(rollout_id: str, record: SpanRecord) -> NewRecord:
+    """The record to append; its header `id` is its own."""
     kind = "span" if isinstance(record, SpanAdded) else "sequence"
     return NewRecord(rollout_id, encode(record), 0, (("t", kind), ("id", uuid7_hex())))
 
@@ -167,11 +172,13 @@ def _record(rollout_id: str, record: SpanRecord) -> NewRecord:
 _OUTSIDE = frozenset({"rollout_id", "attempt_id", "span_id", "sequence_id"})
 
 
-def _body(span: Span) -> dict[str, Any]:
+def body_of(span: Span) -> dict[str, Any]:
+    """What of a span goes into its payload: everything that the record does not carry itself."""
     return span.model_dump(exclude=set(_OUTSIDE))
 
 
-def _numbered(span: Span, number: int) -> Span:
+def numbered(span: Span, number: int) -> Span:
+    """The span with the number that it was given."""
     return span if span.sequence_id == number else span.model_copy(update={"sequence_id": number})
 
 

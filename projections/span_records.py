@@ -48,9 +48,11 @@ class Counter:
     A span's identity is (attempt_id, span_id). Explicit numbers raise the counter; a duplicate changes nothing.
     """
 
-    __slots__ = ("last", "seen", "total_bytes")
+    __slots__ = ("folded", "last", "seen", "total_bytes")
 
     def __init__(self) -> None:
+        self.folded = -1
+        """Offset of the last record that was folded; kept only by who shares the log with other writers."""
         self.last = 0
         self.seen: set[tuple[str, str]] = set()
         self.total_bytes = 0
