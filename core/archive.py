@@ -3,15 +3,20 @@
 Finished rollouts leave the fold's hot state (state.py); what stays is enough to tell "archived" from "unknown" and to
 check a rollout that is brought back. Entries lie in sorted runs of growing size (a log-structured merge), so memory is
 14 bytes an entry and a look-up a few binary searches. Ids of the usual form (`ro-` and 12 hex digits) are stored as
-their 6 bytes, others as a 6-byte BLAKE2b of the id.
+their 6 bytes, others as a 6-byte BLAKE2b of the id. In memory the keys are numbers in an array of their own, which the
+standard library bisects quickly: 16 bytes an entry.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable
 from hashlib import blake2b
-from heapq import merge
+from itertools import chain
+from operator import itemgetter
 
 KEY_BYTES = 6
 HASH_BYTES = 8
@@ -26,60 +31,79 @@ GONE = bytes(HASH_BYTES)
 """Marks an entry that was taken out again."""
 
 
-def key_of(rollout_id: str) -> bytes:
-    """The 6-byte key of a rollout id."""
+def key_of(rollout_id: str) -> int:
+    """The key of a rollout id, a number of 6 bytes."""
     if _USUAL(rollout_id):
-        return bytes.fromhex(rollout_id[3:])
-    return blake2b(rollout_id.encode("utf-8", "backslashreplace"), digest_size=KEY_BYTES).digest()
+        return int(rollout_id[3:], 16)
+    digest = blake2b(rollout_id.encode("utf-8", "backslashreplace"), digest_size=KEY_BYTES).digest()
+    return int.from_bytes(digest, "big")
+
+_by_key = itemgetter(0)
 
 
-def _find(run: bytes, key: bytes) -> bytes | None:
-    low, high = 0, len(run) // ENTRY_BYTES
-    while low < high:
-        middle = (low + high) // 2
-        at = middle * ENTRY_BYTES
-        found = run[at : at + KEY_BYTES]
-        if found == key:
-            return run[at + KEY_BYTES : at + ENTRY_BYTES]
-        if found < key:
-            low = middle + 1
-        else:
-            high = middle
-    return None
+class Run:
+    """Entries in order of their keys; never changed. `values` holds 8 bytes for each key."""
+
+    __slots__ = ("keys", "values")
+
+    def __init__(self, entries: Iterable[tuple[int, bytes]]) -> None:
+        """Of two entries of one key the later one counts."""
+        newest = dict(sorted(entries, key=_by_key))  # a stable sort, and a dict that keeps the first one's place
+        self.keys = array("Q", newest)
+        self.values = b"".join(newest.values())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def get(self, number: int) -> bytes | None:
+        """The hash of a key."""
+        keys = self.keys
+        index = bisect_left(keys, number)
+        if index == len(keys) or keys[index] != number:
+            return None
+        return self.values[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+
+    def entries(self) -> Iterable[tuple[int, bytes]]:
+        """Key and hash, in order."""
+        values = self.values
+        return zip(self.keys, (values[at : at + HASH_BYTES] for at in range(0, len(values), HASH_BYTES)))
+
+    def dump(self) -> bytes:
+        """14 bytes an entry: the key, big-endian, and the hash. Column by column, which costs no step for each entry."""
+        keys = self.keys[:]
+        if sys.byteorder == "little":
+            keys.byteswap()
+        wide = keys.tobytes()
+        packed = bytearray(len(keys) * ENTRY_BYTES)
+        skipped = keys.itemsize - KEY_BYTES
+        for column in range(KEY_BYTES):
+            packed[column::ENTRY_BYTES] = wide[skipped + column :: keys.itemsize]
+        for column in range(HASH_BYTES):
+            packed[KEY_BYTES + column :: ENTRY_BYTES] = self.values[column::HASH_BYTES]
+        return bytes(packed)
 
 
-def _entries(run: bytes) -> Iterator[bytes]:
-    return (run[at : at + ENTRY_BYTES] for at in range(0, len(run), ENTRY_BYTES))
-
-
-def _merged(older: bytes, newer: bytes) -> bytes:
-    out: list[bytes] = []
-    tagged_old = ((entry[:KEY_BYTES], 0, entry) for entry in _entries(older))
-    tagged_new = ((entry[:KEY_BYTES], 1, entry) for entry in _entries(newer))
-    for key, _, entry in merge(tagged_old, tagged_new):
-        if out and out[-1][:KEY_BYTES] == key:
-            out[-1] = entry
-        else:
-            out.append(entry)
-    return b"".join(out)
+def _unpack(packed: bytes) -> Iterable[tuple[int, bytes]]:
+    for at in range(0, len(packed), ENTRY_BYTES):
+        yield int.from_bytes(packed[at : at + KEY_BYTES], "big"), packed[at + KEY_BYTES : at + ENTRY_BYTES]
 
 
 class ArchiveTable:
     """Rollout id -> 8-byte state hash. Deterministic: the same calls leave the same bytes."""
 
     def __init__(self) -> None:
-        self._fresh: dict[bytes, bytes] = {}
-        self._runs: list[bytes] = []  # oldest and largest first
+        self._fresh: dict[int, bytes] = {}
+        self._runs: list[Run] = []  # oldest and largest first
 
     def put(self, rollout_id: str, state_hash: bytes) -> None:
         """Remember a rollout, or replace its hash."""
         self._fresh[key_of(rollout_id)] = state_hash
         if len(self._fresh) >= FRESH_LIMIT:
-            self._runs.append(b"".join(key + self._fresh[key] for key in sorted(self._fresh)))
+            self._runs.append(Run(self._fresh.items()))
             self._fresh = {}
             while len(self._runs) > 1 and len(self._runs[-2]) <= 2 * len(self._runs[-1]):
                 newer = self._runs.pop()
-                self._runs[-1] = _merged(self._runs[-1], newer)
+                self._runs[-1] = Run(chain(self._runs[-1].entries(), newer.entries()))
 
     def take(self, rollout_id: str) -> None:
         """Forget a rollout; it is hot again."""
@@ -91,19 +115,20 @@ class ArchiveTable:
         found = self._fresh.get(key)
         if found is None:
             for run in reversed(self._runs):
-                found = _find(run, key)
+                found = run.get(key)
                 if found is not None:
                     break
         return None if found is None or found == GONE else found
 
     def dump(self) -> list[bytes]:
         """The table for a snapshot: the fresh entries as one more, unsorted, run first."""
-        return [b"".join(key + value for key, value in self._fresh.items()), *self._runs]
+        fresh = b"".join(key.to_bytes(KEY_BYTES, "big") + value for key, value in self._fresh.items())
+        return [fresh, *(run.dump() for run in self._runs)]
 
     @classmethod
     def load(cls, dumped: list[bytes]) -> ArchiveTable:
         """Rebuild what `dump` gave."""
         table = cls()
-        table._fresh = {entry[:KEY_BYTES]: entry[KEY_BYTES:] for entry in _entries(dumped[0])}
-        table._runs = list(dumped[1:])
+        table._fresh = dict(_unpack(dumped[0]))
+        table._runs = [Run(_unpack(packed)) for packed in dumped[1:]]
         return table

@@ -75,15 +75,14 @@ def apply(state: State, value: bytes) -> Outcome:
         outcome.verdict, outcome.duplicate = first, True
         _advance(state, value, "duplicate", outcome)
         return outcome
-    reason = check_basis(state, proposal)
-    if not reason:
-        reason = RULES[type(proposal.event)](state, proposal.event, proposal.time_us, outcome.facts)
+    event = proposal.event
+    reason = check_basis(state, proposal) or RULES[type(event)](state, event, proposal.time_us, outcome.facts)
     if state.halted is not None:
         return outcome
     if reason:
         state.refused += 1
-    outcome.verdict = Verdict(position, reason, "" if reason else subject_of(proposal))
-    state.verdicts.put(proposal.id, outcome.verdict)
+    verdict = outcome.verdict = Verdict(position, reason, "" if reason else subject_of(proposal))
+    state.verdicts.put(proposal.id, verdict)
     _advance(state, value, reason, outcome)
     return outcome
 
@@ -123,8 +122,8 @@ def subject_of(proposal: Proposal) -> str:
 def _advance(state: State, value: bytes, reason: str, outcome: Outcome) -> None:
     """Chain the fingerprint, move to the next position, forget what lies behind the window."""
     made = _encode((state.position, reason, outcome.facts))
-    state.fingerprint = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()
-    state.verdicts.add_print(state.fingerprint)
+    state.fingerprint = print_ = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()
+    state.verdicts.add_print(print_)
     _leave(state, outcome)
 
 
