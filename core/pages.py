@@ -18,14 +18,14 @@ import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
 from .errors import InvalidInput
 from .model import FilterOptions, PaginatedResult
 
-__all__ = ["compile_filter", "page", "sort_items"]
+__all__ = ["IncompletePage", "compile_filter", "page", "sort_items"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,16 @@ Predicate = Callable[[Any], bool]
 _OPERATORS = ("exact", "within", "contains")
 _AGGREGATE = "_aggregate"
 _MUST = "_must"
+
+
+class IncompletePage(PaginatedResult[T], Generic[T]):
+    """A page of what is still there, where the log has lost, or may have lost, some of what was acknowledged.
+
+    Dumps like every page, with ``"incomplete": true`` beside the other fields. ``getattr(page, "incomplete", False)``
+    asks any page. ``total`` counts what is there.
+    """
+
+    incomplete: Literal[True] = True
 
 
 def page(
@@ -45,6 +55,7 @@ def page(
     limit: int = -1,
     offset: int = 0,
     model: type[Any],
+    incomplete: bool = False,
 ) -> PaginatedResult[T]:
     """The part of ``items`` that a caller asked for, as the items themselves (not copied).
 
@@ -56,6 +67,7 @@ def page(
         limit: -1 for all; 0 gives no item, but counts.
         offset: how many matches to skip; beyond the end gives no item.
         model: the class whose fields can be named.
+        incomplete: mark the page as an :class:`IncompletePage`.
 
     Raises:
         InvalidInput: (a ValueError) an unknown field, operator or order, a negative offset or a
@@ -74,7 +86,7 @@ def page(
     end = None if limit == -1 else offset + limit
     shown = found if offset == 0 and end is None else found[offset:end]
     # Past validation: it would copy the list and check every item again.
-    unvalidated = cast(type[PaginatedResult[T]], PaginatedResult)
+    unvalidated = cast(type[PaginatedResult[T]], IncompletePage if incomplete else PaginatedResult)
     return unvalidated.model_construct(items=shown, limit=limit, offset=offset, total=len(found))
 
 

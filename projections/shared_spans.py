@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from ..core.clock import Clock
 from ..core.errors import UnknownOutcome
 from ..core.log import Log, NewRecord, Record
 from ..core.spans import Span
 from ..core.topics import SPANS
 from .blobs import Blobs
-from .span_book import SpanBook, body_of, numbered, record_of, wait_for_all
+from .span_book import SpanBook, body_of, numbered, wait_for_all
 from .span_records import Counter, SequenceReserved, SpanAdded, decode
 
 _UNPLACED = -1
@@ -26,15 +27,15 @@ class SharedSpanBook(SpanBook):
     A duplicate is appended too and found out by the fold: two writers may send the same span at the same moment.
     """
 
-    def __init__(self, log: Log, blobs: Blobs) -> None:
-        super().__init__(log, blobs)
+    def __init__(self, log: Log, blobs: Blobs, clock: Clock | None = None) -> None:
+        super().__init__(log, blobs, clock)
         self._asked: dict[str, int | None] = {}
         """Record id -> the number that its place gives it (None: a duplicate), for records under way."""
 
     async def add(self, spans: Sequence[Span]) -> list[Span | None]:
         bodies = [await self._blobs.settle(self._blobs.encode(body_of(span), "a span")) for span in spans]
         records = [
-            record_of(
+            self._record(
                 span.rollout_id,
                 SpanAdded(span.rollout_id, span.attempt_id, span.span_id, body, span.sequence_id),
             )
@@ -44,7 +45,7 @@ class SharedSpanBook(SpanBook):
         return [None if number is None else numbered(span, number) for span, number in zip(spans, numbers)]
 
     async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
-        numbers = await self._place([record_of(one, SequenceReserved(one)) for one in rollout_ids])
+        numbers = await self._place([self._record(one, SequenceReserved(one)) for one in rollout_ids])
         return [number for number in numbers if number is not None]
 
     def count(self) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core import payload
+from ..core.clock import Clock, SystemClock
 from ..core.errors import LogError
 from ..core.ids import uuid7_hex
 from ..core.log import Ack, Log, NewRecord
@@ -30,8 +31,9 @@ HOT_COUNTERS = 20_000
 class SpanBook:
     """The spans of one log. Thread-safe; one writer gives numbers in the order in which it appends."""
 
-    def __init__(self, log: Log, blobs: Blobs) -> None:
+    def __init__(self, log: Log, blobs: Blobs, clock: Clock | None = None) -> None:
         self._log = log
+        self._clock = clock if clock is not None else SystemClock()
         self._blobs = blobs
         self._lock = threading.Lock()
         self._counters: OrderedDict[str, Counter] = OrderedDict()
@@ -88,7 +90,7 @@ class SpanBook:
                 if number is not None:
                     self._hot += 1
                     self._added += 1
-                    groups.setdefault(span.rollout_id, []).append(record_of(span.rollout_id, added))
+                    groups.setdefault(span.rollout_id, []).append(self._record(span.rollout_id, added))
             for rollout_id, records in groups.items():
                 waits.append(self._append(rollout_id, records))
         await wait_for_all(waits)
@@ -104,9 +106,15 @@ class SpanBook:
                 number = self._counter(rollout_id).step(reserved)
                 assert number is not None
                 numbers.append(number)
-                waits.append(self._append(rollout_id, [record_of(rollout_id, reserved)]))
+                waits.append(self._append(rollout_id, [self._record(rollout_id, reserved)]))
         await wait_for_all(waits)
         return numbers
+
+    def _record(self, rollout_id: str, record: SpanRecord) -> NewRecord:
+        """The record to append; its header `id` is its own."""
+        kind = "span" if isinstance(record, SpanAdded) else "sequence"
+        now_us = int(self._clock.time() * 1_000_000)
+        return NewRecord(rollout_id, encode(record), now_us, (("t", kind), ("id", uuid7_hex())))
 
     def _append(self, rollout_id: str, records: list[NewRecord]) -> asyncio.Future[None]:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -146,6 +154,21 @@ class SpanBook:
         """The end offset of the rollout's span partition: everything acknowledged so far lies before it."""
         return self._log.ends(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)))[1]
 
+    def lost(self, rollout_id: str, created_us: int, watermark: int) -> bool:
+        """Whether acknowledged spans of a rollout are gone, or may be: a topic made anew, or pruned by its age.
+
+        `watermark`: the highest that an end of the rollout carries, 0 for none. `created_us`: when it was made.
+        """
+        part = partition_of(rollout_id, self._log.partitions(SPANS))
+        first, end = self._log.ends(SPANS, part)
+        if end < watermark:
+            return True
+        if first == 0:
+            return False
+        oldest = self._log.read(SPANS, part, first, 1, headers=False)
+        # A record without a time cannot say that it is older than the rollout: in doubt, something is missing.
+        return not oldest or not 0 < oldest[0].timestamp_us < created_us
+
     def read(self, rollout_id: str) -> list[Span]:
         """All spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O."""
         found = fold_spans(self._read(rollout_id))
@@ -161,12 +184,6 @@ async def wait_for_all(waits: list[asyncio.Future[None]]) -> None:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-
-
-def record_of(rollout_id: str, record: SpanRecord) -> NewRecord:
-    """The record to append; its header `id` is its own."""
-    kind = "span" if isinstance(record, SpanAdded) else "sequence"
-    return NewRecord(rollout_id, encode(record), 0, (("t", kind), ("id", uuid7_hex())))
 
 
 _OUTSIDE = frozenset({"rollout_id", "attempt_id", "span_id", "sequence_id"})

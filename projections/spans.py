@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,8 @@ from .engine import Engine
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
+
+logger = logging.getLogger(__name__)
 
 
 class SpanMethods(LightningStore):
@@ -99,7 +102,21 @@ class SpanMethods(LightningStore):
             "_aggregate": filter_logic,
             "_must": {"attempt_id": {"exact": attempt_id}},
         }
-        spans = await asyncio.to_thread(self.engine.spans.read, rollout_id)
+        spans, lost = await asyncio.to_thread(self._read, rollout_id)
         return page(
-            spans, filters=filters, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=Span
-        )
+            spans, filters=filters, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=Span,
+            incomplete=lost,
+        )  # fmt: skip
+
+    def _read(self, rollout_id: str) -> tuple[list[Span], bool]:
+        """The spans that are there, and whether some that were acknowledged are not."""
+        spans = self.engine.spans.read(rollout_id)
+        with self.engine.node.lock:
+            rollout = self.engine.rollout(rollout_id)
+            if rollout is None or not rollout.attempts:
+                return spans, False
+            created_us, marks = rollout.created_us, [attempt.watermark or 0 for attempt in rollout.attempts]
+        if not self.engine.spans.lost(rollout_id, created_us, max(marks)):
+            return spans, False
+        logger.warning("Spans of rollout %s are gone from the log; what is left is marked incomplete.", rollout_id)
+        return spans, True

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from ...core import errors
 from ...core.model import Attempt, AttemptedRollout, PaginatedResult, Rollout, Worker
+from ...core.pages import IncompletePage
 from ...core.resources import ResourcesUpdate
 from ...core.spans import Span
 
@@ -175,7 +176,8 @@ def _list_of(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _page_of(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def page(value: Any) -> Any:
-        return PaginatedResult[Any].model_construct(
+        kind = IncompletePage[Any] if value.get("incomplete") else PaginatedResult[Any]
+        return kind.model_construct(
             items=[read(item) for item in value["items"]],
             limit=value["limit"],
             offset=value["offset"],

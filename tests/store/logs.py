@@ -9,7 +9,7 @@ from typing import Any
 from agentlightning.core.errors import LogClosed, LogError, UnknownOutcome
 from agentlightning.core.log import Ack, Log, NewRecord
 from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL
+from agentlightning.core.topics import CONTROL, SPANS
 
 from .tools import Unclosed
 
@@ -86,6 +86,40 @@ class ForgetfulLog(Unclosed):
             threading.Thread(target=done, args=(unknown,)).start()
         else:
             self._log.append(topic, partition, records, done)
+
+
+class LosingLog(Unclosed):
+    """Its spans topic can be pruned from the front, or be deleted and made anew."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.first = 0
+        self._spans = log
+
+    def _of(self, topic: str) -> Log:
+        return self._spans if topic == SPANS else self._log
+
+    def prune(self, first: int) -> None:
+        """Drop the spans before offset `first`."""
+        self.first = first
+
+    def make_anew(self) -> None:
+        """Delete the topic of spans; the new one begins at 0."""
+        self.first, self._spans = 0, MemoryLog()
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Any) -> None:
+        self._of(topic).append(topic, partition, records, done)
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        first, end = self._of(topic).ends(topic, partition)
+        return (max(first, self.first) if topic == SPANS else first), end
+
+    def read(self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True) -> Any:
+        return self._of(topic).read(topic, partition, offset, max_records, headers=headers)
+
+    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Any:
+        first = self.first - 1 if topic == SPANS else -1
+        return self._of(topic).read_key(topic, key, after=max(after, first), max_records=max_records)
 
 
 class CountingLog(Unclosed):

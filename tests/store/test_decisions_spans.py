@@ -9,11 +9,15 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core import codec
+from agentlightning.core.clock import ManualClock
 from agentlightning.core.events import RolloutUpdated
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.projections import span_book
+from agentlightning.projections.rest.client import LightningStoreClient
+from agentlightning.projections.rest.server import LightningStoreServer
 from agentlightning.projections.store import EventLogStore
 
+from .logs import LosingLog
 from .tools import begin, control_values, span, store_on
 
 
@@ -37,6 +41,64 @@ async def test_22_the_watermark_of_a_cancel_covers_every_span_acknowledged_befor
     (mark,) = [one.watermark for one in events if isinstance(one, RolloutUpdated)]
     assert mark is not None and 4 <= mark <= 7
     log.close()
+
+
+async def _ended(store: EventLogStore, spans: int) -> agl.AttemptedRollout:
+    attempted = await begin(store)
+    await store.add_many_spans([span(attempted) for _ in range(spans)])
+    await store.update_attempt(attempted.rollout_id, "latest", status="succeeded")
+    return attempted
+
+
+async def _incomplete(store: agl.LightningStore, attempted: agl.AttemptedRollout) -> tuple[int, bool]:
+    found = await asyncio.wait_for(store.query_spans(attempted.rollout_id), 5)
+    dumped = found.model_dump()
+    assert dumped.get("incomplete", False) == getattr(found, "incomplete", False)
+    return found.total, "incomplete" in dumped
+
+
+async def test_23_a_watermark_behind_a_topic_that_was_made_anew_is_answered_and_marked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = LosingLog(MemoryLog())
+    with store_on(log) as store:
+        before = await _ended(store, 3)
+        silent = await _ended(store, 0)
+        assert await _incomplete(store, before) == (3, False)
+        log.make_anew()
+        assert await _incomplete(store, before) == (0, True)
+        assert before.rollout_id in caplog.text
+        await store.add_span(span(before))
+        assert await _incomplete(store, before) == (1, True)
+        after = await _ended(store, 2)
+        assert await _incomplete(store, after) == (2, False)
+        assert (await store.query_spans("ro-unknown")).total == 0
+        assert (await _incomplete(store, silent))[0] == 0
+
+
+async def test_23_what_retention_took_is_answered_and_marked_also_through_the_door() -> None:
+    log = LosingLog(MemoryLog())
+    clock = ManualClock()
+    with store_on(log, clock=clock) as store:
+        old = await _ended(store, 4)
+        clock.advance(60)
+        young = await _ended(store, 4)
+        queued = await store.enqueue_rollout("nothing to lose")
+        for first, expected in ((0, (4, False)), (2, (2, True)), (4, (0, True)), (5, (0, True)), (8, (0, True))):
+            log.prune(first)
+            assert await _incomplete(store, old) == expected
+        for first, expected in ((2, (4, False)), (6, (2, True)), (8, (0, True))):
+            log.prune(first)
+            assert await _incomplete(store, young) == expected
+        assert not hasattr(await store.query_spans(queued.rollout_id), "incomplete")
+        server = LightningStoreServer(store, port=0)
+        await server.start()
+        client = LightningStoreClient(server.endpoint)
+        assert await _incomplete(client, young) == (0, True)
+        log.prune(0)
+        assert await _incomplete(client, young) == (4, False)
+        await client.close()
+        await server.stop()
 
 
 async def test_24_two_writing_stores_alternate_one_restarts_and_no_number_is_given_twice() -> None:
