@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from ..core import payload
+from ..core.clock import Clock, SystemClock
 from ..core.errors import InvalidPayload, LogError
 from ..core.log import Ack, Log, NewRecord
 from ..core.topics import BLOBS, partition_of
@@ -14,8 +15,9 @@ from .delivery import Delivery
 class Blobs:
     """Stores and fetches payloads by content hash. Storing the same content twice is harmless."""
 
-    def __init__(self, log: Log, max_payload_mb: float) -> None:
+    def __init__(self, log: Log, max_payload_mb: float, clock: Clock | None = None) -> None:
         self._log = log
+        self._clock = clock if clock is not None else SystemClock()
         self.max_mb = max_payload_mb
 
     def encode(self, value: object, what: str) -> bytes:
@@ -34,7 +36,8 @@ class Blobs:
             delivery.flush()
 
         key = payload.digest_of(data)
-        self._log.append(BLOBS, partition_of(key, self._log.partitions(BLOBS)), [NewRecord(key, data, 0)], done)
+        record = NewRecord(key, data, int(self._clock.time() * 1_000_000))
+        self._log.append(BLOBS, partition_of(key, self._log.partitions(BLOBS)), [record], done)
         await future
         return payload.refer(data)
 

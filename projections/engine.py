@@ -53,7 +53,7 @@ class Engine:
         self.settings = settings if settings is not None else StoreSettings()
         self.clock = clock if clock is not None else SystemClock()
         self.opened_at = self.clock.monotonic()
-        self.blobs = Blobs(log, self.settings.max_payload_mb)
+        self.blobs = Blobs(log, self.settings.max_payload_mb, self.clock)
         self.spans = (SharedSpanBook if foreign_writers else SpanBook)(log, self.blobs, self.clock)
         self.node = Node(log, self.settings, clock=self.clock, foreign_writers=foreign_writers)
         self.cold = ColdIndex(index_path, log.log_id)

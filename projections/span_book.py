@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..core import payload
@@ -27,6 +27,9 @@ HOT_SPANS = 200_000
 """Span ids kept in memory for the duplicate check, over all rollouts; some 30 MB."""
 HOT_COUNTERS = 20_000
 
+SpanKey = tuple[str, str]
+"""(attempt_id, span_id): what tells the spans of a rollout apart."""
+
 
 class SpanBook:
     """The spans of one log. Thread-safe; one writer gives numbers in the order in which it appends."""
@@ -35,12 +38,16 @@ class SpanBook:
         self._log = log
         self._clock = clock if clock is not None else SystemClock()
         self._blobs = blobs
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counters: OrderedDict[str, Counter] = OrderedDict()
         self._hot = 0
         self._added = 0
         self._before: int | None = None
         self._end_at_open = [log.ends(SPANS, part)[1] for part in range(log.partitions(SPANS))]
+        self._under_way: dict[str, dict[SpanKey, list[asyncio.Future[bool]]]] = {}
+        """Rollout -> its spans that the log has not answered for yet, each with those who sent the same one meanwhile."""
+        self._appends: dict[str, int] = {}
+        """Rollout -> how many of its appends are under way; exactly those of `_under_way`."""
         self.born: set[str] = set()
 
     def _counter(self, rollout_id: str) -> Counter:
@@ -60,9 +67,12 @@ class SpanBook:
         return counter
 
     def _evict(self) -> None:
+        """Drop the counters unused for longest. One whose records are under way stays: the log does not show it yet."""
         while len(self._counters) > 1 and (self._hot > HOT_SPANS or len(self._counters) > HOT_COUNTERS):
-            _, dropped = self._counters.popitem(last=False)
-            self._hot -= len(dropped.seen)
+            oldest = next((one for one in self._counters if one not in self._under_way), None)
+            if oldest is None or oldest == next(reversed(self._counters)):
+                return
+            self._hot -= len(self._counters.pop(oldest).seen)
 
     def _forget(self, rollout_id: str, spans: int) -> None:
         """An append failed: its spans do not count, and the counter is what the log says."""
@@ -76,25 +86,53 @@ class SpanBook:
         return [decode(record.value, record.offset) for record in self._log.read_key(SPANS, rollout_id)]
 
     async def add(self, spans: Sequence[Span]) -> list[Span | None]:
-        """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable."""
+        """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable.
+
+        A duplicate of a span that is still under way waits for it, and takes its place where it did not get there.
+        """
         bodies = [await self._blobs.settle(self._blobs.encode(body_of(span), "a span")) for span in spans]
-        waits: list[asyncio.Future[None]] = []
-        numbers: list[int | None] = []
-        with self._lock:
-            groups: dict[str, list[NewRecord]] = {}
-            for span, body in zip(spans, bodies):
-                added = SpanAdded(span.rollout_id, span.attempt_id, span.span_id, body, span.sequence_id)
-                counter = self._counter(span.rollout_id)
-                number = counter.step(added)
-                numbers.append(number)
-                if number is not None:
-                    self._hot += 1
-                    self._added += 1
-                    groups.setdefault(span.rollout_id, []).append(self._record(span.rollout_id, added))
-            for rollout_id, records in groups.items():
-                waits.append(self._append(rollout_id, records))
-        await wait_for_all(waits)
+        added = [
+            SpanAdded(span.rollout_id, span.attempt_id, span.span_id, body, span.sequence_id)
+            for span, body in zip(spans, bodies)
+        ]
+        numbers: list[int | None] = [None] * len(spans)
+        left = list(range(len(spans)))
+        while left:
+            left = await self._add_once(added, left, numbers)
         return [None if number is None else numbered(span, number) for span, number in zip(spans, numbers)]
+
+    async def _add_once(self, added: list[SpanAdded], which: list[int], numbers: list[int | None]) -> list[int]:
+        """Append those of `added` and note their numbers; return the duplicates of what somebody else failed to append."""
+        groups: dict[str, list[tuple[int, NewRecord]]] = {}
+        for index in which:
+            rollout_id = added[index].rollout_id
+            groups.setdefault(rollout_id, []).append((index, self._record(rollout_id, added[index])))
+        waits: list[asyncio.Future[None]] = []
+        doubles: list[tuple[int, asyncio.Future[bool]]] = []
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            for rollout_id, group in groups.items():
+                counter = self._counter(rollout_id)
+                flying = self._under_way.get(rollout_id, {})
+                mine: dict[SpanKey, list[asyncio.Future[bool]]] = {}
+                records: list[NewRecord] = []
+                for index, record in group:
+                    key = (added[index].attempt_id, added[index].span_id)
+                    first = flying.get(key, mine.get(key))
+                    if first is not None:
+                        doubles.append((index, loop.create_future()))
+                        first.append(doubles[-1][1])
+                        continue
+                    numbers[index] = counter.step(added[index])
+                    if numbers[index] is not None:
+                        mine[key] = []
+                        records.append(record)
+                if records:
+                    self._hot += len(records)
+                    self._added += len(records)
+                    waits.append(self._append(rollout_id, records, mine))
+        await wait_for_all(waits)
+        return [index for index, first in doubles if not await first]
 
     async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
         """Take the next number of each rollout's counter, in order; durable when it returns."""
@@ -116,19 +154,40 @@ class SpanBook:
         now_us = int(self._clock.time() * 1_000_000)
         return NewRecord(rollout_id, encode(record), now_us, (("t", kind), ("id", uuid7_hex())))
 
-    def _append(self, rollout_id: str, records: list[NewRecord]) -> asyncio.Future[None]:
+    def _append(
+        self, rollout_id: str, records: list[NewRecord], keys: dict[SpanKey, list[asyncio.Future[bool]]] | None = None
+    ) -> asyncio.Future[None]:
+        """`keys`: the spans among the records, each with those who wait to hear whether it got into the log."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ours = keys if keys is not None else {}
 
         def done(result: Ack | LogError) -> None:
             failed = isinstance(result, LogError)
-            if failed:
-                self._forget(rollout_id, sum(1 for record in records if record.headers[0][1] == "span"))
             delivery = Delivery()
             delivery.put(future, result if failed else None, failed)
+            with self._lock:
+                if failed:
+                    self._forget(rollout_id, len(ours))
+                self._landed(rollout_id, ours)
+                for one in (one for waiting in ours.values() for one in waiting):
+                    delivery.put(one, not failed)
             delivery.flush()
 
+        with self._lock:
+            flying = self._under_way.setdefault(rollout_id, {})
+            flying.update(ours)
+            self._appends[rollout_id] = self._appends.get(rollout_id, 0) + 1
         self._log.append(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)), records, done)
         return future
+
+    def _landed(self, rollout_id: str, keys: Iterable[SpanKey]) -> None:
+        """An append was answered: its spans are not under way any more."""
+        flying = self._under_way[rollout_id]
+        for key in keys:
+            del flying[key]
+        self._appends[rollout_id] -= 1
+        if not self._appends[rollout_id]:
+            del self._appends[rollout_id], self._under_way[rollout_id]
 
     def count(self) -> int:
         """How many different spans the log holds. Blocks while those of earlier runs are counted, once."""

@@ -1,0 +1,102 @@
+"""Spans that meet on their way, or fail to get there: who is told what, and what is in the log then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from agentlightning.core.clock import ManualClock
+from agentlightning.core.errors import LogFull
+from agentlightning.core.log import Log, NewRecord
+from agentlightning.core.memory_log import MemoryLog
+from agentlightning.core.topics import BLOBS, SPANS
+from agentlightning.projections import span_book
+from agentlightning.projections.memory_store import InMemoryLightningStore
+
+from .logs import Unclosed
+from .tools import begin, span, store_on
+
+
+class SlowSpans(Unclosed):
+    """Appends to the spans topic wait, unwritten, until they are let through or refused."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.holding = False
+        self.asked = threading.Semaphore(0)
+        self._held: list[tuple[Callable[[], None], Any]] = []
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Any) -> None:
+        if self.holding and topic == SPANS:
+            self._held.append((lambda: self._log.append(topic, partition, records, done), done))
+            self.asked.release()
+        else:
+            self._log.append(topic, partition, records, done)
+
+    def release(self, fail_first: bool = False) -> None:
+        """Write what was held; the first append finds no room where `fail_first`."""
+        self.holding = False
+        held, self._held = self._held, []
+        for number, (write, done) in enumerate(held):
+            if fail_first and number == 0:
+                threading.Thread(target=done, args=(LogFull("no room"),)).start()
+            else:
+                write()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_duplicate_is_answered_when_the_first_copy_is_and_takes_its_place_if_that_failed(fails: bool) -> None:
+    log = SlowSpans(MemoryLog())
+    with store_on(log) as store:
+        attempted = await begin(store)
+        sent = span(attempted, span_id="1" * 16)
+        log.holding = True
+        first = asyncio.ensure_future(store.add_span(sent))
+        await asyncio.to_thread(log.asked.acquire)
+        copies = [asyncio.ensure_future(store.add_span(sent)), asyncio.ensure_future(store.add_many_spans([sent, sent]))]
+        await asyncio.sleep(0.02)
+        assert not any(one.done() for one in copies), "nothing is durable yet"
+        log.release(fails)
+        told = await asyncio.wait_for(asyncio.gather(first, *copies, return_exceptions=True), 5)
+        if fails:
+            assert isinstance(told[0], LogFull)
+            stored: list[Any] = [one for one in (told[1], *told[2]) if one is not None]  # type: ignore[misc]
+            assert [one.sequence_id for one in stored] == [1], "one of the others got it into the log"
+        else:
+            assert told == [sent.model_copy(update={"sequence_id": 1}), None, []]
+        assert (await store.query_spans(attempted.rollout_id)).total == 1
+        assert (await store.statistics()).get("total_spans") == 1
+
+
+async def test_a_counter_whose_spans_are_under_way_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_book, "HOT_COUNTERS", 1)
+    log = SlowSpans(MemoryLog())
+    with store_on(log) as store:
+        one, other = await begin(store), await begin(store)
+        log.holding = True
+        adding = [asyncio.ensure_future(store.add_span(span(one)))]
+        await asyncio.to_thread(log.asked.acquire)
+        for attempted in (other, one):
+            adding.append(asyncio.ensure_future(store.add_span(span(attempted))))
+            await asyncio.to_thread(log.asked.acquire)
+        log.release()
+        assert [(await each).sequence_id for each in adding] == [1, 1, 2]  # type: ignore[union-attr]
+        assert [each.sequence_id for each in await store.query_spans(one.rollout_id)] == [1, 2]
+
+
+async def test_spans_and_blobs_carry_the_wall_clock_of_their_writer() -> None:
+    clock = ManualClock()
+    with InMemoryLightningStore(clock=clock) as store:
+        attempted = await begin(store)
+        clock.jump(3600)
+        await store.add_span(span(attempted, attributes={"text": "x" * 1_000_000}))
+        await store.get_next_span_sequence_id(attempted.rollout_id, attempted.attempt.attempt_id)
+        now = int(clock.time() * 1_000_000)
+        for topic, count in ((SPANS, 2), (BLOBS, 1)):
+            log = store.engine.log
+            records = [one for part in range(log.partitions(topic)) for one in log.read(topic, part, 0)]
+            assert [one.timestamp_us for one in records] == [now] * count, topic
