@@ -27,23 +27,32 @@ from .tools import attempt_of, begin, claim, control_values, ids, pass_time, set
 RETRY = agl.RolloutConfig(max_attempts=3, retry_condition=["failed", "timeout", "unresponsive"])
 
 
-async def test_01_a_retry_at_another_node_is_never_told_refused() -> None:
+@pytest.mark.parametrize("kind", ["update", "create"])
+async def test_01_a_retry_at_another_node_is_never_told_refused(kind: str) -> None:
     """The first record is under way (its answer is held back) when the same command is tried elsewhere."""
     log = MemoryLog()
     holding = HoldingLog(log)
     with store_on(holding) as first, store_on(log, foreign_writers=True) as second:  # type: ignore[arg-type]
         rollout = await first.enqueue_rollout("x")
         await second.wait_position(first.position())
+
+        async def tried(store: EventLogStore) -> agl.Rollout:
+            if kind == "update":
+                return await store.update_rollout(rollout.rollout_id, metadata={"by": "caller"})
+            return await store.enqueue_rollout("y", metadata={"by": "caller"})  # twice would be refused: it exists
+
         call = Call(uuid7_hex(), repeatable=True)
         holding.holding = True
         serve(call)
-        trying = asyncio.ensure_future(first.update_rollout(rollout.rollout_id, metadata={"by": "caller"}))
+        trying = asyncio.ensure_future(tried(first))
         await asyncio.to_thread(holding.written.acquire)
-        again = await second.update_rollout(rollout.rollout_id, metadata={"by": "caller"})
+        again = await tried(second)
         holding.release()
-        assert (await trying).metadata == again.metadata == {"by": "caller"}
+        once = await trying
+        assert once.rollout_id == again.rollout_id and once.metadata == again.metadata == {"by": "caller"}
         assert len(control_values(log)) in (3, 4)
         serve(Call(uuid7_hex()))
+        assert (await second.query_rollouts()).total == (1 if kind == "update" else 2)
     log.close()
 
 
