@@ -91,7 +91,6 @@ def _skip(state: State) -> Outcome:
     """Only the position moves: a release that does not know the type has to end up with the same state."""
     outcome = Outcome(state.position)
     state.skipped += 1
-    state.verdicts.add_print(state.fingerprint)
     _leave(state, outcome)
     return outcome
 
@@ -122,14 +121,15 @@ def subject_of(proposal: Proposal) -> str:
 def _advance(state: State, value: bytes, reason: str, outcome: Outcome) -> None:
     """Chain the fingerprint, move to the next position, forget what lies behind the window."""
     made = _encode((state.position, reason, outcome.facts))
-    state.fingerprint = print_ = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()
-    state.verdicts.add_print(print_)
+    state.fingerprint = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()
     _leave(state, outcome)
 
 
 def _leave(state: State, outcome: Outcome) -> None:
+    verdicts = state.verdicts
+    verdicts.add_print(state.fingerprint)
     state.position += 1
-    state.verdicts.evict_below(state.position - state.window - 1)
+    verdicts.evict_below(state.position - state.window - 1)
     outcome.archived = archive_due(state)
 
 

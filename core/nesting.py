@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-_CONTAINERS = bytes(range(0x80, 0xA0)) + b"\xdc\xdd\xde\xdf"
+CONTAINERS = bytes(range(0x80, 0xA0)) + b"\xdc\xdd\xde\xdf"
 """First bytes of msgpack's maps and arrays."""
 _WIDTHS = {
     0xC4: (1, 0), 0xC5: (2, 0), 0xC6: (4, 0), 0xC7: (1, 1), 0xC8: (2, 1), 0xC9: (4, 1),
@@ -31,7 +31,7 @@ def deeper_than(value: bytes, limit: int) -> bool:
     """
     if value[:1] == b"{":
         return value.count(b"{") + value.count(b"[") > limit and _json_depth(value, limit) > limit
-    return len(value) - len(value.translate(None, _CONTAINERS)) > limit and _msgpack_depth(value, limit) > limit
+    return len(value) - len(value.translate(None, CONTAINERS)) > limit and _msgpack_depth(value, limit) > limit
 
 
 def _json_depth(value: bytes, limit: int) -> int:

@@ -41,9 +41,9 @@ def _find(state: State, rollout_id: str) -> Rollout | str:
 
 def _fenced(state: State, event: Any) -> tuple[Rollout, Attempt] | str:
     """The rollout and attempt that the event's fence names, or why there is no such attempt."""
-    rollout = _find(state, event.rollout_id)
-    if isinstance(rollout, str):
-        return rollout
+    rollout = state.rollouts.get(event.rollout_id)
+    if rollout is None:
+        return "archived" if state.archived.get(event.rollout_id) is not None else "unknown_rollout"
     number: int = event.sequence_id
     if not 1 <= number <= len(rollout.attempts):
         return "unknown_attempt"
@@ -82,11 +82,13 @@ def _halt(state: State, version: int) -> str:
 
 def rollouts_enqueued(state: State, event: events.RolloutsEnqueued, time_us: int, facts: Facts) -> str:
     """All of them or none; every id must be new."""
-    ids = {new.rollout_id for new in event.rollouts}
-    if not ids:
+    if not event.rollouts:
         return "malformed"
-    if len(ids) != len(event.rollouts) or any(_exists(state, rollout_id) for rollout_id in sorted(ids)):
-        return "exists"
+    ids: set[str] = set()
+    for new in event.rollouts:
+        if new.rollout_id in ids or _exists(state, new.rollout_id):
+            return "exists"
+        ids.add(new.rollout_id)
     for new in event.rollouts:
         make_claimable(state, create_rollout(state, new, time_us, facts), "queuing", facts)
     return ""

@@ -18,7 +18,7 @@ Facts = list[FactTuple]
 
 def lagged_ms(state: State, lag_ms: int) -> int:
     """The log's clock plus what its writer says has passed since it was last moved."""
-    return state.time_ms + min(lag_ms, LAG_LIMIT_MS)
+    return state.time_ms + (lag_ms if lag_ms < LAG_LIMIT_MS else LAG_LIMIT_MS)
 
 
 def create_rollout(state: State, new: NewRollout, time_us: int, facts: Facts) -> Rollout:

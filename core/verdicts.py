@@ -61,10 +61,11 @@ class VerdictTable:
 
     def evict_below(self, position: int) -> None:
         """Forget what lies before `position`."""
+        if self._first >= position:  # nothing lies before it: verdicts are no older than prints
+            return
         order = self._order
         while order and order[0][0] < position:
-            _, command_id = order.popleft()
-            del self._verdicts[command_id]
+            del self._verdicts[order.popleft()[1]]
         while self._first < position and self._prints:
             self._prints.popleft()
             self._first += 1

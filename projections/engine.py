@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar, cast
 
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
-from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, NotFound, Refused
+from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, LogError, NotFound, Refused
 from ..core.events import AnyEvent, Edge, TimePassed
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
@@ -28,6 +30,8 @@ from .snapshots import image_of, read_snapshot, write_snapshot
 from .span_book import SpanBook
 from .timekeeper import Timekeeper
 from .waiting import Waiters
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -62,8 +66,7 @@ class Engine:
         self.dispatch = Dispatch(self.node.delivery)
         self.facts = FactFeed(self.node)
         self.timekeeper = Timekeeper(self.node, self.liveness, self.spans)
-        self._gone: list[tuple[Rollout, bytes]] = []
-        self.cold_moves = 0
+        self._snapshotting: threading.Thread | None = None
         self.closed = False
         self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._open()
@@ -80,30 +83,23 @@ class Engine:
         self._snapshot_at = self.restored_at
         node.listeners.append(self._archive)
         node.open(restored)
+        self.cold.flush(node.state.position)
         with node.lock:
-            self._keep_cold()
             self.dispatch.load(node.state)
             self.liveness.load()
             self.timekeeper.load()
             self.facts.start()
             node.listeners.append(self._heard)
+        self.cold.start()
         self.timekeeper.start()
 
     # What follows from each folded record, under the node's lock
 
     def _archive(self, outcome: Outcome) -> None:
-        if outcome.facts and outcome.facts[0][0] == "rollout.restored":
-            self._keep_cold()
-            self.cold.remove(str(outcome.facts[0][1]))
         if outcome.archived:
-            self._gone.extend(outcome.archived)
-            if len(self._gone) >= 1000:
-                self._keep_cold()
-
-    def _keep_cold(self) -> None:
-        if self.cold.add(self._gone, self.node.state.position):
-            self._gone.clear()
-            self.cold_moves += 1
+            self.cold.add(outcome.archived, outcome.position + 1)
+        if outcome.facts and outcome.facts[0][0] == "rollout.restored":
+            self.cold.remove(str(outcome.facts[0][1]))
 
     def _heard(self, outcome: Outcome) -> None:
         for kind, rollout_id, sequence_id, _ in outcome.facts:
@@ -139,13 +135,27 @@ class Engine:
             self.liveness.open.pop(key, None)
 
     def snapshot(self) -> None:
-        """Write a snapshot of the state as it is now; nobody waits for it."""
-        state = self.node.state
-        with self.node.lock:
-            self._keep_cold()
-            self._snapshot_at = state.position
-            at = (state.position, self.node.next_offset, state.fingerprint)
-            write_snapshot(self.log, self.node.namespace, self.node.writer, image_of(state), at)
+        """Write a snapshot of the state as it is now; nobody waits for it, and one at a time is written.
+
+        The state is encoded under the node's lock; the rest of the work, which is most of it, is done by a thread.
+        """
+        node = self.node
+        with node.lock:
+            self._snapshot_at = node.state.position
+            if self._snapshotting is not None and self._snapshotting.is_alive():
+                return
+            at = (node.state.position, node.next_offset, node.state.fingerprint)
+            self._snapshotting = threading.Thread(
+                target=self._write_snapshot, args=(image_of(node.state), at), name="agl-snapshot", daemon=True
+            )
+        self._snapshotting.start()
+
+    def _write_snapshot(self, image: bytes, at: tuple[int, int, bytes]) -> None:
+        try:
+            self.cold.flush(at[0])  # first: a snapshot that is ahead of the index would not be used
+            write_snapshot(self.log, self.node.namespace, self.node.writer, image, at)
+        except LogError as error:
+            logger.warning("The snapshot at position %d was not written: %s", at[0], error)
 
     def close(self) -> None:
         """Stop the timekeeper, snapshot what has grown, close the log. Idempotent."""
@@ -155,10 +165,12 @@ class Engine:
         self.timekeeper.close()
         if self.node.broken is None and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
             self.snapshot()
+        if self._snapshotting is not None:
+            self._snapshotting.join()
         self.log.close()  # finishes the appends under way, whose commands get their answers
         self.node.close()
+        self.cold.flush(self.node.state.position)
         with self.node.lock:
-            self._keep_cold()
             self._end_waits(LogClosed("the store was closed"))
         self.cold.close()
 
@@ -219,8 +231,6 @@ class Engine:
     async def restore(self, sentence: str) -> None:
         """Bring the archived rollout that `sentence` ("Rollout X is archived") names back into hot state."""
         rollout_id = sentence.split(" ")[1]
-        with self.node.lock:
-            self._keep_cold()
         body = await asyncio.to_thread(self.cold.body, rollout_id)
         if body is None:
             raise NotFound.rollout(rollout_id)
@@ -264,15 +274,8 @@ class Engine:
         """The rollout, hot or cold; a hot one is the state's own object, so copy before the lock is left."""
         rollout = self.node.state.rollouts.get(rollout_id)
         if rollout is None and self.node.state.archived.get(rollout_id) is not None:
-            for gone, _ in self._gone:
-                if gone.rollout_id == rollout_id:
-                    return gone
             rollout = self.cold.get(rollout_id)
         return rollout
-
-    def leaving(self) -> list[tuple[Rollout, bytes]]:
-        """Archived rollouts that the cold index does not have yet."""
-        return self._gone
 
     def fetch(self, reference: payload.Reference) -> bytes:
         """The bytes of a payload that lies in blobs."""

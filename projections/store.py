@@ -58,13 +58,12 @@ class EventLogStore(ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, 
         with self.engine.node.lock:
             state = self.engine.node.state
             hot = sum(len(rollout.attempts) for rollout in state.rollouts.values())
-            pending = sum(len(rollout.attempts) for rollout, _ in self.engine.leaving())
             cold = sum(attempts for _, attempts in self.engine.cold.counts().values())
             workers = len({*state.workers, *self.engine.liveness.workers})
             return LightningStoreStatistics(
                 name=type(self).__name__,
                 total_rollouts=state.created,
-                total_attempts=hot + pending + cold,
+                total_attempts=hot + cold,
                 total_spans=spans,
                 total_resources=len(state.resources),
                 total_workers=workers,
@@ -96,7 +95,6 @@ class EventLogStore(ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, 
         with self.engine.node.lock:
             state = self.engine.node.state
             statuses = Counter(str(rollout.status) for rollout in state.rollouts.values())
-            statuses.update(str(rollout.status) for rollout, _ in self.engine.leaving())
             for status, (rollouts, _) in self.engine.cold.counts().items():
                 statuses[status] += rollouts
             return {
