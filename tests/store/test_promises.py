@@ -274,6 +274,20 @@ async def test_work_conserving_whoever_leaves_passes_the_turn_on(store: EventLog
     await asyncio.wait_for(asyncio.gather(*patients), 5)
 
 
+async def test_work_conserving_whoever_is_cancelled_while_being_woken_passes_the_turn_on(store: EventLogStore) -> None:
+    """The loop stands still while the rollout arrives: the first in line is woken and cancelled in one turn of it."""
+    leaving = asyncio.ensure_future(store.dequeue_rollout("leaves", wait_seconds=60))
+    await asyncio.sleep(0.01)
+    staying = asyncio.ensure_future(claim(store, "stays", wait_seconds=60))
+    await asyncio.sleep(0.01)
+    elsewhere = threading.Thread(target=lambda: asyncio.run(store.enqueue_rollout("x")))
+    elsewhere.start()
+    elsewhere.join()
+    leaving.cancel()
+    claimed = await asyncio.wait_for(staying, 5)
+    assert leaving.cancelled() and (claimed.attempt.worker_id, claimed.attempt.sequence_id) == ("stays", 1)
+
+
 class _RefusesOneClaim(Unclosed):
     """The disk is full just when a claim is to be written."""
 
