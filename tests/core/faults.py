@@ -145,6 +145,12 @@ FAULTS: dict[str, Callable[[], Any]] = {
     ),
     "clock_from_wall_time": lambda: _rule(events.TimePassed, _wall_clock),
     "time_step_unbounded": lambda: _rule(events.TimePassed, lambda rule: _unbounded_time),
+    "time_without_from": lambda: _replaced(
+        events.TimePassed,
+        lambda state, event: events.TimePassed(
+            from_ms=state.time_ms, to_ms=state.time_ms + event.to_ms - event.from_ms
+        ),
+    ),
     "late_success_applied": lambda: _rule(events.AttemptUpdated, _late_success),
     "archive_by_memory": _archive_by_memory,
     "requeue_without_backoff": lambda: patch.object(transitions, "requeue", _no_backoff),

@@ -339,6 +339,7 @@ def test_a_worker_that_lost_its_attempt_to_another_is_not_busy_with_it() -> None
         ("expiry_without_config_version", _config_changed_before_expiry),
         ("requeue_without_backoff", test_nothing_is_claimable_during_a_back_off),
         ("time_step_unbounded", test_a_frozen_timekeeper_cannot_jump),
+        ("time_without_from", test_a_frozen_timekeeper_cannot_jump),
     ],
 )
 def test_a_fault_breaks_its_promise(fault: str, promise: Callable[[], None]) -> None:
