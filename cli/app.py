@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -69,21 +70,36 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command; see `agentlightning.cli.main`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in arguments
+    # https://no-color.org: set and not empty. None leaves it to click, which colours on terminals only.
+    color = False if os.environ.get("NO_COLOR") else None
     try:
-        result = agl.main(args=arguments, prog_name="agl", standalone_mode=False)
+        result = agl.main(args=arguments, prog_name="agl", standalone_mode=False, color=color)
     except click.exceptions.Exit as done:
         return done.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("Interrupted.", err=True)
         return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        # `agl` alone, `agl log` alone: the message is the help, which is made of lines.
+        click.echo(error.format_message(), err=True)
+        return USAGE
     except click.ClickException as error:
         return _say(error.format_message(), "usage" if isinstance(error, click.UsageError) else "error", as_json, error)
     except AgentLightningError as error:
         return _say(error.message or str(error), error.code, as_json)
+    except OSError as error:
+        # A disk that is full, a folder nobody may write: what the operating system says, without our stack.
+        return _say(_of_the_system(error), "system", as_json)
     except SystemExit as closed:
         # click's answer to a reader of our output that has seen enough, such as `head`: quiet, and no success.
         return closed.code if isinstance(closed.code, int) else FAILED
     return result if isinstance(result, int) else 0
+
+
+def _of_the_system(error: OSError) -> str:
+    """`No space left on device`, with the file where there is one."""
+    said = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {said}" if error.filename else said
 
 
 def _say(sentence: str, code: str, as_json: bool, error: click.ClickException | None = None) -> int:

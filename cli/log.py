@@ -50,7 +50,7 @@ def _given(rollout: str | None, attempt: str | None, kind: str | None, since: Bo
 @log_option
 @json_option
 def topics(url: str, as_json: bool) -> None:
-    """Every topic: its partitions, records, what it is keyed by, when it was last written."""
+    """Every topic: its partitions and records, when it was last written, and how long records are kept."""
     with open_reading(url) as source:
         rows = [_topic_row(source, name) for name in TOPICS]
     if as_json:

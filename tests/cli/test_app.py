@@ -91,5 +91,39 @@ def test_a_reader_that_has_seen_enough_ends_it_without_a_word(tmp_path: Path) ->
     assert (run.returncode, run.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("args", [[], ["log"]])
+def test_a_group_without_a_command_shows_its_help_in_lines(args: list[str]) -> None:
+    code, out = invoke(*args)
+    assert code == app.USAGE
+    assert out.startswith(f"Usage: {' '.join(['agl', *args])} ") and "\nCommands:\n" in out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    from .support import make_log
+
+    make_log(tmp_path / "log.db")
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "agentlightning", "log", "tail", "--log", "log.db"]
+        run = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (run.returncode, run.stderr) == (1, "agl: No space left on device\n")
+
+
+@pytest.mark.parametrize(("value", "coloured"), [(None, True), ("", True), ("1", False)])
+def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch, value: str | None, coloured: bool) -> None:
+    if value is None:
+        monkeypatch.delenv("NO_COLOR", raising=False)
+    else:
+        monkeypatch.setenv("NO_COLOR", value)
+    seen: dict[str, object] = {}
+
+    def main(**options: object) -> None:
+        seen.update(options)
+
+    monkeypatch.setattr(app.agl, "main", main)
+    assert app.run([]) == 0
+    assert seen["color"] is (None if coloured else False)
+
+
 def test_commands_are_click_commands() -> None:
     assert isinstance(app.agl, click.Group)
