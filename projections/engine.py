@@ -115,6 +115,8 @@ class Engine:
                 self.spans.born.discard(rollout_id)
             elif kind == "rollout.enqueued":
                 self.spans.born.add(rollout_id)
+            elif kind == "rollout.restored":
+                self._restored(rollout_id)
             elif kind == "rollout.backoff":
                 self.timekeeper.backing_off(rollout_id)
             elif kind.startswith("attempt."):
@@ -124,6 +126,11 @@ class Engine:
             self._wake_positions()
         if self.node.state.position - self._snapshot_at >= self.settings.snapshot_every:
             self.snapshot()
+
+    def _restored(self, rollout_id: str) -> None:
+        rollout = self.node.state.rollouts.get(rollout_id)
+        if rollout is not None:
+            self.timekeeper.watch(rollout)  # nobody did while it was archived
 
     def _attempt_heard(self, kind: str, rollout_id: str, sequence_id: int) -> None:
         key = (rollout_id, sequence_id)
@@ -255,7 +262,7 @@ class Engine:
             if attempt is None:
                 return False
             now_us = self.time_us()
-            self.liveness.beat((rollout_id, attempt.sequence_id), self.timekeeper.now(), now_us)
+            self.liveness.beat((rollout_id, attempt.sequence_id), self.timekeeper.now(), now_us, late=True)
             event = decide.observe(rollout, attempt, edge, now_us)
             if event is None:
                 return True

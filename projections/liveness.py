@@ -8,6 +8,7 @@ still while the process is frozen.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from typing import Any
 
 import msgspec
@@ -18,6 +19,9 @@ from ..core.log import Ack, Log, NewRecord
 from ..core.topics import LIVENESS, partition_of
 
 logger = logging.getLogger(__name__)
+
+LATE_BEATS = 10_000
+"""Attempts that are over whose later signs of life are remembered."""
 
 AttemptKey = tuple[str, int]
 """(rollout_id, sequence_id)"""
@@ -55,6 +59,8 @@ class Liveness:
         self._log = log
         self.workers: dict[str, WorkerBeat] = {}
         self.open: dict[AttemptKey, OpenAttempt] = {}
+        self._late: OrderedDict[AttemptKey, int] = OrderedDict()
+        """Attempts that are over and were heard of since, the latest last."""
         self.incarnations: dict[str, float] = {}
         """Incarnations that sent heartbeats -> keeper's time of the last."""
 
@@ -108,17 +114,32 @@ class Liveness:
         partition = partition_of(beat.worker_id, self._log.partitions(LIVENESS))
         self._log.append(LIVENESS, partition, [record], _ignore)
 
-    def beat(self, key: AttemptKey, now: float, time_us: int) -> None:
-        """An attempt was heard: a span, a heartbeat that names it, an update."""
+    def beat(self, key: AttemptKey, now: float, time_us: int, *, late: bool = False) -> None:
+        """An attempt was heard: a span, a heartbeat that names it, an update.
+
+        `late`: a sign of life counts as one also where the attempt is over; it revives nothing, but it is shown.
+        """
         attempt = self.open.get(key)
         if attempt is not None:
             attempt.last_beat = now
             attempt.beat_us = time_us
+        elif late:
+            self._late[key] = time_us
+            self._late.move_to_end(key)
+            if len(self._late) > LATE_BEATS:
+                self._late.popitem(last=False)
+
+    def told(self, key: AttemptKey, beat_us: int) -> None:
+        """Somebody said when the last sign of life was: that is shown, whatever was heard."""
+        self._late.pop(key, None)
+        attempt = self.open.get(key)
+        if attempt is not None:
+            attempt.beat_us = beat_us
 
     def beat_us(self, rollout_id: str, sequence_id: int) -> int | None:
-        """The last sign of life of an open attempt, in microseconds since 1970."""
+        """The last sign of life of an attempt that this process heard, in microseconds since 1970."""
         attempt = self.open.get((rollout_id, sequence_id))
-        return None if attempt is None else attempt.beat_us
+        return self._late.get((rollout_id, sequence_id)) if attempt is None else attempt.beat_us
 
     def forget_silent(self, now: float, after_seconds: float) -> None:
         """Drop incarnations that are silent for long and run nothing; workers restart, memory must not grow."""

@@ -17,6 +17,7 @@ from ..core.events import AnyEvent, ExpiryKind
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
 from ..core.state import Attempt, Rollout
+from ..core.transitions import governs
 from .liveness import AttemptKey, Liveness, OpenAttempt
 from .node import Done, Node
 from .span_book import SpanBook
@@ -70,14 +71,17 @@ class Timekeeper:
     def load(self) -> None:
         """Watch what the log left open; silence counts from now on."""
         for rollout in self._node.state.rollouts.values():
-            for attempt in rollout.attempts[-1:]:
-                if attempt.status in ("preparing", "running"):
-                    self._liveness.open[(rollout.rollout_id, attempt.sequence_id)] = OpenAttempt(
-                        attempt.incarnation, self._time
-                    )
-                    self._liveness.expect(attempt.worker_id, attempt.incarnation, self._time)
+            self.watch(rollout)
             if rollout.due_ms is not None:
                 self.backoffs[rollout.rollout_id] = False
+
+    def watch(self, rollout: Rollout) -> None:
+        """Watch what is open of a rollout that was read back: superseded attempts too, as before; under the lock."""
+        for attempt in rollout.attempts:
+            key = (rollout.rollout_id, attempt.sequence_id)
+            if attempt.status in ("preparing", "running") and key not in self._liveness.open:
+                self._liveness.expect(attempt.worker_id, attempt.incarnation, self.now())
+                self.opened(key, attempt.incarnation)
 
     # What others ask, under the node's lock
 
@@ -209,7 +213,7 @@ class Timekeeper:
         beat = self._liveness.incarnations.get(attempt.incarnation or "")
         if beat is not None:
             options.append((max(beat, watched.opened) + settings.worker_lost_seconds, False, "worker_lost"))
-        if not attempt.confirmed:
+        if not attempt.confirmed and governs(rollout, attempt):  # else there is no queue that it could go back to
             options.append((watched.last_beat + settings.claim_confirm_seconds, False, None))
         if not options:
             return (float("inf"), False, _nothing)
