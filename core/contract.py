@@ -118,7 +118,11 @@ class LightningStore:
         raise NotImplementedError
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
-        """All or none, in the order given; the latest resources are looked up once."""
+        """In the order given; those that name no resources are all bound to the same.
+
+        Up to about 800 kB of them are one record, all or none. A larger batch is several
+        records: a crash may come between them, and a retry of the call adds what is missing.
+        """
         raise NotImplementedError
 
     async def dequeue_rollout(
@@ -363,7 +367,10 @@ class LightningStore:
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Worker]:
-        """Workers, by default in the order in which they were first seen."""
+        """Workers: by default those that ever claimed something, then those that were only heard of.
+
+        Each group is in the order of its first appearance.
+        """
         raise NotImplementedError
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:

@@ -36,7 +36,11 @@ class Config(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class NewRollout(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A rollout to be created. `resources_id` None: the fold binds the latest resources at its position."""
+    """A rollout to be created.
+
+    `resources_id` None: the fold binds the latest resources at its position. "": none, also where there are some by
+    then (later parts of a batch whose first part found none).
+    """
 
     rollout_id: str
     input: bytes

@@ -74,6 +74,9 @@ def page(
             limit below -1.
         TypeError: a filter of the wrong shape.
     """
+    for name, value in (("limit", limit), ("offset", offset)):
+        if not isinstance(cast(object, value), int):
+            raise InvalidInput(f"The {name} must be a whole number, not {value!r:.100}")
     if limit < -1:
         raise InvalidInput(f"The limit must be -1 (none) or at least 0, not {limit}")
     if offset < 0:
@@ -167,6 +170,8 @@ def _predicate(name: str, operation: str, operand: Any) -> Predicate:
 
 
 def _members(operand: Iterable[Any]) -> Collection[Any]:
+    if isinstance(operand, (str, bytes)):
+        raise InvalidInput(f"A list of values was expected, not the {type(operand).__name__} {operand!r:.100}")
     members = list(operand)
     try:
         return frozenset(members)

@@ -15,6 +15,9 @@ from ..core.state import Attempt, ResourcesVersion, Rollout
 
 Fetch = Callable[[payload.Reference], bytes]
 
+NO_RESOURCES = ""
+"""As the `resources_id` of a new rollout: bound to none, whatever is the latest by then. Nobody's id: it is empty."""
+
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -90,7 +93,7 @@ def _attempt_fields(rollout_id: str, attempt: Attempt, last: int | None, fetch: 
         "start_time": attempt.started_us / 1_000_000,
         "end_time": seconds(attempt.ended_us),
         "status": attempt.status,
-        "worker_id": attempt.worker_id,
+        "worker_id": attempt.worker_id or None,
         "last_heartbeat_time": seconds(last),
         "metadata": None if attempt.metadata is None else payload.decode(attempt.metadata, fetch),
     }
@@ -103,7 +106,7 @@ def _rollout_fields(rollout: Rollout, fetch: Fetch) -> dict[str, Any]:
         "start_time": rollout.created_us / 1_000_000,
         "end_time": seconds(rollout.ended_us),
         "mode": rollout.mode,
-        "resources_id": rollout.resources_id,
+        "resources_id": rollout.resources_id or None,
         "status": rollout.status,
         "config": config_out(rollout.config),
         "metadata": {} if rollout.metadata is None else payload.decode(rollout.metadata, fetch),

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 from ..core import decide, payload
 from ..core.contract import LightningStore
-from ..core.errors import InvalidInput
 from ..core.model import PaginatedResult, Worker
 from ..core.pages import page
 from ..core.resources import ResourcesUpdate, validate_resources
 from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
 from ..core.vocabulary import WorkerStatus
+from . import arguments
 from .answers import resources_out, seconds
 from .engine import Engine
 
@@ -26,13 +26,12 @@ class ResourceMethods(LightningStore):
         return await self._publish(None, resources)
 
     async def update_resources(self, resources_id: str, resources: Mapping[str, Any]) -> ResourcesUpdate:
-        if not resources_id:
-            raise InvalidInput("resources_id must not be empty")
-        return await self._publish(resources_id, resources)
+        return await self._publish(arguments.named(resources_id, "resources_id"), resources)
 
     async def _publish(self, resources_id: str | None, resources: Mapping[str, Any]) -> ResourcesUpdate:
         checked = validate_resources(resources)
-        plain = {name: one.model_dump(mode="json") for name, one in checked.items()}
+        plain = {name: one.model_dump(mode="json", warnings=False) for name, one in checked.items()}
+        validate_resources(plain)  # fields of a model may have been assigned unchecked; what is stored has to read back
         blobs = self.engine.blobs
         body = await blobs.settle(blobs.encode(plain, "the resources"))
 
@@ -49,6 +48,8 @@ class ResourceMethods(LightningStore):
         )
 
     async def get_resources_by_id(self, resources_id: str, version: int | None = None) -> ResourcesUpdate | None:
+        arguments.text(resources_id, "resources_id")
+        version = None if version is None else arguments.whole(version, "version")
         with self.engine.node.lock:
             versions = self.engine.node.state.resources.get(resources_id)
             if not versions or (version is not None and not 1 <= version <= len(versions)):
@@ -85,6 +86,7 @@ class ResourceMethods(LightningStore):
         )
 
     async def query_resource_versions(self, resources_id: str) -> PaginatedResult[ResourcesUpdate]:
+        arguments.text(resources_id, "resources_id")
         with self.engine.node.lock:
             versions = list(self.engine.node.state.resources.get(resources_id, ()))
         return page([resources_out(entry, self.engine.fetch) for entry in versions], model=ResourcesUpdate)
@@ -103,6 +105,9 @@ class WorkerMethods(LightningStore):
         incarnation: str | None = None,
         attempts: Sequence[tuple[str, str]] | None = None,
     ) -> Worker:
+        arguments.named(worker_id, "worker_id")
+        incarnation = arguments.text_or_none(incarnation, "incarnation")
+        alive = [] if attempts is None else arguments.pairs(attempts, "attempts")
         stats: bytes | None = None
         if not isinstance(heartbeat_stats, Unset):
             if not isinstance(cast(object, heartbeat_stats), Mapping):
@@ -111,7 +116,7 @@ class WorkerMethods(LightningStore):
         engine = self.engine
         with engine.node.lock:
             engine.liveness.heartbeat(worker_id, stats, incarnation, engine.timekeeper.now(), engine.time_us())
-        for rollout_id, attempt_id in attempts or ():
+        for rollout_id, attempt_id in alive:
             await engine.observe(rollout_id, attempt_id, "confirmed")
         with engine.node.lock:
             return self._worker(worker_id)
@@ -137,6 +142,7 @@ class WorkerMethods(LightningStore):
         )
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
+        arguments.text(worker_id, "worker_id")
         with self.engine.node.lock:
             if worker_id not in self.engine.node.state.workers and worker_id not in self.engine.liveness.workers:
                 return None
@@ -153,6 +159,7 @@ class WorkerMethods(LightningStore):
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Worker]:
+        status_in = cast("Sequence[WorkerStatus] | None", arguments.texts_or_none(status_in, "status_in"))
         with self.engine.node.lock:
             known = dict.fromkeys([*self.engine.node.state.workers, *self.engine.liveness.workers])
             workers = [self._worker(worker_id) for worker_id in known]

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from functools import partial
 
 from ..core import decide, model
 from ..core.contract import LightningStore
-from ..core.errors import LogClosed
+from ..core.errors import AgentLightningError, LogClosed
 from ..core.events import Claim
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
 from ..core.verdicts import Verdict
+from . import arguments
 from .answers import attempted_out
 from .call import Call, current_call
 from .engine import RACES, Engine
 from .node import refusal
+
+logger = logging.getLogger(__name__)
 
 
 class ClaimMethods(LightningStore):
@@ -46,9 +50,12 @@ class ClaimMethods(LightningStore):
         incarnation: str | None = None,
         command_id: str | None = None,
     ) -> Sequence[model.AttemptedRollout]:
-        call = current_call(command_id)
+        limit = arguments.whole(limit, "limit")
+        worker_id = arguments.text_or_none(worker_id, "worker_id")
+        incarnation = arguments.text_or_none(incarnation, "incarnation")
+        call = current_call(arguments.text_or_none(command_id, "command_id"))
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_seconds
+        deadline = loop.time() + arguments.number(wait_seconds, "wait_seconds")
         claimed: list[model.AttemptedRollout] = []
         for index in range(max(limit, 0)):
             # Each claim of a batch has a chain of its own, so a repeated batch finds the same rollouts again.
@@ -60,6 +67,11 @@ class ClaimMethods(LightningStore):
                     for lost in claimed:
                         self._abandon(lost)
                 raise
+            except AgentLightningError as error:
+                if not claimed:
+                    raise
+                logger.warning("A batch of claims ends early, after %d: %s", len(claimed), error)
+                break  # what was claimed has an owner only if the caller hears of it
             if one is None:
                 break
             claimed.append(one)

@@ -19,6 +19,7 @@ from ..core.model import Fact
 from ..core.state import State
 from ..core.topics import CONTROL
 from ..core.transitions import Facts
+from . import arguments
 from .delivery import Delivery
 from .node import Node
 
@@ -147,9 +148,10 @@ class FactFeed:
 
         None: from now on, which is the moment of this call, not that of the first `anext`.
         """
+        wanted = arguments.texts_or_none(types, "types")
         with self._node.lock:
-            cursor = self._node.state.position - 1 if since is None else since
-        return self._deliver(None if types is None else frozenset(types), cursor)
+            cursor = self._node.state.position - 1 if since is None else arguments.whole(since, "since")
+        return self._deliver(None if wanted is None else frozenset(wanted), cursor)
 
     async def _deliver(self, wanted: frozenset[str] | None, cursor: int) -> AsyncIterator[Fact]:
         refold: Refold | None = None
@@ -176,7 +178,13 @@ class FactFeed:
                 if wanted is None or fact.type in wanted:
                     yield fact
             if future is not None:
-                await future
+                try:
+                    await future
+                except asyncio.CancelledError:  # subscribers may come and go for long before there is a next fact
+                    with self._node.lock:
+                        if future in self._waiting:
+                            self._waiting.remove(future)
+                    raise
 
     def _behind(self, cursor: int) -> list[Fact]:
         """The facts of the next few kept records after `cursor`."""

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from ..core import decide, events, model
 from ..core.contract import LightningStore
-from ..core.errors import InvalidInput, Refused
+from ..core.errors import Refused
 from ..core.pages import page
 from ..core.state import Attempt, Rollout, State
 from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
-from .answers import attempt_out, attempted_out, config_in, micros, rollout_out
+from . import arguments
+from .answers import NO_RESOURCES, attempt_out, attempted_out, config_in, micros, rollout_out
 from .call import current_call
 from .engine import Engine
 
-_ROLLOUT_STATUSES = frozenset(("queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing"))
-_ATTEMPT_STATUSES = frozenset(("preparing", "running", "failed", "succeeded", "unresponsive", "timeout"))
-_MODES = frozenset((None, "train", "val", "test"))
 ENQUEUE_BYTES = 800_000
 """One record carries at most about this many bytes of new rollouts; a larger batch is split, with derived ids."""
 
@@ -41,24 +39,18 @@ class RolloutMethods(LightningStore):
     ) -> Callable[[str], events.NewRollout]:
         """Validate and encode; returns what makes the rollout once its id is known."""
         blobs = self.engine.blobs
-        checked_mode = _checked(mode, _MODES, "mode")
-        if config is not None and not isinstance(config, model.RolloutConfig):
-            config = model.RolloutConfig.model_validate(config)
-        carried = config_in(config)
+        checked_mode = arguments.one_of(mode, arguments.MODES, "mode")
+        carried = config_in(None if config is None else arguments.config(config))
+        metadata = arguments.mapping_or_none(metadata, "metadata")
+        resources_id = arguments.id_or_none(resources_id, "resources_id")
         body = await blobs.settle(blobs.encode(input, "the input"))
-        meta = None
-        if metadata:
-            meta = await blobs.settle(blobs.encode(dict(metadata), "the metadata"))
-        if resources_id is not None and not isinstance(cast(object, resources_id), str):
-            raise InvalidInput("resources_id must be a string")
-        return lambda rollout_id: events.NewRollout(
-            rollout_id, body, cast("events.Mode | None", checked_mode), resources_id, carried, meta
-        )
+        meta = await blobs.settle(blobs.encode(metadata, "the metadata")) if metadata else None
+        return lambda rollout_id: events.NewRollout(rollout_id, body, checked_mode, resources_id, carried, meta)
 
     def _claimer(self, command_id: str, worker_id: str | None, incarnation: str | None, remote: bool) -> events.Claim:
         return events.Claim(
             attempt_id=decide.attempt_id_of(command_id),
-            worker_id=worker_id,
+            worker_id=arguments.text_or_none(worker_id, "worker_id"),
             incarnation=incarnation,
             confirm=remote,
             lag_ms=self.engine.timekeeper.lag_ms(),
@@ -100,7 +92,8 @@ class RolloutMethods(LightningStore):
         self, rollouts: Sequence[model.EnqueueRolloutRequest]
     ) -> Sequence[model.Rollout]:
         made = [
-            await self._new(one.input, one.mode, one.resources_id, one.config, one.metadata) for one in rollouts
+            await self._new(one.input, one.mode, one.resources_id, one.config, one.metadata)
+            for one in arguments.requests(rollouts)
         ]
         parts: list[list[Callable[[str], events.NewRollout]]] = []
         size = ENQUEUE_BYTES
@@ -113,24 +106,27 @@ class RolloutMethods(LightningStore):
             size += weight
         call = current_call()
         answers: list[model.Rollout] = []
-        with self.engine.node.lock:
-            latest = self.engine.node.state.latest_resources if len(parts) > 1 else None
+        bound: str | None = None
         for number, part in enumerate(parts):
-            answers.extend(await self._enqueue_part(part, f"{call.command_id}/{number}" if number else "", latest))
+            made_now = await self._enqueue_part(part, f"{call.command_id}/{number}" if number else "", bound)
+            if bound is None:
+                unnamed = [one.resources_id for one, new in zip(made_now, part) if new("").resources_id is None]
+                bound = unnamed[0] or NO_RESOURCES if unnamed else None
+            answers.extend(made_now)
         return answers
 
     async def _enqueue_part(
-        self, part: list[Callable[[str], events.NewRollout]], prefix: str, latest: str | None
+        self, part: list[Callable[[str], events.NewRollout]], prefix: str, bound: str | None
     ) -> list[model.Rollout]:
-        """One record's worth. The parts of a split batch bind the same resources and have ids of their own."""
+        """One record's worth, with ids of its own. `bound`: what the parts before it were bound to by the fold."""
 
         def ids(command_id: str) -> list[str]:
             return [decide.rollout_id_of(prefix or command_id, index) for index in range(len(part))]
 
         def decided(state: State, command_id: str) -> events.AnyEvent:
             new = [make(rollout_id) for make, rollout_id in zip(part, ids(command_id))]
-            if latest is not None:
-                new = [_bound(one, latest) for one in new]
+            if bound is not None:
+                new = [_bound(one, bound) for one in new]
             return decide.enqueue(new)
 
         def answer(command_id: str) -> list[model.Rollout]:
@@ -141,6 +137,7 @@ class RolloutMethods(LightningStore):
     # Changing
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> model.AttemptedRollout:
+        arguments.text(rollout_id, "rollout_id")
         return await self.engine.command(
             lambda state, command_id: decide.start_attempt(
                 state, rollout_id, self._claimer(command_id, worker_id, None, False)
@@ -159,19 +156,21 @@ class RolloutMethods(LightningStore):
         metadata: dict[str, Any] | None | Unset = UNSET,
     ) -> model.Rollout:
         blobs = self.engine.blobs
+        arguments.text(rollout_id, "rollout_id")
         given: dict[str, Any] = {}
+        if not isinstance(mode, Unset):
+            given["mode"] = arguments.one_of(mode, arguments.MODES, "mode")
+        if not isinstance(resources_id, Unset):
+            given["resources_id"] = arguments.id_or_none(resources_id, "resources_id")
+        if not isinstance(status, Unset):
+            given["status"] = arguments.one_of(status, arguments.ROLLOUT_STATUSES, "status")
+        if not isinstance(config, Unset):
+            given["config"] = config_in(arguments.config(config))
+        if not isinstance(metadata, Unset):
+            checked = arguments.mapping_or_none(metadata, "metadata")
+            given["metadata"] = await blobs.settle(blobs.encode(checked, "the metadata"))
         if not isinstance(input, Unset):
             given["input"] = await blobs.settle(blobs.encode(input, "the input"))
-        if not isinstance(mode, Unset):
-            given["mode"] = _checked(mode, _MODES, "mode")
-        if not isinstance(resources_id, Unset):
-            given["resources_id"] = resources_id
-        if not isinstance(status, Unset):
-            given["status"] = _checked(status, _ROLLOUT_STATUSES, "status")
-        if not isinstance(config, Unset):
-            given["config"] = config_in(_config(config))
-        if not isinstance(metadata, Unset):
-            given["metadata"] = await blobs.settle(blobs.encode(metadata, "the metadata"))
         fields = tuple(given)
         return await self.engine.command(
             lambda state, command_id: decide.update_rollout(
@@ -190,9 +189,18 @@ class RolloutMethods(LightningStore):
         metadata: dict[str, Any] | Unset = UNSET,
     ) -> model.Attempt:
         blobs, engine = self.engine.blobs, self.engine
-        new_status = None if isinstance(status, Unset) else _checked(status, _ATTEMPT_STATUSES, "status")
-        meta = None if isinstance(metadata, Unset) else await blobs.settle(blobs.encode(metadata, "the metadata"))
-        told_us = None if isinstance(last_heartbeat_time, Unset) else micros(last_heartbeat_time)
+        arguments.text(rollout_id, "rollout_id")
+        arguments.text(attempt_id, "attempt_id")
+        new_status = None if isinstance(status, Unset) else arguments.one_of(status, arguments.ATTEMPT_STATUSES, "status")
+        # "" stands for nobody: None in the event leaves the worker as it is
+        worker = None if isinstance(worker_id, Unset) else arguments.text_or_none(worker_id, "worker_id") or ""
+        told_us = None
+        if not isinstance(last_heartbeat_time, Unset):
+            told_us = micros(arguments.number(last_heartbeat_time, "last_heartbeat_time"))
+        meta = None
+        if not isinstance(metadata, Unset):
+            checked = arguments.mapping_or_none(metadata, "metadata")
+            meta = await blobs.settle(blobs.encode(checked, "the metadata"))
         resolved: list[str] = []
 
         def decided(state: State, command_id: str) -> events.AnyEvent:
@@ -204,8 +212,8 @@ class RolloutMethods(LightningStore):
             return decide.update_attempt(
                 rollout,
                 attempt,
-                status=cast("events.AttemptStatus | None", new_status),
-                worker_id=None if isinstance(worker_id, Unset) else worker_id,
+                status=new_status,
+                worker_id=worker,
                 metadata=meta,
                 beat_us=told_us if told_us is not None else (engine.beat_us(rollout, attempt) if ends else None),
                 watermark=engine.spans.watermark(rollout_id) if ends else None,
@@ -216,9 +224,7 @@ class RolloutMethods(LightningStore):
             rollout, attempt = self._pair(rollout_id, resolved[0] if resolved else attempt_id)
             engine.liveness.beat((rollout_id, attempt.sequence_id), engine.timekeeper.now(), engine.time_us())
             if told_us is not None:
-                attempt_open = engine.liveness.open.get((rollout_id, attempt.sequence_id))
-                if attempt_open is not None:
-                    attempt_open.beat_us = told_us
+                engine.liveness.told((rollout_id, attempt.sequence_id), told_us)
             return attempt_out(rollout_id, attempt, engine.beat_us(rollout, attempt), engine.fetch)
 
         try:
@@ -255,11 +261,13 @@ class RolloutMethods(LightningStore):
         return attempted_out(rollout, latest, self.engine.beat_us(rollout, latest), self.engine.fetch)
 
     async def get_rollout_by_id(self, rollout_id: str) -> model.AttemptedRollout | model.Rollout | None:
+        arguments.text(rollout_id, "rollout_id")
         with self.engine.node.lock:
             rollout = self.engine.rollout(rollout_id)
             return None if rollout is None else self._view(rollout)
 
     async def get_latest_attempt(self, rollout_id: str) -> model.Attempt | None:
+        arguments.text(rollout_id, "rollout_id")
         with self.engine.node.lock:
             rollout = self.engine.rollout(rollout_id)
             if rollout is None or not rollout.attempts:
@@ -276,6 +284,7 @@ class RolloutMethods(LightningStore):
         limit: int = -1,
         offset: int = 0,
     ) -> model.PaginatedResult[model.Attempt]:
+        arguments.text(rollout_id, "rollout_id")
         with self.engine.node.lock:
             rollout = self.engine.rollout(rollout_id)
             attempts = [] if rollout is None else [
@@ -302,8 +311,8 @@ class RolloutMethods(LightningStore):
     ) -> model.PaginatedResult[model.Rollout | model.AttemptedRollout]:
         if status is not None:
             warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
-        statuses = status_in if status_in is not None else status
-        ids = rollout_id_in if rollout_id_in is not None else rollout_ids
+        statuses = arguments.texts_or_none(status_in if status_in is not None else status, "status_in")
+        ids = arguments.texts_or_none(rollout_id_in if rollout_id_in is not None else rollout_ids, "rollout_ids")
         filters: Any = {
             "status": {"within": statuses},
             "rollout_id": {"within": ids, "contains": rollout_id_contains},
@@ -311,14 +320,15 @@ class RolloutMethods(LightningStore):
         }
         everything = filter_logic == "or"
         while True:
-            moves = self.engine.cold_moves
+            moves, _ = self.engine.cold.pending()
             cold = await asyncio.to_thread(
                 lambda: list(self.engine.cold.scan(None if everything else ids, None if everything else statuses))
             )
             with self.engine.node.lock:
-                if moves != self.engine.cold_moves:
+                moved, pending = self.engine.cold.pending()
+                if moves != moved:
                     continue  # rollouts moved into the index after it was read: they would be in neither place
-                candidates = self._merged(cold, None if everything else ids)
+                candidates = self._merged(cold, pending, None if everything else ids)
                 if sort_by is None:
                     found = page(candidates, filters=filters, limit=limit, offset=offset, model=model.Rollout)
                     items = [self._view(rollout) for rollout in found.items]
@@ -329,14 +339,14 @@ class RolloutMethods(LightningStore):
             views, filters=filters, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Rollout
         )
 
-    def _merged(self, cold: list[Rollout], ids: Sequence[str] | None) -> list[Rollout]:
+    def _merged(self, cold: list[Rollout], pending: list[Rollout], ids: Sequence[str] | None) -> list[Rollout]:
         """Cold and hot rollouts in order of creation; hot ones win where both have it."""
         hot: Iterable[Rollout] = self.engine.node.state.rollouts.values()
         if ids is not None:
             rollouts = self.engine.node.state.rollouts
             hot = [rollouts[one] for one in dict.fromkeys(ids) if one in rollouts]
         merged = {rollout.rollout_id: rollout for rollout in cold}
-        merged.update((gone.rollout_id, gone) for gone, _ in self.engine.leaving())
+        merged.update((rollout.rollout_id, rollout) for rollout in pending)
         merged.update((rollout.rollout_id, rollout) for rollout in hot)
         return sorted(merged.values(), key=lambda rollout: rollout.number)
 
@@ -344,7 +354,8 @@ class RolloutMethods(LightningStore):
 
     async def wait_for_rollouts(self, rollout_ids: Sequence[str], timeout: float | None = None) -> list[model.Rollout]:
         loop = asyncio.get_running_loop()
-        deadline = None if timeout is None else loop.time() + timeout
+        rollout_ids = arguments.texts(rollout_ids, "rollout_ids")
+        deadline = None if timeout is None else loop.time() + arguments.number(timeout, "timeout")
         node, waiters = self.engine.node, self.engine.waiters
         while True:
             with node.lock:
@@ -372,20 +383,9 @@ def _page(items: list[Any], limit: int, offset: int, total: int) -> model.Pagina
     return model.PaginatedResult[Any].model_construct(items=items, limit=limit, offset=offset, total=total)
 
 
-def _bound(new: events.NewRollout, latest: str) -> events.NewRollout:
+def _bound(new: events.NewRollout, resources_id: str) -> events.NewRollout:
     if new.resources_id is not None:
         return new
-    return events.NewRollout(new.rollout_id, new.input, new.mode, latest, new.config, new.metadata)
+    return events.NewRollout(new.rollout_id, new.input, new.mode, resources_id, new.config, new.metadata)
 
 
-def _config(config: object) -> model.RolloutConfig:
-    if config is None:
-        raise InvalidInput("config cannot be null")
-    return config if isinstance(config, model.RolloutConfig) else model.RolloutConfig.model_validate(config)
-
-
-def _checked(value: object, allowed: frozenset[Any], name: str) -> Any:
-    if value not in allowed:
-        words = ", ".join(sorted(str(one) for one in allowed if one is not None))
-        raise InvalidInput(f"{name} is {value!r}; it takes one of {words}")
-    return value

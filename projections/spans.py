@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..core.contract import LightningStore
-from ..core.errors import NotFound
+from ..core.errors import InvalidInput, NotFound
 from ..core.model import PaginatedResult
 from ..core.pages import page
 from ..core.spans import Span
 from ..core.state import Rollout
 from ..core.store_terms import FilterLogic, SortOrder
+from . import arguments
 from .engine import Engine
 
 if TYPE_CHECKING:
@@ -28,15 +29,19 @@ class SpanMethods(LightningStore):
     engine: Engine
 
     async def add_span(self, span: Span) -> Span | None:
-        return (await self._add([span]))[0]
+        return (await self._add([arguments.span(span)]))[0]
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
-        return [span for span in await self._add(spans) if span is not None] if spans else []
+        checked = arguments.spans(spans)
+        return [span for span in await self._add(checked) if span is not None] if checked else []
 
     async def add_otel_span(
         self, rollout_id: str, attempt_id: str, readable_span: ReadableSpan, sequence_id: int | None = None
     ) -> Span | None:
-        return await self.add_span(Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0))
+        if not hasattr(readable_span, "context"):
+            raise InvalidInput(f"readable_span must be an OpenTelemetry span, not {type(readable_span).__name__}")
+        number = 0 if sequence_id is None else arguments.whole(sequence_id, "sequence_id")
+        return await self.add_span(Span.from_opentelemetry(readable_span, rollout_id, attempt_id, number))
 
     async def _add(self, spans: Sequence[Span]) -> list[Span | None]:
         """All must belong to known attempts, or none is stored. Signs of life follow the spans into the log."""
@@ -45,6 +50,12 @@ class SpanMethods(LightningStore):
             for rollout_id, attempt_id in sorted(attempts):
                 self._known(rollout_id, attempt_id)
         stored = await self.engine.spans.add(spans)
+        for sent, one in zip(spans, stored):
+            if one is None:
+                logger.error(
+                    "Duplicated span added for rollout=%s, attempt=%s, span=%s. Skipping.",
+                    sent.rollout_id, sent.attempt_id, sent.span_id,
+                )  # fmt: skip
         alive = {(span.rollout_id, span.attempt_id) for span in stored if span is not None}
         if len(alive) == 1:
             await self.engine.observe(*alive.pop(), "running")
@@ -64,12 +75,13 @@ class SpanMethods(LightningStore):
         return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
-        if not rollout_attempt_ids:
+        pairs = arguments.pairs(rollout_attempt_ids, "rollout_attempt_ids")
+        if not pairs:
             return []
         with self.engine.node.lock:
-            for rollout_id, attempt_id in rollout_attempt_ids:
+            for rollout_id, attempt_id in pairs:
                 self._known(rollout_id, attempt_id)
-        return await self.engine.spans.reserve([rollout_id for rollout_id, _ in rollout_attempt_ids])
+        return await self.engine.spans.reserve([rollout_id for rollout_id, _ in pairs])
 
     async def query_spans(
         self,
@@ -90,6 +102,7 @@ class SpanMethods(LightningStore):
         sort_by: str | None = "sequence_id",
         sort_order: SortOrder = "asc",
     ) -> PaginatedResult[Span]:
+        arguments.text(rollout_id, "rollout_id")
         if attempt_id == "latest":
             with self.engine.node.lock:
                 rollout = self.engine.rollout(rollout_id)
