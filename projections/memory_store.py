@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,9 @@ from ..core.spans import Span
 from ..core.store_terms import LightningStoreCapabilities
 from .settings import StoreSettings
 from .store import EventLogStore
+
+DEFAULT_EVICTION = 0.7
+"""What the older API evicted at, as a ratio of the memory."""
 
 
 class InMemoryLightningStore(EventLogStore):
@@ -45,11 +49,24 @@ class InMemoryLightningStore(EventLogStore):
 
 
 def _check_thresholds(eviction: float | int | None, safe: float | int | None) -> None:
-    if isinstance(eviction, float) and not 0 < eviction <= 1:
-        raise InvalidInput(f"eviction_memory_threshold is a ratio in (0, 1] or a number of bytes, not {eviction}")
-    if isinstance(eviction, int) and eviction < 1:
+    limit_bytes = _bytes(DEFAULT_EVICTION if eviction is None else eviction, "eviction_memory_threshold")
+    if limit_bytes < 1:
         raise InvalidInput("eviction_memory_threshold must be at least one byte")
-    if isinstance(safe, float) and not 0 <= safe <= 1:
-        raise InvalidInput(f"safe_memory_threshold is a ratio in [0, 1] or a number of bytes, not {safe}")
-    if eviction is not None and safe is not None and type(eviction) is type(safe) and not 0 <= safe < eviction:
+    if safe is not None and not 0 <= _bytes(safe, "safe_memory_threshold") < limit_bytes:
         raise InvalidInput("safe_memory_threshold must be smaller than eviction_memory_threshold")
+
+
+def _bytes(threshold: object, name: str) -> int:
+    """A ratio (a float) of this machine's memory, or a number of bytes (an int), in bytes."""
+    if isinstance(threshold, int):
+        return threshold
+    if not isinstance(threshold, float) or not 0 <= threshold <= 1:
+        raise InvalidInput(f"{name} is a ratio up to 1 (a float) or a number of bytes (an int), not {threshold!r:.100}")
+    return int(threshold * _memory_bytes())
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system, or one that does not say
+        return 8 * 2**30

@@ -37,3 +37,12 @@ def test_capabilities_are_those_of_the_older_store() -> None:
 def test_impossible_thresholds_are_refused(eviction: float, safe: float | None) -> None:
     with pytest.raises(ValueError):
         InMemoryLightningStore(eviction_memory_threshold=eviction, safe_memory_threshold=safe)
+
+
+@pytest.mark.parametrize(
+    ("eviction", "safe"), [(None, 0.7), (None, 0.9), (100, 0.9), (0.5, 2**60), ("x", None), (None, "x"), (None, -1)]
+)
+def test_thresholds_are_compared_whatever_unit_they_come_in(eviction: Any, safe: Any) -> None:
+    with pytest.raises(ValueError):
+        InMemoryLightningStore(eviction_memory_threshold=eviction, safe_memory_threshold=safe)
+    InMemoryLightningStore(eviction_memory_threshold=0.9, safe_memory_threshold=1000).close()
