@@ -22,7 +22,8 @@ def open_log(url: str, readonly: bool = False) -> Log:
     """Open the log at `url`, making it and its folders where there is none (not with `readonly`).
 
     Raises `InvalidInput` for an address of another form, `LogLocked` where another process writes the file,
-    `LogCorrupt` where it is damaged. A read-only log may be opened while another process writes it.
+    `LogCorrupt` where it is damaged, `StorageError` where the disk or its rights say no. A read-only log may be opened
+    while another process writes it.
     """
     if url == "memory://":
         return MemoryLog()

@@ -28,7 +28,10 @@ _OFFSET = 1 << 20
 
 
 class WriterLock:
-    """The lock of one log file. Raises `LogLocked`, naming the owner, where somebody else has it."""
+    """The lock of one log file.
+
+    Raises `LogLocked`, naming the owner, where somebody else has it, and `StorageError` where there can be none.
+    """
 
     def __init__(self, log_path: Path) -> None:
         self.path = log_path.with_name(log_path.name + ".lock")
@@ -40,7 +43,10 @@ class WriterLock:
             if other is not None and other._pid == self._pid:
                 raise _refusal(log_path, other._facts)
             # An unbuffered file object, not a bare descriptor: a log that was dropped unclosed lets go when collected.
-            self._file = open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+            try:
+                self._file = open(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+            except OSError as error:
+                raise StorageError(f"{self.path} cannot be written: {error.strerror or error}") from error
             try:
                 _lock(self._file.fileno())
             except OSError as error:

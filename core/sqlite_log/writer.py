@@ -45,7 +45,10 @@ class SqliteLog(EmbeddedLog):
 
     def __init__(self, path: str | Path, *, commit: Commit = commit, max_pages: int | None = None) -> None:
         self.path = Path(path).absolute()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"the folder of {self.path} cannot be made: {error.strerror or error}") from error
         self._commit_hook = commit
         self._max_pages = max_pages
         self._ends: dict[str, int] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentlightning.core.copy_log import copy_log
-from agentlightning.core.errors import InvalidInput
+from agentlightning.core.errors import InvalidInput, StorageError
 from agentlightning.core.log import Record
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.core.open_log import open_log
@@ -89,3 +89,12 @@ def test_a_copy_goes_into_an_empty_log_only() -> None:
         with pytest.raises(InvalidInput, match="empty"):
             copy_log(source, target)
         assert target.ends(CONTROL, 0) == (0, 0)
+
+
+def test_a_place_where_nothing_can_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StorageError, match="folder of .*log.db cannot be made: "):
+        SqliteLog(tmp_path / "file" / "log.db")
+    (tmp_path / "log.db.lock").mkdir()
+    with pytest.raises(StorageError, match="log.db.lock cannot be written: "):
+        SqliteLog(tmp_path / "log.db")
