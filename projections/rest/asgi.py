@@ -71,16 +71,23 @@ async def answer(
 
 def gunzip(data: bytes, limit: int) -> bytes:
     """Decompress, but never beyond `limit` bytes. Raises `InvalidInput` and `PayloadTooLarge`."""
-    machine = zlib.decompressobj(31)
-    try:
-        plain = machine.decompress(data, limit + 1)
-        if len(plain) <= limit and not machine.eof:
+    parts: list[bytes] = []
+    size = 0
+    # A gzip file may have several members, one after the other; all of them are the content. Each turn eats one.
+    while data:
+        machine = zlib.decompressobj(31)
+        try:
+            part = machine.decompress(data, limit + 1 - size)
+        except zlib.error as error:
+            raise InvalidInput(f"the body is not gzip: {error}") from None
+        size += len(part)
+        if size > limit:
+            raise PayloadTooLarge(f"The unpacked request is larger than the limit of {limit} bytes", limit=limit)
+        if not machine.eof:
             raise InvalidInput("the gzip body is cut off")
-    except zlib.error as error:
-        raise InvalidInput(f"the body is not gzip: {error}") from None
-    if len(plain) > limit:
-        raise PayloadTooLarge(f"The unpacked request is larger than the limit of {limit} bytes", limit=limit)
-    return plain
+        parts.append(part)
+        data = machine.unused_data
+    return b"".join(parts)
 
 
 def note_access(scope: Scope, shown: str, status: int, seconds: float) -> None:

@@ -51,8 +51,11 @@ class OtlpHandler:
         try:
             if kind not in (PROTOBUF, JSON):
                 raise InvalidInput(f"The content type is {PROTOBUF} or {JSON}, not {kind[:100]!r}")
+            encoding = request.headers.get("content-encoding", "").strip().lower()
+            if encoding not in ("", "identity", "gzip"):
+                raise InvalidInput(f"The content encoding is gzip or none, not {encoding[:100]!r}")
             body = await read_body(request.scope, request.receive, self._limit)
-            if request.headers.get("content-encoding", "").lower() == "gzip" and body:
+            if encoding == "gzip" and body:
                 body = gunzip(body, self._limit)
             export = parse(body, kind)
             answer = await self._store_all(export)
@@ -108,6 +111,8 @@ def parse(body: bytes, kind: str) -> ExportTraceServiceRequest:
             export.ParseFromString(body)
         elif body:
             value = wire.from_json(body)
+            if wire.as_dict(value) is None:
+                raise InvalidInput("it is no JSON object")
             _ids_to_base64(value)
             json_format.ParseDict(value, export, ignore_unknown_fields=True)
     except (DecodeError, json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -91,6 +91,11 @@ async def test_what_cannot_be_read_is_400_in_the_callers_format(http: aiohttp.Cl
         assert answer.status == 400
     async with http.post("/v1/traces", data=b"{", headers={"Content-Type": "application/json"}) as answer:
         assert answer.status == 400 and (await answer.json())["message"]
+    for value in (b"[]", b"5", b"null"):
+        async with http.post("/v1/traces", data=value, headers={"Content-Type": "application/json"}) as answer:
+            assert answer.status == 400 and "no JSON object" in (await answer.json())["message"]
+    async with http.post("/v1/traces", data=b"x", headers={**PROTOBUF, "Content-Encoding": "br"}) as answer:
+        assert answer.status == 400 and b"The content encoding is gzip or none, not 'br'" in await answer.read()
     async with http.post("/v1/traces", data=b"", headers=PROTOBUF) as answer:
         assert answer.status == 200
     for path in ("/v1/metrics", "/v1/logs"):
@@ -102,3 +107,16 @@ async def test_a_gzip_bomb_is_refused(http: aiohttp.ClientSession) -> None:
     bomb = gzip.compress(bytes(200_000_000), 1)
     async with http.post("/v1/traces", data=bomb, headers={**PROTOBUF, "Content-Encoding": "gzip"}) as answer:
         assert answer.status == 413
+
+
+async def test_a_gzip_body_of_several_members_is_read_to_its_end(
+    http: aiohttp.ClientSession, store: LightningStore, attempt: tuple[str, str]
+) -> None:
+    body = export((*attempt, 3)).SerializeToString()
+    zipped = gzip.compress(body[:50]) + gzip.compress(body[50:])
+    headers = {**PROTOBUF, "Content-Encoding": "gzip"}
+    async with http.post("/v1/traces", data=zipped, headers=headers) as answer:
+        assert answer.status == 200
+    assert (await store.query_spans(attempt[0])).total == 3
+    async with http.post("/v1/traces", data=zipped + b"junk", headers=headers) as answer:
+        assert answer.status == 400
