@@ -58,6 +58,7 @@ class Heartbeat:
         self._task: asyncio.Task[None] | None = None
         self._own: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._failing = False
+        self._arrived = False
 
     def start(self) -> None:
         """Begin; needs a running event loop."""
@@ -101,12 +102,19 @@ class Heartbeat:
                 ),
                 max(self._interval, 1.0),
             )
+        except asyncio.TimeoutError:
+            # A store that never answered is not there yet: its client says in one line that it waits for it.
+            self._note_failure("the store does not answer", logging.WARNING if self._arrived else logging.DEBUG)
         except Exception as error:
-            if not self._failing and not self._stop.is_set():
-                _log.warning("Heartbeat of %s failed: %s", self._worker_id, error or type(error).__name__)
-            self._failing = True
+            self._note_failure(str(error) or type(error).__name__, logging.WARNING)
         else:
-            self._failing = False
+            self._arrived, self._failing = True, False
+
+    def _note_failure(self, reason: str, level: int) -> None:
+        """Say it, once until a beat arrives again."""
+        if not self._failing and not self._stop.is_set():
+            _log.log(level, "Heartbeat of %s failed: %s", self._worker_id, reason)
+        self._failing = True
 
     async def _beat_in_task(self) -> None:
         while not self._stop.is_set():
