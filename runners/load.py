@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -27,8 +28,8 @@ def load_agent(spec: str) -> LitAgent[Any]:
     """The agent that ``spec`` names: ``package.module:agent`` or ``path/to/file.py:agent``.
 
     The agent is a LitAgent, a class of one (made without arguments) or a function; the name may
-    be dotted. A module is looked for in the working directory too. ValueError says what is
-    missing; what the module raises while it is imported goes on.
+    be dotted. A module is looked for in the working directory too. InvalidInput (a ValueError)
+    says what is missing, and what the module raised while it was imported, with file and line.
     """
     where, colon, name = spec.rpartition(":")
     if not colon or not where or not name:
@@ -59,7 +60,11 @@ def _module(where: str) -> ModuleType:
         # As for a script: what lies beside it can be imported, and it can be pickled by name.
         _search(str(path.parent))
         sys.modules[path.stem] = module
-        module_spec.loader.exec_module(module)
+        try:
+            module_spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[path.stem]
+            raise _not_loaded(where, error) from error
         return module
     _search(str(Path.cwd()))
     try:
@@ -67,7 +72,22 @@ def _module(where: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
             raise InvalidInput(f"There is no module {where}") from None
-        raise
+        raise _not_loaded(where, error) from error
+    except Exception as error:
+        raise _not_loaded(where, error) from error
+
+
+def _not_loaded(where: str, error: Exception) -> InvalidInput:
+    """What a person needs to mend the module: the error, and the last line of code that led to it."""
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}, line {error.lineno}"
+        said = error.msg
+    else:
+        # The importing machinery has frames of its own at the end.
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+        place = f"{frames[-1].filename}, line {frames[-1].lineno}"
+        said = str(error)
+    return InvalidInput(f"{where} cannot be loaded: {type(error).__name__}: {said} ({place})")
 
 
 def _search(folder: str) -> None:

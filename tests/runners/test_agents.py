@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import agentlightning as agl
+from agentlightning.core.errors import InvalidInput
 from agentlightning.core.model import Attempt, AttemptedRollout, Rollout
 from agentlightning.core.resources import LLM, PromptTemplate, ProxyLLM
 from agentlightning.runners.decorators import as_agent
@@ -117,3 +119,23 @@ def test_agents_are_found_by_file_and_by_module(tmp_path: Path, monkeypatch: pyt
     for wrong in ("loadable_agent", "loadable_agent:none", "loadable_agent:thing", "no_such_module:x", "no.py:x"):
         with pytest.raises(ValueError):
             load_agent(wrong)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import no_such_module_xyz", "ModuleNotFoundError: No module named 'no_such_module_xyz' \\(.*broken.py, line 1"),
+        ("x = 1\n\ndef f(:\n  pass", "SyntaxError: .*broken.py, line 3"),
+        ("def f():\n    raise KeyError('k')\nf()", "KeyError: 'k' \\(.*broken.py, line 2"),
+    ],
+)
+@pytest.mark.parametrize("form", ["{folder}/broken.py:agent", "broken:agent"])
+def test_a_module_that_fails_while_it_loads_is_one_sentence_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, said: str, form: str
+) -> None:
+    (tmp_path / "broken.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(InvalidInput, match=f"broken.* cannot be loaded: {said}"):
+        load_agent(form.format(folder=tmp_path))
+    assert "broken" not in sys.modules
