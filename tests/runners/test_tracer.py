@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import Any
 
@@ -14,6 +15,7 @@ import agentlightning as agl
 from agentlightning.core.model import AttemptedRollout
 from agentlightning.core.spans import Span
 from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.runners.instrumentation import instrument_all
 
 from ..openai_stub import ANSWER, Stub
 
@@ -265,3 +267,14 @@ async def test_ids_come_together_and_after_the_start(store: InMemoryLightningSto
         agl.emit_reward(0.5)
     assert [span.rollout_id for span in tracer.get_last_trace()] == ["rollout-dummy"] * 2
     assert agl.get_active_tracer() is None
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_loading_the_instrumentation_leaves_the_collector_as_it_was(before: bool) -> None:
+    running = gc.isenabled()
+    try:
+        (gc.enable if before else gc.disable)()
+        assert instrument_all()
+        assert gc.isenabled() is before
+    finally:
+        (gc.enable if running else gc.disable)()
