@@ -18,7 +18,7 @@ from typing import Any
 from ..core import decide
 from ..core.clock import Clock, SystemClock
 from ..core.codec import Format, encode, headers_of
-from ..core.errors import Expired, LogClosed, LogError, Refused, StorageError, UnknownOutcome
+from ..core.errors import Expired, InvalidInput, LogClosed, LogError, Refused, StorageError, UnknownOutcome
 from ..core.events import AnyEvent, Proposal
 from ..core.fold import Outcome, apply
 from ..core.ids import uuid7_hex
@@ -266,6 +266,8 @@ class Node:
                 for staged in batch:
                     self.next_offset += 1
                     self._fold_value(staged.record.value)
+                    if staged.command_id in self._tickets:  # no fold can read what was written: nobody else will answer
+                        self._fail(staged.command_id, InvalidInput("a field of the command has a type no event can carry"))
             else:
                 self._catch_up()
             return

@@ -11,6 +11,7 @@ from typing import Any
 from ...core.contract import LightningStore
 from ...core.model import Fact, Rollout
 from ...core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
+from ..store import EventLogStore
 from .delegation import Delegating
 
 PAUSE_SECONDS = 0.002
@@ -37,14 +38,16 @@ class LightningStoreThreaded(Delegating):
         return await self._pass_on("statistics")
 
     async def wait_for_rollouts(self, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
-        return await self.store.wait_for_rollouts(rollout_ids=list(rollout_ids), timeout=timeout)
+        return await self.store.wait_for_rollouts(rollout_ids=rollout_ids, timeout=timeout)
 
     def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:
         return self.store.subscribe(types, since=since)
 
     async def _pass_on(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         method = getattr(self.store, name)
-        if self.store.capabilities.get("thread_safe", False):
+        # Ours is safe whatever it tells those who count on the older one's words; and a dequeue that waits would keep
+        # its turn from the enqueue that it waits for.
+        if isinstance(self.store, EventLogStore) or self.store.capabilities.get("thread_safe", False):
             return await method(*args, **kwargs)
         # The lock is held across the await, so whoever wants it must not block: the holder may need the same loop.
         while not self._turn.acquire(blocking=False):

@@ -11,6 +11,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.errors import InvalidInput, LogFull
+from agentlightning.core.events import TimePassed
 from agentlightning.core.log import NewRecord
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.core.topics import CONTROL
@@ -138,6 +139,12 @@ async def test_a_span_that_was_spoilt_after_it_was_made_does_not_spoil_its_rollo
     with pytest.raises(ValueError):
         await store.add_many_spans([span(attempted), spoilt])
     assert (await store.query_spans(attempted.rollout_id)).total == 0
+
+
+async def test_a_command_that_no_fold_can_read_is_answered(store: EventLogStore) -> None:
+    with pytest.raises(InvalidInput):
+        await asyncio.wait_for(store.engine.settle(TimePassed(from_ms="0", to_ms=1)), 2)  # type: ignore[arg-type]
+    assert (await store.enqueue_rollout("goes on")).status == "queuing"
 
 
 async def test_nobody_is_a_worker_that_an_attempt_can_be_given_to(store: EventLogStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -46,3 +47,15 @@ def test_thresholds_are_compared_whatever_unit_they_come_in(eviction: Any, safe:
     with pytest.raises(ValueError):
         InMemoryLightningStore(eviction_memory_threshold=eviction, safe_memory_threshold=safe)
     InMemoryLightningStore(eviction_memory_threshold=0.9, safe_memory_threshold=1000).close()
+
+
+async def test_through_the_threaded_store_a_waiting_dequeue_keeps_nobody_waiting() -> None:
+    with InMemoryLightningStore() as inner:
+        store = agl.LightningStoreThreaded(inner)
+        waiting = asyncio.ensure_future(store.dequeue_rollout(wait_seconds=30))
+        await asyncio.sleep(0.02)
+        made = await asyncio.wait_for(store.enqueue_rollout("x"), 2)
+        claimed = await asyncio.wait_for(waiting, 2)
+        assert claimed is not None and claimed.rollout_id == made.rollout_id
+        with pytest.raises(ValueError):
+            await store.wait_for_rollouts(made.rollout_id, timeout=0)
