@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from .environments import bare, build_wheel, install, python_of, site_packages
+from .openai_stub import openai_stub
 from .sources import ROOMS, ROOT, product
 
 
@@ -71,3 +73,12 @@ def test_command_line_starts_from_the_wheel(elsewhere: Path, command: list[str])
     done = run(elsewhere, *command, "--help")
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
+
+
+def test_demo_runs_from_the_wheel(elsewhere: Path) -> None:
+    # The child processes of the demo have to find the installed package too. A stub stands for the model.
+    with openai_stub() as stub:
+        endpoint = ["--base-url", stub.base_url, "--model", "stub"]
+        done = run(elsewhere, "agl", "demo", "--short", "--json", *endpoint, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["proved"] is True

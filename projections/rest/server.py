@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ...core.contract import LightningStore
 from ...core.errors import InvalidInput
@@ -171,6 +171,9 @@ class LightningStoreServer(Delegating):
 def _check(store: LightningStore, args: PythonServerLauncherArgs) -> None:
     if not store.capabilities.get("async_safe", False):
         raise InvalidInput("This store does not serve several tasks at once (async_safe), so it cannot be served")
+    modes = get_args(LaunchMode)
+    if args.launch_mode not in modes:
+        raise InvalidInput(f"launch_mode is one of {', '.join(modes)}, not {args.launch_mode!r}")
     if args.launch_mode == "mp" or args.n_workers > 1:
         raise InvalidInput(
             'One process writes an event log, so launch_mode "mp" and several workers are refused: use "thread"'

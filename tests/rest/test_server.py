@@ -61,6 +61,9 @@ def test_arguments_that_contradict_each_other_are_refused(store: LightningStore)
         LightningStoreServer(store, port=1, launcher_args=PythonServerLauncherArgs())
     with pytest.raises(ValueError, match="mp"):
         LightningStoreServer(store, port=0, launch_mode="mp")
+    wrong: Any = "process"
+    with pytest.raises(ValueError, match="launch_mode is one of asyncio, thread, mp, not 'process'"):
+        LightningStoreServer(store, port=0, launch_mode=wrong)
     with pytest.raises(ValueError, match="async_safe"):
         LightningStoreServer(LightningStore(), port=0)
 
