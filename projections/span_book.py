@@ -20,6 +20,7 @@ from ..core.log import Ack, Log, NewRecord
 from ..core.spans import Span
 from ..core.topics import SPANS, partition_of
 from .blobs import Blobs
+from .call import current_call
 from .delivery import Delivery
 from .span_records import Counter, SequenceReserved, SpanAdded, SpanRecord, decode, encode, fold_spans
 
@@ -96,17 +97,35 @@ class SpanBook:
             for span, body in zip(spans, bodies)
         ]
         numbers: list[int | None] = [None] * len(spans)
+        call = current_call()
+        record_ids = [f"{call.command_id}/{index}" if call.repeatable else uuid7_hex() for index in range(len(spans))]
         left = list(range(len(spans)))
         while left:
-            left = await self._add_once(added, left, numbers)
+            left = await self._add_once(added, record_ids, left, numbers)
+        if call.repeatable and None in numbers:  # perhaps this very call stored them, and its answer was lost
+            doubles = [(index, one) for index, one in enumerate(added) if numbers[index] is None]
+            for index, one in doubles:
+                numbers[index] = await asyncio.to_thread(self._stored_as, one, record_ids[index])
         return [None if number is None else numbered(span, number) for span, number in zip(spans, numbers)]
 
-    async def _add_once(self, added: list[SpanAdded], which: list[int], numbers: list[int | None]) -> list[int]:
+    def _stored_as(self, added: SpanAdded, record_id: str) -> int | None:
+        """The number of a span if the record of this id is the one that stored it, else None. Blocks for the I/O."""
+        counter = Counter()
+        for record in self._log.read_key(SPANS, added.rollout_id):
+            seen = decode(record.value, record.offset)
+            number = counter.step(seen)
+            if isinstance(seen, SpanAdded) and (seen.attempt_id, seen.span_id) == (added.attempt_id, added.span_id):
+                return number if ("id", record_id) in record.headers else None
+        return None
+
+    async def _add_once(
+        self, added: list[SpanAdded], record_ids: list[str], which: list[int], numbers: list[int | None]
+    ) -> list[int]:
         """Append those of `added` and note their numbers; return the duplicates of what somebody else failed to append."""
         groups: dict[str, list[tuple[int, NewRecord]]] = {}
         for index in which:
             rollout_id = added[index].rollout_id
-            groups.setdefault(rollout_id, []).append((index, self._record(rollout_id, added[index])))
+            groups.setdefault(rollout_id, []).append((index, self._record(rollout_id, added[index], record_ids[index])))
         waits: list[asyncio.Future[None]] = []
         doubles: list[tuple[int, asyncio.Future[bool]]] = []
         loop = asyncio.get_running_loop()
@@ -148,11 +167,11 @@ class SpanBook:
         await wait_for_all(waits)
         return numbers
 
-    def _record(self, rollout_id: str, record: SpanRecord) -> NewRecord:
-        """The record to append; its header `id` is its own."""
+    def _record(self, rollout_id: str, record: SpanRecord, record_id: str | None = None) -> NewRecord:
+        """The record to append; its header `id` is its own, or says which call it came from."""
         kind = "span" if isinstance(record, SpanAdded) else "sequence"
         now_us = int(self._clock.time() * 1_000_000)
-        return NewRecord(rollout_id, encode(record), now_us, (("t", kind), ("id", uuid7_hex())))
+        return NewRecord(rollout_id, encode(record), now_us, (("t", kind), ("id", record_id or uuid7_hex())))
 
     def _append(
         self, rollout_id: str, records: list[NewRecord], keys: dict[SpanKey, list[asyncio.Future[bool]]] | None = None

@@ -11,11 +11,14 @@ import pytest
 
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import LogFull
+from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log import Log, NewRecord
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.core.topics import BLOBS, SPANS
 from agentlightning.projections import span_book
+from agentlightning.projections.call import Call, serve
 from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.store import EventLogStore
 
 from .logs import Unclosed
 from .tools import begin, span, store_on
@@ -70,6 +73,28 @@ async def test_a_duplicate_is_answered_when_the_first_copy_is_and_takes_its_plac
             assert told == [sent.model_copy(update={"sequence_id": 1}), None, []]
         assert (await store.query_spans(attempted.rollout_id)).total == 1
         assert (await store.statistics()).get("total_spans") == 1
+
+
+async def test_a_repeated_call_gets_the_answer_that_was_lost_and_another_call_does_not() -> None:
+    log = MemoryLog()
+    call, other = Call(uuid7_hex(), repeatable=True), Call(uuid7_hex(), repeatable=True)
+    with store_on(log) as store:
+        attempted = await begin(store)
+        batch = [span(attempted), span(attempted), span(attempted, sequence_id=9)]
+        await store.add_span(batch[1])
+
+    async def add(store: EventLogStore, call: Call) -> list[tuple[str, int]]:
+        serve(call)
+        return [(one.span_id, one.sequence_id) for one in await store.add_many_spans(batch)]
+
+    for _ in range(2):  # the second time after a restart
+        with store_on(log) as store:
+            for _ in range(2):
+                told = await asyncio.ensure_future(add(store, call))
+                assert told == [(batch[0].span_id, 2), (batch[2].span_id, 9)]
+            assert await asyncio.ensure_future(add(store, other)) == []
+            assert (await store.query_spans(attempted.rollout_id)).total == 3
+    log.close()
 
 
 async def test_a_counter_whose_spans_are_under_way_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
