@@ -19,7 +19,7 @@ from ..core.errors import AgentLightningError, InvalidInput
 from ..core.hooks import Hook
 from ..core.loglines import setup_logging
 from .interrupts import StopFlag, announce, ignore_interrupts
-from .terminal import echo_json, json_option
+from .terminal import echo_json, json_option, log_level_option
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
 TOKEN_VARIABLE = "AGL_TOKEN"
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 @click.option("--max-rollouts", type=click.IntRange(min=0), help="End each process after so many rollouts.")
 @click.option("--token", envvar=TOKEN_VARIABLE, metavar="TOKEN", help="The store's token; also read from AGL_TOKEN.")
 @click.option("--worker-id", type=click.IntRange(min=0), help="Number of the first worker; process ids if left out.")
-@click.option("--log-level", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
+@log_level_option
 @click.option("--supervised", is_flag=True, hidden=True)
 @json_option
 def runner(

@@ -15,9 +15,8 @@ from ..core.errors import AgentLightningError, InvalidInput
 from ..core.loglines import setup_logging
 from .interrupts import StopFlag
 from .reading import DEFAULT_LOG
-from .terminal import by_status, counted, duration, echo_json, json_option
+from .terminal import by_status, counted, duration, echo_json, json_option, log_level_option
 
-LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 logger = logging.getLogger(__name__)
 
 
@@ -33,7 +32,7 @@ class CannotServe(AgentLightningError):
 @click.option("--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="The event log; made if missing.")
 @click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="Ask every caller for it; also read from AGL_TOKEN.")
 @click.option("--cors-origin", "origins", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; repeatable.")
-@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="INFO", show_default=True)
+@log_level_option
 @click.option("--worker-lost-seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
               help="A worker that sent heartbeats and is silent for so long is lost.")  # fmt: skip
 @click.option("--max-payload-mb", type=click.FloatRange(min=0, min_open=True), default=64.0, show_default=True,

@@ -22,11 +22,18 @@ COLORS = {
     "cancelled": "magenta",
 }
 SHORT = 160
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 def json_option(command: Any) -> Any:
     """`--json` as every command has it."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")(command)
+
+
+def log_level_option(command: Any) -> Any:
+    """`--log-level` of the commands that go on running."""
+    choice = click.Choice(LEVELS, case_sensitive=False)
+    return click.option("--log-level", type=choice, default="INFO", show_default=True, help="What is worth a line.")(command)
 
 
 def mapping(value: Any) -> Mapping[Any, Any] | None:

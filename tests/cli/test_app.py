@@ -46,7 +46,15 @@ def test_every_sub_command_of_the_table_loads_and_has_help(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [["nope"], ["log", "nope"], ["store", "--port", "x"], ["show"], ["log", "tail", "--since", "x"]]
+    "args",
+    [
+        ["nope"],
+        ["log", "nope"],
+        ["store", "--port", "x"],
+        ["show"],
+        ["log", "tail", "--since", "x"],
+        ["runner", "a:b", "--log-level", "x"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2_and_says_where_help_is(args: list[str]) -> None:
     code, out = invoke(*args)
