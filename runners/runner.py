@@ -87,7 +87,9 @@ class LitAgentRunner(Runner[T]):
         self._tracer.init()
 
     def init_worker(self, worker_id: int, store: LightningStore, **kwargs: Any) -> None:
-        """Take the store and start the tracer; a new life of this worker begins."""
+        """Take the store, an opened one, and start the tracer; a new life of this worker begins."""
+        if isinstance(store, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(f"A runner takes a store and not its address; open it first: open_store({store!r})")
         self.worker_id = worker_id
         self._store = store
         self._incarnation = uuid.uuid4().hex

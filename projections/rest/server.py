@@ -169,6 +169,8 @@ class LightningStoreServer(Delegating):
 
 
 def _check(store: LightningStore, args: PythonServerLauncherArgs) -> None:
+    if isinstance(store, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput(f"A server takes a store and not its address; open it first: open_store({store!r})")
     if not store.capabilities.get("async_safe", False):
         raise InvalidInput("This store does not serve several tasks at once (async_safe), so it cannot be served")
     modes = get_args(LaunchMode)

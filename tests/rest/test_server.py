@@ -61,6 +61,9 @@ def test_arguments_that_contradict_each_other_are_refused(store: LightningStore)
         LightningStoreServer(store, port=1, launcher_args=PythonServerLauncherArgs())
     with pytest.raises(ValueError, match="mp"):
         LightningStoreServer(store, port=0, launch_mode="mp")
+    address: Any = "memory://"
+    with pytest.raises(ValueError, match="open_store"):
+        LightningStoreServer(address, port=0)
     wrong: Any = "process"
     with pytest.raises(ValueError, match="launch_mode is one of asyncio, thread, mp, not 'process'"):
         LightningStoreServer(store, port=0, launch_mode=wrong)

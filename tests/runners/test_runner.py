@@ -355,6 +355,12 @@ async def test_a_store_without_push_is_polled(store: InMemoryLightningStore, mon
     assert asked == [{}, {}, {}]
 
 
+def test_an_address_is_no_store() -> None:
+    address: Any = "http://127.0.0.1:4747"
+    with pytest.raises(ValueError, match="open it first: open_store"), make().run_context(agent=len, store=address):
+        raise AssertionError("the block ran")
+
+
 @pytest.mark.parametrize("mode", ["thread", "asyncio"])
 @pytest.mark.parametrize("thread_safe", [True, False])
 async def test_heartbeats_name_the_incarnation_and_what_it_runs(mode: Any, thread_safe: bool) -> None:
