@@ -7,6 +7,7 @@ surrogates) travels inside it as bytes of JSON text. The routes for everybody el
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -121,11 +122,17 @@ def status_of(error: BaseException) -> int:
     return 400 if isinstance(error, ValueError) and not isinstance(error, UnicodeError) else 500
 
 
+_OBJECT = re.compile(r"valid dictionary( or (instance of \w+|object to extract fields from))?")
+
+
 def error_body(error: BaseException) -> dict[str, Any]:
     """What a caller is told: a sentence, the class, our code and fields; of unexpected ones only the class."""
     name = type(error).__name__
     if isinstance(error, ValidationError):
         detail = error.errors(include_url=False, include_context=False, include_input=False)
+        for item in detail:
+            # Whoever sends JSON knows nothing of our classes.
+            item["msg"] = _OBJECT.sub("JSON object", item["msg"])
         return {"detail": detail, "error_type": name, "code": errors.InvalidInput.code}
     if isinstance(error, errors.AgentLightningError):
         fields = {key: value for key, value in error.__dict__.items() if isinstance(value, (str, int, float))}
@@ -163,7 +170,7 @@ def _complaint(item: Any) -> str:
     if fields is None:
         return str(item)
     where = ".".join(str(part) for part in fields.get("loc", ()))
-    return f"{where}: {fields.get('msg', '')}"
+    return f"{where or 'the body'}: {fields.get('msg', '')}"
 
 
 def _rollout(value: Any) -> Rollout:
