@@ -8,7 +8,7 @@ from .errors import InvalidInput
 from .log import Log
 from .memory_log import MemoryLog
 
-FORMS = "sqlite:///relative/path.db, sqlite:////absolute/path.db or memory://"
+FORMS = "sqlite:///relative/path.db, sqlite:////absolute/path.db, kafka://host:9092/prefix or memory://"
 
 
 def path_of(url: str) -> Path:
@@ -28,7 +28,9 @@ def open_log(url: str, readonly: bool = False) -> Log:
     if url == "memory://":
         return MemoryLog()
     if url.startswith("kafka://"):
-        raise InvalidInput("logs on Kafka are not part of this release; use sqlite:///path/to/log.db")
+        from .kafka_log import KafkaLog
+
+        return KafkaLog(url)
     from .sqlite_log import SqliteLog
 
     path = path_of(url)

@@ -1,0 +1,6 @@
+"""The log on Apache Kafka: the only rooms of this package that import aiokafka."""
+
+from .address import KafkaAddress as KafkaAddress
+from .log import KafkaLog as KafkaLog
+
+__all__ = ["KafkaAddress", "KafkaLog"]

@@ -1,0 +1,362 @@
+"""KafkaLog: the log seam on a Kafka cluster. Everything that talks to the broker runs on one loop in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..embedded_log import check_offset
+from ..errors import InvalidInput, LogClosed, PayloadTooLarge
+from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
+from ..log_follow import Follower
+from ..log_records import PendingAppend, check_append, check_topic
+from ..topics import BLOBS, CONTROL, FACTS, TASKS, TOPICS, partition_of
+from .address import KafkaAddress, from_environment
+from .client import AIOKafkaConsumer, AIOKafkaProducer, KafkaError, TopicPartition
+from .lane import Lane, answer
+from .loop import LoopThread
+from .membership import KafkaMember
+from .mirror import Mirror, MirrorTable
+from .reading import Ends, PartitionReader
+from .tail import Tail, stop_quietly
+from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, identify, survey, unreachable
+
+logger = logging.getLogger(__name__)
+
+OPEN_SECONDS = 60.0
+CLOSE_SECONDS = 30.0
+_ROOM = 64 << 10
+"""What a batch may have beside its values."""
+
+
+class KafkaLog(Log):
+    """A log on Apache Kafka (4.x). The topics have to be there: `agl kafka init` makes them, or `create`.
+
+    `address` is a `kafka://` URL or a parsed one. Raises `InvalidInput` for a wrong address, a prefix without topics and
+    a control topic that cannot carry a log, `StorageError` where the broker does not let us in.
+    """
+
+    def __init__(self, address: str | KafkaAddress) -> None:
+        self.address = address if isinstance(address, KafkaAddress) else from_environment(address)
+        self.url = self.address.url
+        self._pid = os.getpid()
+        self._gate = threading.Lock()
+        self._closed = False
+        self._inbox: list[PendingAppend] = []
+        self._partitions: dict[str, int] = {}
+        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._readers: dict[tuple[str, int], PartitionReader] = {}
+        self._mirrors: dict[str, Mirror] = {}
+        self._tails: set[Tail] = set()
+        self._members: set[KafkaMember] = set()
+        self._producer: Any = None
+        self._producer_lock: asyncio.Lock | None = None
+        self._loop = LoopThread(f"agl-kafka-{self.address.prefix}")
+        self._temporary = None if self.address.state else tempfile.mkdtemp(prefix="agl-kafka-")
+        self.state_folder = Path(self.address.state or self._temporary or ".")
+        self.state_folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.log_id = self._loop.call(self._open(), OPEN_SECONDS)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        self._closed = True
+        self._loop.call(self._shut(), CLOSE_SECONDS)
+        self._loop.stop()
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    async def _open(self) -> str:
+        self._producer_lock = asyncio.Lock()
+        self._asker: Any = AIOKafkaConsumer(**self.address.client(), group_id=None)
+        reader: Any = AIOKafkaConsumer(**self.address.client(), group_id=None, auto_offset_reset="earliest")
+        try:
+            await self._asker.start()
+            self._partitions = await survey(self.address)
+            await reader.start()
+            return await identify(self.address, reader, await self._get_producer())
+        except (KafkaError, OSError) as error:
+            raise unreachable(self.address, error) from error
+        finally:
+            await stop_quietly(reader)
+            self._ends = Ends(self._asker)
+
+    # Writing
+
+    async def _get_producer(self) -> Any:
+        assert self._producer_lock is not None
+        async with self._producer_lock:
+            if self._producer is None:
+                producer = AIOKafkaProducer(
+                    **self.address.client(),
+                    acks="all",
+                    enable_idempotence=True,
+                    compression_type="zstd",
+                    max_batch_size=MAX_BLOB_BYTES,
+                    max_request_size=MAX_BLOB_BYTES + _ROOM,
+                )
+                try:
+                    await producer.start()
+                except BaseException:
+                    await stop_quietly(producer)
+                    raise
+                self._producer = producer
+            return self._producer
+
+    def _producer_failed(self, producer: Any, error: BaseException) -> None:
+        """A producer that met an error which it does not retry is not used again: its sequence numbers may have a hole."""
+        if producer is self._producer:
+            logger.warning("The producer failed (%s: %s); another one takes its place.", type(error).__name__, error)
+            self._producer = None
+            self._stopping = asyncio.get_running_loop().create_task(stop_quietly(producer))
+
+    def _lane(self, topic: str, partition: int) -> Lane:
+        lane = self._lanes.get((topic, partition))
+        if lane is None:
+            lane = self._lanes[topic, partition] = Lane(
+                self.address.topic(topic),
+                partition,
+                wait_seconds=self.address.wait_seconds,
+                producer=self._get_producer,
+                failed=self._producer_failed,
+                before=self._before,
+            )
+        return lane
+
+    def _before(self, pending: PendingAppend) -> Awaitable[None] | None:
+        """A control event may refer to a blob that was appended before it, so that one has to be there first."""
+        if pending.topic != CONTROL:
+            return None
+        busy = [lane for (topic, _), lane in self._lanes.items() if topic == BLOBS and lane.task is not None]
+        return _all_drained(busy) if busy else None
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """See `Log.append`. Raises `InvalidInput` at once for what no log could store, `LogClosed` in a forked child."""
+        self._check_place(topic, partition)
+        self._check_process()
+        self._put(check_append(topic, partition, records, done))
+
+    def publish(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """As `append`, for the topics that others derive: `tasks` and `facts`."""
+        if topic not in (TASKS, FACTS) or not 0 <= partition < self._partitions[topic]:
+            raise InvalidInput(f"{topic}[{partition}] is not a topic to publish to")
+        self._put(check_append(CONTROL, partition, records, done), topic)
+
+    def _put(self, pending: PendingAppend, topic: str | None = None) -> None:
+        if topic is not None:
+            pending.topic = topic
+        limit = MAX_BLOB_BYTES if pending.topic == BLOBS else MAX_MESSAGE_BYTES
+        if pending.size > limit - _ROOM:
+            raise PayloadTooLarge(limit=limit - _ROOM, size=pending.size)
+        with self._gate:
+            if not self._closed:
+                self._inbox.append(pending)
+                if len(self._inbox) == 1:
+                    self._loop.loop.call_soon_threadsafe(self._take_inbox)
+                return
+        # Rules of the seam: the answer comes from a thread of the log, also when the log is gone.
+        threading.Thread(target=answer, args=(pending, LogClosed("the log was closed")), daemon=True).start()
+
+    def _take_inbox(self) -> None:
+        with self._gate:
+            taken, self._inbox = self._inbox, []
+        for pending in taken:
+            self._lane(pending.topic, pending.partition).put(pending)
+
+    # Checks
+
+    def partitions(self, topic: str) -> int:
+        check_topic(topic)
+        return self._partitions[topic]
+
+    def partitions_published(self, topic: str) -> int:
+        """The number of partitions of `tasks` or `facts`."""
+        return self._partitions[topic]
+
+    def _check_place(self, topic: str, partition: int) -> None:
+        check_topic(topic)
+        if not 0 <= partition < self._partitions[topic]:
+            raise InvalidInput(f"there is no partition {partition}; {topic} has {self._partitions[topic]}")
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise LogClosed("the log belongs to the process that opened it, not to its forked children")
+
+    def _check_open(self) -> None:
+        self._check_process()
+        if self._closed:
+            raise LogClosed("the log was closed")
+
+    def _place(self, topic: str, partition: int) -> TopicPartition:
+        return TopicPartition(self.address.topic(topic), partition)
+
+    # Reading
+
+    def read(
+        self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
+    ) -> Sequence[Record]:
+        self._check_place(topic, partition)
+        check_offset(offset)
+        self._check_open()
+        if TOPICS[topic].compacted:
+            mirror = self._loop.call(self._reached(topic, partition))
+            return mirror.table.select(partition, "offset >= ?", (offset,), max_records)
+        return self._loop.call(self._reader(topic, partition).read(offset, max_records))
+
+    def _reader(self, topic: str, partition: int) -> PartitionReader:
+        with self._gate:
+            reader = self._readers.get((topic, partition))
+            if reader is None:
+                place = self._place(topic, partition)
+                reader = self._readers[topic, partition] = PartitionReader(self.address, topic, place, self._ends)
+            return reader
+
+    async def _mirror(self, topic: str) -> Mirror:
+        mirror = self._mirrors.get(topic)
+        if mirror is None:
+            path = self.state_folder / f"{self.address.prefix}.{topic}.db"
+            table = MirrorTable(path, topic, self._partitions[topic], self.log_id)
+            mirror = self._mirrors[topic] = Mirror(self.address, topic, self._partitions[topic], self._ends, table)
+        return mirror
+
+    async def _reached(self, topic: str, partition: int) -> Mirror:
+        mirror = await self._mirror(topic)
+        await mirror.reach(partition)
+        return mirror
+
+    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
+        check_topic(topic)
+        if not TOPICS[topic].by_key:
+            raise InvalidInput(f"topic {topic!r} is not read by key")
+        self._check_open()
+        partition = partition_of(key, self._partitions[topic])
+        mirror = self._loop.call(self._reached(topic, partition))
+        return mirror.table.select(partition, "key = ? AND offset > ?", (key, after), max_records)
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        self._check_place(topic, partition)
+        self._check_open()
+        return self._loop.call(self._ends_of(topic, partition), self.address.wait_seconds)
+
+    async def _ends_of(self, topic: str, partition: int) -> tuple[int, int]:
+        place = self._place(topic, partition)
+        if TOPICS[topic].compacted:
+            mirror = await self._mirror(topic)
+            end = await mirror.reach(partition)
+            first = mirror.table.first(partition)
+            return (end if first is None else first), end
+        return await self._ends.first(place), await self._ends.end(place)
+
+    async def end_now(self, topic: str, partition: int) -> int:
+        """The next offset of a partition, for a coroutine on any loop; many that ask at once share one question."""
+        self._check_open()
+        future = asyncio.run_coroutine_threadsafe(self._ends.end(self._place(topic, partition)), self._loop.loop)
+        return await asyncio.wrap_future(future)
+
+    # Following, groups
+
+    def follow(
+        self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
+    ) -> Subscription:
+        self._check_place(topic, partition)
+        check_offset(offset)
+        self._check_open()
+        return self._loop.call(self._follow(topic, partition, offset, on_records, on_problem))
+
+    async def _follow(
+        self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
+    ) -> Subscription:
+        if TOPICS[topic].compacted:
+            mirror = await self._mirror(topic)
+            await mirror.reach(partition)
+            return mirror.feeds[partition].follow(offset, on_records, on_problem)
+        follower = Follower(f"{topic}[{partition}]", offset, on_records, on_problem, lambda _: None)
+        self._tails.add(Tail(self.address, topic, self._place(topic, partition), follower, self._tails.discard))
+        return follower
+
+    def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
+        """See `Log.join`; `tasks` and `facts` may be joined too. Raises `InvalidInput` for no topics and a taken id."""
+        for topic in topics:
+            if topic not in (TASKS, FACTS):
+                check_topic(topic)
+        self._check_open()
+        if not topics or not group or not member_id:
+            raise InvalidInput("a member of a group has a group, an id, and topics to read")
+        with self._gate:
+            if any(one.group == group and one.member_id == member_id for one in self._members):
+                raise InvalidInput(f"group {group!r} has a member {member_id!r} already")
+            names = tuple(dict.fromkeys(topics))
+            member = KafkaMember(self._loop, self.address, group, names, member_id, self._ends, self._left)
+            self._members.add(member)
+        try:
+            self._loop.call(member.start())
+        except BaseException:
+            self._left(member)
+            raise
+        return member
+
+    def _left(self, member: KafkaMember) -> None:
+        with self._gate:
+            self._members.discard(member)
+
+    # Closing
+
+    def close(self) -> None:
+        """See `Log.close`. Waits up to 30 s for appends under way."""
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+        if os.getpid() != self._pid:
+            return
+        self._take_inbox_now()
+        self._loop.call(self._drain(), self.address.wait_seconds + CLOSE_SECONDS)
+        self._loop.call(self._shut(), CLOSE_SECONDS)
+        self._loop.stop()
+        self._remove_temporary()
+
+    def _take_inbox_now(self) -> None:
+        async def take() -> None:
+            self._take_inbox()
+
+        self._loop.call(take(), CLOSE_SECONDS)
+
+    async def _drain(self) -> None:
+        await _all_drained(list(self._lanes.values()))
+        for tail in list(self._tails):
+            end = await self._ends.end(tail.place)
+            await tail.reach(end, 5.0)
+
+    async def _shut(self) -> None:
+        loop = asyncio.get_running_loop()
+        error = LogClosed("the log was closed")
+        for tail in list(self._tails):
+            await loop.run_in_executor(None, tail.follower.fail, error)
+            tail.task.cancel()
+        for mirror in list(self._mirrors.values()):
+            for feed in mirror.feeds.values():
+                await loop.run_in_executor(None, feed.fail, error)
+            await mirror.stop()
+        for member in list(self._members):
+            await member.leave()
+        for reader in list(self._readers.values()):
+            await reader.close()
+        await stop_quietly(self._producer)
+        await stop_quietly(getattr(self, "_asker", None))
+
+
+async def _all_drained(lanes: Sequence[Lane]) -> None:
+    for lane in lanes:
+        await lane.drained()

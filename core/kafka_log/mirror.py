@@ -1,0 +1,228 @@
+"""The copy of a keyed topic on this machine: Kafka finds records by offset only, a store asks for them by key.
+
+A mirror follows every partition of one topic into a SQLite file that follows from the topic and may be thrown away. A
+question first asks the broker where the partition ends and waits until the mirror is there, so it shows everything that
+was acknowledged before it was asked. Of a compacted topic it keeps the newest record of each key, as the broker will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..errors import LogClosed, StorageError
+from ..log import Record
+from ..log_follow import Feed
+from ..log_records import decode_headers, encode_headers
+from ..topics import TOPICS
+from .address import KafkaAddress
+from .client import KafkaError, OffsetOutOfRangeError, TopicPartition
+from .reading import Ends, make_consumer
+from .records import record_in
+from .tail import stop_quietly
+
+logger = logging.getLogger(__name__)
+
+MIRROR_RECORDS = 8192
+POLL_MS = 1000
+REACH_SECONDS = 60.0
+"""How long a question waits for a mirror that has to read on."""
+_COLUMNS = "offset, ts, key, headers, value"
+
+
+class MirrorTable:
+    """The SQLite side: written by one thread, read by any."""
+
+    def __init__(self, path: Path | None, topic: str, partitions: int, log_id: str) -> None:
+        self._topic = topic
+        self._compacted = TOPICS[topic].compacted
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(str(path) if path else ":memory:", check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT)")
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'log_id'").fetchone()
+        if row is None or row[0] != log_id:
+            for part in range(partitions):
+                self._db.execute(f"DROP TABLE IF EXISTS p{part}")
+            self._db.execute("DELETE FROM meta")
+            self._db.execute("INSERT INTO meta VALUES ('log_id', ?)", (log_id,))
+        for part in range(partitions):
+            self._db.execute(
+                f"CREATE TABLE IF NOT EXISTS p{part} (offset INTEGER PRIMARY KEY, ts INTEGER NOT NULL, key TEXT NOT NULL, "
+                "headers BLOB NOT NULL, value BLOB NOT NULL)"
+            )
+            self._db.execute(f"CREATE INDEX IF NOT EXISTS p{part}_by_key ON p{part} (key, offset)")
+
+    def position(self, partition: int) -> int | None:
+        """Up to which offset the partition was copied; None for one that was not begun."""
+        with self._lock:
+            row = self._db.execute("SELECT value FROM meta WHERE name = ?", (f"p{partition}",)).fetchone()
+        return None if row is None else int(row[0])
+
+    def write(self, batches: Mapping[int, Sequence[Record]], positions: Mapping[int, int]) -> None:
+        """Copy records and note the positions, together."""
+        with self._lock:
+            self._db.execute("BEGIN")
+            for part, records in batches.items():
+                rows = [
+                    (one.offset, one.timestamp_us, one.key, encode_headers(one.headers), one.value) for one in records
+                ]
+                self._db.executemany(f"INSERT OR REPLACE INTO p{part} VALUES (?, ?, ?, ?, ?)", rows)
+                if self._compacted:
+                    newest = {one.key: one.offset for one in records}
+                    self._db.executemany(f"DELETE FROM p{part} WHERE key = ? AND offset < ?", list(newest.items()))
+            marks = [(f"p{part}", str(position)) for part, position in positions.items()]
+            self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", marks)
+            self._db.execute("COMMIT")
+
+    def clear(self, partition: int) -> None:
+        """Forget a partition whose offsets are not those of the topic any more."""
+        with self._lock:
+            self._db.execute(f"DELETE FROM p{partition}")
+            self._db.execute("DELETE FROM meta WHERE name = ?", (f"p{partition}",))
+
+    def drop_below(self, partition: int, offset: int) -> None:
+        """Forget what the broker has forgotten."""
+        with self._lock:
+            self._db.execute(f"DELETE FROM p{partition} WHERE offset < ?", (offset,))
+
+    def select(self, partition: int, where: str, values: tuple[object, ...], limit: int | None) -> list[Record]:
+        """Records in order of offset."""
+        query = f"SELECT {_COLUMNS} FROM p{partition} WHERE {where} ORDER BY offset LIMIT ?"
+        with self._lock:
+            rows = self._db.execute(query, (*values, -1 if limit is None else limit)).fetchall()
+        return [
+            Record(self._topic, partition, offset, key, value, stamp, decode_headers(headers))
+            for offset, stamp, key, headers, value in rows
+        ]
+
+    def first(self, partition: int) -> int | None:
+        """The lowest offset that is kept; None where there is none."""
+        with self._lock:
+            row = self._db.execute(f"SELECT min(offset) FROM p{partition}").fetchone()
+        return None if row[0] is None else int(row[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._db.close()
+
+
+class Mirror:
+    """One topic, followed into its table; lives on the log's loop, is asked by threads."""
+
+    def __init__(
+        self, address: KafkaAddress, topic: str, partitions: int, ends: Ends, table: MirrorTable
+    ) -> None:
+        self.topic = topic
+        self.table = table
+        self.closed = False
+        self._address = address
+        self._ends = ends
+        self._places = [TopicPartition(address.topic(topic), part) for part in range(partitions)]
+        self._positions = {part: table.position(part) or 0 for part in range(partitions)}
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._hands = ThreadPoolExecutor(1, thread_name_prefix=f"agl-mirror-{topic}")
+        self.feeds = {part: self._feed(part) for part in range(partitions)}
+        self.task = asyncio.get_running_loop().create_task(self._run())
+
+    def _feed(self, part: int) -> Feed:
+        return Feed(
+            f"{self.topic}[{part}]",
+            self._positions[part],
+            lambda offset, most: self.table.select(part, "offset >= ?", (offset,), most),
+            lambda: self._positions[part],
+        )
+
+    async def reach(self, part: int) -> int:
+        """Wait until everything that was acknowledged before this call is here; return the end it was asked for."""
+        end = await self._ends.end(self._places[part])
+        if self._positions[part] < end:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((part, end, future))
+            try:
+                await asyncio.wait_for(future, REACH_SECONDS)
+            except asyncio.TimeoutError:
+                raise StorageError(
+                    f"the copy of {self.topic} on this machine is behind (at {self._positions[part]} of {end}); try again"
+                ) from None
+        return end
+
+    async def _run(self) -> None:
+        consumer: Any = None
+        while not self.closed:
+            try:
+                if consumer is None:
+                    consumer = make_consumer(self._address)
+                    await consumer.start()
+                    consumer.assign(self._places)
+                    await self._seek(consumer)
+                await self._step(consumer)
+            except OffsetOutOfRangeError as error:
+                lost: Any = error.args[0] if error.args else self._places
+                for place in self._places:
+                    if place not in lost:
+                        continue
+                    logger.warning("%s[%d] is not what it was; its copy is made anew.", place.topic, place.partition)
+                    self.table.clear(place.partition)
+                    self._positions[place.partition] = 0
+                await self._seek(consumer)
+            except (KafkaError, OSError) as error:
+                logger.warning("Copying %s failed (%s); it goes on as soon as the broker answers.", self.topic, error)
+                await stop_quietly(consumer)
+                consumer = None
+                await asyncio.sleep(0.5)
+            except asyncio.CancelledError:
+                break
+        await stop_quietly(consumer)
+
+    async def _seek(self, consumer: Any) -> None:
+        first = await consumer.beginning_offsets(self._places)
+        for place in self._places:
+            known = self._positions[place.partition]
+            if known < first[place] and not TOPICS[self.topic].compacted:
+                self.table.drop_below(place.partition, first[place])
+            consumer.seek(place, max(known, first[place]))
+
+    async def _step(self, consumer: Any) -> None:
+        fetched = await consumer.getmany(*self._places, timeout_ms=POLL_MS, max_records=MIRROR_RECORDS)
+        batches = {
+            place.partition: [record_in(self.topic, message) for message in messages] for place, messages in fetched.items()
+        }
+        positions: dict[int, int] = {}
+        for place in self._places:
+            position = await consumer.position(place)
+            if position > self._positions[place.partition]:
+                positions[place.partition] = position
+        if positions:
+            await asyncio.get_running_loop().run_in_executor(self._hands, self._keep, batches, positions)
+        due = [one for one in self._waiting if self._positions[one[0]] >= one[1]]
+        if due:
+            self._waiting = [one for one in self._waiting if self._positions[one[0]] < one[1]]
+            for _, _, future in due:
+                if not future.done():
+                    future.set_result(None)
+
+    def _keep(self, batches: Mapping[int, Sequence[Record]], positions: Mapping[int, int]) -> None:
+        self.table.write(batches, positions)
+        for part, position in positions.items():
+            before, self._positions[part] = self._positions[part], position
+            self.feeds[part].publish(before, position, batches.get(part, ()))
+
+    async def stop(self) -> None:
+        """Stop following; who waits is told."""
+        self.closed = True
+        self.task.cancel()
+        await asyncio.wait([self.task])
+        for _, _, future in self._waiting:
+            if not future.done():
+                future.set_exception(LogClosed("the log was closed"))
+        await asyncio.get_running_loop().run_in_executor(None, self._hands.shutdown)
+        self.table.close()

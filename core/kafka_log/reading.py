@@ -1,0 +1,139 @@
+"""Reading a partition by offset: one consumer a partition, without a group, that refuses to skip what is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import OffsetLost, StorageError
+from ..log import Record
+from .address import KafkaAddress
+from .client import AIOKafkaConsumer, KafkaError, OffsetOutOfRangeError, TopicPartition
+from .records import record_in
+
+FETCH_BYTES = 8 << 20
+IDLE_FETCH_MS = 20
+"""The broker answers a connection's requests one after the other: a fetch that waits for records holds up a later one."""
+READ_SECONDS = 60.0
+"""How long a read waits for a broker that is away."""
+
+
+def make_consumer(address: KafkaAddress, **more: Any) -> Any:
+    """A consumer without a group: it never resets an offset by itself."""
+    return AIOKafkaConsumer(
+        **address.client(),
+        group_id=None,
+        enable_auto_commit=False,
+        auto_offset_reset="none",
+        max_partition_fetch_bytes=FETCH_BYTES,
+        **more,
+    )
+
+
+class Ends:
+    """First and next offsets, asked by one consumer. Questions that come while one is under way share the next one."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._waiting: dict[TopicPartition, asyncio.Future[int]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def end(self, place: TopicPartition) -> int:
+        """The offset of the next record, asked after this call: everything acknowledged before lies below it."""
+        future = self._waiting.get(place)
+        if future is None:
+            future = self._waiting[place] = asyncio.get_running_loop().create_future()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._ask())
+        return await asyncio.shield(future)
+
+    async def _ask(self) -> None:
+        try:
+            while self._waiting:
+                asked, self._waiting = self._waiting, {}
+                try:
+                    ends = await self._consumer.end_offsets(list(asked))
+                except Exception as error:  # whoever asked is told
+                    for future in asked.values():
+                        if not future.done():
+                            future.set_exception(_told(error))
+                            future.exception()  # retrieved: who asked may have left
+                else:
+                    for place, future in asked.items():
+                        if not future.done():
+                            future.set_result(int(ends[place]))
+        finally:
+            self._task = None
+
+    async def first(self, place: TopicPartition) -> int:
+        """The first offset that is still there."""
+        try:
+            return int((await self._consumer.beginning_offsets([place]))[place])
+        except (KafkaError, OSError) as error:
+            raise _told(error) from error
+
+
+def _told(error: BaseException) -> StorageError:
+    return StorageError(f"the broker does not answer: {type(error).__name__}: {error}")
+
+
+class PartitionReader:
+    """Reads on in one partition; going on where the last read stopped costs no question to the broker."""
+
+    def __init__(self, address: KafkaAddress, topic: str, place: TopicPartition, ends: Ends) -> None:
+        self._address = address
+        self._topic = topic
+        self._place = place
+        self._ends = ends
+        self._consumer: Any = None
+        self._position = -1
+        self._end = 0
+        self._lock = asyncio.Lock()
+
+    async def read(self, offset: int, most: int) -> Sequence[Record]:
+        """As `Log.read`."""
+        async with self._lock:
+            if offset >= self._end:
+                self._end = await self._ends.end(self._place)
+                if offset >= self._end:
+                    return []
+            try:
+                return await self._fetch(offset, most)
+            except OffsetOutOfRangeError:
+                await self.close()
+                raise OffsetLost(
+                    f"{self._place.topic}[{self._place.partition}] has no offset {offset} any more", offset=offset
+                ) from None
+            except (KafkaError, OSError) as error:
+                await self.close()
+                raise _told(error) from error
+
+    async def _fetch(self, offset: int, most: int) -> list[Record]:
+        if self._consumer is None:
+            self._consumer = make_consumer(self._address, fetch_max_wait_ms=IDLE_FETCH_MS)
+            await self._consumer.start()
+            self._consumer.assign([self._place])
+            self._position = -1
+        consumer = self._consumer
+        consumer.resume(self._place)
+        if self._position != offset:
+            consumer.seek(self._place, offset)
+        found: list[Record] = []
+        deadline = asyncio.get_running_loop().time() + READ_SECONDS
+        while len(found) < most:
+            fetched = await consumer.getmany(self._place, timeout_ms=500, max_records=most - len(found))
+            found.extend(record_in(self._topic, message) for message in fetched.get(self._place, ()))
+            self._position = await consumer.position(self._place)
+            if self._position >= self._end:
+                break
+            if not fetched and asyncio.get_running_loop().time() > deadline:
+                raise StorageError(f"the broker did not show {self._place.topic} from offset {offset} in {READ_SECONDS:g} s")
+        consumer.pause(self._place)
+        return found
+
+    async def close(self) -> None:
+        """Give the connection back; the next read opens another."""
+        consumer, self._consumer, self._end = self._consumer, None, 0
+        if consumer is not None:
+            await consumer.stop()
