@@ -137,6 +137,17 @@ class Log(ABC):
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         """Return (first offset that is still there, offset of the next record)."""
 
+    def ask_end(self, topic: str, partition: int, done: Callable[[int | LogError], None]) -> None:
+        """Give `done` the offset of the next record, asked after this call: what was acknowledged before lies below it.
+
+        Does not block where the answer comes over a network; `done` is called once, from here or from a thread of the log.
+        """
+        try:
+            end: int | LogError = self.ends(topic, partition)[1]
+        except LogError as error:
+            end = error
+        done(end)
+
     @abstractmethod
     def follow(
         self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem

@@ -172,9 +172,10 @@ class RolloutMethods(LightningStore):
         if not isinstance(input, Unset):
             given["input"] = await blobs.settle(blobs.encode(input, "the input"))
         fields = tuple(given)
+        watermark = await self.engine.spans.watermark(rollout_id)
         return await self.engine.command(
             lambda state, command_id: decide.update_rollout(
-                state, rollout_id, fields, **given, watermark=self.engine.spans.watermark(rollout_id)
+                state, rollout_id, fields, **given, watermark=watermark
             ),
             lambda command_id: self._plain(rollout_id),
         )
@@ -202,13 +203,14 @@ class RolloutMethods(LightningStore):
             checked = arguments.mapping_or_none(metadata, "metadata")
             meta = await blobs.settle(blobs.encode(checked, "the metadata"))
         resolved: list[str] = []
+        ends = new_status not in (None, "preparing", "running")
+        watermark = await engine.spans.watermark(rollout_id) if ends else None
 
         def decided(state: State, command_id: str) -> events.AnyEvent:
             rollout = decide.find(state, rollout_id)
             attempt = decide.find_attempt(rollout, resolved[0] if resolved else attempt_id)
             if not resolved:
                 resolved.append(attempt.attempt_id)
-            ends = new_status not in (None, "preparing", "running")
             return decide.update_attempt(
                 rollout,
                 attempt,
@@ -216,7 +218,7 @@ class RolloutMethods(LightningStore):
                 worker_id=worker,
                 metadata=meta,
                 beat_us=told_us if told_us is not None else (engine.beat_us(rollout, attempt) if ends else None),
-                watermark=engine.spans.watermark(rollout_id) if ends else None,
+                watermark=watermark,
                 lag_ms=engine.timekeeper.lag_ms(),
             )
 

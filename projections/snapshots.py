@@ -55,7 +55,7 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
     saves time, nothing depends on it.
     """
     position, offset, fingerprint = state_at
-    partition = partition_of(namespace, log.partitions(SNAPSHOTS))
+    partitions = log.partitions(SNAPSHOTS)
     packed = zlib.compress(image, 1)
     pieces = [packed[at : at + CHUNK_BYTES] for at in range(0, len(packed), CHUNK_BYTES)]
     keys = [f"{namespace}/{position}/{writer}/{number}" for number in range(len(pieces))]
@@ -64,8 +64,11 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
         if isinstance(result, LogError):
             logger.warning("The snapshot at position %d was not written: %s", position, result)
 
+    def put(key: str, value: bytes) -> None:
+        log.append(SNAPSHOTS, partition_of(key, partitions), [NewRecord(key, value, 0)], done)
+
     for key, piece in zip(keys, pieces):
-        log.append(SNAPSHOTS, partition, [NewRecord(key, piece, 0)], done)
+        put(key, piece)
     manifest = Manifest(
         namespace=namespace,
         log_id=log.log_id,
@@ -79,10 +82,10 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
     slots = _manifests(log, namespace)
     slot = min(range(KEPT), key=lambda one: slots[one].position if one in slots else -1)
     key = f"{namespace}/manifest/{slot}"
-    log.append(SNAPSHOTS, partition, [NewRecord(key, msgspec.msgpack.encode(manifest), 0)], done)
+    put(key, msgspec.msgpack.encode(manifest))
     dropped = [] if slot not in slots else [one for one in slots[slot].chunks if one not in keys]
-    if dropped:
-        log.append(SNAPSHOTS, partition, [NewRecord(one, b"", 0) for one in dropped], done)
+    for one in dropped:
+        put(one, b"")
 
 
 def read_snapshot(log: Log, namespace: str) -> Restored | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..core import payload
@@ -228,9 +228,32 @@ class SpanBook:
             self._before = before
         return self._before + self._added
 
-    def watermark(self, rollout_id: str) -> int:
-        """The end offset of the rollout's span partition: everything acknowledged so far lies before it."""
-        return self._log.ends(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)))[1]
+    def ask_watermark(self, rollout_id: str, done: Callable[[int | LogError], None]) -> None:
+        """Give `done` the end offset of the rollout's span partition: everything acknowledged so far lies before it."""
+        self._log.ask_end(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)), done)
+
+    async def watermark(self, rollout_id: str) -> int:
+        """As `ask_watermark`, for who can wait. Raises `LogError` where the log does not answer."""
+        answered: list[int | LogError] = []
+        waiting: list[asyncio.Future[int]] = []
+        lock = threading.Lock()
+
+        def done(end: int | LogError) -> None:
+            with lock:
+                answered.append(end)
+                delivery = Delivery()
+                for future in waiting:
+                    delivery.put(future, end, isinstance(end, LogError))
+            delivery.flush()
+
+        self.ask_watermark(rollout_id, done)
+        with lock:
+            if not answered:
+                waiting.append(asyncio.get_running_loop().create_future())
+        end = await waiting[0] if waiting else answered[0]  # a log of this process answers at once
+        if isinstance(end, LogError):
+            raise end
+        return end
 
     def lost(self, rollout_id: str, created_us: int, watermark: int) -> bool:
         """Whether acknowledged spans of a rollout are gone, or may be: a topic made anew, or pruned by its age.

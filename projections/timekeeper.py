@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..core import decide
+from ..core.errors import LogError
 from ..core.events import AnyEvent, ExpiryKind
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
@@ -224,23 +225,34 @@ class Timekeeper:
         self, watched: OpenAttempt, rollout: Rollout, attempt: Attempt, kind: ExpiryKind | None
     ) -> None:
         watched.acting = True
-        if kind is None:
-            event: AnyEvent = decide.return_claim(rollout, attempt)
-        else:
-            event = decide.expire(
-                rollout,
-                attempt,
-                kind,
-                beat_us=watched.beat_us,
-                watermark=self._spans.watermark(rollout.rollout_id),
-                lost_retries=self._node.settings.lost_worker_retries,
-            )
-            logger.info("Attempt %s of rollout %s is %s.", attempt.attempt_id, rollout.rollout_id, kind)
 
         def done(outcome: Outcome | Exception) -> None:
             watched.acting = False
 
-        self._propose(event, done)
+        if kind is None:
+            self._propose(decide.return_claim(rollout, attempt), done)
+            return
+        revivals, config_version = attempt.revivals, rollout.config_version
+
+        def known(watermark: int | LogError) -> None:
+            """The log said where the rollout's spans end, perhaps a while later: what was assumed has to hold still."""
+            with self._node.lock:
+                unchanged = attempt.revivals == revivals and rollout.config_version == config_version
+                if isinstance(watermark, LogError) or not unchanged or self._node.broken is not None:
+                    watched.acting = False
+                    return
+                event = decide.expire(
+                    rollout,
+                    attempt,
+                    kind,
+                    beat_us=watched.beat_us,
+                    watermark=watermark,
+                    lost_retries=self._node.settings.lost_worker_retries,
+                )
+                logger.info("Attempt %s of rollout %s is %s.", attempt.attempt_id, rollout.rollout_id, kind)
+                self._propose(event, done)
+
+        self._spans.ask_watermark(rollout.rollout_id, known)
 
     def _requeue(self, rollout: Rollout) -> None:
         self.backoffs[rollout.rollout_id] = True

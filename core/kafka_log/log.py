@@ -8,12 +8,12 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..embedded_log import check_offset
-from ..errors import InvalidInput, LogClosed, PayloadTooLarge
+from ..errors import InvalidInput, LogClosed, LogError, PayloadTooLarge, StorageError
 from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
@@ -259,11 +259,22 @@ class KafkaLog(Log):
             return (end if first is None else first), end
         return await self._ends.first(place), await self._ends.end(place)
 
-    async def end_now(self, topic: str, partition: int) -> int:
-        """The next offset of a partition, for a coroutine on any loop; many that ask at once share one question."""
+    def ask_end(self, topic: str, partition: int, done: Callable[[int | LogError], None]) -> None:
+        """See `Log.ask_end`. Many that ask at once share one question to the broker."""
+        self._check_place(topic, partition)
         self._check_open()
-        future = asyncio.run_coroutine_threadsafe(self._ends.end(self._place(topic, partition)), self._loop.loop)
-        return await asyncio.wrap_future(future)
+        place = self._place(topic, partition)
+
+        async def ask() -> None:
+            try:
+                end: int | LogError = await asyncio.wait_for(self._ends.end(place), self.address.wait_seconds)
+            except LogError as error:
+                end = error
+            except asyncio.TimeoutError:
+                end = StorageError(f"the broker did not say where {topic} ends within {self.address.wait_seconds:g} s")
+            done(end)
+
+        asyncio.run_coroutine_threadsafe(ask(), self._loop.loop)
 
     # Following, groups
 
