@@ -1,5 +1,5 @@
-# demo, test, setup, bench, check: every one of them prepares .venv first, which takes no time when it is there.
-.PHONY: demo test setup bench check
+# demo, test, setup, bench, check, kafka: every one of them prepares .venv first, which takes no time when it is there.
+.PHONY: demo test setup bench check kafka
 .NOTPARALLEL:
 
 demo: setup
@@ -12,6 +12,10 @@ setup: .venv/.ready
 
 bench: setup
 	@.venv/bin/python -m tests.benchmarks
+
+# A real broker on this machine from Java and Maven, until Ctrl+C; KAFKA="--brokers 3 --dir data" passes options.
+kafka: setup
+	@.venv/bin/python deploy/kafka-local/kafka_local.py $(KAFKA)
 
 check: setup
 	@.venv/bin/ruff check .

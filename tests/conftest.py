@@ -6,6 +6,27 @@ from pathlib import Path
 
 import pytest
 
+from .kafka.fixtures import (
+    _three_brokers,
+    kafka_broker,
+    kafka_cluster,
+    kafka_cluster_prefix,
+    kafka_cluster_url,
+    kafka_prefix,
+    kafka_url,
+    mark,
+)
+
+__all__ = [
+    "_three_brokers",
+    "kafka_broker",
+    "kafka_cluster",
+    "kafka_cluster_prefix",
+    "kafka_cluster_url",
+    "kafka_prefix",
+    "kafka_url",
+]
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,3 +44,9 @@ class _RootIsNoTestPackage:
 def pytest_configure(config: pytest.Config) -> None:
     """Registered here and not as a conftest hook, since the root is collected before this folder's hooks apply."""
     config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before `-m` chooses: what uses a broker is marked so."""
+    mark(items)

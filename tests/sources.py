@@ -52,6 +52,6 @@ def product() -> list[Source]:
 
 
 def everything() -> list[Source]:
-    """What ships, the examples and the tests."""
-    paths = [path for folder in ("examples", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
+    """What ships, the examples, the scripts beside the package and the tests."""
+    paths = [path for folder in ("deploy", "examples", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
     return product() + [read(path) for path in paths]

@@ -63,8 +63,8 @@ def swallowed(source: Source) -> Iterator[str]:
 
 
 def environment(source: Source) -> Iterator[str]:
-    """Only the command line reads environment variables; everything else is handed its settings."""
-    if source.room in ("cli", "tests", "examples"):
+    """Only programs read environment variables; everything else is handed its settings."""
+    if source.room in ("cli", "deploy", "tests", "examples"):
         return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):
