@@ -16,7 +16,8 @@
     │   ├── LogLocked                      another process writes this log    .pid .address
     │   ├── LogClosed                      used after close
     │   ├── StorageError                   the disk or broker said no
-    │   │   └── LogFull                    ... because there is no room
+    │   │   ├── LogFull                    ... because there is no room
+    │   │   └── Rebuilding                 the log changed, the store folds it anew (retryable)
     │   ├── UnknownOutcome                 written or not: nobody can tell yet (retryable)
     │   └── PositionUnknown                a position before or behind what is there
     │       ├── ForeignPosition            a position of another log
@@ -51,6 +52,7 @@ __all__ = [
     "OptionalDependencyError",
     "PayloadTooLarge",
     "PositionUnknown",
+    "Rebuilding",
     "Refused",
     "StorageError",
     "StoreUnreachable",
@@ -228,6 +230,13 @@ class LogFull(StorageError):
     """There is no room left for the write; it is known not to be in the log."""
 
     code = "log_full"
+
+
+class Rebuilding(StorageError):
+    """The log is not what this store had folded; it folds it anew. Repeat the call with the same command id."""
+
+    code = "rebuilding"
+    retryable = True
 
 
 class UnknownOutcome(LogError):

@@ -181,6 +181,17 @@ class Engine:
             self._end_waits(LogClosed("the store was closed"))
         self.cold.close()
 
+    def abandon(self, error: Exception) -> None:
+        """Stop without touching the log, which goes on under another engine; who waits gets `error`."""
+        self.closed = True
+        self.timekeeper.close()
+        if self._snapshotting is not None:
+            self._snapshotting.join()
+        self.node.close()
+        with self.node.lock:
+            self._end_waits(error)
+        self.cold.close()
+
     def _end_waits(self, error: Exception) -> None:
         """Whoever waits for something to happen here learns that nothing will."""
         for part in (self.waiters, self.dispatch, self.facts):

@@ -18,7 +18,7 @@ from typing import Any
 from ..core import decide
 from ..core.clock import Clock, SystemClock
 from ..core.codec import Format, encode, headers_of
-from ..core.errors import Expired, InvalidInput, LogClosed, LogError, Refused, StorageError, UnknownOutcome
+from ..core.errors import Expired, InvalidInput, LogClosed, LogError, OffsetLost, Refused, StorageError, UnknownOutcome
 from ..core.events import AnyEvent, Proposal
 from ..core.fold import Outcome, apply
 from ..core.ids import uuid7_hex
@@ -93,6 +93,10 @@ class Node:
         self._applier = threading.Thread(target=self._apply_acked, name="agl-fold", daemon=True)
         self._tickets: dict[str, list[Done]] = {}
         self._subscription: Subscription | None = None
+        self.on_lost: Callable[[Exception], None] | None = None
+        """Told, under the lock, that the log is not the one that was folded: who owns the node has to make another."""
+        self.on_doubt: Callable[[int], None] | None = None
+        """Told, under the lock, of a position where another node's history differs from ours: one of us is wrong."""
 
     # Start and stop
 
@@ -109,13 +113,17 @@ class Node:
                 gc.enable()
         self._check_halted()
         self._applier.start()
-        if self.state.position == 0:
-            opening = decide.open_log(self.settings.window, self.settings.archive_after, FOLD_VERSION)
-            self.run(opening)
         if self._foreign:
             self._subscription = self.log.follow(
                 CONTROL, self.partition, self.next_offset, self._on_tail, self._on_problem
             )
+        if self.state.position == 0:
+            opening = decide.open_log(self.settings.window, self.settings.archive_after, FOLD_VERSION)
+            try:
+                self.run(opening)
+            except Refused as refused:
+                if refused.reason != "already_open":  # another node was quicker, and its word counts
+                    raise
 
     def close(self) -> None:
         """Fold what the log has acknowledged, then stop; the log was closed before. Who still waits gets `LogClosed`."""
@@ -166,15 +174,30 @@ class Node:
             self.delivery.flush()
 
     def _on_problem(self, error: LogError) -> None:
-        logger.error("The log cannot be followed any more: %s", error)
         with self.lock:
-            self.broken = error
-            self._fail_all(error)
+            if isinstance(error, LogClosed):
+                self.broken = error
+                self._fail_all(error)
+            else:
+                self.lost(error)
+
+    def lost(self, error: Exception) -> None:
+        """The log is another one than what was folded; nothing is answered from it any more. Under the lock."""
+        if self.broken is not None:
+            return
+        logger.error("The log is not what was folded (%s); nothing is answered from it any more.", error)
+        self.broken = error
+        self._fail_all(UnknownOutcome(f"the log changed behind the store ({error}); repeat the call, it finds out"))
+        if self.on_lost is not None:
+            self.on_lost(error)
 
     def _fold_records(self, records: Sequence[Record]) -> None:
         for record in records:
             if record.offset < self.next_offset:
                 continue
+            if record.offset > self.next_offset and self._foreign:
+                self.lost(OffsetLost(f"the control log has a hole at offset {self.next_offset}", offset=self.next_offset))
+                return
             self.next_offset = record.offset + 1
             if record.key == self.namespace:
                 self._fold_value(record.value)
@@ -184,6 +207,10 @@ class Node:
         for listener in self.listeners:
             listener(outcome)
         if outcome.proposal is not None:
+            verdict = outcome.verdict
+            if verdict is not None and verdict.reason == "foreign_history" and self.on_doubt is not None:
+                if outcome.proposal.writer != self.writer:
+                    self.on_doubt(outcome.position)
             for done in self._tickets.pop(outcome.proposal.id, ()):
                 done(outcome)
         if self.state.halted is not None and self._tickets:
@@ -268,9 +295,12 @@ class Node:
                     self._fold_value(staged.record.value)
                     if staged.command_id in self._tickets:  # no fold can read what was written: nobody else will answer
                         self._fail(staged.command_id, InvalidInput("a field of the command has a type no event can carry"))
-            else:
+            elif not self._foreign:
                 self._catch_up()
-            return
+            elif 0 <= ack.base_offset < self.next_offset and any(one.command_id in self._tickets for one in batch):
+                # Something else was folded at these offsets.
+                self.lost(OffsetLost(f"offset {ack.base_offset} of the control log was given twice", offset=ack.base_offset))
+            return  # what others wrote before it comes through the tail, and so does this
         again: list[_Staged] = []
         if isinstance(ack, UnknownOutcome):
             again = self._settle_unknown(batch, ack)
@@ -283,7 +313,16 @@ class Node:
 
     def _settle_unknown(self, batch: list[_Staged], error: LogError) -> list[_Staged]:
         """Fold what is in the log now; return what is not there and goes out again under the same id, a few times."""
-        self._catch_up()
+        try:
+            self._catch_up()
+        except OffsetLost as lost:
+            self.lost(lost)
+            return []
+        except LogError as unread:  # the log does not answer: nobody can tell now, and a retry of the caller will
+            logger.warning("The log cannot be read to settle %d commands: %s", len(batch), unread)
+            for staged in batch:
+                self._fail(staged.command_id, error)
+            return []
         again: list[_Staged] = []
         for staged in batch:
             if staged.command_id not in self._tickets:

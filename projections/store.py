@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from ..core.clock import Clock
 from ..core.contract import LightningStore
+from ..core.errors import LogClosed
 from ..core.log import Log
 from ..core.model import Fact
 from ..core.open_log import open_log
@@ -16,6 +17,7 @@ from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatist
 from .catalogue import ResourceMethods, WorkerMethods
 from .claims import ClaimMethods
 from .engine import Engine
+from .rebuild import Gone, Rebuilder
 from .rollouts import RolloutMethods
 from .settings import StoreSettings
 from .spans import SpanMethods
@@ -37,9 +39,17 @@ class EventLogStore(ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, 
         index_path: str | None = None,
         foreign_writers: bool = False,
     ) -> None:
-        self.engine = Engine(
-            log, settings=settings, clock=clock, index_path=index_path, foreign_writers=foreign_writers
-        )
+        def make() -> Engine:
+            return Engine(log, settings=settings, clock=clock, index_path=index_path, foreign_writers=foreign_writers)
+
+        self._log = log
+        self.engine = make()
+        self._rebuilder = Rebuilder(make, self._put)
+        if foreign_writers:  # the only writer of a log cannot find it changed
+            self._rebuilder.watch(self.engine)
+
+    def _put(self, engine: Engine | Gone) -> None:
+        self.engine = cast(Engine, engine)
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
@@ -108,7 +118,12 @@ class EventLogStore(ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, 
 
     def close(self) -> None:
         """Finish what is under way and close the log. Idempotent; calls after it raise `LogClosed`."""
-        self.engine.close()
+        self._rebuilder.close()
+        if isinstance(self.engine, Gone):
+            self._put(Gone(LogClosed("the store was closed")))
+            self._log.close()
+        else:
+            self.engine.close()
 
     def __enter__(self) -> EventLogStore:
         return self
@@ -124,7 +139,8 @@ def open_store(
     clock: Clock | None = None,
     token: str | None = None,
 ) -> LightningStore:
-    """Open the store at `url`: `sqlite:///path`, `memory://`, or `http://host:port` for one that lives elsewhere.
+    """Open the store at `url`: `sqlite:///path`, `memory://`, `kafka://host:port/prefix`, or `http://host:port` for one
+    that lives elsewhere.
 
     Raises `InvalidInput` for other forms, `LogLocked` where another process writes the file, `LogCorrupt` where it is
     damaged.
@@ -135,13 +151,17 @@ def open_store(
         return LightningStoreClient(url, token=token)
     log = open_log(url)
     try:
-        return EventLogStore(log, settings=settings, clock=clock, index_path=_index_path(log))
+        shared = url.startswith("kafka://")
+        return EventLogStore(log, settings=settings, clock=clock, index_path=_index_path(log), foreign_writers=shared)
     except BaseException:
         log.close()
         raise
 
 
 def _index_path(log: Log) -> str | None:
-    """The cold index lies beside a log file; a log in memory has none."""
+    """The cold index lies beside a log file, or in the folder where a log on a broker keeps its copies."""
     path = getattr(log, "path", None)
+    folder = getattr(log, "state_folder", None)
+    if folder is not None:
+        return str(folder / "index.db")
     return None if path is None else f"{path}.index"

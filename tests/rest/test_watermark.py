@@ -37,8 +37,8 @@ async def test_22_spans_of_otlp_client_and_store_are_covered_by_the_end(
         time.sleep(0.02)
         return read_key(*args, **options)
 
-    def noted(rollout_id: str) -> int:
-        marks.append(watermark(rollout_id))
+    async def noted(rollout_id: str) -> int:
+        marks.append(await watermark(rollout_id))
         return marks[-1]
 
     monkeypatch.setattr(log, "read_key", slow)
