@@ -31,6 +31,7 @@ _WEEKS = {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
 _NEWEST = {"cleanup.policy": "compact"}
 # A writer's clock is informative: one that runs ahead must not make the broker refuse its events.
 _ANY_CLOCK = {"message.timestamp.after.max.ms": str((1 << 63) - 1)}
+SHOWN_SECONDS = 30.0
 MAX_MESSAGE_BYTES = 8 << 20
 MAX_BLOB_BYTES = 72 << 20
 
@@ -99,6 +100,7 @@ async def create(address: KafkaAddress, counts: dict[str, int] | None = None, re
             if address.topic(name) not in there
         ]
         made = _made(await admin.create_topics(missing)) if missing else []
+        await _shown(admin, address)
         await check(admin, address)
         return made
     except (KafkaError, OSError) as error:
@@ -119,13 +121,27 @@ def _made(answer: Any) -> list[str]:
     return made
 
 
+async def _describe(admin: Any, address: KafkaAddress) -> dict[str, int]:
+    """Topic of the broker -> partitions, of this log's topics that are there."""
+    described = await admin.describe_topics([address.topic(name) for name in SETUPS])
+    return {one["topic"]: len(one["partitions"]) for one in described if not one["error_code"] and one["partitions"]}
+
+
+async def _shown(admin: Any, address: KafkaAddress) -> None:
+    """Wait until what was made is shown: a broker answers a creation a moment before it knows of it itself."""
+    deadline = asyncio.get_running_loop().time() + SHOWN_SECONDS
+    while len(await _describe(admin, address)) < len(SETUPS):
+        if asyncio.get_running_loop().time() > deadline:
+            raise StorageError(f"the topics of {address.url} were made and are not shown after {SHOWN_SECONDS:g} s")
+        await asyncio.sleep(0.05)
+
+
 async def survey(address: KafkaAddress) -> dict[str, int]:
     """Topic -> partitions of the log that is there. Raises `InvalidInput` where a topic is missing or cannot carry a log."""
     admin = AIOKafkaAdminClient(**address.client())
     try:
         await admin.start()
-        described = await admin.describe_topics([address.topic(name) for name in SETUPS])
-        found = {one["topic"]: len(one["partitions"]) for one in described if not one["error_code"]}
+        found = await _describe(admin, address)
         for name in SETUPS:
             if address.topic(name) not in found:
                 raise InvalidInput(
@@ -163,17 +179,18 @@ async def identify(address: KafkaAddress, consumer: Any, producer: Any) -> str:
 
     `consumer` is only for this: while it waits for records, the broker answers nothing else on its connection.
     """
-    found = await _first_identity(address, consumer)
+    found = await find_identity(address, consumer)
     if found is None:
         value = msgspec.json.encode(Identity(uuid.uuid4().hex[:16]))
         await producer.send_and_wait(address.topic(META), value, key=b"log", partition=0)
-        found = await _first_identity(address, consumer)
+        found = await find_identity(address, consumer)
     if found is None:
         raise StorageError(f"{address.topic(META)} does not show the record that says who the log is")
     return found.log_id
 
 
-async def _first_identity(address: KafkaAddress, consumer: Any) -> Identity | None:
+async def find_identity(address: KafkaAddress, consumer: Any) -> Identity | None:
+    """What the `meta` topic says of the log; None before somebody has opened it for the first time."""
     place = TopicPartition(address.topic(META), 0)
     end = (await consumer.end_offsets([place]))[place]
     if end == 0:
