@@ -89,6 +89,7 @@ class ClaimMethods(LightningStore):
         while True:
             command_id = base if not step else f"{base}.{step}"
             turn: asyncio.Future[None] | None = None
+            opens_in: float | None = None
             future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]] | None = None
             with node.lock:
                 if engine.closed:
@@ -100,7 +101,8 @@ class ClaimMethods(LightningStore):
                         return found
                     step += 1
                     continue
-                rollout_id = engine.dispatch.take(node.state)
+                patient = deadline is not None and loop.time() < deadline
+                rollout_id = engine.dispatch.take(node.state, patient=patient)
                 event = None
                 if rollout_id is not None:
                     claimer = Claim(
@@ -114,17 +116,21 @@ class ClaimMethods(LightningStore):
                 if event is not None:
                     future = loop.create_future()
                     node.propose(event, command_id, node.settle(future, self._answer), call.basis)
-                elif deadline is None or loop.time() >= deadline:
+                elif not patient:
+                    engine.dispatch.pass_on()
+                    node.delivery.flush()
                     return None
                 else:
                     turn = engine.dispatch.wait(loop)
+                    opens_in = engine.dispatch.opens_in(node.state)
             if future is not None and rollout_id is not None:
                 answered = await self._outcome(future, rollout_id, command_id, _gone_for_good(call))
                 if answered is not None:
                     return answered
                 step += 1
             elif turn is not None and deadline is not None:
-                await self._await_turn(turn, deadline - loop.time())
+                left = deadline - loop.time()
+                await self._await_turn(turn, left if opens_in is None else min(left, opens_in))
 
     async def _outcome(
         self,

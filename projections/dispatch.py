@@ -1,34 +1,101 @@
 """Dispatch: which claimable rollout a claimer is offered, and who is woken when one appears.
 
-The fold's queue is the truth; this is one node's view of it, first in first out, in which a rollout that is being
-claimed is not offered twice. Use under the node's lock.
+The fold's queue is the truth; this is one node's view of it, in which a rollout that is being claimed is not offered
+twice. Use under the node's lock.
+
+The only writer of a log offers the oldest, always. Where several nodes claim from one log, all of them see a rollout at
+about the same moment and all but one would claim in vain. So each rollout ranks the nodes that were seen claiming, by
+rendezvous hash: the first in rank offers it at once, the others when it has been in the queue for `STEAL_SECONDS`, one
+after the other. A node whose runners are told by hints (hints.py) offers at once what it has a hint for, and steals the
+rest. Among the oldest `WINDOW` a claimer is offered what was hinted, else what ranks its node highest, else the oldest.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from hashlib import blake2b
 
+from ..core.clock import Clock, SystemClock
 from ..core.state import State
 from .delivery import Delivery
 
+WINDOW = 64
+"""So many of the oldest are looked at: order is strict but for these."""
+STEAL_SECONDS = 0.020
+"""How long a rollout lies in the queue for whom it was meant before everybody may have it."""
+RANK_SECONDS = 0.003
+"""How much later each further rank steals: about as long as a claim takes to be seen by the others."""
+LAST_RANK = 5
+NODE_SECONDS = 10.0
+"""Who has claimed nothing for so long is not ranked any more."""
+
+
+class _Ready:
+    """A rollout in the queue; `since` is when this node saw it, `rank` how many nodes come before it."""
+
+    __slots__ = ("hinted", "rank", "ranked", "rollout_id", "since")
+
+    def __init__(self, rollout_id: str, since: float) -> None:
+        self.rollout_id = rollout_id
+        self.since = since
+        self.hinted = False
+        self.rank = 0
+        self.ranked = -1
+
 
 class Dispatch:
-    """Hands out claimable rollouts and wakes idle claimers, oldest first."""
+    """Hands out claimable rollouts and wakes idle claimers, oldest first. `node`: our name where others claim too."""
 
-    def __init__(self, delivery: Delivery) -> None:
+    def __init__(self, delivery: Delivery, node: str | None = None, clock: Clock | None = None) -> None:
         self._delivery = delivery
-        self._ready: deque[str] = deque()
+        self._node = node
+        self._clock = clock if clock is not None else SystemClock()
+        self._ready: deque[_Ready] = deque()
+        self._by_id: dict[str, _Ready] = {}
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._claimers: dict[str, float] = {}
+        self._nodes: tuple[str, ...] = () if node is None else (node,)
+        self._version = 0
+        self.feeds = 0
+        """How many feeds of hints this node has; with one, nothing is offered at once but what was hinted."""
+        self.on_idle: list[Callable[[], None]] = []
+        """Called when a claimer begins to wait."""
 
     def load(self, state: State) -> None:
         """Start with what the log says is claimable."""
-        self._ready = deque(state.queue)
+        self._ready = deque(_Ready(rollout_id, float("-inf")) for rollout_id in state.queue)
+        self._by_id = {one.rollout_id: one for one in self._ready}
 
     def offer(self, rollout_id: str) -> None:
         """A rollout became claimable: remember it and wake the one who waits longest."""
-        self._ready.append(rollout_id)
+        one = self._by_id[rollout_id] = _Ready(rollout_id, self._clock.monotonic())
+        self._ready.append(one)
         self._wake_one()
+
+    def hint(self, state: State, rollout_id: str) -> bool:
+        """This node may have a rollout at once. False where it is not claimable, or being claimed here."""
+        one = self._by_id.get(rollout_id)
+        if one is None or rollout_id not in state.queue:
+            return False
+        one.hinted = True
+        self._wake_one()
+        return True
+
+    def claimed(self, node: str) -> None:
+        """A node was seen claiming."""
+        if self._node is not None:
+            self._claimers[node] = self._clock.monotonic()
+            if node not in self._nodes:
+                self._rank_anew()
+
+    def _rank_anew(self) -> None:
+        assert self._node is not None
+        since = self._clock.monotonic() - NODE_SECONDS
+        self._claimers = {node: seen for node, seen in self._claimers.items() if seen >= since}
+        self._nodes = tuple(sorted({self._node, *self._claimers}))
+        self._version += 1
 
     def _wake_one(self) -> None:
         while self._idle:
@@ -37,19 +104,84 @@ class Dispatch:
                 self._delivery.put(future, None)
                 return
 
-    def take(self, state: State) -> str | None:
-        """The oldest rollout that is still claimable and not being claimed by this node; None when there is none."""
-        ready = self._ready
-        while ready:
-            rollout_id = ready.popleft()
-            if rollout_id in state.queue:
-                return rollout_id
+    def take(self, state: State, *, patient: bool = True) -> str | None:
+        """The rollout that the next claimer is to claim; None when there is none.
+
+        `patient`: it will come again, so what is meant for another node is left to it for a moment.
+        """
+        one = self._oldest(state) if len(self._nodes) < 2 and not self.feeds else self._choose(state, patient)
+        return None if one is None else one.rollout_id
+
+    def _oldest(self, state: State) -> _Ready | None:
+        while self._ready:
+            one = self._ready.popleft()
+            if self._by_id.get(one.rollout_id) is one:
+                del self._by_id[one.rollout_id]
+                if one.rollout_id in state.queue:
+                    return one
         return None
+
+    def _choose(self, state: State, patient: bool) -> _Ready | None:
+        now = self._clock.monotonic()
+        window = self._window(state)
+        best: _Ready | None = None
+        for one in window:
+            if patient and self._opens(one) > now:
+                continue
+            if best is None or (not one.hinted, one.rank) < (not best.hinted, best.rank):
+                best = one
+        if best is not None:
+            self._ready.remove(best)
+            del self._by_id[best.rollout_id]
+            if self._ready:
+                # Who was woken for what is still here may have been this claimer: another has to look after it.
+                self._wake_one()
+        return best
+
+    def _window(self, state: State) -> list[_Ready]:
+        """The oldest that are claimable; those that are not any more are forgotten."""
+        window: list[_Ready] = []
+        while self._ready and len(window) < WINDOW:
+            one = self._ready.popleft()
+            if self._by_id.get(one.rollout_id) is not one:
+                continue
+            if one.rollout_id in state.queue:
+                window.append(one)
+            else:
+                del self._by_id[one.rollout_id]
+        self._ready.extendleft(reversed(window))
+        return window
+
+    def _opens(self, one: _Ready) -> float:
+        """When this node may offer it, on the clock of `since`."""
+        if one.hinted:
+            return float("-inf")
+        if one.ranked != self._version:
+            one.ranked = self._version
+            one.rank = self._rank(one.rollout_id)
+        if one.rank == 0 and not self.feeds:
+            return float("-inf")
+        return one.since + STEAL_SECONDS + RANK_SECONDS * min(one.rank, LAST_RANK)
+
+    def _rank(self, rollout_id: str) -> int:
+        """How many of the nodes come before this one for a rollout; every node finds the same order."""
+        mine = _weight(self._node or "", rollout_id)
+        return sum(_weight(node, rollout_id) > mine for node in self._nodes if node != self._node)
+
+    def opens_in(self, state: State) -> float | None:
+        """Seconds until something that is left to others for now may be had here; None where there is no such thing."""
+        if len(self._nodes) < 2 and not self.feeds:
+            return None
+        if self._claimers and min(self._claimers.values()) < self._clock.monotonic() - NODE_SECONDS:
+            self._rank_anew()
+        opens = [self._opens(one) for one in self._window(state)]
+        return max(min(opens) - self._clock.monotonic(), 0.001) if opens else None
 
     def give_back(self, state: State, rollout_id: str) -> None:
         """A claim came to nothing: offer the rollout again, first, if it is still claimable."""
-        if rollout_id in state.queue:
-            self._ready.appendleft(rollout_id)
+        if rollout_id in state.queue and rollout_id not in self._by_id:
+            one = self._by_id[rollout_id] = _Ready(rollout_id, float("-inf"))
+            self._ready.appendleft(one)
             self._wake_one()
 
     def fail(self, error: Exception) -> None:
@@ -63,9 +195,19 @@ class Dispatch:
         self._idle.append(future)
         if len(self._idle) > 64 and self._idle[0].done():
             self._idle = deque(one for one in self._idle if not one.done())
+        for tell in self.on_idle:
+            tell()
         return future
+
+    def waiting(self) -> int:
+        """How many claimers wait."""
+        return sum(not future.done() for future in self._idle)
 
     def pass_on(self) -> None:
         """Somebody was woken and did not claim (gave up, was cancelled): wake the next, if there is work."""
         if self._ready:
             self._wake_one()
+
+
+def _weight(node: str, rollout_id: str) -> bytes:
+    return blake2b(f"{node}/{rollout_id}".encode("utf-8", "backslashreplace"), digest_size=8).digest()

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
 from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, LogError, NotFound, Refused
-from ..core.events import AnyEvent, Edge, TimePassed
+from ..core.events import AnyEvent, AttemptClaimed, Edge, TimePassed
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
 from ..core.log import Log
@@ -63,7 +63,7 @@ class Engine:
         self.cold = ColdIndex(index_path, log.log_id)
         self.liveness = Liveness(log)
         self.waiters = Waiters(self.node.delivery)
-        self.dispatch = Dispatch(self.node.delivery)
+        self.dispatch = Dispatch(self.node.delivery, self.node.writer if foreign_writers else None, self.clock)
         self.facts = FactFeed(self.node)
         self.timekeeper = Timekeeper(self.node, self.liveness, self.spans)
         self._snapshotting: threading.Thread | None = None
@@ -102,6 +102,9 @@ class Engine:
             self.cold.remove(str(outcome.facts[0][1]))
 
     def _heard(self, outcome: Outcome) -> None:
+        proposal = outcome.proposal
+        if outcome.facts and proposal is not None and isinstance(proposal.event, AttemptClaimed):
+            self.dispatch.claimed(proposal.writer)
         for kind, rollout_id, sequence_id, _ in outcome.facts:
             if rollout_id is None:
                 event = outcome.proposal.event if outcome.proposal is not None else None
