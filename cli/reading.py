@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ def open_reading(url: str) -> Log:
         url = f"sqlite:///{url}"
     if url.startswith("memory:"):
         raise InvalidInput("a log in memory belongs to one process; give the address of a file")
-    return open_log(url, readonly=True)
+    return open_log(url, readonly=True, environment=os.environ)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def store(
     if url.startswith(("http://", "https://")):
         raise InvalidInput(f"{url} is the address of a store; a store is served on a log such as {DEFAULT_LOG}")
     settings = StoreSettings(worker_lost_seconds=worker_lost_seconds, max_payload_mb=max_payload_mb)
-    opened: Any = open_store(url, settings=settings)
+    opened: Any = open_store(url, settings=settings, environment=os.environ)
     door = Door(host, port, token or None, origins, max_payload_mb)
     try:
         return asyncio.run(_serve(opened, door, began, as_json))

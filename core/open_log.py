@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import InvalidInput
@@ -18,19 +19,21 @@ def path_of(url: str) -> Path:
     return Path(url[len("sqlite:///") :]).expanduser()
 
 
-def open_log(url: str, readonly: bool = False) -> Log:
+def open_log(url: str, readonly: bool = False, environment: Mapping[str, str] | None = None) -> Log:
     """Open the log at `url`, making it and its folders where there is none (not with `readonly`).
 
     Raises `InvalidInput` for an address of another form, `LogLocked` where another process writes the file,
     `LogCorrupt` where it is damaged, `StorageError` where the disk or its rights say no. A read-only log may be opened
-    while another process writes it.
+    while another process writes it. `environment`: where security options of a `kafka://` address are looked up that the
+    address does not have (AGL_KAFKA_SASL_PASSWORD and so on); the commands pass that of their process.
     """
     if url == "memory://":
         return MemoryLog()
     if url.startswith("kafka://"):
-        from .kafka_log import KafkaLog
+        from .kafka_log import KafkaAddress, KafkaLog, ReadOnlyKafkaLog
 
-        return KafkaLog(url)
+        address = KafkaAddress.parse(url, environment)
+        return ReadOnlyKafkaLog(address) if readonly else KafkaLog(address)
     from .sqlite_log import SqliteLog
 
     path = path_of(url)

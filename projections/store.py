@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, cast
 
 from ..core.clock import Clock
@@ -138,9 +138,11 @@ def open_store(
     settings: StoreSettings | None = None,
     clock: Clock | None = None,
     token: str | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> LightningStore:
     """Open the store at `url`: `sqlite:///path`, `memory://`, `kafka://host:port/prefix`, or `http://host:port` for one
-    that lives elsewhere.
+    that lives elsewhere. `environment`: where the security options of a Kafka are looked up that its address does not
+    have (AGL_KAFKA_SASL_PASSWORD and so on); pass `os.environ` to use those of this process.
 
     Raises `InvalidInput` for other forms, `LogLocked` where another process writes the file, `LogCorrupt` where it is
     damaged.
@@ -149,7 +151,7 @@ def open_store(
         from .rest.client import LightningStoreClient
 
         return LightningStoreClient(url, token=token)
-    log = open_log(url)
+    log = open_log(url, environment=environment)
     try:
         shared = url.startswith("kafka://")
         return EventLogStore(log, settings=settings, clock=clock, index_path=_index_path(log), foreign_writers=shared)

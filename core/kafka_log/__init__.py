@@ -2,5 +2,6 @@
 
 from .address import KafkaAddress as KafkaAddress
 from .log import KafkaLog as KafkaLog
+from .readonly import ReadOnlyKafkaLog as ReadOnlyKafkaLog
 
-__all__ = ["KafkaAddress", "KafkaLog"]
+__all__ = ["KafkaAddress", "KafkaLog", "ReadOnlyKafkaLog"]

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from ..errors import InvalidInput
+from .security import SECRET_OPTIONS, SECURITY, checked, client_options
 
 FORM = "kafka://host:9092[,host:9092]/prefix[?security_protocol=SASL_SSL&sasl_mechanism=SCRAM-SHA-512&...]"
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}").fullmatch
-_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER")
-SECRET_OPTIONS = frozenset({"sasl_password", "ssl_password", "sasl_token"})
-_SECURITY = frozenset(
-    {"security_protocol", "sasl_mechanism", "sasl_username", "ssl_cafile", "ssl_certfile", "ssl_keyfile"}
-) | SECRET_OPTIONS
 _OWN = frozenset({"format", "wait_seconds", "state"})
-OPTIONS = _SECURITY | _OWN
-ENVIRONMENT = "AGL_KAFKA_"
-"""Every security option may come from the environment instead: AGL_KAFKA_SASL_PASSWORD and so on."""
+OPTIONS = SECURITY | _OWN
 
 WAIT_SECONDS = 120.0
 """How long an append waits for a broker that is away before its outcome is called unknown."""
@@ -62,9 +53,7 @@ class KafkaAddress:
             options.setdefault("sasl_username", unquote(name))
             if password:
                 options.setdefault("sasl_password", unquote(password))
-        security = {name: environment[ENVIRONMENT + name.upper()] for name in sorted(_SECURITY)
-                    if environment is not None and environment.get(ENVIRONMENT + name.upper())}  # fmt: skip
-        security.update({name: value for name, value in options.items() if name in _SECURITY})
+        security = {name: value for name, value in options.items() if name in SECURITY}
         form = options.get("format", "msgpack")
         if form not in ("msgpack", "json"):
             raise InvalidInput(f"format is {form!r}; it takes msgpack or json")
@@ -74,7 +63,7 @@ class KafkaAddress:
             form=form,
             wait_seconds=_seconds(options.get("wait_seconds")),
             state=options.get("state"),
-            security=_checked(security),
+            security=checked(security, environment),
         )
 
     @property
@@ -96,27 +85,11 @@ class KafkaAddress:
 
     def client(self) -> dict[str, Any]:
         """What every client of the broker is given: servers, deadline, security."""
-        security = self.security
-        made: dict[str, Any] = {
+        return {
             "bootstrap_servers": self.bootstrap.split(","),
             "request_timeout_ms": 5000,  # 40 s, the default, lets a frozen broker hold every write for so long
-            "security_protocol": security.get("security_protocol", "PLAINTEXT"),
+            **client_options(self.security),
         }
-        if "SSL" in made["security_protocol"]:
-            made["ssl_context"] = _ssl_context(security)
-        if made["security_protocol"].startswith("SASL"):
-            made["sasl_mechanism"] = security.get("sasl_mechanism", "PLAIN")
-            if made["sasl_mechanism"] == "OAUTHBEARER":
-                made["sasl_oauth_token_provider"] = _token_provider(security)
-            else:
-                made["sasl_plain_username"] = security.get("sasl_username")
-                made["sasl_plain_password"] = security.get("sasl_password")
-        return made
-
-
-def from_environment(url: str) -> KafkaAddress:
-    """As `KafkaAddress.parse`, with the security options of this process's environment."""
-    return KafkaAddress.parse(url, os.environ)
 
 
 def _without_query(url: str) -> str:
@@ -142,41 +115,3 @@ def _seconds(text: str | None) -> float:
     if not 0 < seconds < 1e6:
         raise InvalidInput(f"wait_seconds is {text!r}; it takes a number of seconds above 0")
     return seconds
-
-
-def _checked(security: dict[str, str]) -> dict[str, str]:
-    protocol = security.get("security_protocol")
-    mechanism = security.get("sasl_mechanism")
-    if protocol is None and ("sasl_username" in security or mechanism is not None):
-        raise InvalidInput("the address has credentials and no security_protocol; add security_protocol=SASL_SSL")
-    if protocol is not None and protocol not in _PROTOCOLS:
-        raise InvalidInput(f"security_protocol is {protocol!r}; it takes {', '.join(_PROTOCOLS)}")
-    if mechanism is not None and mechanism not in _MECHANISMS:
-        raise InvalidInput(f"sasl_mechanism is {mechanism!r}; it takes {', '.join(_MECHANISMS)}")
-    if protocol is not None and protocol.startswith("SASL"):
-        wanted = ("sasl_token",) if mechanism == "OAUTHBEARER" else ("sasl_username", "sasl_password")
-        for name in wanted:
-            if not security.get(name):
-                raise InvalidInput(f"{protocol} needs {name}; set {ENVIRONMENT}{name.upper()} in the environment")
-    return security
-
-
-def _ssl_context(security: Mapping[str, str]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=security.get("ssl_cafile"))
-    if security.get("ssl_certfile"):
-        context.load_cert_chain(security["ssl_certfile"], security.get("ssl_keyfile"), security.get("ssl_password"))
-    return context
-
-
-def _token_provider(security: Mapping[str, str]) -> Any:
-    from .client import AbstractTokenProvider
-
-    base: Any = AbstractTokenProvider
-
-    class Fixed(base):
-        """The token of the address or the environment; it is not renewed."""
-
-        async def token(self) -> str:
-            return security["sasl_token"]
-
-    return Fixed()

@@ -12,6 +12,7 @@ from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import (
     KafkaError,
     MessageSizeTooLargeError,
@@ -31,6 +32,7 @@ __all__ = [
     "AbstractTokenProvider",
     "ConfigResource",
     "ConfigResourceType",
+    "ConsumerProtocolMemberAssignment",
     "KafkaError",
     "MessageSizeTooLargeError",
     "NewTopic",

@@ -18,7 +18,7 @@ from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
 from ..topics import BLOBS, CONTROL, FACTS, TASKS, TOPICS, partition_of
-from .address import KafkaAddress, from_environment
+from .address import KafkaAddress
 from .client import AIOKafkaConsumer, AIOKafkaProducer, KafkaError, TopicPartition
 from .lane import Lane, answer
 from .loop import LoopThread
@@ -44,7 +44,7 @@ class KafkaLog(Log):
     """
 
     def __init__(self, address: str | KafkaAddress) -> None:
-        self.address = address if isinstance(address, KafkaAddress) else from_environment(address)
+        self.address = address if isinstance(address, KafkaAddress) else KafkaAddress.parse(address)
         self.url = self.address.url
         self._pid = os.getpid()
         self._gate = threading.Lock()

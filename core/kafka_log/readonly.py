@@ -1,0 +1,109 @@
+"""Looking at a log on Kafka: nothing is created or written, no group is joined, and no copy is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..embedded_log import check_offset
+from ..errors import InvalidInput
+from ..log import Done, Membership, NewRecord, Record
+from ..topics import SPANS, TOPICS, partition_of
+from .address import KafkaAddress
+from .client import AIOKafkaConsumer, KafkaError
+from .groups import GroupLag, lags
+from .log import KafkaLog
+from .reading import Ends
+from .tail import stop_quietly
+from .topics import find_identity, survey, unreachable
+
+SCAN_RECORDS = 2048
+ASK_SECONDS = 60.0
+
+
+class ReadOnlyKafkaLog(KafkaLog):
+    """A log on Kafka that this process only looks at, also while others write it.
+
+    It shows every topic as the broker has it: older records of a key until they are compacted away, and `tasks` and
+    `facts` as they were published. `log_id` is empty before the log was opened for writing once.
+    """
+
+    def __init__(self, address: str | KafkaAddress) -> None:
+        parsed = address if isinstance(address, KafkaAddress) else KafkaAddress.parse(address)
+        # Copies that a running node keeps in `state` are its own.
+        super().__init__(replace(parsed, state=None))
+
+    async def _open(self) -> str:
+        self._producer_lock = asyncio.Lock()
+        self._asker: Any = AIOKafkaConsumer(**self.address.client(), group_id=None)
+        reader: Any = AIOKafkaConsumer(**self.address.client(), group_id=None, auto_offset_reset="earliest")
+        try:
+            await self._asker.start()
+            self._partitions = await survey(self.address)
+            await reader.start()
+            found = await find_identity(self.address, reader)
+            return "" if found is None else found.log_id
+        except (KafkaError, OSError) as error:
+            raise unreachable(self.address, error) from error
+        finally:
+            await stop_quietly(reader)
+            self._ends = Ends(self._asker)
+
+    def partitions(self, topic: str) -> int:
+        """See `Log.partitions`; `tasks` and `facts` too."""
+        self._known(topic)
+        return self._partitions[topic]
+
+    def _known(self, topic: str) -> None:
+        if topic not in TOPICS:
+            raise InvalidInput(f"There is no topic {topic!r}; topics are {', '.join(TOPICS)}")
+
+    def _check_place(self, topic: str, partition: int) -> None:
+        self._known(topic)
+        if not 0 <= partition < self._partitions[topic]:
+            raise InvalidInput(f"there is no partition {partition}; {topic} has {self._partitions[topic]}")
+
+    def read(
+        self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
+    ) -> Sequence[Record]:
+        self._check_place(topic, partition)
+        check_offset(offset)
+        self._check_open()
+        return self._loop.call(self._reader(topic, partition).read(offset, max_records))
+
+    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
+        """See `Log.read_key`. For spans it reads through the partition of the key: one rollout is worth no copy of all."""
+        if topic != SPANS:
+            return super().read_key(topic, key, after=after, max_records=max_records)
+        partition = partition_of(key, self._partitions[topic])
+        offset = max(after + 1, self.ends(topic, partition)[0])
+        found: list[Record] = []
+        while records := self.read(topic, partition, offset, SCAN_RECORDS):
+            offset = records[-1].offset + 1
+            found.extend(record for record in records if record.key == key)
+            if max_records is not None and len(found) >= max_records:
+                return found[:max_records]
+        return found
+
+    async def _ends_of(self, topic: str, partition: int) -> tuple[int, int]:
+        place = self._place(topic, partition)
+        return await self._ends.first(place), await self._ends.end(place)
+
+    def groups(self) -> list[GroupLag]:
+        """Every consumer group that reads topics of this log, and how far behind it is; sorted by name."""
+        self._check_open()
+        return self._loop.call(lags(self.address), ASK_SECONDS)
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """Raises `InvalidInput`, always: this log is only read."""
+        raise InvalidInput(f"{self.url} is open for reading only")
+
+    def publish(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """Raises `InvalidInput`, always: this log is only read."""
+        raise InvalidInput(f"{self.url} is open for reading only")
+
+    def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
+        """Raises `InvalidInput`, always: who only looks moves nobody's partitions."""
+        raise InvalidInput(f"{self.url} is open for reading only; members of a group open it for writing")
