@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..embedded_log import check_offset
-from ..errors import InvalidInput, LogClosed, LogError, PayloadTooLarge, StorageError
+from ..errors import InvalidInput, LogClosed, LogError, PayloadTooLarge
 from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
@@ -24,7 +24,7 @@ from .lane import Lane, answer
 from .loop import LoopThread
 from .membership import KafkaMember
 from .mirror import Mirror, MirrorTable
-from .reading import Ends, PartitionReader
+from .reading import Ends, OnEnd, PartitionReader
 from .tail import Tail, stop_quietly
 from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, identify, survey, unreachable
 
@@ -50,6 +50,7 @@ class KafkaLog(Log):
         self._gate = threading.Lock()
         self._closed = False
         self._inbox: list[PendingAppend] = []
+        self._asked: list[tuple[TopicPartition, OnEnd]] = []
         self._partitions: dict[str, int] = {}
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._readers: dict[tuple[str, int], PartitionReader] = {}
@@ -91,7 +92,7 @@ class KafkaLog(Log):
             raise unreachable(self.address, error) from error
         finally:
             await stop_quietly(reader)
-            self._ends = Ends(self._asker)
+            self._ends = Ends(self._asker, self.address.wait_seconds)
 
     # Writing
 
@@ -263,18 +264,16 @@ class KafkaLog(Log):
         """See `Log.ask_end`. Many that ask at once share one question to the broker."""
         self._check_place(topic, partition)
         self._check_open()
-        place = self._place(topic, partition)
+        with self._gate:
+            self._asked.append((self._place(topic, partition), done))
+            if len(self._asked) == 1:
+                self._loop.loop.call_soon_threadsafe(self._take_asked)
 
-        async def ask() -> None:
-            try:
-                end: int | LogError = await asyncio.wait_for(self._ends.end(place), self.address.wait_seconds)
-            except LogError as error:
-                end = error
-            except asyncio.TimeoutError:
-                end = StorageError(f"the broker did not say where {topic} ends within {self.address.wait_seconds:g} s")
-            done(end)
-
-        asyncio.run_coroutine_threadsafe(ask(), self._loop.loop)
+    def _take_asked(self) -> None:
+        with self._gate:
+            taken, self._asked = self._asked, []
+        for place, done in taken:
+            self._ends.ask(place, done)
 
     # Following, groups
 

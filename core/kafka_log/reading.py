@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import OffsetLost, StorageError
+from ..errors import LogError, OffsetLost, StorageError
 from ..log import Record
 from .address import KafkaAddress
 from .client import AIOKafkaConsumer, KafkaError, OffsetOutOfRangeError, TopicPartition
@@ -31,38 +31,52 @@ def make_consumer(address: KafkaAddress, **more: Any) -> Any:
     )
 
 
+OnEnd = Callable[["int | LogError"], None]
+"""Told an end offset, or why it is not known; on the log's loop."""
+
+
 class Ends:
     """First and next offsets, asked by one consumer. Questions that come while one is under way share the next one."""
 
-    def __init__(self, consumer: Any) -> None:
+    def __init__(self, consumer: Any, wait_seconds: float = READ_SECONDS) -> None:
         self._consumer = consumer
-        self._waiting: dict[TopicPartition, asyncio.Future[int]] = {}
+        self._wait_seconds = wait_seconds
+        self._waiting: dict[TopicPartition, list[OnEnd]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    async def end(self, place: TopicPartition) -> int:
-        """The offset of the next record, asked after this call: everything acknowledged before lies below it."""
-        future = self._waiting.get(place)
-        if future is None:
-            future = self._waiting[place] = asyncio.get_running_loop().create_future()
+    def ask(self, place: TopicPartition, done: OnEnd) -> None:
+        """Give `done` the offset of the next record, asked after this call: what was acknowledged before lies below it."""
+        self._waiting.setdefault(place, []).append(done)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._ask())
-        return await asyncio.shield(future)
+
+    async def end(self, place: TopicPartition) -> int:
+        """As `ask`. Raises `StorageError` where the broker does not answer in time."""
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def done(end: int | LogError) -> None:
+            if future.done():
+                return
+            if isinstance(end, LogError):
+                future.set_exception(end)
+            else:
+                future.set_result(end)
+
+        self.ask(place, done)
+        return await future
 
     async def _ask(self) -> None:
         try:
             while self._waiting:
                 asked, self._waiting = self._waiting, {}
                 try:
-                    ends = await self._consumer.end_offsets(list(asked))
-                except Exception as error:  # whoever asked is told
-                    for future in asked.values():
-                        if not future.done():
-                            future.set_exception(_told(error))
-                            future.exception()  # retrieved: who asked may have left
-                else:
-                    for place, future in asked.items():
-                        if not future.done():
-                            future.set_result(int(ends[place]))
+                    answers = await asyncio.wait_for(self._consumer.end_offsets(list(asked)), self._wait_seconds)
+                    ends: dict[TopicPartition, int | LogError] = {place: int(answers[place]) for place in asked}
+                except (KafkaError, OSError, asyncio.TimeoutError) as error:
+                    ends = dict.fromkeys(asked, _told(error))
+                for place, callbacks in asked.items():
+                    for done in callbacks:
+                        done(ends[place])
         finally:
             self._task = None
 
