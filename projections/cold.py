@@ -49,6 +49,8 @@ class ColdIndex:
         self._counts: dict[str, list[int]] | None = None
         self._closed = False
         self._refused = False
+        self.whole = True
+        """False while an earlier part of the log has not been looked at yet: then no position is noted."""
         self.moves = 0
         """How often rollouts moved from memory to the table: who read both sees whether that was in between."""
         self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
@@ -130,7 +132,8 @@ class ColdIndex:
             try:
                 self._db.execute("BEGIN")
                 self._db.executemany("INSERT OR REPLACE INTO rollouts VALUES (?, ?, ?, ?, ?)", rows)
-                self._db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (str(complete_to),))
+                if self.whole:
+                    self._db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (str(complete_to),))
                 self._db.execute("COMMIT")
             except sqlite3.Error as error:
                 if self._db.in_transaction:

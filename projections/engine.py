@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
-from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, LogError, NotFound, Refused
+from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, LogError, NotFound, Rebuilding, Refused
 from ..core.events import AnyEvent, AttemptClaimed, Edge, TimePassed
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
@@ -24,6 +24,7 @@ from .dispatch import Dispatch
 from .fact_feed import FactFeed
 from .liveness import Liveness
 from .node import Node, refusal
+from .refill import Refill
 from .settings import StoreSettings
 from .shared_spans import SharedSpanBook
 from .snapshots import image_of, read_snapshot, write_snapshot
@@ -67,6 +68,8 @@ class Engine:
         self.facts = FactFeed(self.node)
         self.timekeeper = Timekeeper(self.node, self.liveness, self.spans)
         self._snapshotting: threading.Thread | None = None
+        self.shared = foreign_writers
+        self.refill: Refill | None = None
         self.closed = False
         self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._open()
@@ -75,10 +78,12 @@ class Engine:
     def _open(self) -> None:
         node = self.node
         restored = read_snapshot(self.log, node.namespace)
-        if restored is not None and self.cold.position < restored.state.position:
+        behind = restored is not None and self.cold.position < restored.state.position
+        if behind and not self.shared:
             restored = None  # the index lost what the snapshot relies on: everything again from the first record
-        if restored is None:
+        if restored is None or behind:
             self.cold.clear()
+            self.cold.whole = restored is None
         self.restored_at = restored.state.position if restored is not None else 0
         self._snapshot_at = self.restored_at
         node.listeners.append(self._archive)
@@ -91,6 +96,9 @@ class Engine:
             self.facts.start()
             node.listeners.append(self._heard)
         self.cold.start()
+        if not self.cold.whole:
+            self.refill = Refill(self.log, node, self.cold, self.restored_at)
+            self.refill.start()
         self.timekeeper.start()
 
     # What follows from each folded record, under the node's lock
@@ -175,8 +183,7 @@ class Engine:
         self.timekeeper.close()
         if self.node.broken is None and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
             self.snapshot()
-        if self._snapshotting is not None:
-            self._snapshotting.join()
+        self._end_threads()
         self.log.close()  # finishes the appends under way, whose commands get their answers
         self.node.close()
         self.cold.flush(self.node.state.position)
@@ -184,12 +191,17 @@ class Engine:
             self._end_waits(LogClosed("the store was closed"))
         self.cold.close()
 
+    def _end_threads(self) -> None:
+        if self._snapshotting is not None:
+            self._snapshotting.join()
+        if self.refill is not None:
+            self.refill.close()
+
     def abandon(self, error: Exception) -> None:
         """Stop without touching the log, which goes on under another engine; who waits gets `error`."""
         self.closed = True
         self.timekeeper.close()
-        if self._snapshotting is not None:
-            self._snapshotting.join()
+        self._end_threads()
         self.node.close()
         with self.node.lock:
             self._end_waits(error)
@@ -254,6 +266,7 @@ class Engine:
         rollout_id = sentence.split(" ")[1]
         body = await asyncio.to_thread(self.cold.body, rollout_id)
         if body is None:
+            self._check_index(rollout_id)
             raise NotFound.rollout(rollout_id)
         await self.settle(decide.restore(rollout_id, body))
 
@@ -296,7 +309,19 @@ class Engine:
         rollout = self.node.state.rollouts.get(rollout_id)
         if rollout is None and self.node.state.archived.get(rollout_id) is not None:
             rollout = self.cold.get(rollout_id)
+            if rollout is None:
+                self._check_index(rollout_id)
         return rollout
+
+    def _check_index(self, rollout_id: str) -> None:
+        """An archived rollout is not in the index: later, perhaps."""
+        if not self.cold.whole:
+            raise Rebuilding(f"rollout {rollout_id} is finished and the index of such is being made; try again in a moment")
+
+    async def indexed(self) -> None:
+        """Wait until what is finished can be listed. Raises `Rebuilding` where that takes longer than a call may."""
+        if self.refill is not None and not self.refill.done.is_set():
+            await asyncio.to_thread(self.refill.wait)
 
     def fetch(self, reference: payload.Reference) -> bytes:
         """The bytes of a payload that lies in blobs."""

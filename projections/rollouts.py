@@ -321,6 +321,7 @@ class RolloutMethods(LightningStore):
             "_aggregate": filter_logic,
         }
         everything = filter_logic == "or"
+        await self.engine.indexed()
         while True:
             moves, _ = self.engine.cold.pending()
             cold = await asyncio.to_thread(

@@ -64,6 +64,7 @@ class EventLogStore(ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, 
         )
 
     async def statistics(self) -> LightningStoreStatistics:
+        await self.engine.indexed()
         spans = await asyncio.to_thread(self.engine.spans.count)
         with self.engine.node.lock:
             state = self.engine.node.state

@@ -32,9 +32,9 @@ SPANS = 1_000_000
 class History:
     """Makes a plausible control log: rollouts are queued, claimed, observed and finished."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: StoreSettings | None = None) -> None:
         self.state = State()
-        self._settings = StoreSettings()
+        self._settings = settings if settings is not None else StoreSettings()
 
     def step(self, event: AnyEvent, command_id: str) -> NewRecord:
         """Fold an event and return its record."""
