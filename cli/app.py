@@ -15,6 +15,8 @@ from ..core.errors import AgentLightningError
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo.command", "demo", "A real language model on this machine, two runners, the best prompt of several."),
+    "kafka": ("kafka", "kafka", "Make the topics of a log on Apache Kafka."),
+    "lag": ("lag", "lag", "How far the consumer groups of a log on Kafka are behind."),
     "log": ("log", "log", "Look at the log: topics, tail, show, grep, check, copy."),
     "replay": ("replay", "replay", "Fold a log from its first event: the state then, and its fingerprint."),
     "runner": ("runner", "runner", "Run an agent on the rollouts of a store."),

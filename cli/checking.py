@@ -1,12 +1,19 @@
-"""What `agl log check` examines: the file as SQLite and our check sums see it, then whether its control log folds."""
+"""What `agl log check` examines: a file as SQLite and our check sums see it, a Kafka by its offsets, and whether it folds."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ..core.errors import AgentLightningError, InvalidInput
+from ..core.log import Log
 from ..core.open_log import open_log, path_of
+from ..core.topics import BLOBS, STORED, TOPICS
 from ..projections.replay import replay
+
+CHECK_RECORDS = 2048
+CHECK_BLOBS = 8
+"""Blobs have up to 64 MB each."""
 
 
 def examine(url: str) -> dict[str, Any]:
@@ -14,6 +21,8 @@ def examine(url: str) -> dict[str, Any]:
 
     A file that is missing or damaged is a finding, never an exception. Nothing is changed.
     """
+    if url.startswith("kafka://"):
+        return _examine_broker(url)
     from ..core.sqlite_log import check_file
 
     address = url if "://" in url else f"sqlite:///{url}"
@@ -26,25 +35,87 @@ def examine(url: str) -> dict[str, Any]:
     if not findings:
         try:
             with open_log(address, readonly=True) as log:
-                state, met = replay(log)
-            position, fingerprint = met.position, met.fingerprint
-            if state.halted is not None:
-                findings.append(f"control: {state.halted}")
-            if met.refused.get("malformed"):
-                findings.append(f"control: {met.refused['malformed']} records are no events; readers pass over them")
-            if met.refused.get("foreign_history"):
-                findings.append(
-                    f"control: {met.refused['foreign_history']} records continue another history: they were changed, "
-                    "removed or copied from elsewhere, or the releases that wrote and read them disagree"
-                )
+                position, fingerprint = _fold(log, findings)
         except AgentLightningError as error:
             findings.append(error.message or str(error))
+    return _report(str(path), report.log_id, findings, report.records, position, fingerprint)
+
+
+def _examine_broker(url: str) -> dict[str, Any]:
+    """Topics that are missing or set wrongly end the opening, which says so; everything else is a finding."""
+    with open_log(url, readonly=True, environment=os.environ) as log:
+        findings: list[str] = []
+        records = dict.fromkeys(STORED, 0)
+        position, fingerprint = 0, ""
+        try:
+            for topic in STORED:
+                for partition in range(log.partitions(topic)):
+                    records[topic] += _walk(log, topic, partition, findings)
+            if not findings:
+                position, fingerprint = _fold(log, findings)
+        except AgentLightningError as error:
+            findings.append(error.message or str(error))
+        return _report(log.url, log.log_id, findings, records, position, fingerprint)
+
+
+def _walk(log: Log, topic: str, partition: int, findings: list[str]) -> int:
+    """Read a partition to its end as it is now, which checks the batches' check sums; return its number of records."""
+    first, end = log.ends(topic, partition)
+    if topic == "control" and first > 0:
+        findings.append(f"{topic}[{partition}]: the records below offset {first} were removed")
+    count, offset = 0, first
+    while offset < end:
+        records = log.read(topic, partition, offset, CHECK_BLOBS if topic == BLOBS else CHECK_RECORDS)
+        if not records:
+            break
+        count += len(records)
+        if not TOPICS[topic].compacted and records[-1].offset + 1 - offset != len(records):
+            hole = next(at for at, record in enumerate(records, offset) if record.offset != at)
+            findings.append(f"{topic}[{partition}]: there is no record at offset {hole}")
+        offset = records[-1].offset + 1
+    if offset < end and not TOPICS[topic].compacted:
+        findings.append(f"{topic}[{partition}]: there is no record at offset {offset}")
+    return count
+
+
+def first_hole(log: Log, topic: str, partition: int, offset: int, end: int) -> int | None:
+    """The first offset of [offset, end) that has no record; None where all have one."""
+    while offset < end:
+        records = log.read(topic, partition, offset, min(CHECK_RECORDS, end - offset))
+        for record in records:
+            if record.offset != offset:
+                return offset
+            offset += 1
+            if offset == end:
+                return None
+        if not records:
+            return offset
+    return None
+
+
+def _fold(log: Log, findings: list[str]) -> tuple[int, str]:
+    state, met = replay(log)
+    if state.halted is not None:
+        findings.append(f"control: {state.halted}")
+    if met.refused.get("malformed"):
+        findings.append(f"control: {met.refused['malformed']} records are no events; readers pass over them")
+    if met.refused.get("foreign_history"):
+        findings.append(
+            f"control: {met.refused['foreign_history']} records continue another history: they were changed, "
+            "removed or copied from elsewhere, or the releases that wrote and read them disagree"
+        )
+    return met.position, met.fingerprint
+
+
+def _report(
+    path: str, log_id: str, findings: list[str], records: dict[str, int], position: int, fingerprint: str
+) -> dict[str, Any]:
     return {
-        "path": str(path),
-        "log_id": report.log_id,
+        "path": path,
+        "log_id": log_id,
         "sound": not findings,
         "findings": findings,
-        "records": report.records,
+        "records": records,
         "position": position,
         "fingerprint": fingerprint,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from ..core.errors import InvalidInput
 from ..core.log import Log, Record
 from ..core.topics import CONTROL, TOPICS
-from .reading import DEFAULT_LOG, Bound, BoundType, Filters, TopicReader, open_reading
+from .reading import DEFAULT_LOG, Bound, BoundType, Filters, TopicReader, on_broker, open_reading
 from .records import View, summary
 from .terminal import counted, echo_json, json_option, plain, printable, short, table, when
 
@@ -20,6 +21,10 @@ DERIVE_LIMIT = 200_000
 
 log_option = click.option(
     "--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="Address or file of the log."
+)
+
+published_option = click.option(
+    "--published", is_flag=True, help="Tasks and facts as the Kafka has them, instead of derived from control."
 )
 
 
@@ -47,12 +52,16 @@ def _given(rollout: str | None, attempt: str | None, kind: str | None, since: Bo
 
 
 @log.command()
+@published_option
 @log_option
 @json_option
-def topics(url: str, as_json: bool) -> None:
-    """Every topic: its partitions and records, when it was last written, and how long records are kept."""
+def topics(published: bool, url: str, as_json: bool) -> None:
+    """Every topic: its partitions and records, when it was last written, and how long records are kept.
+
+    On a Kafka, the records of topics that keep the newest of a key are not counted: that means to read all of them.
+    """
     with open_reading(url) as source:
-        rows = [_topic_row(source, name) for name in TOPICS]
+        rows = [_topic_row(source, name, published) for name in TOPICS]
     if as_json:
         echo_json(rows)
         return
@@ -71,13 +80,16 @@ def topics(url: str, as_json: bool) -> None:
     click.echo("\n".join(table(lines, heads)))
 
 
-def _topic_row(source: Log, name: str) -> dict[str, Any]:
+def _topic_row(source: Log, name: str, published: bool) -> dict[str, Any]:
     """What `topics` says of one topic. `records` counts up to the end of a compacted topic those that are still there."""
     topic = TOPICS[name]
-    kept = "derived from control" if topic.derived else "the newest of a key" if topic.compacted else "for ever"
+    derived = topic.derived and not published
+    kept = "derived from control" if derived else "the newest of a key" if topic.compacted else "for ever"
+    if topic.derived and published:
+        kept = "as the topic is set"
     row: dict[str, Any] = {"topic": name, "partitions": 1, "records": None, "next": None, "last_time": None, "kept": kept}
-    reader = TopicReader(source, name, fetch_blobs=False)
-    if topic.derived:
+    reader = TopicReader(source, name, fetch_blobs=False, published=published)
+    if derived:
         row["partitions"] = source.partitions(CONTROL)
         if sum(source.ends(CONTROL, part)[1] for part in range(row["partitions"])) <= DERIVE_LIMIT:
             count, last = 0, None
@@ -88,7 +100,10 @@ def _topic_row(source: Log, name: str) -> dict[str, Any]:
     row["partitions"] = source.partitions(name)
     ends = [source.ends(name, part) for part in range(row["partitions"])]
     row["next"] = sum(end for _, end in ends)
-    row["records"] = _present(source, name) if topic.compacted else sum(end - first for first, end in ends)
+    if not topic.compacted:
+        row["records"] = sum(end - first for first, end in ends)
+    elif not on_broker(source):
+        row["records"] = _present(source, name)
     newest = reader.last(Filters(), 1)
     row["last_time"] = newest[-1][1].time if newest else None
     return row
@@ -110,6 +125,7 @@ def _present(source: Log, name: str) -> int:
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="How many records.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl+C.")
 @click.option("--raw", is_flag=True, help="The bytes of the values, in hex, instead of their meaning.")
+@published_option
 @_filters
 @log_option
 @json_option
@@ -118,6 +134,7 @@ def tail(
     lines: int,
     follow: bool,
     raw: bool,
+    published: bool,
     url: str,
     as_json: bool,
     rollout: str | None,
@@ -132,7 +149,7 @@ def tail(
     """
     filters = _given(rollout, attempt, kind, since, until)
     with open_reading(url) as source:
-        reader = TopicReader(source, topic)
+        reader = TopicReader(source, topic, published=published)
 
         def show(record: Record, view: View) -> None:
             _echo(record, view, raw, as_json)
@@ -147,13 +164,14 @@ def tail(
 @click.argument("position", type=click.IntRange(min=0))
 @click.argument("topic", default=CONTROL)
 @click.option("--raw", is_flag=True, help="The bytes of the value, in hex.")
+@published_option
 @log_option
 @json_option
-def show_record(position: int, topic: str, raw: bool, url: str, as_json: bool) -> None:
+def show_record(position: int, topic: str, raw: bool, published: bool, url: str, as_json: bool) -> None:
     """The records at POSITION of TOPIC in full: key, headers and everything in them."""
     filters = Filters(since=Bound(position), until=Bound(position + 1))
     with open_reading(url) as source:
-        found = list(TopicReader(source, topic).records(filters))
+        found = list(TopicReader(source, topic, published=published).records(filters))
     if not found:
         raise InvalidInput(f"{topic} has no record at position {position}")
     for record, view in found:
@@ -179,6 +197,7 @@ def show_record(position: int, topic: str, raw: bool, url: str, as_json: bool) -
 @click.argument("topic_names", metavar="[TOPIC]...", nargs=-1)
 @click.option("-i", "--ignore-case", is_flag=True, help="Upper and lower case are the same.")
 @click.option("--raw", is_flag=True, help="Print the bytes of the values in hex; the search is in their meaning anyway.")
+@published_option
 @_filters
 @log_option
 @json_option
@@ -187,6 +206,7 @@ def grep(
     topic_names: tuple[str, ...],
     ignore_case: bool,
     raw: bool,
+    published: bool,
     url: str,
     as_json: bool,
     rollout: str | None,
@@ -207,7 +227,7 @@ def grep(
     hits = 0
     with open_reading(url) as source:
         for topic in topic_names or (CONTROL, "spans"):
-            for record, view in TopicReader(source, topic).records(filters):
+            for record, view in TopicReader(source, topic, published=published).records(filters):
                 if wanted.search(_searched(record, view)):
                     hits += 1
                     _echo(record, view, raw, as_json, with_topic=True)
@@ -224,7 +244,10 @@ def _searched(record: Record, view: View) -> str:
 @log_option
 @json_option
 def check(url: str, as_json: bool) -> int:
-    """Say whether the file is sound: structure, check sums, gaps, and whether the control log folds. Exit code 1 if not."""
+    """Say whether the log is sound: structure, check sums, gaps, and whether the control log folds. Exit code 1 if not.
+
+    On a Kafka it reads every topic to its end: settings of the control topic, gaps, and whether the control log folds.
+    """
     from .checking import examine
 
     report = examine(url)
@@ -245,14 +268,17 @@ def check(url: str, as_json: bool) -> int:
 @click.argument("destination")
 @json_option
 def copy(source: str, destination: str, as_json: bool) -> None:
-    """Copy a log into a new one, also while a store writes SOURCE: a backup that can be opened at once."""
+    """Copy a log into a new one, also while a store writes SOURCE: a backup that can be opened at once.
+
+    Either may be a file or on a Kafka. Topics of a Kafka are made by `agl kafka init` before, and have to be empty.
+    """
     from ..core.copy_log import copy_log
     from ..core.open_log import open_log, path_of
 
     address = destination if "://" in destination else f"sqlite:///{destination}"
     if address.startswith("sqlite:") and path_of(address).exists():
         raise InvalidInput(f"{path_of(address)} exists; a log is copied to a new file only")
-    with open_reading(source) as log_from, open_log(address) as log_to:
+    with open_reading(source) as log_from, open_log(address, environment=os.environ) as log_to:
         copied = copy_log(log_from, log_to)
     if as_json:
         echo_json({"destination": address, "records": copied})

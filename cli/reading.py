@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import time
 from collections import deque
@@ -30,7 +31,18 @@ def open_reading(url: str) -> Log:
         url = f"sqlite:///{url}"
     if url.startswith("memory:"):
         raise InvalidInput("a log in memory belongs to one process; give the address of a file")
+    quieten_clients()
     return open_log(url, readonly=True, environment=os.environ)
+
+
+def quieten_clients() -> None:
+    """What a broker's client logs about a broker that is away is told by our own error, in one line."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+def on_broker(log: Log) -> bool:
+    """Whether the log is one on Kafka, which has topics that a file derives."""
+    return log.url.startswith("kafka:")
 
 
 @dataclass(frozen=True)
@@ -101,17 +113,27 @@ Pair = tuple[Record, View]
 
 
 class TopicReader:
-    """One topic of a log, whether it is stored or derived, partition by partition."""
+    """One topic of a log, whether it is stored or derived, partition by partition.
 
-    def __init__(self, log: Log, topic: str, fetch_blobs: bool = True) -> None:
+    `published`: read `tasks` and `facts` from the broker, which has them, instead of deriving them from `control`.
+    """
+
+    def __init__(self, log: Log, topic: str, fetch_blobs: bool = True, published: bool = False) -> None:
         known = TOPICS.get(topic)
         if known is None:
             raise InvalidInput(f"There is no topic {topic!r}; topics are {', '.join(TOPICS)}")
         self._log = log
         self._topic = topic
         self._decoder = Decoder(log, fetch_blobs)
-        self._derived = DerivedTopic(log, topic) if known.derived else None
-        self._next = [] if known.derived else [0] * log.partitions(topic)
+        if published and known.derived and not on_broker(log):
+            raise InvalidInput(f"{topic!r} is published on a Kafka only; {log.url} derives it from 'control'")
+        derived = known.derived and not published
+        self._derived = DerivedTopic(log, topic) if derived else None
+        self._next = [] if derived else [0] * log.partitions(topic)
+        if not derived and on_broker(log):  # which may forget the oldest by its settings; in a file that is damage
+            self._next = [log.ends(topic, part)[0] for part in range(len(self._next))]
+        self._by_offset = not known.derived
+        """Positions are offsets in this topic; those of facts and tasks are positions in `control`."""
 
     def records(self, filters: Filters) -> Iterator[Pair]:
         """What matches, from where this reader stands to the end as it is now."""
@@ -120,13 +142,16 @@ class TopicReader:
                 yield from self._matching(found, filters)
             return
         for partition in range(len(self._next)):
-            first = filters.since.position or 0
-            self._next[partition] = max(self._next[partition], first)
+            self._next[partition] = max(self._next[partition], self._first(filters))
             while found := self._log.read(self._topic, partition, self._next[partition], CHUNK):
                 self._next[partition] = found[-1].offset + 1
                 yield from self._matching(found, filters)
-                if filters.until.position is not None and self._next[partition] >= filters.until.position:
-                    break
+                if self._by_offset and filters.until.position is not None:
+                    if self._next[partition] >= filters.until.position:
+                        break
+
+    def _first(self, filters: Filters) -> int:
+        return filters.since.position or 0 if self._by_offset else 0
 
     def _matching(self, records: Sequence[Record], filters: Filters) -> Iterator[Pair]:
         for record in records:
@@ -142,7 +167,7 @@ class TopicReader:
         for partition in range(len(self._next)):
             first, end = self._log.ends(self._topic, partition)
             self._next[partition] = end
-            found += self._backwards(partition, max(first, filters.since.position or 0), end, filters, count)
+            found += self._backwards(partition, max(first, self._first(filters)), end, filters, count)
         if len(self._next) > 1:
             found.sort(key=lambda pair: pair[1].time or 0.0)
         return found[-count:] if count else []
@@ -181,6 +206,6 @@ class TopicReader:
     def _passed(self, until: Bound) -> bool:
         if until.time is not None:
             return time.time() >= until.time
-        if until.position is None or self._derived is not None:
+        if until.position is None or not self._by_offset:
             return False
         return bool(self._next) and min(self._next) >= until.position

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 
 from ..core import codec, payload
+from ..core.dead import decode_letter
 from ..core.errors import AgentLightningError
 from ..core.log import Log, Record
-from ..core.topics import BLOBS, CONTROL, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
+from ..core.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
 from ..projections import span_records
 from ..projections.blobs import Blobs
 from ..projections.liveness import WorkerBeat
@@ -71,6 +72,7 @@ class Decoder:
             LIVENESS: self._beat,
             BLOBS: self._blob,
             SNAPSHOTS: self._snapshot,
+            DEAD: self._letter,
             FACTS: self._fact,
             TASKS: self._fact,
         }
@@ -161,6 +163,12 @@ class Decoder:
         seen.body = msgspec.json.decode(record.value)
         _collect(seen.body, seen)
 
+    def _letter(self, record: Record, seen: View) -> None:
+        letter = decode_letter(record)
+        seen.type = letter.kind
+        seen.body = msgspec.to_builtins(letter)
+        _collect(seen.body, seen)
+
     def _other(self, record: Record, seen: View) -> None:
         seen.body = record.value
 
@@ -203,6 +211,8 @@ def summary(view: View) -> str:
     if view.type == "span":
         span = mapping(body["span"]) or {}
         return short(f"{span.get('name', '?')} ({body['span_id']})")
+    if view.topic == DEAD:
+        return short(body.get("settled") or body["reason"])
     if view.topic in (FACTS, TASKS):
         return short(body["data"]) if body["data"] else ""
     return short(body)

@@ -30,7 +30,9 @@ class CannotServe(AgentLightningError):
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; others than loopback need a token.")
 @click.option("--port", type=click.IntRange(0, 65535), default=4747, show_default=True, help="0 takes a free one.")
-@click.option("--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="The event log; made if missing.")
+@click.option("--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL",
+              help="The event log: a file, made if missing, or kafka://host:9092/prefix.")  # fmt: skip
+@click.option("--init", is_flag=True, help="Make the topics of a log on Kafka that are missing, as `agl kafka init` does.")
 @click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="Ask every caller for it; also read from AGL_TOKEN.")
 @click.option("--cors-origin", "origins", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; repeatable.")
 @log_level_option
@@ -43,6 +45,7 @@ def store(
     host: str,
     port: int,
     url: str,
+    init: bool,
     token: str | None,
     origins: tuple[str, ...],
     log_level: str,
@@ -64,6 +67,10 @@ def store(
     check_bind(host, token or None)
     if url.startswith(("http://", "https://")):
         raise InvalidInput(f"{url} is the address of a store; a store is served on a log such as {DEFAULT_LOG}")
+    if init and url.startswith("kafka://"):
+        from .kafka import make_topics
+
+        make_topics(url)
     settings = StoreSettings(worker_lost_seconds=worker_lost_seconds, max_payload_mb=max_payload_mb)
     opened: Any = open_store(url, settings=settings, environment=os.environ)
     door = Door(host, port, token or None, origins, max_payload_mb)

@@ -1,0 +1,100 @@
+"""`agl kafka`: the topics of a log on Apache Kafka, made once and checked every time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from ..core.errors import InvalidInput
+from ..core.topics import CONTROL, TOPICS
+from .checking import first_hole
+from .reading import quieten_clients
+from .terminal import echo_json, json_option, table
+
+LOOKED_AT = 2000
+"""Records at each end of a control partition in which `init` looks for holes; `agl log check` looks at all of them."""
+
+
+@click.group()
+def kafka() -> None:
+    """Make the topics of a log on Apache Kafka."""
+
+
+@kafka.command()
+@click.option("--log", "url", required=True, metavar="URL", help="Where the log is to be: kafka://host:9092/prefix.")
+@click.option("--partitions", "counts", multiple=True, metavar="TOPIC=N",
+              help="Partitions of a new topic, such as spans=32; repeatable. Fixed for the life of the log.")  # fmt: skip
+@click.option("--replication", type=click.IntRange(1, 32767), metavar="N",
+              help="Copies of each new partition; 3 if left out, or as many as there are brokers.")  # fmt: skip
+@json_option
+def init(url: str, counts: tuple[str, ...], replication: int | None, as_json: bool) -> None:
+    """Make the topics of a log that are missing, with the settings that a log needs. What is there is checked, not changed.
+
+    May be run any number of times, also while stores run. Refuses a control topic that is compacted, that forgets old events,
+    or whose offsets have holes, as transactions leave them.
+    """
+    report = make_topics(url, _counts(counts), replication)
+    if as_json:
+        echo_json(report)
+        return
+    rows = [
+        (
+            row["name"],
+            str(row["partitions"]),
+            "made" if row["made"] else f"was there, not with {row['asked']} partitions" if row["differs"] else "was there",
+        )
+        for row in report["topics"]
+    ]
+    click.echo("\n".join(table(rows, ("topic", "partitions", ""))))
+    click.echo(f"The log {report['log']} is ready.")
+
+
+def make_topics(url: str, counts: Mapping[str, int] | None = None, replication: int | None = None) -> dict[str, Any]:
+    """Make what is missing of a log on Kafka and report it: log, and for each topic name, partitions, made, asked, differs.
+
+    Raises `InvalidInput` for an address that is not on Kafka and for topics that cannot carry a log.
+    """
+    if not url.startswith("kafka://"):
+        raise InvalidInput(f"{url!r} is not the address of a log on Kafka; it looks like kafka://host:9092/prefix")
+    from ..core.kafka_log import KafkaAddress, ReadOnlyKafkaLog
+    from ..core.kafka_log.topics import create
+
+    quieten_clients()
+    address = KafkaAddress.parse(url, os.environ)
+    made = set(asyncio.run(create(address, dict(counts or {}), replication)))
+    with ReadOnlyKafkaLog(address) as log:
+        _refuse_holes(log, address.topic(CONTROL))
+        rows: list[dict[str, Any]] = []
+        for topic in TOPICS:
+            asked, there = (counts or {}).get(topic), log.partitions(topic)
+            name = address.topic(topic)
+            differs = asked is not None and asked != there
+            rows.append({"topic": topic, "name": name, "partitions": there, "made": name in made, "asked": asked,
+                         "differs": differs})  # fmt: skip
+    return {"log": address.url, "topics": rows}
+
+
+def _refuse_holes(log: Any, name: str) -> None:
+    for partition in range(log.partitions(CONTROL)):
+        first, end = log.ends(CONTROL, partition)
+        for low, high in ((first, min(end, first + LOOKED_AT)), (max(first, end - LOOKED_AT), end)):
+            hole = 0 if first > 0 else first_hole(log, CONTROL, partition, low, high)
+            if hole is not None:
+                raise InvalidInput(
+                    f"topic {name} has no record at offset {hole} of partition {partition}: a transaction was written to "
+                    "it, or records were removed, and no log can be kept in it. Choose another prefix"
+                )
+
+
+def _counts(texts: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if not equals or not number.isdigit():
+            raise click.BadParameter(f"{text!r} is not of the form TOPIC=N, such as spans=32", param_hint="--partitions")
+        counts[name] = int(number)
+    return counts
