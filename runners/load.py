@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 from ..core.contract import LightningStore
@@ -18,6 +12,7 @@ from .agentops_tracer import AgentOpsTracer
 from .agents import LitAgent
 from .base import ExecutionEvent
 from .decorators import as_agent
+from .names import find
 from .runner import LitAgentRunner
 from .tracer import Tracer
 
@@ -31,68 +26,13 @@ def load_agent(spec: str) -> LitAgent[Any]:
     be dotted. A module is looked for in the working directory too. InvalidInput (a ValueError)
     says what is missing, and what the module raised while it was imported, with file and line.
     """
-    where, colon, name = spec.rpartition(":")
-    if not colon or not where or not name:
-        raise InvalidInput(f"An agent is named as module:agent or file.py:agent, not {spec!r}")
-    value: Any = _module(where)
-    for part in name.split("."):
-        try:
-            value = getattr(value, part)
-        except AttributeError:
-            raise InvalidInput(f"{where} has no {name!r}") from None
+    value = find(spec, "An agent", "agent")
     if isinstance(value, type) and issubclass(value, LitAgent):
         value = cast(Any, value)()
     try:
         return as_agent(value)
     except TypeError as error:
         raise InvalidInput(f"{spec} is no agent: {error}") from None
-
-
-def _module(where: str) -> ModuleType:
-    if where.endswith(".py"):
-        path = Path(where).resolve()
-        if not path.is_file():
-            raise InvalidInput(f"There is no file {where}")
-        module_spec = importlib.util.spec_from_file_location(path.stem, path)
-        if module_spec is None or module_spec.loader is None:
-            raise InvalidInput(f"{where} is no Python file")
-        module = importlib.util.module_from_spec(module_spec)
-        # As for a script: what lies beside it can be imported, and it can be pickled by name.
-        _search(str(path.parent))
-        sys.modules[path.stem] = module
-        try:
-            module_spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[path.stem]
-            raise _not_loaded(where, error) from error
-        return module
-    _search(str(Path.cwd()))
-    try:
-        return importlib.import_module(where)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (where == error.name or where.startswith(error.name + ".")):
-            raise InvalidInput(f"There is no module {where}") from None
-        raise _not_loaded(where, error) from error
-    except Exception as error:
-        raise _not_loaded(where, error) from error
-
-
-def _not_loaded(where: str, error: Exception) -> InvalidInput:
-    """What a person needs to mend the module: the error, and the last line of code that led to it."""
-    if isinstance(error, SyntaxError):
-        place = f"{error.filename}, line {error.lineno}"
-        said = error.msg
-    else:
-        # The importing machinery has frames of its own at the end.
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-        place = f"{frames[-1].filename}, line {frames[-1].lineno}"
-        said = str(error)
-    return InvalidInput(f"{where} cannot be loaded: {type(error).__name__}: {said} ({place})")
-
-
-def _search(folder: str) -> None:
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
 
 
 async def run_agent(
