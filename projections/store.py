@@ -16,6 +16,7 @@ from ..core.open_log import open_log
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
 from .catalogue import ResourceMethods, WorkerMethods
 from .claims import ClaimMethods
+from .dead_letters import DeadLetterMethods
 from .engine import Engine
 from .rebuild import Gone, Rebuilder
 from .rollouts import RolloutMethods
@@ -23,7 +24,9 @@ from .settings import StoreSettings
 from .spans import SpanMethods
 
 
-class EventLogStore(ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods):
+class EventLogStore(
+    ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods, DeadLetterMethods
+):
     """A store whose every state, queue and statistic is a projection of `log`.
 
     It may be used from any thread and any number of event loops; a mutation returns when it is durable in the log and

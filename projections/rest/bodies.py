@@ -227,6 +227,12 @@ class QueryWorkers(Page):
     filter_logic: Logic = "and"
 
 
+class AddDeadLetter(Body):
+    """See EventLogStore.add_dead_letter."""
+
+    letter: dict[str, Any]
+
+
 class WorkerKey(Body):
     """One worker."""
 

@@ -43,6 +43,8 @@ class Calls:
             _bound_the_wait(given)
         if method.name in ("fingerprint", "confirm_claim"):
             return await self._beyond_the_contract(method.name, given)
+        if method.name.endswith(("_dead_letter", "_dead_letters")) and not hasattr(self.store, method.name):
+            raise InvalidInput("this store keeps no dead letters")
         # Set in every case: the connection's context may be shared by requests that follow each other.
         serve(command or Call(uuid7_hex()))
         return await getattr(self.store, method.name)(**given)

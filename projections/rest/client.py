@@ -7,7 +7,10 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from msgspec import to_builtins
+
 from ...core.contract import LightningStore
+from ...core.dead import DeadLetter
 from ...core.errors import InvalidInput, StoreUnreachable
 from ...core.ids import uuid7_hex
 from ...core.model import (
@@ -220,6 +223,16 @@ class LightningStoreClient(StoreCaller, LightningStore):
             metadata=metadata,
         )
         return await self.call("update_attempt", args)
+
+    # Dead letters
+
+    async def add_dead_letter(self, letter: DeadLetter | Mapping[str, Any]) -> None:
+        """As `EventLogStore.add_dead_letter`."""
+        await self.call("add_dead_letter", {"letter": to_builtins(letter)})
+
+    async def query_dead_letters(self) -> list[dict[str, Any]]:
+        """As `EventLogStore.query_dead_letters`."""
+        return await self.call("query_dead_letters", {})
 
     # Spans
 

@@ -107,6 +107,8 @@ METHODS = _methods(
         not_null=frozenset(("heartbeat_stats",)),
     ),
     Method("confirm_claim", bodies.AttemptKey, "POST /confirm_claim", "none", shared=True),
+    Method("add_dead_letter", bodies.AddDeadLetter, "POST /add_dead_letter", "none"),
+    Method("query_dead_letters", bodies.Nothing, "GET /query_dead_letters", "plain"),
     Method("statistics", bodies.Nothing, "GET /statistics", "plain"),
     Method("fingerprint", bodies.Nothing, "GET /fingerprint", "fingerprint"),
 )  # fmt: skip
