@@ -10,11 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from ..core.contract import LightningStore
 from ..core.errors import AgentLightningError, InvalidInput
 from ..core.hooks import Hook
 from ..core.loglines import setup_logging
@@ -31,13 +34,16 @@ GRACE_SECONDS = 10.0
 IDLE_SECONDS = 1.0
 """Twice as long as a runner that was asked to stop needs to look up from its wait for work."""
 WATCH_SECONDS = 0.1
+_STOPPING = "Stopping after the rollouts that run; press Ctrl+C again to end at once."
 logger = logging.getLogger(__name__)
 
 
 @click.command()
 @click.argument("agent", metavar="MODULE:AGENT")
-@click.option("--store", "url", default=DEFAULT_STORE, show_default=True, metavar="URL", help="Where the store serves.")
+@click.option("--store", "url", default=DEFAULT_STORE, show_default=True, metavar="URL", help="http://, kafka:// or a file.")
 @click.option("-n", "--n", "processes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes.")
+@click.option("--slots", type=click.IntRange(1, 1024), default=1, show_default=True, help="Rollouts at a time, each process.")
+@click.option("--group", default="runners", show_default=True, help="Consumer group that shares the work (kafka:// only).")
 @click.option("--max-rollouts", type=click.IntRange(min=0), help="End each process after so many rollouts.")
 @click.option("--token", envvar=TOKEN_VARIABLE, metavar="TOKEN", help="The store's token; also read from AGL_TOKEN.")
 @click.option("--worker-id", type=click.IntRange(min=0), help="Number of the first worker; process ids if left out.")
@@ -48,6 +54,8 @@ def runner(
     agent: str,
     url: str,
     processes: int,
+    slots: int,
+    group: str,
     max_rollouts: int | None,
     token: str | None,
     worker_id: int | None,
@@ -58,20 +66,22 @@ def runner(
     """Run an agent on the rollouts of a store, and wait for the store where it is not there yet.
 
     MODULE:AGENT names a LitAgent, an @rollout function or a plain function: package.module:name or path/to/file.py:name.
+    The store is one that serves (http://host:port), a log on Kafka (kafka://host:port/prefix), which any number of
+    runners share, or a file that no other process has open (sqlite:///path).
     The first Ctrl+C ends after the rollouts that run; a second one ends at once, and the store gives them to others.
     """
     setup_logging(log_level)
-    if not url.startswith(("http://", "https://")):
-        raise InvalidInput(f"a runner reaches its store over HTTP: {url!r} is not the form http://host:port")
+    _check_store(url, processes)
     if processes > 1:
         _check_agent(agent)
         command = [sys.executable, "-m", __name__.partition(".")[0], "runner", agent, "--supervised"]
-        command += ["--store", url, "--log-level", log_level]
+        command += ["--store", url, "--log-level", log_level, "--slots", str(slots), "--group", group]
         command += [] if max_rollouts is None else ["--max-rollouts", str(max_rollouts)]
         done = asyncio.run(Crew(command, processes, worker_id, token).run())
     else:
         try:
-            done = asyncio.run(_work(agent, url, token, worker_id, max_rollouts, supervised))
+            options = Options(max_rollouts=max_rollouts, slots=slots, group=group)
+            done = asyncio.run(_work(agent, url, token, worker_id, options, supervised))
         except AgentLightningError as error:
             if not supervised or error.retryable:
                 raise
@@ -82,6 +92,26 @@ def runner(
     return done
 
 
+@dataclass(frozen=True)
+class Options:
+    """How one process runs: see the command's options of these names."""
+
+    max_rollouts: int | None
+    slots: int
+    group: str
+
+
+def _check_store(url: str, processes: int) -> None:
+    """Refuse addresses that so many processes cannot share."""
+    if not url.startswith(("http://", "https://", "kafka://", "sqlite:///")):
+        raise InvalidInput(
+            f"{url!r} is not the store of a runner; it looks like http://host:port, kafka://host:9092/prefix or "
+            "sqlite:///path"
+        )
+    if processes > 1 and url.startswith("sqlite:"):
+        raise InvalidInput("one process writes a file: use --slots instead of -n, or `agl store` and its http:// address")
+
+
 def _check_agent(agent: str) -> None:
     """Load the agent once here: a wrong name is one sentence, not one of every process."""
     from ..runners.load import load_agent
@@ -90,10 +120,9 @@ def _check_agent(agent: str) -> None:
 
 
 async def _work(
-    agent: str, url: str, token: str | None, worker_id: int | None, max_rollouts: int | None, supervised: bool
+    agent: str, url: str, token: str | None, worker_id: int | None, options: Options, supervised: bool
 ) -> int:
     """One runner in this process; returns the exit code."""
-    from ..projections.rest.client import LightningStoreClient
     from ..runners.load import load_agent, run_agent
 
     loaded = load_agent(agent)
@@ -102,22 +131,52 @@ async def _work(
     if supervised:
         ignore_interrupts()
         _end_with_parent(stop)
-    client = LightningStoreClient(url, token=token, patience_seconds=math.inf)
     number = os.getpid() if worker_id is None else worker_id
     busy = Busy()
-    work = asyncio.ensure_future(
-        run_agent(loaded, client, worker_id=number, max_rollouts=max_rollouts, event=stop, hooks=[busy])
-    )
-    stopped = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if stop.is_set() and not supervised:
-            announce("Stopping after the rollout that runs; press Ctrl+C again to end at once." if busy.now else "Stopping.")
-        await _finish(work, busy)
-    finally:
-        stopped.cancel()
-        await client.close()
+    async with _opened(url, token) as store:
+        work = asyncio.ensure_future(
+            run_agent(
+                loaded,
+                store,
+                worker_id=number,
+                max_rollouts=options.max_rollouts,
+                event=stop,
+                hooks=[busy],
+                slots=options.slots,
+                group=options.group,
+            )
+        )
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if stop.is_set() and not supervised:
+                announce(_STOPPING if busy.now else "Stopping.")
+            await _finish(work, busy)
+        finally:
+            stopped.cancel()
     return stop.exit_code()
+
+
+@asynccontextmanager
+async def _opened(url: str, token: str | None) -> AsyncGenerator[LightningStore, None]:
+    """The store: a client that waits for it where it serves, else one of this process over the log itself."""
+    if url.startswith("http"):
+        from ..projections.rest.client import LightningStoreClient
+
+        client = LightningStoreClient(url, token=token, patience_seconds=math.inf)
+        try:
+            yield client
+        finally:
+            await client.close()
+        return
+    from ..projections.store import EventLogStore, open_store
+
+    store = await asyncio.to_thread(open_store, url, environment=os.environ)
+    assert isinstance(store, EventLogStore)
+    try:
+        yield store
+    finally:
+        await asyncio.to_thread(store.close)
 
 
 class Busy(Hook):
@@ -200,7 +259,7 @@ class Crew:
                 except asyncio.TimeoutError:
                     pass
             if stop.is_set():
-                announce("Stopping after the rollouts that run; press Ctrl+C again to end at once.")
+                announce(_STOPPING)
         finally:
             await asyncio.to_thread(self._end, stop)
         return 1 if hopeless else stop.exit_code()

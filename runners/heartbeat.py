@@ -7,26 +7,34 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from .machine import system_snapshot
 
-__all__ = ["Heartbeat"]
+__all__ = ["Heartbeat", "Life"]
 
 _log = logging.getLogger(__name__)
 
 
+class Life(NamedTuple):
+    """Whose heartbeat it is; ``running`` gives (rollout_id, attempt_id) of what the worker runs at that moment."""
+
+    worker_id: str
+    incarnation: str
+    running: Callable[[], Sequence[tuple[str, str]]]
+
+
 class Heartbeat:
-    """Calls ``store.update_worker`` at once and then every ``interval`` seconds, until stopped.
+    """Calls ``store.update_worker`` for each life at once and then every ``interval`` seconds, until stopped.
 
     In mode ``thread`` a daemon thread keeps the rhythm, so an agent that blocks the event loop
     does not silence its runner. It calls a thread-safe store from an event loop of its own, any
     other on the loop on which :meth:`start` was called. Mode ``asyncio`` is a task of that loop.
 
     Args:
-        running: gives (rollout_id, attempt_id) of what the worker runs at that moment.
+        lives: the workers of this process, at least one.
         interval: seconds; 0 or less sends nothing.
         jitter: seconds by which a pause is made longer or shorter at random, at most half the interval.
     """
@@ -34,9 +42,7 @@ class Heartbeat:
     def __init__(
         self,
         store: LightningStore,
-        worker_id: str,
-        incarnation: str,
-        running: Callable[[], Sequence[tuple[str, str]]],
+        lives: Sequence[Life],
         *,
         interval: float = 2.0,
         jitter: float = 0.5,
@@ -46,9 +52,8 @@ class Heartbeat:
         if mode not in ("asyncio", "thread"):
             raise InvalidInput(f"Unknown heartbeat launch mode: {mode!r}; it is 'asyncio' or 'thread'")
         self._store = store
-        self._worker_id = worker_id
-        self._incarnation = incarnation
-        self._running = running
+        self._lives = tuple(lives)
+        self._name = self._lives[0].worker_id
         self._interval = interval
         self._jitter = min(jitter, interval / 2)
         self._mode = mode
@@ -65,7 +70,7 @@ class Heartbeat:
         if self._interval <= 0:
             return
         loop = asyncio.get_running_loop()
-        name = f"{self._worker_id}-heartbeat"
+        name = f"{self._name}-heartbeat"
         if self._mode == "asyncio":
             self._task = loop.create_task(self._beat_in_task(), name=name)
         else:
@@ -96,12 +101,11 @@ class Heartbeat:
     async def _beat(self) -> None:
         snapshot = system_snapshot(self._include_gpu)
         try:
-            await asyncio.wait_for(
-                self._store.update_worker(
-                    self._worker_id, snapshot, incarnation=self._incarnation, attempts=list(self._running())
-                ),
-                max(self._interval, 1.0),
+            beats = (
+                self._store.update_worker(life.worker_id, snapshot, incarnation=life.incarnation, attempts=list(life.running()))
+                for life in self._lives
             )
+            await asyncio.wait_for(asyncio.gather(*beats), max(self._interval, 1.0))
         except asyncio.TimeoutError:
             # A store that never answered is not there yet: its client says in one line that it waits for it.
             self._note_failure("the store does not answer", logging.WARNING if self._arrived else logging.DEBUG)
@@ -113,7 +117,7 @@ class Heartbeat:
     def _note_failure(self, reason: str, level: int) -> None:
         """Say it, once until a beat arrives again."""
         if not self._failing and not self._stop.is_set():
-            _log.log(level, "Heartbeat of %s failed: %s", self._worker_id, reason)
+            _log.log(level, "Heartbeat of %s failed: %s", self._name, reason)
         self._failing = True
 
     async def _beat_in_task(self) -> None:

@@ -45,10 +45,19 @@ async def run_agent(
     tracer: Tracer | None = None,
     hooks: Sequence[Hook] | None = None,
     heartbeat_interval: float = 2.0,
+    slots: int = 1,
+    group: str = "runners",
 ) -> None:
-    """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done."""
+    """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done.
+
+    ``slots`` and ``group`` as in :class:`LitAgentRunner`.
+    """
     runner = LitAgentRunner[Any](
-        tracer=tracer or AgentOpsTracer(), max_rollouts=max_rollouts, heartbeat_interval=heartbeat_interval
+        tracer=tracer or AgentOpsTracer(),
+        max_rollouts=max_rollouts,
+        heartbeat_interval=heartbeat_interval,
+        slots=slots,
+        group=group,
     )
     with runner.run_context(agent=agent, store=store, hooks=hooks, worker_id=worker_id):
         await runner.iter(event=event)

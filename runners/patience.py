@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from ..core.errors import StoreUnreachable
+from ..core.errors import Rebuilding, StoreUnreachable
 
 __all__ = ["patiently"]
 
@@ -19,7 +19,7 @@ _LONGEST_PAUSE = 5.0
 
 
 async def patiently(call: Callable[[], Awaitable[R]], what: str) -> R:
-    """Await ``call()`` again and again while the store is unreachable; other errors go on.
+    """Await ``call()`` again and again while the store is unreachable or folds its log anew; other errors go on.
 
     Says so once when the waiting begins and once when it is over.
     """
@@ -28,7 +28,7 @@ async def patiently(call: Callable[[], Awaitable[R]], what: str) -> R:
     while True:
         try:
             result = await call()
-        except StoreUnreachable as error:
+        except (StoreUnreachable, Rebuilding) as error:
             if not waiting:
                 _log.warning("%s: the store does not answer, waiting for it (%s)", what, error)
                 waiting = True

@@ -1,13 +1,12 @@
-"""LitAgentRunner: claims rollouts from a store, one at a time, and runs an agent on each."""
+"""LitAgentRunner: claims rollouts from a store, one for each of its slots, and runs an agent on them."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-import uuid
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
 
 from ..core.contract import LightningStore
@@ -21,6 +20,7 @@ from .base import ExecutionEvent, Runner
 from .decorators import as_agent
 from .heartbeat import Heartbeat
 from .patience import patiently
+from .slots import Slot, side_by_side, slots_of
 from .tracer import Tracer
 
 __all__ = ["LitAgentRunner"]
@@ -46,6 +46,10 @@ class LitAgentRunner(Runner[T]):
         interval_jitter: seconds by which both pauses vary at random.
         heartbeat_launch_mode: ``thread`` also beats while the agent blocks the event loop.
         heartbeat_include_gpu: part of the older interface.
+        slots: how many rollouts :meth:`iter` executes at the same time. More than one are as many
+            workers in the store, ``Worker-N-0``, ``Worker-N-1``, ...
+        group: the consumer group whose hints say what to claim first, on a store of this process
+            that has a log on Kafka; elsewhere the store itself says it.
     """
 
     def __init__(
@@ -57,10 +61,14 @@ class LitAgentRunner(Runner[T]):
         interval_jitter: float = 0.5,
         heartbeat_launch_mode: Literal["asyncio", "thread"] = "thread",
         heartbeat_include_gpu: bool = False,
+        slots: int = 1,
+        group: str = "runners",
     ) -> None:
         super().__init__()
         if heartbeat_launch_mode not in ("asyncio", "thread"):
             raise InvalidInput(f"Unknown heartbeat launch mode: {heartbeat_launch_mode!r}")
+        if slots < 1 or not group:
+            raise InvalidInput(f"a runner has at least one slot and a group with a name, not {slots} and {group!r}")
         self._tracer = tracer
         self._max_rollouts = max_rollouts
         self._poll_interval = poll_interval
@@ -71,8 +79,11 @@ class LitAgentRunner(Runner[T]):
         self._agent: LitAgent[T] | None = None
         self._store: LightningStore | None = None
         self._hooks: list[Hook] = []
-        self._running: dict[tuple[str, str], None] = {}
-        self._incarnation = uuid.uuid4().hex
+        self._count = slots
+        self._group = group
+        self._slots = slots_of(self.get_worker_id(), slots)
+        self._begun = 0
+        self._done = 0
 
     @property
     def tracer(self) -> Tracer:
@@ -92,7 +103,7 @@ class LitAgentRunner(Runner[T]):
             raise InvalidInput(f"A runner takes a store and not its address; open it first: open_store({store!r})")
         self.worker_id = worker_id
         self._store = store
-        self._incarnation = uuid.uuid4().hex
+        self._slots = slots_of(self.get_worker_id(), self._count)
         self._tracer.init_worker(worker_id, store)
 
     def teardown_worker(self, worker_id: int, *args: Any, **kwargs: Any) -> None:
@@ -140,45 +151,65 @@ class LitAgentRunner(Runner[T]):
         """
         limit = "unlimited" if self._max_rollouts is None else str(self._max_rollouts)
         _log.info("%s Started async rollouts (max: %s).", self._prefix(), limit)
-        done = 0
+        self._begun = self._done = 0
         heartbeat = self._heartbeat()
         heartbeat.start()
         try:
-            while self._max_rollouts is None or done < self._max_rollouts:
-                rollout = await self._claim(event)
-                if rollout is None:
-                    break
-                await self._execute(rollout)
-                done += 1
-                if done == 1 or done % 10 == 0:
-                    _log.info("%s Progress: %d/%s", self._prefix(), done, limit)
+            async with self._hints():
+                await side_by_side(self._slots, self._serve, event)
         finally:
             await heartbeat.stop()
-        _log.info("%s Finished async rollouts. Processed %d tasks.", self._prefix(), done)
+        _log.info("%s Finished async rollouts. Processed %d tasks.", self._prefix(), self._done)
+
+    async def _serve(self, slot: Slot, event: ExecutionEvent | None) -> None:
+        """Claim and execute in one slot until ``event`` is set, or all slots together have begun enough."""
+        limit = "unlimited" if self._max_rollouts is None else str(self._max_rollouts)
+        while self._max_rollouts is None or self._begun < self._max_rollouts:
+            self._begun += 1
+            rollout = await self._claim(slot, event)
+            if rollout is None:
+                return
+            await self._execute(rollout, slot)
+            self._done += 1
+            if self._done == 1 or self._done % 10 == 0:
+                _log.info("%s Progress: %d/%s", self._prefix(), self._done, limit)
+
+    @asynccontextmanager
+    async def _hints(self) -> AsyncGenerator[None, None]:
+        """Be a member of the group of runners, where the store is one of this process on a shared log."""
+        from ..projections.hints import feed_of
+
+        feed = feed_of(self.get_store(), self._group, self.get_worker_id())
+        if feed is None:
+            yield
+            return
+        with feed:
+            try:
+                yield
+            finally:
+                await asyncio.to_thread(feed.close)
 
     def _heartbeat(self) -> Heartbeat:
         if self.worker_id is None:
             _log.warning("%s Without a worker id no heartbeats are sent.", self._prefix())
         return Heartbeat(
             self.get_store(),
-            self.get_worker_id(),
-            self._incarnation,
-            lambda: list(self._running),
+            [slot.life for slot in self._slots],
             interval=0 if self.worker_id is None else self._heartbeat_interval,
             jitter=self._jitter,
             mode=self._heartbeat_mode,
             include_gpu=self._include_gpu,
         )
 
-    async def _claim(self, event: ExecutionEvent | None) -> AttemptedRollout | None:
+    async def _claim(self, slot: Slot, event: ExecutionEvent | None) -> AttemptedRollout | None:
         """The next rollout; None once ``event`` is set."""
-        store, worker = self.get_store(), self.get_worker_id()
+        store, worker = self.get_store(), slot.worker_id
         push = bool(store.capabilities.get("push_dequeue", False))
         seconds = PUSH_SECONDS if event is None else PUSH_SECONDS_WITH_EVENT
         while event is None or not event.is_set():
             if push:
                 rollout = await patiently(
-                    lambda: store.dequeue_rollout(worker, wait_seconds=seconds, incarnation=self._incarnation),
+                    lambda: store.dequeue_rollout(worker, wait_seconds=seconds, incarnation=slot.incarnation),
                     self._prefix(),
                 )
             else:
@@ -199,8 +230,8 @@ class LitAgentRunner(Runner[T]):
             await asyncio.sleep(piece)
             left -= piece
 
-    async def _execute(self, rollout: AttemptedRollout) -> Exception | None:
-        with self._marked(rollout):
+    async def _execute(self, rollout: AttemptedRollout, slot: Slot) -> Exception | None:
+        with slot.marked(rollout):
             return await AttemptRun(
                 runner=self,
                 agent=self.get_agent(),
@@ -210,15 +241,6 @@ class LitAgentRunner(Runner[T]):
                 rollout=rollout,
                 prefix=self._prefix(rollout.rollout_id),
             ).run()
-
-    @contextmanager
-    def _marked(self, rollout: AttemptedRollout) -> Generator[None, None, None]:
-        key = (rollout.rollout_id, rollout.attempt.attempt_id)
-        self._running[key] = None
-        try:
-            yield
-        finally:
-            self._running.pop(key, None)
 
     async def step(
         self,
@@ -238,7 +260,7 @@ class LitAgentRunner(Runner[T]):
         if resources is not None:
             resources_id = (await store.add_resources(resources)).resources_id
         rollout = await store.start_rollout(input, mode=mode, resources_id=resources_id, worker_id=self.get_worker_id())
-        error = await self._execute(rollout)
+        error = await self._execute(rollout, self._slots[0])
         if error is not None:
             raise error
         finished = await store.get_rollout_by_id(rollout.rollout_id)

@@ -167,7 +167,7 @@ def _alive(pid: int) -> bool:
 
 
 def test_a_wrong_agent_or_address_is_one_line(tmp_path: Path) -> None:
-    for args in (["no_such_module:agent"], ["json:dumps", "--store", "sqlite:///log.db"], ["nonsense"]):
+    for args in (["no_such_module:agent"], ["json:dumps", "--store", "memory://"], ["nonsense"]):
         for count in ("1", "2"):
             code, out = invoke("runner", *args, "-n", count)
             assert code == 1 and len(out.splitlines()) == 1, out

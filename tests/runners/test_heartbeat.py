@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.runners.heartbeat import Heartbeat
+from agentlightning.runners.heartbeat import Heartbeat, Life
 
 
 async def test_a_store_that_never_answered_is_no_news_of_the_heartbeat_and_one_that_stops_is(
@@ -25,7 +25,7 @@ async def test_a_store_that_never_answered_is_no_news_of_the_heartbeat_and_one_t
             return await store.update_worker(*args, **kwargs)
 
     quiet: Any = Quiet()
-    beat = Heartbeat(quiet, "Worker-0", "i", lambda: [], interval=0.01, jitter=0.0, mode="asyncio")
+    beat = Heartbeat(quiet, [Life("Worker-0", "i", list)], interval=0.01, jitter=0.0, mode="asyncio")
     with caplog.at_level(logging.INFO):
         beat.start()
         await asyncio.sleep(0.1)
