@@ -68,6 +68,7 @@ class Offsets:
         with self._gate:
             if offset < self._read.get(place, 0):
                 self._forget(place)
+            self._committed.setdefault(place, offset)
             self._open.setdefault(place, {})[offset] = None
             self._read[place] = offset + 1
 
