@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .algorithms.subscribers import subscriber as subscriber
     from .core.contract import LightningStore as LightningStore
     from .core.contract import LightningStoreCapabilities as LightningStoreCapabilities
     from .core.contract import LightningStoreStatistics as LightningStoreStatistics
@@ -115,6 +116,7 @@ if TYPE_CHECKING:
     from .runners.tracer import Tracer as Tracer
 
 _EXPORTS: dict[str, tuple[str, ...]] = {
+    "algorithms.subscribers": ("subscriber",),
     "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
     "core.errors": (
         "AgentLightningError",

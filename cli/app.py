@@ -14,6 +14,7 @@ import click
 from ..core.errors import AgentLightningError
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "dead": ("dead", "dead", "Dead letters: what was given up and why; try it again."),
     "demo": ("demo.command", "demo", "A real language model on this machine, two runners, the best prompt of several."),
     "kafka": ("kafka", "kafka", "Make the topics of a log on Apache Kafka."),
     "lag": ("lag", "lag", "How far the consumer groups of a log on Kafka are behind."),
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "runner": ("runner", "runner", "Run an agent on the rollouts of a store."),
     "show": ("show", "show", "One rollout as a person wants to read it: attempts, events, spans, rewards."),
     "store": ("store", "store", "Serve the store over HTTP on an event log."),
+    "subscribe": ("subscribe", "subscribe", "Hand the facts of a store to a Python function, in a process of its own."),
 }
 """Name -> (module, relative to this room; the command in it; the line that `agl --help` prints without loading it)."""
 

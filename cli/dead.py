@@ -1,0 +1,187 @@
+"""`agl dead`: what was given up, with the reason, and trying it again."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import msgspec
+
+from ..core.dead import ROLLOUT, SUBSCRIBER, DeadLetter
+from ..core.errors import InvalidInput
+from .reading import DEFAULT_LOG, open_reading
+from .terminal import counted, echo_json, json_option, plain, printable, short, table, when
+
+log_option = click.option(
+    "--log", "--store", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="The log, or a store at http://."
+)
+token_option = click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="The store's token; also AGL_TOKEN.")
+
+
+@click.group()
+def dead() -> None:
+    """Dead letters: rollouts that were given up, facts that a subscriber did not take, records that nobody can read."""
+
+
+@dead.command()
+@click.option("--all", "settled", is_flag=True, help="Those too that a retry has settled.")
+@click.option("--kind", type=click.Choice(["rollout", "record", "subscriber"]), help="One kind only.")
+@log_option
+@token_option
+@json_option
+def ls(settled: bool, kind: str | None, url: str, token: str | None, as_json: bool) -> None:
+    """What is there and still open, the oldest first: id, source, when, how often, and why."""
+    entries = _read(url, token)
+    shown = [one for one in entries if (settled or not one.letter.settled) and kind in (None, one.letter.kind)]
+    if as_json:
+        for entry in shown:
+            echo_json(msgspec.to_builtins(entry))
+        return
+    hidden = len([one for one in entries if one.letter.settled and not settled])
+    rows = [
+        (
+            printable(entry.letter.id),
+            printable(entry.letter.source),
+            when(entry.last_time),
+            f"{entry.times}",
+            f"{entry.letter.settled}: " * bool(entry.letter.settled) + short(entry.letter.reason, 100),
+        )
+        for entry in shown
+    ]
+    if rows:
+        click.echo("\n".join(table(rows, ("id", "source", "when", "times", "reason"))))
+    else:
+        click.echo("No dead letters" + (f" that are open; {counted(hidden, 'settled one')} with --all" if hidden else ""))
+
+
+@dead.command()
+@click.argument("name", metavar="ID")
+@log_option
+@token_option
+@json_option
+def show(name: str, url: str, token: str | None, as_json: bool) -> None:
+    """One letter in full. ID is its id, the beginning of it, or the rollout that it is about."""
+    entry = _find(_read(url, token), name)
+    if as_json:
+        echo_json(msgspec.to_builtins(entry))
+        return
+    letter = entry.letter
+    for head, text in (
+        ("id", letter.id),
+        ("kind", letter.kind),
+        ("source", letter.source),
+        ("reason", letter.reason),
+        ("tries", str(letter.tries)),
+        ("given up", f"{counted(entry.times, 'time')}, first {when(entry.first_time)}, last {when(entry.last_time)}"),
+        ("rollout", letter.rollout_id or ""),
+        ("attempt", letter.attempt_id or ""),
+        ("position", "" if letter.position is None else str(letter.position)),
+        ("settled", letter.settled),
+    ):
+        if text:
+            click.echo(f"{head:10} {printable(text)}")
+    if letter.data:
+        click.echo(json.dumps(plain(letter.data), indent=2))
+
+
+@dead.command()
+@click.argument("name", metavar="ID")
+@click.option("--function", metavar="MODULE:FUNCTION", help="The subscriber to hand a fact to, if not the one it failed in.")
+@log_option
+@token_option
+@json_option
+def retry(name: str, function: str | None, url: str, token: str | None, as_json: bool) -> None:
+    """Try one again: a rollout goes back into the queue as a new generation, a fact to its function once more.
+
+    The store has to be reachable for writing: give its http:// address where one serves the file.
+    """
+    what, letter = asyncio.run(_retry(name, function, url, token))
+    if as_json:
+        echo_json({"event": what, "id": letter.id, "rollout_id": letter.rollout_id})
+    elif letter.kind == ROLLOUT:
+        click.echo(f"{letter.rollout_id} is in the queue again.")
+    else:
+        click.echo(f"{letter.id} was handled.")
+
+
+def _read(url: str, token: str | None) -> list[Any]:
+    from ..projections.dead_letters import dead_letters, entries_from
+
+    if not url.startswith(("http://", "https://")):
+        with open_reading(url) as log:
+            return dead_letters(log)
+
+    async def ask() -> list[dict[str, Any]]:
+        from ..projections.rest.client import LightningStoreClient
+
+        client = LightningStoreClient(url, token=token)
+        try:
+            return await client.query_dead_letters()
+        finally:
+            await client.close()
+
+    return entries_from(asyncio.run(ask()))
+
+
+def _find(entries: Sequence[Any], name: str) -> Any:
+    """The one letter that is meant. Raises `InvalidInput` for none and for several."""
+    whole = [one for one in entries if one.letter.id == name or one.letter.rollout_id == name and one.letter.kind == ROLLOUT]
+    found = whole[-1:] or [
+        one for one in entries if one.letter.id.startswith(name) or (one.letter.rollout_id or "").startswith(name)
+    ]
+    if not found:
+        raise InvalidInput(f"there is no dead letter {name!r}; `agl dead ls --all` lists them")
+    if len(found) > 1:
+        ids = ", ".join(one.letter.id for one in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise InvalidInput(f"{name!r} may be any of {len(found)} dead letters: {ids}")
+    return found[0]
+
+
+async def _retry(name: str, function: str | None, url: str, token: str | None) -> tuple[str, DeadLetter]:
+    from ..projections.dead_letters import HANDLED, REQUEUED, entries_from, requeue, settle
+    from ..projections.store import open_store
+
+    address = url if "://" in url else f"sqlite:///{url}"
+    store: Any = await asyncio.to_thread(open_store, address, token=token, environment=os.environ)
+    try:
+        letter: DeadLetter = _find(entries_from(await store.query_dead_letters()), name).letter
+        if letter.settled:
+            raise InvalidInput(f"{letter.id} was {letter.settled} already")
+        if letter.kind == ROLLOUT:
+            await requeue(store, letter)
+            return REQUEUED, letter
+        if letter.kind != SUBSCRIBER:
+            raise InvalidInput(
+                f"{letter.id} is a record that this release cannot read; it stays where it is, and a release that can read "
+                "it needs no retry"
+            )
+        await _hand_over(store, letter, function)
+        await settle(store, letter, HANDLED)
+        return HANDLED, letter
+    finally:
+        closed = store.close()
+        if closed is not None:
+            await closed
+
+
+async def _hand_over(store: Any, letter: DeadLetter, function: str | None) -> None:
+    """The fact to its function, once. Raises `InvalidInput` with what the function raised."""
+    from ..algorithms.subscribers import load_subscriber
+    from ..core.model import Fact
+
+    spec = function or letter.data.get("function")
+    if not isinstance(spec, str):
+        raise InvalidInput(f"{letter.id} does not say which function it failed in; name one with --function")
+    found = load_subscriber(spec)
+    try:
+        fact = Fact.model_validate(letter.data.get("fact"))
+    except ValueError as error:
+        raise InvalidInput(f"{letter.id} holds no fact: {error}") from error
+    try:
+        await found.take(fact, store)
+    except Exception as error:  # the user's function: the letter stays as it is
+        raise InvalidInput(f"{spec} did not take it: {type(error).__name__}: {error}") from error

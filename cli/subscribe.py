@@ -1,0 +1,189 @@
+"""`agl subscribe`: hands the facts of a store to a Python function, in a process of its own that may die at any time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..core.errors import InvalidInput
+from ..core.loglines import setup_logging
+from .interrupts import StopFlag, announce
+from .terminal import echo_json, json_option, log_level_option
+
+DEFAULT_STORE = "http://127.0.0.1:4747"
+DEFAULT_STATE = "./.agl/subscribers"
+TAKEN_GROUPS = frozenset({"runners", "timekeeper"})
+_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}").fullmatch
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the loops need to know: see the command's options of these names."""
+
+    spec: str
+    url: str
+    group: str
+    retries: int
+    backoff_seconds: float
+    state: Path
+    token: str | None
+    as_json: bool
+
+
+@click.command()
+@click.argument("spec", metavar="MODULE:FUNCTION")
+@click.option("--store", "url", default=DEFAULT_STORE, show_default=True, metavar="URL", help="The store, or its Kafka.")
+@click.option("--group", metavar="GROUP", help="Under this name the position is kept; the function's name if left out.")
+@click.option("--retries", type=click.IntRange(min=0), default=5, show_default=True, help="Further tries of a fact.")
+@click.option("--backoff-seconds", type=click.FloatRange(min=0.01), default=0.5, show_default=True,
+              help="Pause before the second try; it doubles with each, up to 30.")  # fmt: skip
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), default=DEFAULT_STATE, show_default=True,
+              help="Where positions are kept; on a Kafka the group keeps them.")  # fmt: skip
+@click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="The store's token; also read from AGL_TOKEN.")
+@log_level_option
+@json_option
+def subscribe(
+    spec: str,
+    url: str,
+    group: str | None,
+    retries: int,
+    backoff_seconds: float,
+    state: Path,
+    token: str | None,
+    log_level: str,
+    as_json: bool,
+) -> int:
+    """Hand facts to a function marked with @agl.subscriber, from the start of the log or where its group stopped.
+
+    Each fact is handed over at least once, in order for each rollout. What the function never takes lies in `dead` with the
+    reason (`agl dead ls`), and the next one follows. With kafka:// any number of processes share a group; a store at http://
+    or in a file (sqlite:///) gives a group one process. Ctrl+C ends after the fact that is being handled.
+    """
+    setup_logging(log_level)
+    from ..algorithms.subscribers import load_subscriber
+
+    if not url.startswith(("http://", "https://", "kafka://", "sqlite:///")):
+        raise InvalidInput(f"{url!r} is no store to subscribe to; it looks like http://host:4747 or kafka://host:9092/prefix")
+    name = group if group is not None else _name_of(spec)
+    if not _GROUP(name) or name in TAKEN_GROUPS:
+        raise InvalidInput(f"{name!r} cannot name a group of subscribers; letters, digits, dots and dashes do, but not runners")
+    found = load_subscriber(spec)
+    return asyncio.run(_run(found, Options(spec, url, name, retries, backoff_seconds, state, token, as_json)))
+
+
+def _name_of(spec: str) -> str:
+    """`package.module:function` as it is, a file by its name."""
+    where, _, function = spec.rpartition(":")
+    module = Path(where).stem if where.endswith(".py") else where
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{module}.{function}").strip("-.") or "subscriber"
+
+
+async def _run(subscriber: Any, options: Options) -> int:
+    """Until a signal comes; returns the exit code."""
+    stop = StopFlag()
+    stop.install()
+    work = asyncio.ensure_future((_on_kafka if options.url.startswith("kafka://") else _on_store)(subscriber, options, stop))
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set() and not work.done():
+            announce("Stopping after the fact that is being handled; press Ctrl+C again to end at once.")
+        await work
+    finally:
+        stopped.cancel()
+    if options.as_json:
+        echo_json({"event": "stopped", "exit_code": stop.exit_code()})
+    return stop.exit_code()
+
+
+def _hands(subscriber: Any, options: Options, stop: StopFlag, bury: Any, store: Any) -> Any:
+    from ..algorithms.handing import Handed, Hands
+
+    def told(handed: Handed) -> None:
+        if options.as_json:
+            event = "given_up" if handed.error else "handled"
+            more = {"reason": handed.error} if handed.error else {}
+            fact = handed.fact.model_dump(mode="json")
+            echo_json({"event": event, "fact": fact, "tries": handed.tries, "seconds": handed.seconds, **more})
+
+    return Hands(
+        subscriber,
+        name=options.spec,
+        group=options.group,
+        stop=stop,
+        bury=bury,
+        store=store,
+        retries=options.retries,
+        backoff_seconds=options.backoff_seconds,
+        told=told,
+    )
+
+
+async def _on_store(subscriber: Any, options: Options, stop: StopFlag) -> None:
+    from ..algorithms.following import Cursor, follow_store
+    from ..projections.rest.client import LightningStoreClient
+    from ..projections.store import open_store
+
+    cursor = Cursor(options.state, options.group)
+    try:
+        if options.url.startswith("sqlite:"):
+            store: Any = await asyncio.to_thread(open_store, options.url)
+        else:
+            store = LightningStoreClient(options.url, token=options.token, patience_seconds=math.inf)
+        hands = _hands(subscriber, options, stop, store.add_dead_letter, store)
+        following = asyncio.ensure_future(follow_store(store, hands, cursor))
+        try:
+            await _ended(following, hands, stop)
+        finally:
+            closed = store.close()
+            if closed is not None:
+                await closed
+    finally:
+        cursor.close()
+
+
+async def _on_kafka(subscriber: Any, options: Options, stop: StopFlag) -> None:
+    from ..algorithms.following import GroupFollower
+    from ..core.dead import DeadLetter
+    from ..core.open_log import open_log
+    from ..projections.dead_letters import write_letter
+    from ..projections.store import open_store
+
+    log = await asyncio.to_thread(open_log, options.url, environment=os.environ)
+    store: Any = None
+    try:
+        if subscriber.wants_store:  # a folding node of its own, for nothing where the function needs none
+            store = await asyncio.to_thread(open_store, options.url, environment=os.environ)
+
+        async def bury(letter: DeadLetter) -> None:
+            await write_letter(log, letter)
+
+        hands = _hands(subscriber, options, stop, bury, store)
+        await GroupFollower(log, hands, f"{options.group}-{os.getpid()}").run()
+    finally:
+        if store is not None:
+            await asyncio.to_thread(store.close)
+        await asyncio.to_thread(log.close)
+
+
+async def _ended(work: asyncio.Future[None], hands: Any, stop: StopFlag) -> None:
+    """Wait for the loop. One that is asked to end and only waits for a store that is away is cancelled."""
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        while not work.done():
+            await asyncio.wait({work}, timeout=2.0)
+            if not work.done() and not hands.busy:
+                work.cancel()
+                await asyncio.wait({work})
+                return
+        work.result()
+    finally:
+        stopped.cancel()

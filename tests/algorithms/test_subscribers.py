@@ -1,0 +1,231 @@
+"""Subscribers: marked functions, retries with back-off, dead letters, and a position that survives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+from agentlightning.algorithms.following import Cursor, follow_store
+from agentlightning.algorithms.handing import Handed, Hands, Stopped
+from agentlightning.algorithms.subscribers import Subscriber, load_subscriber
+from agentlightning.core.dead import DeadLetter
+from agentlightning.core.model import Fact
+from agentlightning.projections.store import open_store
+
+
+class Flag(asyncio.Event):
+    """A stop flag without signals."""
+
+
+def fact(position: int = 7, index: int = 0, kind: str = "rollout.completed") -> Fact:
+    return Fact(
+        id=f"default/{position}/{index}", type=kind, position=position, log_id="log", time=1.0, rollout_id=f"ro-{position}"
+    )
+
+
+def hands_for(func: Any, **more: Any) -> tuple[Hands, list[DeadLetter]]:
+    buried: list[DeadLetter] = []
+
+    async def bury(letter: DeadLetter) -> None:
+        buried.append(letter)
+
+    made: dict[str, Any] = {"name": "m:f", "group": "g", "stop": Flag(), "bury": bury, "backoff_seconds": 0.01, **more}
+    return Hands(func if isinstance(func, Subscriber) else agl.subscriber(func), **made), buried
+
+
+async def test_a_marked_function_stays_a_function_and_is_handed_its_facts() -> None:
+    seen: list[Any] = []
+
+    @agl.subscriber("rollout.completed")
+    def plain(fact: Fact) -> str:
+        """Doc."""
+        seen.append(fact.id)
+        return "value"
+
+    @agl.subscriber("rollout.completed", "attempt.late")
+    async def with_store(fact: Fact, store: Any) -> None:
+        seen.append((fact.id, store))
+
+    assert plain(fact()) == "value" and plain.__name__ == "plain" and plain.__doc__ == "Doc."
+    assert (plain.wants_store, with_store.wants_store) == (False, True)
+    assert plain.wants(fact()) and not plain.wants(fact(kind="attempt.late"))
+    assert with_store.wants(fact(kind="attempt.late"))
+    await plain.take(fact(8), "the store")
+    await with_store.take(fact(9), "the store")
+    assert seen == ["default/7/0", "default/8/0", ("default/9/0", "the store")]
+
+
+def test_without_types_it_gets_every_fact_and_wrong_marks_are_refused() -> None:
+    @agl.subscriber
+    def every(fact: Fact, limit: int = 3) -> None: ...
+
+    assert every.wants(fact(kind="whatever")) and not every.wants_store
+    with pytest.raises(agl.InvalidInput, match="takes 3 arguments"):
+
+        @agl.subscriber("x")
+        def three(a: Any, b: Any, c: Any) -> None: ...
+
+    with pytest.raises(agl.InvalidInput, match="names types of facts"):
+        agl.subscriber(3)  # type: ignore[call-overload]
+
+
+def test_a_subscriber_is_found_by_name_and_told_what_is_wrong(tmp_path: Path) -> None:
+    file = tmp_path / "subs.py"
+    file.write_text(
+        "import agentlightning as agl\n\n@agl.subscriber('a.b')\ndef on(fact): ...\n\ndef unmarked(fact): ...\n"
+    )
+    assert load_subscriber(f"{file}:on").types == ("a.b",)
+    for spec, words in (
+        (f"{file}:unmarked", "mark the function with @agl.subscriber"),
+        (f"{file}:missing", "has no 'missing'"),
+        ("nothing", "A subscriber is named as module:function"),
+        ("no.such.module:on", "There is no module"),
+    ):
+        with pytest.raises(agl.InvalidInput, match=words):
+            load_subscriber(spec)
+
+
+async def test_what_raises_is_tried_again_with_longer_pauses_and_then_given_up() -> None:
+    calls: list[float] = []
+    told: list[Handed] = []
+
+    def never(fact: Fact) -> None:
+        calls.append(time.monotonic())
+        raise ValueError("no, never")
+
+    hands, buried = hands_for(never, retries=3, backoff_seconds=0.05, told=told.append)
+    handed = await hands.hand(fact())
+    assert len(calls) == 4 and handed.tries == 4 and told == [handed]
+    pauses = [later - earlier for earlier, later in zip(calls, calls[1:])]
+    assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2)))
+    (letter,) = buried
+    assert (letter.id, letter.kind, letter.source) == ("subscriber/g/default/7/0", "subscriber", "g")
+    assert (letter.reason, letter.tries, letter.rollout_id, letter.position) == ("ValueError: no, never", 4, "ro-7", 7)
+    assert letter.data == {"function": "m:f", "fact": fact().model_dump(mode="json")}
+
+
+async def test_a_store_that_is_away_costs_no_try() -> None:
+    errors = [agl.StoreUnreachable("away")] * 4 + [ValueError("once")]
+
+    def sometimes(fact: Fact) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    hands, buried = hands_for(sometimes, retries=1)
+    assert (await hands.hand(fact())).tries == 2
+    assert buried == []
+
+
+async def test_it_stops_between_two_tries_and_never_passes_over_a_fact_without_its_letter() -> None:
+    def never(fact: Fact) -> None:
+        raise ValueError("no")
+
+    stop = Flag()
+    hands, buried = hands_for(never, retries=9, backoff_seconds=10, stop=stop)
+    asyncio.get_running_loop().call_later(0.05, stop.set)
+    with pytest.raises(Stopped):
+        await asyncio.wait_for(hands.hand(fact()), 5)
+    assert buried == []
+
+    tries: list[int] = []
+
+    async def away(letter: DeadLetter) -> None:
+        tries.append(1)
+        if len(tries) < 3:
+            raise agl.StoreUnreachable("away")
+
+    hands, _ = hands_for(never, retries=0, bury=away)
+    assert (await hands.hand(fact())).error == "ValueError: no" and len(tries) == 3
+
+
+def test_a_cursor_remembers_the_facts_of_its_newest_position(tmp_path: Path) -> None:
+    cursor = Cursor(tmp_path, "g")
+    assert cursor.open("log") == -2
+    cursor.keep(fact(7, 0))
+    cursor.close()
+    again = Cursor(tmp_path, "g")
+    assert again.open("log") == 6  # behind 6: the other facts of position 7 come
+    assert again.has(fact(7, 0)) and again.has(fact(3)) and not again.has(fact(7, 1)) and not again.has(fact(8))
+    again.close()
+    other = Cursor(tmp_path, "g")
+    assert other.open("another log") == -2 and not other.has(fact(3))
+    other.close()
+    (tmp_path / "g.json").write_text("{")
+    damaged = Cursor(tmp_path, "g")
+    with pytest.raises(agl.InvalidInput, match="is damaged"):
+        damaged.open("log")
+    damaged.close()
+
+
+def test_a_group_without_a_kafka_is_one_process(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib; from agentlightning.algorithms.following import Cursor; "
+        "held = Cursor(pathlib.Path(sys.argv[1]), 'g'); print('has it', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "has it\n"
+        with pytest.raises(agl.InvalidInput, match=f"handled by process {other.pid} already"):
+            Cursor(tmp_path, "g")
+    finally:
+        other.kill()
+        other.communicate()
+    Cursor(tmp_path, "g").close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "http"])
+async def test_facts_are_handed_over_once_and_positions_resume(kind: str, tmp_path: Path) -> None:
+    opened: Any = open_store("memory://" if kind == "memory" else f"sqlite:///{tmp_path}/log.db")
+    server = agl.LightningStoreServer(opened, port=0)
+    await server.start()
+    store: Any = agl.LightningStoreClient(server.endpoint) if kind == "http" else opened
+    seen: list[str | None] = []
+    try:
+        for number in range(6):
+            await finish(store, f"input {number}")
+        await run_until(store, tmp_path, seen, 3)
+        assert len(seen) == 3
+        await finish(store, "late")
+        await run_until(store, tmp_path, seen, 7)
+        assert len(seen) == len(set(seen)) == 7
+    finally:
+        if kind == "http":
+            await store.close()
+        await server.stop()
+        await asyncio.to_thread(opened.close)
+
+
+async def finish(store: Any, given: str) -> None:
+    begun = await store.start_rollout(given, worker_id="w")
+    await store.update_attempt(begun.rollout_id, begun.attempt.attempt_id, status="succeeded")
+
+
+async def run_until(store: Any, folder: Path, seen: list[str | None], count: int) -> None:
+    """One life of a subscriber: it is asked to stop while it handles fact number `count`."""
+    stop = Flag()
+
+    @agl.subscriber("rollout.completed")
+    def on(fact: Fact) -> None:
+        seen.append(fact.rollout_id)
+        if len(seen) == count:
+            loop.call_soon_threadsafe(stop.set)
+            time.sleep(0.05)
+
+    loop = asyncio.get_running_loop()
+    hands, _ = hands_for(on, stop=stop)
+    cursor = Cursor(folder / "state", "g")
+    try:
+        await asyncio.wait_for(follow_store(store, hands, cursor), 30)
+    finally:
+        cursor.close()
+    assert json.loads(cursor.path.read_text())["position"] > 0
