@@ -12,6 +12,7 @@ import gc
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,8 @@ Listener = Callable[[Outcome], None]
 BATCH_RECORDS = 1024
 BATCH_BYTES = 4_000_000
 APPEND_TRIES = 3
+SETTLE_SECONDS = 10.0
+"""How long the tail may take to show what is in the log, before an unknown outcome is tried again anyway."""
 READ_RECORDS = 8192
 
 
@@ -278,6 +281,8 @@ class Node:
             if item is None:
                 return
             batch, ack = item
+            if self._foreign and isinstance(ack, UnknownOutcome):
+                self._await_end()
             with self.lock:
                 try:
                     self._apply_batch(batch, ack)
@@ -286,6 +291,17 @@ class Node:
                     self.broken = error
                     self._fail_all(StorageError(f"the store failed to fold: {error}"))
                 self.delivery.flush()
+
+    def _await_end(self) -> None:
+        """Wait until the tail has brought everything that is in the log now. Without the lock: nobody else waits."""
+        try:
+            end = self.log.ends(CONTROL, self.partition)[1]
+        except LogError as error:
+            logger.warning("The log does not say where it ends: %s", error)
+            return
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self.next_offset < end and self.broken is None and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     def _apply_batch(self, batch: list[_Staged], ack: Ack | LogError) -> None:
         if isinstance(ack, Ack):
@@ -313,16 +329,8 @@ class Node:
 
     def _settle_unknown(self, batch: list[_Staged], error: LogError) -> list[_Staged]:
         """Fold what is in the log now; return what is not there and goes out again under the same id, a few times."""
-        try:
+        if not self._foreign:
             self._catch_up()
-        except OffsetLost as lost:
-            self.lost(lost)
-            return []
-        except LogError as unread:  # the log does not answer: nobody can tell now, and a retry of the caller will
-            logger.warning("The log cannot be read to settle %d commands: %s", len(batch), unread)
-            for staged in batch:
-                self._fail(staged.command_id, error)
-            return []
         again: list[_Staged] = []
         for staged in batch:
             if staged.command_id not in self._tickets:

@@ -72,27 +72,41 @@ class SharedSpanBook(SpanBook):
                     self._asked.pop(one, None)
 
     def _numbers(self, rollout_ids: list[str], ids: list[str]) -> list[int | None]:
+        for rollout_id in rollout_ids:
+            self._fold_on(rollout_id)
         with self._lock:
-            for rollout_id in rollout_ids:
-                self._fold_on(rollout_id)
             numbers = [self._asked[one] for one in ids]
         if _UNPLACED in numbers:
             raise UnknownOutcome("the log acknowledged a span and does not show it; its number cannot be known")
         return numbers
 
     def _fold_on(self, rollout_id: str) -> None:
-        """Fold what was appended to a rollout since it was last looked at; under the lock."""
-        counter = self._counters.setdefault(rollout_id, Counter())
-        self._counters.move_to_end(rollout_id)
-        before = len(counter.seen)
-        for record in self._log.read_key(SPANS, rollout_id, after=counter.folded):
-            number = counter.step(decode(record.value, record.offset))
-            counter.folded = record.offset
-            told = _id_of(record)
-            if self._asked.get(told) == _UNPLACED:  # the first record of an id decides, a second one is its duplicate
-                self._asked[told] = number
-        self._hot += len(counter.seen) - before
-        self._evict()
+        """Fold what was appended to a rollout since it was last looked at.
+
+        Read without the lock: the log's thread takes it to answer an append, and a read may need that thread.
+        """
+        with self._lock:
+            known = self._counters.get(rollout_id)
+            after = known.folded if known is not None else -1
+        records = self._log.read_key(SPANS, rollout_id, after=after)
+        with self._lock:
+            counter = self._counters.get(rollout_id)
+            if counter is None:
+                if after >= 0:  # it was dropped meanwhile, and what lies before `after` with it
+                    return self._fold_on(rollout_id)
+                counter = self._counters[rollout_id] = Counter()
+            self._counters.move_to_end(rollout_id)
+            before = len(counter.seen)
+            for record in records:
+                if record.offset <= counter.folded:
+                    continue  # somebody else was here in between
+                number = counter.step(decode(record.value, record.offset))
+                counter.folded = record.offset
+                told = _id_of(record)
+                if self._asked.get(told) == _UNPLACED:  # the first record of an id decides, a second one is its duplicate
+                    self._asked[told] = number
+            self._hot += len(counter.seen) - before
+            self._evict()
 
     def _forget(self, rollout_id: str, spans: int) -> None:
         """A failed append was never counted here: counters hold what the log shows and nothing else."""

@@ -3,6 +3,9 @@
 One thread a store. It sleeps without a timer while no attempt is open and nothing backs off. While something is pending
 it turns at least once a tick; one turn counts as two ticks at most, so a process that was frozen or a machine that slept
 expires nobody. The keeper's time is the sum of what its turns counted; the log's clock follows it through `TimePassed`.
+
+Among other nodes (peers.py) silence counts only while this node hears the others, the node that leads acts at once, and
+the others after a grace.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from ..core.state import Attempt, Rollout
 from ..core.transitions import governs
 from .liveness import AttemptKey, Liveness, OpenAttempt
 from .node import Done, Node
+from .peers import Peers
 from .span_book import SpanBook
 
 logger = logging.getLogger(__name__)
@@ -41,12 +45,15 @@ def _nothing() -> None:
 class Timekeeper:
     """Watches open attempts and back-offs of one node. `turn` may be called by tests instead of `start`."""
 
-    def __init__(self, node: Node, liveness: Liveness, spans: SpanBook) -> None:
+    def __init__(self, node: Node, liveness: Liveness, spans: SpanBook, peers: Peers | None = None) -> None:
         self._node = node
+        self._peers = peers
         self._liveness = liveness
         self._spans = spans
         self._wake = threading.Condition(node.lock)
         self._time = 0.0
+        self._deaf = 0.0
+        """How much of it nobody's silence is counted in, because nobody could be heard."""
         self._last = node.clock.monotonic()
         self._stepped = 0.0
         self._wakes_at: float | None = None
@@ -87,12 +94,16 @@ class Timekeeper:
     # What others ask, under the node's lock
 
     def now(self) -> float:
+        """The time in seconds on which silence is measured."""
+        return self._now() - self._deaf
+
+    def _now(self) -> float:
         """The keeper's time in seconds."""
         return self._time + min(max(self._node.clock.monotonic() - self._last, 0.0), 2 * TICK_SECONDS)
 
     def lag_ms(self) -> int:
         """How far the log's clock is behind, for an event that starts a clock."""
-        return max(0, int((self.now() - self._stepped) * 1000))
+        return max(0, int((self._now() - self._stepped) * 1000))
 
     def opened(self, key: AttemptKey, incarnation: str | None) -> None:
         """An attempt began, or came back: watch it."""
@@ -103,7 +114,7 @@ class Timekeeper:
 
     def clock_moved(self, elapsed_ms: int) -> None:
         """The log's clock moved, whoever moved it: what this keeper counted meanwhile is in the log already."""
-        self._stepped = min(self._stepped + elapsed_ms / 1000, self.now())
+        self._stepped = min(self._stepped + elapsed_ms / 1000, self._now())
 
     def backing_off(self, rollout_id: str) -> None:
         """A back-off began: watch it."""
@@ -120,25 +131,35 @@ class Timekeeper:
                 except Exception:  # one bad turn must not end all timeouts; it is recorded and the next one comes
                     logger.exception("The timekeeper failed to look after its attempts; it tries again.")
                     pause = TICK_SECONDS
-                self._wakes_at = None if pause is None else self.now() + pause
+                self._wakes_at = None if pause is None else self._now() + pause
                 self._wake.wait(pause)
 
     def turn(self) -> float | None:
         """Count the time since the last turn, propose what is due, return the seconds to sleep (None: until woken)."""
         now = self._node.clock.monotonic()
-        self._time += min(max(now - self._last, 0.0), 2 * TICK_SECONDS)
+        counted = min(max(now - self._last, 0.0), 2 * TICK_SECONDS)
+        self._time += counted
         self._last = now
+        if self._peers is not None and not self._peers.signs.hears(now):
+            self._deaf += counted
         if not self._liveness.open and not self.backoffs:
             self._stepped = self._time
-            self._liveness.forget_silent(self._time, SILENT_FOR_GOOD_SECONDS)
+            self._liveness.forget_silent(self._time - self._deaf, SILENT_FOR_GOOD_SECONDS)
             return None
         if self._node.broken is not None or self._node.state.halted is not None:
             return TICK_SECONDS
         if not self._timed():
             self._stepped = self._time  # nobody waits for the log's clock: it must not run after a time nobody counted
-        due = self._due()
+        grace = 0.0
+        if self._peers is not None:
+            self._peers.signs.tell(now)
+            left = self._peers.grace_seconds(now)
+            if left is None:
+                return TICK_SECONDS
+            grace = left
+        due = [(when + grace, timed, act) for when, timed, act in self._due()]
         next_due = min((when for when, _, _ in due), default=None)
-        self._move_clock(any(timed and when <= self._time for when, timed, _ in due))
+        self._move_clock(any(timed and when <= self._time for when, timed, _ in due), CLOCK_STEP_SECONDS + grace)
         for when, _, act in due:
             if when <= self._time:
                 act()
@@ -146,10 +167,10 @@ class Timekeeper:
             return TICK_SECONDS
         return min(TICK_SECONDS, max(next_due - self._time, MIN_SLEEP_SECONDS))
 
-    def _move_clock(self, something_due: bool) -> None:
+    def _move_clock(self, something_due: bool, step_seconds: float) -> None:
         """Append `TimePassed` when a deadline is due or the log's clock lags; one at a time."""
         lag = self._time - self._stepped
-        if self._moving or lag < 0.001 or not (something_due or lag >= CLOCK_STEP_SECONDS) or not self._timed():
+        if self._moving or lag < 0.001 or not (something_due or lag >= step_seconds) or not self._timed():
             return
         elapsed_ms = min(int(lag * 1000), 10_000)
         self._moving = True
@@ -208,14 +229,15 @@ class Timekeeper:
             left = attempt.started_ms + config.timeout_ms - self._log_now_ms()
             options.append((self._time + left / 1000, True, "timeout"))
         if config.unresponsive_ms is not None:
-            quiet = watched.last_beat + config.unresponsive_ms / 1000
+            quiet = self._deaf + watched.last_beat + config.unresponsive_ms / 1000
             least = self._time + (attempt.started_ms + config.unresponsive_ms - self._log_now_ms()) / 1000
             options.append((max(quiet, least), True, "unresponsive"))
         beat = self._liveness.incarnations.get(attempt.incarnation or "")
         if beat is not None:
-            options.append((max(beat, watched.opened) + settings.worker_lost_seconds, False, "worker_lost"))
+            quiet = self._deaf + max(beat, watched.opened)
+            options.append((quiet + settings.worker_lost_seconds, False, "worker_lost"))
         if not attempt.confirmed and governs(rollout, attempt):  # else there is no queue that it could go back to
-            options.append((watched.last_beat + settings.claim_confirm_seconds, False, None))
+            options.append((self._deaf + watched.last_beat + settings.claim_confirm_seconds, False, None))
         if not options:
             return (float("inf"), False, _nothing)
         when, timed, kind = min(options, key=lambda option: option[0])
@@ -234,7 +256,7 @@ class Timekeeper:
             return
         revivals, config_version = attempt.revivals, rollout.config_version
 
-        def known(watermark: int | LogError) -> None:
+        def expire(watermark: int | LogError) -> None:
             """The log said where the rollout's spans end, perhaps a while later: what was assumed has to hold still."""
             with self._node.lock:
                 unchanged = attempt.revivals == revivals and rollout.config_version == config_version
@@ -251,6 +273,14 @@ class Timekeeper:
                 )
                 logger.info("Attempt %s of rollout %s is %s.", attempt.attempt_id, rollout.rollout_id, kind)
                 self._propose(event, done)
+
+        asking = threading.get_ident()
+
+        def known(watermark: int | LogError) -> None:
+            if threading.get_ident() == asking:
+                expire(watermark)
+            else:  # a thread of the log, for which somebody may wait who holds the node's lock
+                threading.Thread(target=expire, args=(watermark,), name="agl-expire", daemon=True).start()
 
         self._spans.ask_watermark(rollout.rollout_id, known)
 
