@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..embedded_log import check_offset
-from ..errors import InvalidInput, LogClosed, LogError, PayloadTooLarge
+from ..errors import InvalidInput, LogClosed, LogError, PayloadTooLarge, StorageError
 from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
@@ -64,7 +64,7 @@ class KafkaLog(Log):
         self.state_folder = Path(self.address.state or self._temporary or ".")
         self.state_folder.mkdir(parents=True, exist_ok=True)
         try:
-            self.log_id = self._loop.call(self._open(), OPEN_SECONDS)
+            self.log_id = self._loop.call(self._insist(), self.address.wait_seconds + OPEN_SECONDS)
         except BaseException:
             self._abandon()
             raise
@@ -78,6 +78,22 @@ class KafkaLog(Log):
     def _remove_temporary(self) -> None:
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    async def _insist(self) -> str:
+        """Open, and wait for a broker that is away, saying so once. Raises `StorageError` when it does not come."""
+        loop = asyncio.get_running_loop()
+        deadline, told = loop.time() + self.address.wait_seconds, False
+        while True:
+            try:
+                return await self._open()
+            except StorageError as error:
+                if loop.time() >= deadline:
+                    raise
+                if not told:
+                    logger.warning("waiting for Kafka at %s: %s", self.address.bootstrap, error)
+                    told = True
+                await stop_quietly(self._asker)
+                await asyncio.sleep(0.5)
 
     async def _open(self) -> str:
         self._producer_lock = asyncio.Lock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ..errors import LogError, OffsetLost, StorageError
@@ -13,6 +13,7 @@ from .client import AIOKafkaConsumer, KafkaError, OffsetOutOfRangeError, TopicPa
 from .records import record_in
 
 FETCH_BYTES = 8 << 20
+RETRY_SECONDS = 0.25
 IDLE_FETCH_MS = 20
 """The broker answers a connection's requests one after the other: a fetch that waits for records holds up a later one."""
 READ_SECONDS = 60.0
@@ -69,11 +70,12 @@ class Ends:
         try:
             while self._waiting:
                 asked, self._waiting = self._waiting, {}
+                ends: dict[TopicPartition, int | LogError]
                 try:
-                    answers = await asyncio.wait_for(self._consumer.end_offsets(list(asked)), self._wait_seconds)
-                    ends: dict[TopicPartition, int | LogError] = {place: int(answers[place]) for place in asked}
-                except (KafkaError, OSError, asyncio.TimeoutError) as error:
-                    ends = dict.fromkeys(asked, _told(error))
+                    answers = await insisting(lambda places=asked: self._consumer.end_offsets(list(places)), self._wait_seconds)
+                    ends = {place: int(answers[place]) for place in asked}
+                except StorageError as error:
+                    ends = dict.fromkeys(asked, error)
                 for place, callbacks in asked.items():
                     for done in callbacks:
                         done(ends[place])
@@ -81,15 +83,25 @@ class Ends:
             self._task = None
 
     async def first(self, place: TopicPartition) -> int:
-        """The first offset that is still there."""
+        """The first offset that is still there. Raises as `end`."""
+        answers = await insisting(lambda: self._consumer.beginning_offsets([place]), self._wait_seconds)
+        return int(answers[place])
+
+
+async def insisting(ask: Callable[[], Awaitable[Any]], wait_seconds: float) -> Any:
+    """Ask until the broker answers: one that is away, or has no leader yet, comes back. Raises `StorageError` in the end."""
+    deadline = asyncio.get_running_loop().time() + wait_seconds
+    while True:
         try:
-            return int((await self._consumer.beginning_offsets([place]))[place])
-        except (KafkaError, OSError) as error:
-            raise _told(error) from error
-
-
-def _told(error: BaseException) -> StorageError:
-    return StorageError(f"the broker does not answer: {type(error).__name__}: {error}")
+            return await asyncio.wait_for(ask(), max(deadline - asyncio.get_running_loop().time(), 1.0))
+        except OffsetOutOfRangeError:
+            raise
+        except (KafkaError, OSError, asyncio.TimeoutError) as error:
+            if asyncio.get_running_loop().time() >= deadline:
+                raise StorageError(
+                    f"the broker did not answer for {wait_seconds:g} s: {type(error).__name__}: {error}"
+                ) from error
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 class PartitionReader:
@@ -113,15 +125,19 @@ class PartitionReader:
                 if offset >= self._end:
                     return []
             try:
-                return await self._fetch(offset, most)
+                found: list[Record] = await insisting(lambda: self._try(offset, most), self._address.wait_seconds)
+                return found
             except OffsetOutOfRangeError:
-                await self.close()
                 raise OffsetLost(
                     f"{self._place.topic}[{self._place.partition}] has no offset {offset} any more", offset=offset
                 ) from None
-            except (KafkaError, OSError) as error:
-                await self.close()
-                raise _told(error) from error
+
+    async def _try(self, offset: int, most: int) -> list[Record]:
+        try:
+            return await self._fetch(offset, most)
+        except (KafkaError, OSError, asyncio.CancelledError):
+            await self.close()  # a connection of its own for the next try
+            raise
 
     async def _fetch(self, offset: int, most: int) -> list[Record]:
         if self._consumer is None:

@@ -1,0 +1,103 @@
+"""Brokers, store nodes and runners are killed under load, again and again: nothing acknowledged is lost, nothing ends twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from pathlib import Path
+
+import pytest
+from kafka_local import Cluster
+
+from agentlightning.core.kafka_log import KafkaLog
+from agentlightning.core.model import RolloutConfig
+from agentlightning.core.resources import PromptTemplate
+from agentlightning.projections.rest.client import LightningStoreClient
+
+from .fleet import Fleet, Worker, audit
+from .test_kafka_log import make_topics
+
+SETTLE_SECONDS = 120.0
+CONFIG = RolloutConfig(unresponsive_seconds=4, max_attempts=50, retry_condition=["failed", "timeout", "unresponsive"])
+
+
+async def _load(client: LightningStoreClient, acknowledged: list[str], until: asyncio.Event) -> None:
+    """Enqueue without a pause; what returned is acknowledged. The client rides outages out."""
+    number = 0
+    while not until.is_set():
+        number += 1
+        rollout = await client.enqueue_rollout({"seconds": 0.01, "n": number}, config=CONFIG)
+        acknowledged.append(rollout.rollout_id)
+        await asyncio.sleep(0.05)
+
+
+def _victims(fleet: Fleet, cluster: Cluster, dice: random.Random) -> tuple[str, Worker | int]:
+    kind = dice.choice(["broker", "node", "runner"])
+    if kind == "broker":
+        return kind, dice.choice(sorted(cluster.nodes))
+    return kind, dice.choice(fleet.nodes if kind == "node" else fleet.runners)
+
+
+async def _kill_again_and_again(fleet: Fleet, cluster: Cluster, seconds: float, dice: random.Random) -> dict[str, int]:
+    kills = {"broker": 0, "node": 0, "runner": 0}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        await asyncio.sleep(dice.uniform(1.0, 3.0))
+        kind, victim = _victims(fleet, cluster, dice)
+        kills[kind] += 1
+        if isinstance(victim, Worker):
+            await asyncio.to_thread(victim.kill)
+            await asyncio.sleep(dice.uniform(0.0, 1.0))
+            victim.start()
+        else:
+            await asyncio.to_thread(cluster.kill, victim)
+            await asyncio.sleep(dice.uniform(0.5, 2.0))
+            await asyncio.to_thread(cluster.restart, victim)
+    return kills
+
+
+@pytest.mark.parametrize("seconds", [20, pytest.param(120, marks=pytest.mark.chaos)])
+async def test_kills_under_load_lose_nothing_and_end_nothing_twice(
+    kafka_cluster: Cluster, kafka_cluster_url: str, tmp_path: Path, seconds: int
+) -> None:
+    await asyncio.to_thread(make_topics, kafka_cluster_url)
+    fleet = Fleet(kafka_cluster_url, tmp_path / "fleet")
+    clients: list[LightningStoreClient] = []
+    acknowledged: list[str] = []
+    stop = asyncio.Event()
+    try:
+        for _ in range(2):
+            fleet.add_node()
+        await asyncio.to_thread(fleet.await_nodes)
+        for number in range(3):
+            fleet.add_runner(fleet.endpoints[number % 2])
+        clients = [LightningStoreClient(endpoint) for endpoint in fleet.endpoints]
+        await clients[0].add_resources({"prompt": PromptTemplate(template="{n}", engine="f-string")})
+        loads = [asyncio.create_task(_load(client, acknowledged, stop)) for client in clients]
+        kills = await _kill_again_and_again(fleet, kafka_cluster, seconds, random.Random(seconds))
+        stop.set()
+        await asyncio.gather(*loads)
+        began = time.monotonic()
+        done = await clients[0].wait_for_rollouts(rollout_ids=acknowledged, timeout=SETTLE_SECONDS)
+        settled = time.monotonic() - began
+        assert len(done) == len(acknowledged), f"{len(acknowledged) - len(done)} acknowledged rollouts never ended"
+        assert {one.status for one in done} == {"succeeded"}
+        stopped = await asyncio.to_thread(fleet.stop)
+    finally:
+        for client in clients:
+            await client.close()
+        await asyncio.to_thread(fleet.kill)
+    said = "".join(node.said.read_text() for node in fleet.nodes)
+    assert "Traceback" not in said, said[said.index("Traceback") - 500 :][:3000]
+    with await asyncio.to_thread(KafkaLog, kafka_cluster_url) as log:
+        found = await asyncio.to_thread(audit, log)
+    assert all(found.finished(rollout_id) for rollout_id in acknowledged)
+    assert len(stopped) == 2
+    for name, (position, fingerprint) in stopped.items():
+        assert found.prints[position] == fingerprint, f"{name} folded another history"
+    attempts = sum(found.claims.values())
+    print(
+        f"\n{seconds} s, kills {kills}: {len(acknowledged)} rollouts acknowledged, all ended ({settled:.1f} s after the load); "
+        f"{attempts} attempts, {found.state.position} events, {found.lost_claims} of {found.proposed_claims} claims lost"
+    )
