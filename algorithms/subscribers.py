@@ -23,6 +23,8 @@ class Subscriber(Generic[F]):
     `types`: those that it is handed; empty for all. `wants_store`: whether it takes the store as its second argument.
     """
 
+    __name__: str
+
     def __init__(self, func: F, types: tuple[str, ...]) -> None:
         parameters = _positional(func)
         if not 1 <= len(parameters) <= 2:

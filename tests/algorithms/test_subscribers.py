@@ -38,7 +38,7 @@ def hands_for(func: Any, **more: Any) -> tuple[Hands, list[DeadLetter]]:
         buried.append(letter)
 
     made: dict[str, Any] = {"name": "m:f", "group": "g", "stop": Flag(), "bury": bury, "backoff_seconds": 0.01, **more}
-    return Hands(func if isinstance(func, Subscriber) else agl.subscriber(func), **made), buried
+    return Hands(func if isinstance(func, Subscriber) else Subscriber(func, ()), **made), buried
 
 
 async def test_a_marked_function_stays_a_function_and_is_handed_its_facts() -> None:

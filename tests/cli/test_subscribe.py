@@ -89,7 +89,7 @@ def test_killed_in_the_middle_every_fact_is_handled_at_least_once(store: str, tm
     args = ("subscribe", "subs.py:keep", "--store", store, "--log-level", "INFO")
     for upto in (10, 25):
         with running(*args, cwd=tmp_path) as process:
-            until(20, lambda: len(out.read_text().splitlines()) >= upto)
+            until(20, lambda least=upto: len(out.read_text().splitlines()) >= least)
             process.process.kill()
             process.process.wait()
     finish_rollouts(store, ["y"] * 5)
