@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from ..core.errors import InvalidInput
 from ..core.fold import apply
-from ..core.log import Log, Record
+from ..core.log import Log, NewRecord, Record
 from ..core.state import State
 from ..core.topics import CONTROL, FACTS, TASKS, partition_of
-from .fact_feed import facts_of, hear
+from .fact_feed import hear, plain_facts_of
 
 READ_RECORDS = 1024
-_CLAIMABLE = "rollout.claimable"
+CLAIMABLE = "rollout.claimable"
+
+
+def record_of(fact: Mapping[str, Any], namespace: str) -> NewRecord:
+    """A fact as the record that is derived or published, from its plain form."""
+    return NewRecord(
+        key=fact["rollout_id"] or "",
+        value=msgspec.json.encode(fact),
+        timestamp_us=round(fact["time"] * 1_000_000),
+        headers=(("t", fact["type"]), ("id", fact["id"]), ("position", str(fact["position"])), ("ns", namespace)),
+    )
 
 
 class DerivedTopic:
@@ -22,7 +33,7 @@ class DerivedTopic:
 
     Records come in log order with offsets counted from 0, keyed by rollout id. The value of a fact is its JSON, its id
     "<namespace>/<position>/<index>"; a task is the fact that a rollout became claimable, with that fact's id. Both repeat
-    their position, type and id as headers.
+    their position, type, id and namespace as headers.
     """
 
     def __init__(self, log: Log, topic: str, namespace: str = "default") -> None:
@@ -54,19 +65,10 @@ class DerivedTopic:
         outcome = apply(self._state, record.value)
         made: list[Record] = []
         heard = hear(outcome, self._state)
-        for fact in facts_of(heard, self._namespace, self._log.log_id) if heard is not None else ():
-            if self.topic == TASKS and fact.type != _CLAIMABLE:
+        for fact in plain_facts_of(heard, self._namespace, self._log.log_id) if heard is not None else ():
+            if self.topic == TASKS and fact["type"] != CLAIMABLE:
                 continue
-            made.append(
-                Record(
-                    topic=self.topic,
-                    partition=0,
-                    offset=self._offset,
-                    key=fact.rollout_id or "",
-                    value=msgspec.json.encode(fact.model_dump()),
-                    timestamp_us=round(fact.time * 1_000_000),
-                    headers=(("t", fact.type), ("id", fact.id), ("position", str(fact.position))),
-                )
-            )
+            new = record_of(fact, self._namespace)
+            made.append(Record(self.topic, 0, self._offset, new.key, new.value, new.timestamp_us, new.headers))
             self._offset += 1
         return made

@@ -24,6 +24,7 @@ from .dispatch import Dispatch
 from .fact_feed import FactFeed
 from .liveness import Liveness
 from .node import Node, refusal
+from .peers import Peers
 from .refill import Refill
 from .settings import StoreSettings
 from .shared_spans import SharedSpanBook
@@ -62,11 +63,12 @@ class Engine:
         self.spans = (SharedSpanBook if foreign_writers else SpanBook)(log, self.blobs, self.clock)
         self.node = Node(log, self.settings, clock=self.clock, foreign_writers=foreign_writers)
         self.cold = ColdIndex(index_path, log.log_id)
-        self.liveness = Liveness(log)
+        self.liveness = Liveness(log, self.node.writer if foreign_writers else None, self.node.namespace)
         self.waiters = Waiters(self.node.delivery)
         self.dispatch = Dispatch(self.node.delivery, self.node.writer if foreign_writers else None, self.clock)
         self.facts = FactFeed(self.node)
-        self.timekeeper = Timekeeper(self.node, self.liveness, self.spans)
+        self.peers = Peers(log, self.node, self.liveness, self.facts) if foreign_writers else None
+        self.timekeeper = Timekeeper(self.node, self.liveness, self.spans, self.peers)
         self._snapshotting: threading.Thread | None = None
         self.shared = foreign_writers
         self.refill: Refill | None = None
@@ -100,6 +102,8 @@ class Engine:
             self.refill = Refill(self.log, node, self.cold, self.restored_at)
             self.refill.start()
         self.timekeeper.start()
+        if self.peers is not None:
+            self.peers.start(self.timekeeper.now)
 
     # What follows from each folded record, under the node's lock
 
@@ -133,6 +137,8 @@ class Engine:
             elif kind.startswith("attempt."):
                 self._attempt_heard(kind, rollout_id, sequence_id)
         self.facts.heard(outcome)
+        if self.peers is not None:
+            self.peers.heard(outcome)
         if self._position_waiters:
             self._wake_positions()
         if self.node.state.position - self._snapshot_at >= self.settings.snapshot_every:
@@ -181,6 +187,8 @@ class Engine:
             return
         self.closed = True
         self.timekeeper.close()
+        if self.peers is not None:
+            self.peers.close(finish=self.node.broken is None)
         if self.node.broken is None and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
             self.snapshot()
         self._end_threads()
@@ -201,6 +209,8 @@ class Engine:
         """Stop without touching the log, which goes on under another engine; who waits gets `error`."""
         self.closed = True
         self.timekeeper.close()
+        if self.peers is not None:
+            self.peers.close(finish=False)
         self._end_threads()
         self.node.close()
         with self.node.lock:

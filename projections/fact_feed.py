@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..core.errors import OffsetLost
 from ..core.events import AttemptClaimed, AttemptStarted, RolloutStarted
 from ..core.fold import Outcome, apply
-from ..core.log import Log
+from ..core.log import Log, Record
 from ..core.model import Fact
 from ..core.state import State
 from ..core.topics import CONTROL
@@ -22,6 +22,7 @@ from ..core.transitions import Facts
 from . import arguments
 from .delivery import Delivery
 from .node import Node
+from .snapshots import Restored
 
 KEPT_RECORDS = 32_768
 """Records whose facts stay in memory; older ones are folded again from the log."""
@@ -37,6 +38,8 @@ class Heard(NamedTuple):
     facts: Facts
     attempt_ids: tuple[str | None, ...]
     worker_id: str | None
+    generation: int = 0
+    """Of the rollout that this record completed."""
 
 
 def hear(outcome: Outcome, state: State) -> Heard | None:
@@ -45,18 +48,26 @@ def hear(outcome: Outcome, state: State) -> Heard | None:
     if proposal is None or not outcome.facts:
         return None
     ids: list[str | None] = []
-    for _, rollout_id, sequence_id, _ in outcome.facts:
+    generation = 0
+    for kind, rollout_id, sequence_id, _ in outcome.facts:
         rollout = state.rollouts.get(rollout_id) if rollout_id is not None else None
         known = rollout is not None and 1 <= sequence_id <= len(rollout.attempts)
         ids.append(rollout.attempts[sequence_id - 1].attempt_id if rollout is not None and known else None)
+        if kind == "rollout.completed" and rollout is not None:
+            generation = rollout.generation
     event = proposal.event
     worker = event.claim.worker_id if isinstance(event, (AttemptClaimed, AttemptStarted, RolloutStarted)) else None
-    return Heard(outcome.position, proposal.time_us, outcome.facts, tuple(ids), worker)
+    return Heard(outcome.position, proposal.time_us, outcome.facts, tuple(ids), worker, generation)
 
 
 def facts_of(heard: Heard, namespace: str, log_id: str) -> list[Fact]:
     """The facts as subscribers get them."""
-    facts: list[Fact] = []
+    return [Fact(**fact) for fact in plain_facts_of(heard, namespace, log_id)]
+
+
+def plain_facts_of(heard: Heard, namespace: str, log_id: str) -> list[dict[str, Any]]:
+    """The facts as plain data, in the order of the fields of `Fact`: what is published as JSON."""
+    facts: list[dict[str, Any]] = []
     for index, (kind, rollout_id, sequence_id, detail) in enumerate(heard.facts):
         data: dict[str, object] = {"sequence_id": sequence_id} if sequence_id else {}
         if kind == "rollout.completed":
@@ -68,32 +79,35 @@ def facts_of(heard: Heard, namespace: str, log_id: str) -> list[Fact]:
         elif detail and detail != heard.attempt_ids[index]:
             data["detail"] = detail
         facts.append(
-            Fact(
-                id=f"{namespace}/{heard.position}/{index}",
-                type=kind,
-                position=heard.position,
-                log_id=log_id,
-                time=heard.time_us / 1_000_000,
-                rollout_id=rollout_id,
-                attempt_id=heard.attempt_ids[index],
-                data=data,
-            )
+            {
+                "id": f"{namespace}/{heard.position}/{index}",
+                "type": kind,
+                "position": heard.position,
+                "log_id": log_id,
+                "time": heard.time_us / 1_000_000,
+                "rollout_id": rollout_id,
+                "attempt_id": heard.attempt_ids[index],
+                "data": data,
+            }
         )
     return facts
 
 
 class Refold:
-    """The log folded once more from its first record, for subscribers that begin far back. Every method blocks."""
+    """The log folded once more, for subscribers and publishers that begin far back. Every method blocks.
 
-    def __init__(self, log: Log, node: Node) -> None:
+    It starts at the log's first record, or behind `restored`, which has to be no further than where facts are wanted from.
+    """
+
+    def __init__(self, log: Log, node: Node, restored: Restored | None = None) -> None:
         self._log = log
         self._node = node
-        self._offset = 0
-        self.state = State()
+        self._offset = restored.next_offset if restored is not None else 0
+        self.state = restored.state if restored is not None else State()
 
-    def step(self, since: int) -> list[Fact]:
-        """Fold the next records and return their facts at positions after `since`."""
-        found: list[Fact] = []
+    def advance(self, since: int) -> list[tuple[Record, Outcome, Heard | None]]:
+        """Fold the next records; return what became of those at positions after `since`. Raises `OffsetLost` at the end."""
+        found: list[tuple[Record, Outcome, Heard | None]] = []
         records = self._log.read(CONTROL, self._node.partition, self._offset, REFOLD_RECORDS, headers=False)
         for record in records:
             self._offset = record.offset + 1
@@ -101,10 +115,16 @@ class Refold:
                 continue
             outcome = apply(self.state, record.value)
             if outcome.position > since:
-                heard = hear(outcome, self.state)
-                found.extend(facts_of(heard, self._node.namespace, self._log.log_id) if heard is not None else ())
+                found.append((record, outcome, hear(outcome, self.state)))
         if not records:
             raise OffsetLost(f"the log ends before position {self.state.position}", offset=self._offset)
+        return found
+
+    def step(self, since: int) -> list[Fact]:
+        """Fold the next records and return their facts at positions after `since`."""
+        found: list[Fact] = []
+        for _, _, heard in self.advance(since):
+            found.extend(facts_of(heard, self._node.namespace, self._log.log_id) if heard is not None else ())
         return found
 
 
@@ -188,6 +208,19 @@ class FactFeed:
 
     def _behind(self, cursor: int) -> list[Fact]:
         """The facts of the next few kept records after `cursor`."""
+        found: list[Fact] = []
+        for heard in self._after(cursor, CHUNK):
+            found.extend(facts_of(heard, self._node.namespace, self._node.log.log_id))
+        return found
+
+    def kept_after(self, cursor: int, most: int) -> list[Heard] | None:
+        """What up to `most` records after position `cursor` led to; None where that is not in memory any more.
+
+        Under the node's lock.
+        """
+        return None if cursor < self._complete_after else self._after(cursor, most)
+
+    def _after(self, cursor: int, most: int) -> list[Heard]:
         kept = self._kept
         if not kept or kept[-1].position <= cursor:
             return []
@@ -198,7 +231,4 @@ class FactFeed:
                 low = middle + 1
             else:
                 high = middle
-        found: list[Fact] = []
-        for index in range(low, min(low + CHUNK, len(kept))):
-            found.extend(facts_of(kept[index], self._node.namespace, self._node.log.log_id))
-        return found
+        return [kept[index] for index in range(low, min(low + most, len(kept)))]

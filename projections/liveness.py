@@ -2,7 +2,7 @@
 
 An overlay beside the fold: nothing here is in the state or its fingerprint. Workers' newest heartbeats are kept in the
 liveness topic so that they survive a restart; silence is measured on the keeper's time (timekeeper.py), which stands
-still while the process is frozen.
+still while the process is frozen. What other nodes of the same log heard comes through signs.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from ..core import payload
 from ..core.errors import LogError
-from ..core.log import Ack, Log, NewRecord
+from ..core.log import Ack, Headers, Log, NewRecord, Record
 from ..core.topics import LIVENESS, partition_of
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,9 @@ LATE_BEATS = 10_000
 
 AttemptKey = tuple[str, int]
 """(rollout_id, sequence_id)"""
+
+HEARTBEAT, IDLE, NODE = "worker.heartbeat", "worker.idle", "node.beat"
+"""Kinds of records in the liveness topic, as their header `t` says; the first two carry a `WorkerBeat`."""
 
 
 class WorkerBeat(msgspec.Struct, omit_defaults=True):
@@ -55,8 +58,15 @@ class OpenAttempt:
 class Liveness:
     """Who was heard of, and when. Use under the node's lock."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, writer: str | None = None, namespace: str = "default") -> None:
         self._log = log
+        self._namespace = namespace
+        self._writer = writer
+        """Our name where other nodes count what we write; each life of a worker then has a key of its own."""
+        self.heard_here: dict[AttemptKey, None] | None = None if writer is None else {}
+        """Open attempts that this node heard of and has not told the others yet; None where there are none."""
+        self.read_to: dict[int, int] = {}
+        """Partition of the topic -> offset up to which `load` read it."""
         self.workers: dict[str, WorkerBeat] = {}
         self.open: dict[AttemptKey, OpenAttempt] = {}
         self._late: OrderedDict[AttemptKey, int] = OrderedDict()
@@ -69,17 +79,30 @@ class Liveness:
         for partition in range(self._log.partitions(LIVENESS)):
             offset, end = self._log.ends(LIVENESS, partition)
             while offset < end:
-                records = self._log.read(LIVENESS, partition, offset, headers=False)
+                records = self._log.read(LIVENESS, partition, offset)
                 if not records:
                     break
                 for record in records:
-                    try:
-                        beat = msgspec.msgpack.decode(record.value, type=WorkerBeat)
-                    except msgspec.MsgspecError:
-                        logger.warning("A heartbeat at offset %d cannot be read; it is left out", record.offset)
-                        continue
-                    self.workers[beat.worker_id] = beat
+                    kind, _, namespace = told_by(record, self._namespace)
+                    beat = decode_beat(record) if kind != NODE and namespace == self._namespace else None
+                    if beat is not None:
+                        self.merge(beat)
                 offset = records[-1].offset + 1
+            self.read_to[partition] = max(offset, end)
+
+    def merge(self, beat: WorkerBeat) -> None:
+        """Take over what somebody knows of a worker: of each thing the newest."""
+        known = self.workers.get(beat.worker_id)
+        if known is None:
+            self.workers[beat.worker_id] = beat
+            return
+        if (beat.beat_us or 0) >= (known.beat_us or 0):
+            known.beat_us = beat.beat_us
+            known.stats = beat.stats if beat.stats is not None else known.stats
+            known.incarnation = beat.incarnation if beat.incarnation is not None else known.incarnation
+        known.dequeue_us = max(filter(None, (known.dequeue_us, beat.dequeue_us)), default=None)
+        if beat.idle_at > known.idle_at:
+            known.idle_at, known.idle_us = beat.idle_at, beat.idle_us
 
     def worker(self, worker_id: str) -> WorkerBeat:
         """The worker's overlay, made when it is first heard of."""
@@ -99,7 +122,7 @@ class Liveness:
         if incarnation is not None:
             beat.incarnation = incarnation
             self.incarnations[incarnation] = now
-        self.keep(beat)
+        self.keep(beat, HEARTBEAT)
         return beat
 
     def expect(self, worker_id: str | None, incarnation: str | None, now: float) -> None:
@@ -108,22 +131,30 @@ class Liveness:
         if incarnation is not None and beat is not None and beat.incarnation is not None:
             self.incarnations.setdefault(incarnation, now)
 
-    def keep(self, beat: WorkerBeat) -> None:
+    def keep(self, beat: WorkerBeat, kind: str = IDLE) -> None:
         """Write a worker's overlay to its topic; heartbeats are exempt from durability, so nobody waits."""
-        record = NewRecord(beat.worker_id, msgspec.msgpack.encode(beat), beat.beat_us or 0)
-        partition = partition_of(beat.worker_id, self._log.partitions(LIVENESS))
-        self._log.append(LIVENESS, partition, [record], _ignore)
+        key, headers = beat.worker_id, ()
+        if self._writer is not None:
+            key = key if beat.incarnation is None else f"{key}/{beat.incarnation}"
+            headers = headers_of(kind, self._writer, self._namespace)
+        record = NewRecord(key, msgspec.msgpack.encode(beat), beat.beat_us or 0, headers)
+        self._log.append(LIVENESS, partition_of(key, self._log.partitions(LIVENESS)), [record], _ignore)
 
-    def beat(self, key: AttemptKey, now: float, time_us: int, *, late: bool = False) -> None:
+    def beat(
+        self, key: AttemptKey, now: float, time_us: int | None, *, late: bool = False, elsewhere: bool = False
+    ) -> None:
         """An attempt was heard: a span, a heartbeat that names it, an update.
 
         `late`: a sign of life counts as one also where the attempt is over; it revives nothing, but it is shown.
+        `elsewhere`: another node heard it, and has told everybody.
         """
         attempt = self.open.get(key)
         if attempt is not None:
             attempt.last_beat = now
             attempt.beat_us = time_us
-        elif late:
+            if self.heard_here is not None and not elsewhere:
+                self.heard_here[key] = None
+        elif late and time_us is not None:
             self._late[key] = time_us
             self._late.move_to_end(key)
             if len(self._late) > LATE_BEATS:
@@ -151,6 +182,26 @@ class Liveness:
     def stats_of(self, beat: WorkerBeat) -> dict[str, Any] | None:
         """The decoded machine stats of a worker."""
         return None if beat.stats is None else payload.decode(beat.stats)
+
+
+def headers_of(kind: str, writer: str, namespace: str) -> Headers:
+    """The headers of a record that other nodes count."""
+    return (("t", kind), ("node", writer), ("ns", namespace))
+
+
+def told_by(record: Record, namespace: str) -> tuple[str, str, str]:
+    """(kind, node, namespace) of a record; heartbeats of logs with one writer have no headers and are of `namespace`."""
+    said = dict(record.headers)
+    return said.get("t", HEARTBEAT), said.get("node", ""), said.get("ns", namespace)
+
+
+def decode_beat(record: Record) -> WorkerBeat | None:
+    """A worker's record; None, with a line in the log of this process, for bytes that are none."""
+    try:
+        return msgspec.msgpack.decode(record.value, type=WorkerBeat)
+    except msgspec.MsgspecError:
+        logger.warning("A heartbeat at offset %d cannot be read; it is left out", record.offset)
+        return None
 
 
 def _ignore(result: Ack | LogError) -> None:

@@ -20,6 +20,7 @@ SESSION_MS = 6000
 """A member that is silent for so long is out: a killed runner is noticed in 6 s (aiokafka's default: 11.5 s)."""
 HEARTBEAT_MS = 500
 JOIN_SECONDS = 60.0
+NOWHERE = TopicPartition("", 0)
 
 
 class KafkaMember(Membership):
@@ -51,7 +52,10 @@ class KafkaMember(Membership):
         self._consumer: Any = None
 
     async def start(self) -> None:
-        """Join, and return when partitions are assigned (or there are fewer of them than members)."""
+        """Join, and return when partitions are assigned (or there are fewer of them than members).
+
+        Raises `StorageError` where the group does not answer; nothing is left of the attempt then.
+        """
         consumer: Any = AIOKafkaConsumer(
             **self._address.client(),
             group_id=self._address.group(self.group),
@@ -65,8 +69,12 @@ class KafkaMember(Membership):
         )
         self._consumer = consumer
         consumer.subscribe(list(self._names), listener=_Listener(self))
-        await consumer.start()
-        await asyncio.wait_for(self._assigned.wait(), JOIN_SECONDS)
+        try:
+            await consumer.start()
+            await asyncio.wait_for(self._assigned.wait(), JOIN_SECONDS)
+        except (KafkaError, OSError, asyncio.TimeoutError) as error:
+            await self.leave()
+            raise StorageError(f"the group {self.group!r} does not answer: {type(error).__name__}: {error}") from error
 
     # On the loop
 
@@ -101,6 +109,8 @@ class KafkaMember(Membership):
                 raise LogClosed("this member has left its group")
             left = deadline - loop.time()
             if self._paused:
+                # The client leaves its group when it is asked for nothing for five minutes; of nowhere there is nothing.
+                await self._consumer.getmany(NOWHERE, timeout_ms=0)
                 if left <= 0:
                     return []
                 self._resumed.clear()
@@ -150,6 +160,7 @@ class KafkaMember(Membership):
         """Leave the group; who polls is woken."""
         self.closed = True
         self._resumed.set()
+        self._assigned.set()
         self._positions = {}
         await stop_quietly(self._consumer)
 

@@ -20,10 +20,11 @@ PassTime = Callable[[float], Awaitable[None]]
 
 
 async def settled(engine: Engine) -> None:
-    """Wait until the log has answered everything that was proposed."""
+    """Wait until the log has answered everything that was proposed, and this node has heard itself."""
+    peers = engine.peers
     while True:
         with engine.node.lock:
-            if not engine.node.busy:
+            if not engine.node.busy and (peers is None or peers.signs.settled):
                 return
         await asyncio.sleep(0.001)
 
