@@ -149,7 +149,7 @@ class GroupFollower:
                 continue
             handled = await self._one(record)
             passed[part] = record.offset + 1
-            if handled and not await self._commit(part, passed.pop(part)):
+            if handled and not await self._commit(part, passed.pop(part)) and not self._has(part):
                 gone.add(part)
             if self._hands.stop.is_set():
                 break
@@ -178,9 +178,13 @@ class GroupFollower:
         try:
             await asyncio.to_thread(self._member.commit, FACTS, partition, offset)
         except (LogError, InvalidInput) as error:
-            logger.warning("%s; what follows offset %d is handled by whoever has it now.", error, offset)
+            logger.warning("The position of this group was not moved to offset %d: %s.", offset, error)
             return False
         return True
+
+    def _has(self, partition: int) -> bool:
+        """Whether the partition is still ours: then the rest of it is ours too, whatever became of the commit."""
+        return self._member is not None and (FACTS, partition) in self._member.assignment()
 
 
 def _unreadable(record: Record, error: Exception) -> DeadLetter:

@@ -20,6 +20,7 @@ SESSION_MS = 6000
 """A member that is silent for so long is out: a killed runner is noticed in 6 s (aiokafka's default: 11.5 s)."""
 HEARTBEAT_MS = 500
 JOIN_SECONDS = 60.0
+ASK_AGAIN_SECONDS = 0.2
 NOWHERE = TopicPartition("", 0)
 
 
@@ -45,6 +46,8 @@ class KafkaMember(Membership):
         self._names = {address.topic(name): name for name in topics}
         self._address = address
         self._paused = False
+        self._dealing = False
+        """The group is dealing its partitions anew: what the client brings now is brought again from where we go on."""
         self._kept: deque[Record] = deque()
         self._positions: dict[TopicPartition, int] = {}
         self._assigned = asyncio.Event()
@@ -80,23 +83,35 @@ class KafkaMember(Membership):
 
     async def assigned(self, places: Sequence[TopicPartition]) -> None:
         """The group dealt its partitions anew: what is ours still goes on where it was, the rest where it was committed."""
-        kept = {place: self._positions[place] for place in places if place in self._positions}
-        for place, position in kept.items():
-            self._consumer.seek(place, position)
-        for place in places:
-            if place not in kept:
-                kept[place] = await self._committed(place)
-        self._positions = kept
+        self._dealing = True
+        try:
+            kept = {place: self._positions[place] for place in places if place in self._positions}
+            for place in places:
+                if place not in kept:
+                    kept[place] = await self._committed(place)
+            # The client reads new partitions before it tells us of them; what it brought meanwhile was not taken.
+            self._positions = kept
+            for place, position in kept.items():
+                self._consumer.seek(place, position)
+        finally:
+            self._dealing = False
         self._kept = deque(one for one in self._kept if self._place(one.topic, one.partition) in kept)
         if self._paused and places:
             self._consumer.pause(*places)
         self._assigned.set()
 
     async def _committed(self, place: TopicPartition) -> int:
-        committed = await self._consumer.committed(place)
-        if committed is not None:
-            return int(committed)
-        return int((await self._consumer.beginning_offsets([place]))[place])
+        """Where the group goes on in a partition, asked until it is answered: nobody else would ask again."""
+        while True:
+            try:
+                committed = await self._consumer.committed(place)
+                if committed is not None:
+                    return int(committed)
+                return int((await self._consumer.beginning_offsets([place]))[place])
+            except (KafkaError, OSError):
+                if self.closed or place not in self._consumer.assignment():
+                    raise
+                await asyncio.sleep(ASK_AGAIN_SECONDS)
 
     def _place(self, topic: str, partition: int) -> TopicPartition:
         return TopicPartition(self._address.topic(topic), partition)
@@ -126,6 +141,8 @@ class KafkaMember(Membership):
     async def _fetch(self, most: int, left_seconds: float) -> list[Record]:
         fetched = await self._consumer.getmany(timeout_ms=int(1000 * min(max(left_seconds, 0.02), 1.0)), max_records=most)
         found: list[Record] = []
+        if self._dealing:
+            return found
         for place, messages in fetched.items():
             if place in self._positions and messages:
                 self._positions[place] = messages[-1].offset + 1
