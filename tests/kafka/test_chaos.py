@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from .fleet import Fleet, Worker, audit
 from .test_kafka_log import make_topics
 
 SETTLE_SECONDS = 120.0
+Trouble = Callable[[Fleet, Cluster, float], Awaitable[str]]
 CONFIG = RolloutConfig(unresponsive_seconds=4, max_attempts=50, retry_condition=["failed", "timeout", "unresponsive"])
 
 
@@ -57,9 +59,32 @@ async def _kill_again_and_again(fleet: Fleet, cluster: Cluster, seconds: float, 
     return kills
 
 
-@pytest.mark.parametrize("seconds", [20, pytest.param(120, marks=pytest.mark.chaos)])
-async def test_kills_under_load_lose_nothing_and_end_nothing_twice(
-    kafka_cluster: Cluster, kafka_cluster_url: str, tmp_path: Path, seconds: int
+async def _break(fleet: Fleet, cluster: Cluster, seconds: float) -> str:
+    dice = random.Random(seconds)
+    kills = await _kill_again_and_again(fleet, cluster, seconds, dice)
+    return f"{seconds:g} s, kills {kills}"
+
+
+async def _away(fleet: Fleet, cluster: Cluster, seconds: float) -> str:
+    await asyncio.sleep(2.0)
+    for number in list(cluster.running):
+        await asyncio.to_thread(cluster.kill, number)
+    await asyncio.sleep(seconds)
+    await asyncio.to_thread(cluster.heal)
+    return f"all brokers away for {seconds:g} s"
+
+
+@pytest.mark.parametrize(
+    "trouble, seconds",
+    [
+        (_break, 20),
+        (_away, 8),
+        pytest.param(_break, 120, marks=pytest.mark.chaos),
+        pytest.param(_away, 30, marks=pytest.mark.chaos),
+    ],
+)
+async def test_trouble_under_load_loses_nothing_and_ends_nothing_twice(
+    kafka_cluster: Cluster, kafka_cluster_url: str, tmp_path: Path, trouble: Trouble, seconds: int
 ) -> None:
     await asyncio.to_thread(make_topics, kafka_cluster_url)
     fleet = Fleet(kafka_cluster_url, tmp_path / "fleet")
@@ -75,7 +100,7 @@ async def test_kills_under_load_lose_nothing_and_end_nothing_twice(
         clients = [LightningStoreClient(endpoint) for endpoint in fleet.endpoints]
         await clients[0].add_resources({"prompt": PromptTemplate(template="{n}", engine="f-string")})
         loads = [asyncio.create_task(_load(client, acknowledged, stop)) for client in clients]
-        kills = await _kill_again_and_again(fleet, kafka_cluster, seconds, random.Random(seconds))
+        happened = await trouble(fleet, kafka_cluster, seconds)
         stop.set()
         await asyncio.gather(*loads)
         began = time.monotonic()
@@ -98,6 +123,6 @@ async def test_kills_under_load_lose_nothing_and_end_nothing_twice(
         assert found.prints[position] == fingerprint, f"{name} folded another history"
     attempts = sum(found.claims.values())
     print(
-        f"\n{seconds} s, kills {kills}: {len(acknowledged)} rollouts acknowledged, all ended ({settled:.1f} s after the load); "
+        f"\n{happened}: {len(acknowledged)} rollouts acknowledged, all ended ({settled:.1f} s after the load); "
         f"{attempts} attempts, {found.state.position} events, {found.lost_claims} of {found.proposed_claims} claims lost"
     )
