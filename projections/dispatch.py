@@ -7,7 +7,8 @@ The only writer of a log offers the oldest, always. Where several nodes claim fr
 about the same moment and all but one would claim in vain. So each rollout ranks the nodes that were seen claiming, by
 rendezvous hash: the first in rank offers it at once, the others when it has been in the queue for `STEAL_SECONDS`, one
 after the other. A node whose runners are told by hints (hints.py) offers at once what it has a hint for, and steals the
-rest. Among the oldest `WINDOW` a claimer is offered what was hinted, else what ranks its node highest, else the oldest.
+rest. Among the oldest a claimer is offered what was hinted, else what ranks its node highest, else the oldest: the more
+claims the others make, the more of the oldest are looked at, one where claims are far apart and `WINDOW` at most.
 """
 
 from __future__ import annotations
@@ -16,18 +17,27 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
+from math import exp
 
 from ..core.clock import Clock, SystemClock
 from ..core.state import State
 from .delivery import Delivery
 
 WINDOW = 64
-"""So many of the oldest are looked at: order is strict but for these."""
+"""So many of the oldest are looked at at most: order is strict but for these."""
+SPREAD = 20
+"""So many times the claims of others that are under way at once is the number of the oldest that are looked at."""
+RATE_SECONDS = 0.1
+"""For how long a claim of another node counts."""
+LOSS = 8.0
+"""A claim in vain counts as so many: there is more under way than was seen."""
+CLAIM_SECONDS = 0.005
+"""How long a claim is under way, until this node has seen it of its own."""
 STEAL_SECONDS = 0.020
 """How long a rollout lies in the queue for whom it was meant before everybody may have it."""
-RANK_SECONDS = 0.003
+RANK_SECONDS = 0.004
 """How much later each further rank steals: about as long as a claim takes to be seen by the others."""
-LAST_RANK = 5
+LAST_RANK = 4
 NODE_SECONDS = 10.0
 """Who has claimed nothing for so long is not ranked any more."""
 
@@ -58,6 +68,10 @@ class Dispatch:
         self._claimers: dict[str, float] = {}
         self._nodes: tuple[str, ...] = () if node is None else (node,)
         self._version = 0
+        self._rate = 0.0
+        self._rated_at = 0.0
+        self._claim_seconds = CLAIM_SECONDS
+        self._taken: dict[str, float] = {}
         self.feeds = 0
         """How many feeds of hints this node has; with one, nothing is offered at once but what was hinted."""
         self.on_idle: list[Callable[[], None]] = []
@@ -83,12 +97,24 @@ class Dispatch:
         self._wake_one()
         return True
 
-    def claimed(self, node: str) -> None:
-        """A node was seen claiming."""
+    def claimed(self, node: str, rollout_id: str) -> None:
+        """A node was seen claiming; called for every claim that was accepted."""
         if self._node is not None:
-            self._claimers[node] = self._clock.monotonic()
+            now = self._claimers[node] = self._clock.monotonic()
+            began = self._taken.pop(rollout_id, None)
+            if node == self._node and began is not None:
+                self._claim_seconds += 0.2 * (now - began - self._claim_seconds)
+            elif node != self._node:
+                self._count(now, 1.0)
             if node not in self._nodes:
                 self._rank_anew()
+
+    def _count(self, now: float, claims: float) -> None:
+        self._rate, self._rated_at = self._rate_at(now) + claims / RATE_SECONDS, now
+
+    def _rate_at(self, now: float) -> float:
+        """Claims of others in a second, the newer the more they count."""
+        return self._rate * exp((self._rated_at - now) / RATE_SECONDS) if self._rate else 0.0
 
     def _rank_anew(self) -> None:
         assert self._node is not None
@@ -123,20 +149,32 @@ class Dispatch:
 
     def _choose(self, state: State, patient: bool) -> _Ready | None:
         now = self._clock.monotonic()
-        window = self._window(state)
+        left = self._spread(now)
         best: _Ready | None = None
-        for one in window:
-            if patient and self._opens(one) > now:
+        for one in self._window(state):
+            if self._opens(one) > now and patient:
+                continue
+            left -= 1
+            if left < 0 and not one.hinted:
                 continue
             if best is None or (not one.hinted, one.rank) < (not best.hinted, best.rank):
                 best = one
         if best is not None:
+            self._taken[best.rollout_id] = now
             self._ready.remove(best)
             del self._by_id[best.rollout_id]
             if self._ready:
                 # Who was woken for what is still here may have been this claimer: another has to look after it.
                 self._wake_one()
         return best
+
+    def _spread(self, now: float) -> int:
+        """How many of the oldest to choose from: few claims meet if this is many times what is under way at the others.
+
+        What is under way there is guessed from what they claimed lately, and from what is under way here.
+        """
+        theirs = self._rate_at(now) * self._claim_seconds
+        return 1 + int(theirs * SPREAD) + 2 * len(self._taken) * (len(self._nodes) - 1)
 
     def _window(self, state: State) -> list[_Ready]:
         """The oldest that are claimable; those that are not any more are forgotten."""
@@ -179,6 +217,8 @@ class Dispatch:
 
     def give_back(self, state: State, rollout_id: str) -> None:
         """A claim came to nothing: offer the rollout again, first, if it is still claimable."""
+        if self._taken.pop(rollout_id, None) is not None and rollout_id not in state.queue:
+            self._count(self._clock.monotonic(), LOSS)
         if rollout_id in state.queue and rollout_id not in self._by_id:
             one = self._by_id[rollout_id] = _Ready(rollout_id, float("-inf"))
             self._ready.appendleft(one)

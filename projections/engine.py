@@ -116,7 +116,7 @@ class Engine:
     def _heard(self, outcome: Outcome) -> None:
         proposal = outcome.proposal
         if outcome.facts and proposal is not None and isinstance(proposal.event, AttemptClaimed):
-            self.dispatch.claimed(proposal.writer)
+            self.dispatch.claimed(proposal.writer, proposal.event.rollout_id)
         for kind, rollout_id, sequence_id, _ in outcome.facts:
             if rollout_id is None:
                 event = outcome.proposal.event if outcome.proposal is not None else None

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 
-NAMES = ("log", "store", "http", "rebuild")
+NAMES = ("log", "store", "http", "rebuild", "runners")
 
 
 def main() -> None:
