@@ -16,6 +16,7 @@ from ..core.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPAN
 from ..projections import span_records
 from ..projections.blobs import Blobs
 from ..projections.liveness import WorkerBeat
+from ..projections.publisher import Cursor
 from ..projections.snapshots import Manifest
 from .terminal import items, mapping, short
 
@@ -155,6 +156,9 @@ class Decoder:
             seen.body = msgspec.to_builtins(
                 msgspec.msgpack.decode(record.value, type=Manifest), builtin_types=(bytes,)
             )
+        elif record.key.endswith("/facts"):
+            seen.type = "cursor"  # up to where facts were published
+            seen.body = msgspec.to_builtins(msgspec.json.decode(record.value, type=Cursor))
         else:
             seen.type = "chunk"
             seen.body = {"bytes": len(record.value)}

@@ -128,20 +128,26 @@ def letter_is_readable_with_any_tool(url: str, bad: str) -> None:
 
 
 def test_a_rollout_that_was_given_up_is_queued_again_on_the_broker(url: str) -> None:
-    from agentlightning.core.dead import DeadLetter, rollout_letter_id
+    """The letter is written by the store's own publisher."""
 
-    (rollout_id,) = finish_rollouts(url, ["x"])
+    async def fail(store: Any) -> str:
+        begun = await store.start_rollout("x", worker_id="w")
+        await store.update_attempt(begun.rollout_id, begun.attempt.attempt_id, status="failed")
+        return begun.rollout_id
+
     store: Any = open_store(url)
     try:
-        letter = DeadLetter(
-            id=rollout_letter_id("default", rollout_id, 1), kind="rollout", source=rollout_id, rollout_id=rollout_id,
-            reason="failed 1 of 1", time=time.time(),
-        )  # fmt: skip
-        asyncio.run(store.add_dead_letter(letter))
+        rollout_id = asyncio.run(fail(store))
+        until(30, lambda: documents("dead", "ls", "--log", url))
     finally:
         store.close()
+    (entry,) = documents("dead", "ls", "--log", url)
+    assert (entry["letter"]["kind"], entry["letter"]["rollout_id"]) == ("rollout", rollout_id)
+    cursor = documents("log", "tail", "snapshots", "--type", "cursor", "--log", url)[-1]
+    assert cursor["body"]["position"] >= entry["letter"]["position"]
     assert document("dead", "retry", rollout_id, "--log", url)["event"] == "requeued"
     assert document("show", rollout_id, "--log", url)["status"] == "queuing"
+    assert documents("dead", "ls", "--log", url) == []
 
 
 def test_a_store_process_makes_its_topics_when_told_to(kafka_url: str, tmp_path: Path) -> None:
