@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 
-NAMES = ("log", "store", "http", "rebuild", "runners")
+NAMES = ("log", "store", "http", "rebuild", "kafka", "runners")
 
 
 def main() -> None:

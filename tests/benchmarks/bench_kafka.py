@@ -1,0 +1,194 @@
+"""The store on a real broker: one node under 64 runners, four nodes that race for claims, and spans by the thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import agentlightning as agl
+from agentlightning.core.contract import LightningStore
+from agentlightning.core.kafka_log import KafkaLog
+from agentlightning.core.model import EnqueueRolloutRequest
+from agentlightning.core.spans import Span
+from agentlightning.core.topics import SPANS as SPANS_TOPIC
+from agentlightning.projections.store import EventLogStore, open_store
+from tests.kafka.fleet import Fleet, audit
+from tests.kafka.test_kafka_log import make_topics
+
+from .brokers import a_broker
+from .table import percentile, show
+
+ROLLOUTS = 6_000
+RACED = 3_000
+NODES, RUNNERS = 4, 8
+SPAN_ROLLOUTS, SPANS = 100, 1_000
+
+
+def run() -> None:
+    """Print the three tables; starts a broker where KAFKA_BOOTSTRAP names none."""
+    with a_broker() as bootstrap:
+        _one_node(bootstrap)
+        _race(bootstrap)
+        _spans(bootstrap)
+
+
+def _address(bootstrap: str) -> str:
+    url = f"kafka://{bootstrap}/bench-{os.urandom(4).hex()}"
+    make_topics(url)
+    return url
+
+
+async def _enqueue(store: LightningStore, count: int) -> None:
+    for _ in range(count // 500):
+        await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=number) for number in range(500)])
+
+
+# One node
+
+
+def _one_node(bootstrap: str) -> None:
+    rows: list[list[object]] = []
+    for runners in (1, 16, 64):
+        store = open_store(_address(bootstrap))
+        try:
+            count = min(ROLLOUTS, 1_000 * runners)
+            done, seconds, claims, verdicts = asyncio.run(_drain(store, runners, count))
+        finally:
+            store.close()  # type: ignore[attr-defined]
+        rows.append(
+            [runners, f"{done / seconds:,.0f}", *(f"{percentile(times, share) * 1e3:.1f}"
+                                                 for times in (claims, verdicts) for share in (0.5, 0.99))]
+        )  # fmt: skip
+    headings = ("runners", "claim + finish/s", "claim p50 ms", "claim p99 ms", "verdict p50 ms", "verdict p99 ms")
+    show("One node on Kafka, rollouts of no length", headings, rows)
+
+
+async def _drain(store: LightningStore, runners: int, count: int) -> tuple[int, float, list[float], list[float]]:
+    """Claim and finish everything. A verdict is the time from an append's start to what the fold made of it."""
+    await _enqueue(store, count)
+    claims: list[float] = []
+    ends: list[float] = []
+
+    async def runner(name: str) -> int:
+        done = 0
+        while True:
+            began = time.perf_counter()
+            claimed = await store.dequeue_rollout(name)
+            if claimed is None:
+                return done
+            claims.append(time.perf_counter() - began)
+            began = time.perf_counter()
+            await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+            ends.append(time.perf_counter() - began)
+            done += 1
+
+    began = time.perf_counter()
+    done = sum(await asyncio.gather(*(runner(f"w{number}") for number in range(runners))))
+    return done, time.perf_counter() - began, claims, ends
+
+
+# Four nodes
+
+
+def _race(bootstrap: str) -> None:
+    url = _address(bootstrap)
+    with tempfile.TemporaryDirectory() as folder:
+        fleet = Fleet(url, Path(folder))
+        try:
+            for _ in range(NODES):
+                fleet.add_node("--log-level", "WARNING")
+            fleet.await_nodes()
+            endpoints = [endpoint for endpoint in fleet.endpoints for _ in range(RUNNERS)]
+            gate = Path(folder) / "go"
+            command = [sys.executable, "-m", "tests.benchmarks.racer"]
+            racers = [
+                subprocess.Popen([*command, one, f"w{number}", str(gate)], cwd=Path(__file__).resolve().parents[2])
+                for number, one in enumerate(endpoints)
+            ]
+            asyncio.run(_fill(fleet.endpoints[0]))
+            while len(list(Path(folder).glob("go.*"))) < len(racers):
+                time.sleep(0.1)
+            began = time.perf_counter()
+            gate.touch()
+            for racer in racers:
+                assert racer.wait(300) == 0
+            seconds = time.perf_counter() - began
+            stopped = fleet.stop()
+        finally:
+            fleet.kill()
+    with KafkaLog(url) as log:
+        found = audit(log)
+    equal = all(found.prints[position] == fingerprint for position, fingerprint in stopped.values())
+    done = sum(one.status == "succeeded" for one in found.state.rollouts.values())
+    rows: list[list[object]] = [
+        ["rollouts, each attempt owned once", f"{done:,}"],
+        ["rollouts/s", f"{done / seconds:,.0f}"],
+        ["claims lost to another node", f"{found.lost_claims / found.proposed_claims:.1%}"],
+        ["fingerprints equal", f"{equal} ({len(stopped)} nodes)"],
+    ]
+    show(f"{NODES} nodes x {RUNNERS} runners, {NODES * (RUNNERS + 1)} processes", ("what", "figure"), rows)
+
+
+async def _fill(endpoint: str) -> None:
+    client = agl.LightningStoreClient(endpoint)
+    await _enqueue(client, RACED)
+    await client.close()
+
+
+# Spans
+
+
+def _spans(bootstrap: str) -> None:
+    store = open_store(_address(bootstrap))
+    assert isinstance(store, EventLogStore)
+    try:
+        seconds, complete = asyncio.run(_write_spans(store))
+    finally:
+        store.close()
+    total = SPAN_ROLLOUTS * SPANS
+    rows: list[list[object]] = [
+        [f"{SPAN_ROLLOUTS} rollouts of {SPANS:,} spans, 500 a call", f"{total / seconds:,.0f} spans/s"],
+        ["completions with all their spans readable at once", f"{complete} of {SPAN_ROLLOUTS}"],
+    ]
+    show("Spans on Kafka", ("what", "figure"), rows)
+
+
+async def _write_spans(store: EventLogStore) -> tuple[float, int]:
+    """Seconds for spans that were made before, and how many completions had all of theirs when they were seen."""
+    claims = [await store.start_rollout({"number": number}) for number in range(SPAN_ROLLOUTS)]
+    made = [
+        [
+            Span.from_attributes(rollout_id=one.rollout_id, attempt_id=one.attempt.attempt_id, attributes={"text": "x" * 300})
+            for _ in range(SPANS)
+        ]
+        for one in claims
+    ]
+    gate = asyncio.Semaphore(8)
+
+    async def fill(spans: list[Span]) -> None:
+        async with gate:
+            for at in range(0, SPANS, 500):
+                await store.add_many_spans(spans[at : at + 500])
+            await store.update_attempt(spans[0].rollout_id, "latest", status="succeeded")
+
+    async def look() -> int:
+        complete = 0
+        async for fact in store.subscribe("rollout.completed", since=-1):
+            found = await asyncio.to_thread(store.engine.log.read_key, SPANS_TOPIC, fact.rollout_id or "")
+            complete += len(found) == SPANS
+            seen.append(fact.rollout_id)
+            if len(seen) == SPAN_ROLLOUTS:
+                break
+        return complete
+
+    seen: list[str | None] = []
+    looking = asyncio.create_task(look())
+    began = time.perf_counter()
+    await asyncio.gather(*(fill(spans) for spans in made))
+    seconds = time.perf_counter() - began
+    return seconds, await looking
