@@ -39,7 +39,7 @@ Place = tuple[str, int]
 
 
 @runtime_checkable
-class PublishingLog(Protocol):
+class TasksLog(Protocol):
     """A log that keeps `tasks` as a topic of its own; the others have nobody to share work with."""
 
     def partitions_published(self, topic: str) -> int:
@@ -291,7 +291,7 @@ class HintFeed:
 
 def feed_of(store: object, group: str = GROUP, name: str = "runner") -> HintFeed | None:
     """The feed for claimers of `store` in this process, not begun yet; None where its log has no group to share work with."""
-    if not isinstance(store, EventLogStore) or not isinstance(store.engine.log, PublishingLog):
+    if not isinstance(store, EventLogStore) or not isinstance(store.engine.log, TasksLog):
         return None
     return HintFeed(lambda: store.engine, group, name)
 

@@ -1,4 +1,4 @@
-"""Runner processes on a log on Kafka, hints for them, and what the log says of who worked when and who was idle."""
+"""Runner processes on a log on Kafka, and what the log says of who worked when and who was idle."""
 
 from __future__ import annotations
 
@@ -14,15 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from agentlightning.core.events import AttemptClaimed
 from agentlightning.core.fold import Outcome
 from agentlightning.core.kafka_log import KafkaAddress
 from agentlightning.core.kafka_log.topics import create
-from agentlightning.core.log import NewRecord
-from agentlightning.core.topics import TASKS, partition_of
-from agentlightning.projections.fact_feed import facts_of, hear
 from agentlightning.projections.store import EventLogStore, open_store
 
 AGENT = """
@@ -39,25 +34,6 @@ def make_log(url: str, **counts: int) -> str:
     """Make the topics of an empty log; returns its address."""
     asyncio.run(create(KafkaAddress.parse(url), counts or None))
     return url
-
-
-def publish_hints(store: EventLogStore) -> None:
-    """Publish a hint for whatever this store's own commands make claimable, where no publisher of the store does."""
-    engine: Any = store.engine
-    node, log = engine.node, engine.log
-
-    def heard(outcome: Outcome) -> None:
-        if outcome.proposal is None or outcome.proposal.writer != node.writer:
-            return
-        told = hear(outcome, node.state)
-        for fact in facts_of(told, node.namespace, log.log_id) if told is not None else ():
-            if fact.type == "rollout.claimable":
-                headers = (("t", fact.type), ("id", fact.id), ("position", str(fact.position)), ("ns", node.namespace))
-                record = NewRecord(fact.rollout_id or "", msgspec.json.encode(fact.model_dump()), 0, headers)
-                log.publish(TASKS, partition_of(record.key, log.partitions_published(TASKS)), [record], lambda _: None)
-
-    with node.lock:
-        node.listeners.append(heard)
 
 
 @dataclass
@@ -185,12 +161,10 @@ class Crew:
 
 @contextmanager
 def crew_on(url: str, folder: Path, *options: str) -> Iterator[tuple[EventLogStore, Crew, Watch]]:
-    """A store of this process on a new log that publishes hints, a crew that is still empty, and a watch."""
+    """A store of this process on a new log, a crew that is still empty, and a watch."""
     store: Any = open_store(make_log(url), environment=os.environ)
     crew = Crew(url, folder, *options)
     try:
-        if not hasattr(store.engine, "publisher"):
-            publish_hints(store)
         yield store, crew, Watch().on(store)
     finally:
         crew.end()

@@ -13,13 +13,14 @@ import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
+from agentlightning.core.kafka_log import KafkaLog
 from agentlightning.core.model import RolloutConfig
 from agentlightning.core.topics import TASKS
 from agentlightning.projections.hints import GROUP
 from agentlightning.projections.store import EventLogStore
 
 from .broker import Broker
-from .crew import Attempt, Watch, crew_on, publish_hints
+from .crew import Attempt, Watch, crew_on
 
 PATIENCE_SECONDS = 60.0
 UNRESPONSIVE_SECONDS = 4.0
@@ -120,7 +121,13 @@ async def _places(probe: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
 def test_26_without_hints_and_with_a_rebalance_held_open_the_queue_drains(
     kafka_broker: Broker, kafka_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"{publish_hints.__module__}.publish_hints", lambda store: None)
+    publish = KafkaLog.publish
+
+    def without_hints(self: KafkaLog, topic: str, partition: int, records: Any, done: Any) -> None:
+        if topic != TASKS:
+            publish(self, topic, partition, records, done)
+
+    monkeypatch.setattr(KafkaLog, "publish", without_hints)
 
     async def scene() -> None:
         stubborn = Stubborn()
