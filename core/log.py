@@ -69,6 +69,9 @@ class Subscription(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    def passed(self, offset: int) -> None:  # noqa: B027 (a hint, which most logs have no use for)
+        """Say that everything below `offset` is known already: what lies below it may be left out. From any thread."""
+
 
 class Membership(ABC):
     """One member of a consumer group: polls records of the partitions it was assigned.

@@ -34,6 +34,10 @@ class Follower(Subscription):
         self._forget = forget
         self._lock = threading.RLock()
         self.closed = False
+        self.known_below = 0
+
+    def passed(self, offset: int) -> None:
+        self.known_below = offset
 
     def deliver(self, records: Sequence[Record]) -> None:
         """Hand over `records`, which start at or after `next`; a callback that raises ends the follow."""

@@ -311,6 +311,8 @@ class Node:
                     self._fold_value(staged.record.value)
                     if staged.command_id in self._tickets:  # no fold can read what was written: nobody else will answer
                         self._fail(staged.command_id, InvalidInput("a field of the command has a type no event can carry"))
+                if self._subscription is not None:
+                    self._subscription.passed(self.next_offset)
             elif not self._foreign:
                 self._catch_up()
             elif 0 <= ack.base_offset < self.next_offset and any(one.command_id in self._tickets for one in batch):

@@ -67,13 +67,16 @@ class Tail:
 
     async def _step(self, consumer: Any) -> None:
         fetched = await consumer.getmany(self.place, timeout_ms=POLL_MS, max_records=TAIL_RECORDS)
-        records = [record_in(self._topic, message) for message in fetched.get(self.place, ())]
-        if not records or self.follower.closed:
+        messages = fetched.get(self.place, ())
+        if not messages or self.follower.closed:
             return
-        first = self.follower.next
-        if records[0].offset != first or records[-1].offset - first != len(records) - 1:
+        first, last = self.follower.next, messages[-1].offset
+        if messages[0].offset != first or last - first != len(messages) - 1:
             raise OffsetLost(f"{self.place.topic}[{self.place.partition}] has a hole at offset {first}", offset=first)
-        await self._hand_over(self.follower.deliver, records)
+        if last < self.follower.known_below:
+            self.follower.next = last + 1  # our own records, applied when they were acknowledged
+            return
+        await self._hand_over(self.follower.deliver, [record_in(self._topic, message) for message in messages])
 
     async def _hand_over(self, take: Callable[[Any], None], what: Any) -> None:
         """In a thread of its own, whatever it does: the loop goes on writing meanwhile."""
