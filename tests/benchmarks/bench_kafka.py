@@ -20,6 +20,7 @@ from agentlightning.projections.store import EventLogStore, open_store
 from tests.kafka.fleet import Fleet, audit
 from tests.kafka.test_kafka_log import make_topics
 
+from .bench_rebuild import EVENTS, History, append_all, open_seconds
 from .brokers import a_broker
 from .table import percentile, show
 
@@ -35,6 +36,7 @@ def run() -> None:
         _one_node(bootstrap)
         _race(bootstrap)
         _spans(bootstrap)
+        _start(bootstrap)
 
 
 def _address(bootstrap: str) -> str:
@@ -192,3 +194,19 @@ async def _write_spans(store: EventLogStore) -> tuple[float, int]:
     await asyncio.gather(*(fill(spans) for spans in made))
     seconds = time.perf_counter() - began
     return seconds, await looking
+
+
+# Start
+
+
+def _start(bootstrap: str) -> None:
+    url = _address(bootstrap)
+    history = History()
+    with KafkaLog(url) as log:
+        while history.state.position < EVENTS:
+            append_all(log, history.records(20_000))
+    rows: list[list[object]] = []
+    for what in ("from the log", "from the snapshot that the first one left"):
+        seconds, events, at = open_seconds(url)
+        rows.append([f"{events:,} events, {what} (at {at:,})", f"{seconds:.2f} s"])
+    show("A node without anything on its machine", ("what", "until it serves"), rows)

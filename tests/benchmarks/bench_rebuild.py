@@ -76,7 +76,8 @@ class History:
         return made
 
 
-def _append(log: Log, records: list[NewRecord]) -> None:
+def append_all(log: Log, records: list[NewRecord]) -> None:
+    """Append to the control topic and wait."""
     ready = threading.Event()
     failed: list[object] = []
 
@@ -90,7 +91,7 @@ def _append(log: Log, records: list[NewRecord]) -> None:
     assert not failed, failed
 
 
-def _open_seconds(url: str) -> tuple[float, int, int]:
+def open_seconds(url: str) -> tuple[float, int, int]:
     """Open and close the store in a process of its own; (seconds to open, events, position of the snapshot used)."""
     code = (
         "import sys; from agentlightning.projections.store import open_store\n"
@@ -114,15 +115,15 @@ def run() -> None:
             records = history.records(20_000)
             if made < 200_000:
                 values.extend(record.value for record in records)
-            _append(log, records)
+            append_all(log, records)
             made += len(records)
         log.close()
         began = time.perf_counter()
         fold.fold(values)
         rows.append(["fold + decode", f"{len(values) / (time.perf_counter() - began):,.0f} events/s"])
-        first, events, _ = _open_seconds(url)
+        first, events, _ = open_seconds(url)
         rows.append([f"{events:,} events from the log", f"{first:.2f} s"])
-        second, _, at = _open_seconds(url)
+        second, _, at = open_seconds(url)
         rows.append([f"the same from the snapshot at {at:,}", f"{second:.2f} s"])
     rows.extend(_span_memory())
     show("Start-up and memory", ("what", "figure"), rows)
