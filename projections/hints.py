@@ -21,7 +21,7 @@ import msgspec
 from ..core.errors import AgentLightningError, InvalidInput, LogClosed, LogError
 from ..core.fold import Outcome
 from ..core.log import Membership, Record
-from ..core.topics import TASKS
+from ..core.topics import CONTROL, TASKS
 from .engine import Engine
 from .store import EventLogStore
 
@@ -154,6 +154,10 @@ class HintFeed:
                 engine.dispatch.on_idle.append(self._wanted.set)
                 engine.dispatch.feeds += 1
                 self._engine = engine
+                for place, offset in [one for held in self._held.values() for one in held]:
+                    self._offsets.done(place, offset)
+                for _, place, offset in self._early:
+                    self._offsets.done(place, offset)
                 self._early.clear()
                 self._held.clear()
         return engine
@@ -203,8 +207,8 @@ class HintFeed:
         if not self._paused:
             member.pause()
             self._paused = True
-        if not self._wanted.wait(FULL_SECONDS):
-            member.poll(1, 0.0)  # a member that does not poll for minutes is put out of its group
+        self._wanted.wait(FULL_SECONDS)
+        member.poll(1, 0.0)  # a member that does not poll for minutes is put out of its group
 
     def _join(self, engine: Engine) -> Membership:
         """This may wait as long as a rebalance does; whoever closes the feed does not wait for it."""
@@ -227,20 +231,24 @@ class HintFeed:
     def _take(self, engine: Engine, records: Sequence[Record]) -> None:
         if not records:
             return
-        self._fresh = False
-        with engine.node.lock:
-            for record in records:
+        node, self._fresh = engine.node, False
+        hints = [_read(record, node.namespace) for record in records]
+        end = node.state.position
+        if any(hint is not None and hint.position >= end for hint in hints):
+            # A hint is written after its event. One from behind the end is not of this log, and would wait for ever.
+            end = engine.log.ends(CONTROL, node.partition)[1]
+        with node.lock:
+            for record, hint in zip(records, hints, strict=True):
                 place = (record.topic, record.partition)
                 self._offsets.opened(place, record.offset)
-                hint = _read(record, engine.node.namespace)
-                if hint is None:
+                if hint is None or hint.position >= max(end, node.state.position):
                     self._offsets.done(place, record.offset)
-                elif hint.position >= engine.node.state.position:
+                elif hint.position >= node.state.position:
                     self._early.append((hint, place, record.offset))
                     self._fresh = True
                 else:
                     self._judge(engine, hint, place, record.offset)
-            engine.node.delivery.flush()
+            node.delivery.flush()
         self._done.set()
 
     # Judging, under the node's lock

@@ -283,7 +283,8 @@ async def test_stale_foreign_and_broken_hints_are_let_go() -> None:
         log.member.put("ro-theirs", 99, ns="other")
         log.member.put("", 0, value=b"\xff no hint")
         log.member.put("", 0, value=b'{"rollout_id": 7}')
-        await until(lambda: log.member.committed == {0: 6})
+        log.member.put(done.rollout_id, 1_000_000)
+        await until(lambda: log.member.committed == {0: 7})
         assert await waiting is None
 
 
