@@ -68,7 +68,7 @@ class KafkaMember(Membership):
             session_timeout_ms=SESSION_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
             max_poll_interval_ms=300_000,
-            partition_assignment_strategy=(StickyPartitionAssignor,),
+            partition_assignment_strategy=(_own_assignor(),),
         )
         self._consumer = consumer
         consumer.subscribe(list(self._names), listener=_Listener(self))
@@ -218,6 +218,15 @@ class KafkaMember(Membership):
         if not self.closed:
             self._loop.call(self.leave(), 30)
         self._forget(self)
+
+
+def _own_assignor() -> Any:
+    """The assignor remembers in its class what its member had: members of one process must not take each other's for theirs."""
+
+    class Assignor(StickyPartitionAssignor):
+        pass
+
+    return Assignor
 
 
 class _Listener(RebalanceListener):
