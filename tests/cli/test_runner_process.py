@@ -15,6 +15,7 @@ import pytest
 
 from agentlightning.core.resources import PromptTemplate
 from agentlightning.projections.rest.client import LightningStoreClient
+from agentlightning.projections.store import open_store
 
 from .support import PATIENCE_SECONDS, document, invoke, running
 
@@ -164,6 +165,32 @@ def _alive(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def test_a_runner_of_a_file_works_in_slots_and_ends_after_all_that_run(tmp_path: Path) -> None:
+    (tmp_path / "agents.py").write_text(AGENT)
+    store: Any = open_store(f"sqlite:///{tmp_path}/log.db")
+    asyncio.run(_queue(store, ["slow", "slow", "slow"]))
+    store.close()
+    args = ("runner", "agents:good", "--store", f"sqlite:///{tmp_path}/log.db", "--slots", "2", "--worker-id", "3")
+    with running(*args, cwd=tmp_path) as one:
+        one.wait_for(one.err, "Started async rollouts")
+        time.sleep(0.5)
+        assert one.end(signal.SIGINT) == 130
+    said = document("replay", str(tmp_path / "log.db"))
+    assert said["rollouts"] == {"queuing": 1, "succeeded": 2}
+    assert {worker["worker_id"] for worker in said["workers"]} == {"Worker-3-0", "Worker-3-1"}
+
+
+async def _queue(store: Any, tasks: list[str]) -> None:
+    await store.add_resources({"prompt": PromptTemplate(template="{task}", engine="f-string")})
+    for task in tasks:
+        await store.enqueue_rollout(task)
+
+
+def test_several_processes_do_not_share_a_file(tmp_path: Path) -> None:
+    code, out = invoke("runner", "json:dumps", "--store", f"sqlite:///{tmp_path}/log.db", "-n", "2")
+    assert code == 1 and "--slots" in out and len(out.splitlines()) == 1
 
 
 def test_a_wrong_agent_or_address_is_one_line(tmp_path: Path) -> None:
