@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 BATCH_FACTS = 64
 POLL_SECONDS = 0.5
+STAY_SECONDS = 30.0
+"""A member that polls nothing for five minutes loses its partitions; a function that takes long must not cost them."""
 
 
 class Cursor:
@@ -169,9 +171,28 @@ class GroupFollower:
             return False
         wanted = self._hands.subscriber.wants(fact)
         if wanted:
-            await self._hands.hand(fact)
+            await self._hand(fact)
         self._highest[record.partition] = place
         return wanted
+
+    async def _hand(self, fact: Fact) -> None:
+        """Hand a fact over, and stay a member meanwhile by polling for nothing."""
+        assert self._member is not None
+        work = asyncio.ensure_future(self._hands.hand(fact))
+        paused = False
+        try:
+            while not (await asyncio.wait({work}, timeout=STAY_SECONDS))[0]:
+                if not paused:
+                    await asyncio.to_thread(self._member.pause)
+                    paused = True
+                try:
+                    await asyncio.to_thread(self._member.poll, 1, 0.0)
+                except StorageError as error:
+                    logger.debug("The group does not answer while %s is handled: %s", fact.id, error)
+            work.result()
+        finally:
+            if paused:
+                await asyncio.to_thread(self._member.resume)
 
     async def _commit(self, partition: int, offset: int) -> bool:
         assert self._member is not None

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..core.errors import InvalidInput
+from ..core.open_log import shown
 from ..core.topics import CONTROL, TOPICS
 from .checking import first_hole
 from .reading import quieten_clients
@@ -59,7 +60,7 @@ def make_topics(url: str, counts: Mapping[str, int] | None = None, replication: 
     Raises `InvalidInput` for an address that is not on Kafka and for topics that cannot carry a log.
     """
     if not url.startswith("kafka://"):
-        raise InvalidInput(f"{url!r} is not the address of a log on Kafka; it looks like kafka://host:9092/prefix")
+        raise InvalidInput(f"{shown(url)!r} is not the address of a log on Kafka; it looks like kafka://host:9092/prefix")
     from ..core.kafka_log import KafkaAddress, ReadOnlyKafkaLog
     from ..core.kafka_log.topics import create
 

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from ..core.errors import InvalidInput
+from ..core.open_log import shown
 from .reading import open_reading
 from .terminal import counted, echo_json, json_option, printable, table
 
@@ -25,7 +26,7 @@ def lag(url: str, group: str | None, follow: bool, every: float, as_json: bool) 
     The lag of `runners` counts hints, not rollouts: a runner that is idle claims what is queued without them.
     """
     if not url.startswith("kafka://"):
-        raise InvalidInput(f"{url!r} has no consumer groups: they are a broker's; give kafka://host:9092/prefix")
+        raise InvalidInput(f"{shown(url)!r} has no consumer groups: they are a broker's; give kafka://host:9092/prefix")
     with open_reading(url) as log:
         source: Any = log
         while True:

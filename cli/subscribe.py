@@ -14,6 +14,7 @@ import click
 
 from ..core.errors import InvalidInput
 from ..core.loglines import setup_logging
+from ..core.open_log import shown
 from .interrupts import StopFlag, announce
 from .terminal import echo_json, json_option, log_level_option
 
@@ -70,7 +71,9 @@ def subscribe(
     from ..algorithms.subscribers import load_subscriber
 
     if not url.startswith(("http://", "https://", "kafka://", "sqlite:///")):
-        raise InvalidInput(f"{url!r} is no store to subscribe to; it looks like http://host:4747 or kafka://host:9092/prefix")
+        raise InvalidInput(
+            f"{shown(url)!r} is no store to subscribe to; it looks like http://host:4747 or kafka://host:9092/prefix"
+        )
     name = group if group is not None else _name_of(spec)
     if not _GROUP(name) or name in TAKEN_GROUPS:
         raise InvalidInput(f"{name!r} cannot name a group of subscribers; letters, digits, dots and dashes do, but not runners")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from .memory_log import MemoryLog
 FORMS = "sqlite:///relative/path.db, sqlite:////absolute/path.db, kafka://host:9092/prefix or memory://"
 
 
+def shown(url: str) -> str:
+    """An address as a message may repeat it: without options and credentials, whatever its form."""
+    return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
+
+
 def path_of(url: str) -> Path:
     """The file of a `sqlite:///` address; InvalidInput for any other."""
     if not url.startswith("sqlite:///") or url == "sqlite:///":
-        raise InvalidInput(f"{url!r} is not the address of a log file; it looks like {FORMS}")
+        raise InvalidInput(f"{shown(url)!r} is not the address of a log file; it looks like {FORMS}")
     return Path(url[len("sqlite:///") :]).expanduser()
 
 

@@ -35,6 +35,10 @@ class ReadOnlyKafkaLog(KafkaLog):
         # Copies that a running node keeps in `state` are its own.
         super().__init__(replace(parsed, state=None))
 
+    async def _insist(self) -> str:
+        """Whoever only looks is told at once that the broker is away."""
+        return await self._open()
+
     async def _open(self) -> str:
         self._producer_lock = asyncio.Lock()
         self._asker: Any = AIOKafkaConsumer(**self.address.client(), group_id=None)
@@ -49,7 +53,7 @@ class ReadOnlyKafkaLog(KafkaLog):
             raise unreachable(self.address, error) from error
         finally:
             await stop_quietly(reader)
-            self._ends = Ends(self._asker)
+            self._ends = Ends(self._asker, self.address.wait_seconds)
 
     def partitions(self, topic: str) -> int:
         """See `Log.partitions`; `tasks` and `facts` too."""

@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.following import Cursor, follow_store
+from agentlightning.algorithms import following
+from agentlightning.algorithms.following import Cursor, GroupFollower, follow_store
 from agentlightning.algorithms.handing import Handed, Hands, Stopped
 from agentlightning.algorithms.subscribers import Subscriber, load_subscriber
 from agentlightning.core.dead import DeadLetter
+from agentlightning.core.errors import LogError
+from agentlightning.core.log import Record
 from agentlightning.core.model import Fact
 from agentlightning.projections.store import open_store
 
@@ -203,6 +207,97 @@ async def test_facts_are_handed_over_once_and_positions_resume(kind: str, tmp_pa
             await store.close()
         await server.stop()
         await asyncio.to_thread(opened.close)
+
+
+class Member:
+    """A membership that hands over some records once, and writes down what is asked of it."""
+
+    def __init__(self, records: list[Record]) -> None:
+        self.records = records
+        self.asked: list[str] = []
+        self.committed: list[int] = []
+        self.lost = False
+
+    def poll(self, most: int, seconds: float) -> list[Record]:
+        self.asked.append("poll")
+        if "pause" in self.asked and "resume" not in self.asked:
+            return []
+        found, self.records = self.records, []
+        return found
+
+    def commit(self, topic: str, partition: int, offset: int) -> None:
+        if self.lost:
+            raise LogError("not ours any more")
+        self.committed.append(offset)
+
+    def assignment(self) -> set[tuple[str, int]]:
+        return set() if self.lost else {("facts", 0)}
+
+    def pause(self) -> None:
+        self.asked.append("pause")
+
+    def resume(self) -> None:
+        self.asked.append("resume")
+
+    def close(self) -> None: ...
+
+
+def follower(member: Member, func: Any, stop: Flag) -> GroupFollower:
+    hands, _ = hands_for(func, stop=stop)
+    log: Any = SimpleNamespace(join=lambda *_: member)
+    return GroupFollower(log, hands, "m")
+
+
+def published(*facts: Fact) -> list[Record]:
+    return [Record("facts", 0, at, "k", one.model_dump_json().encode(), 0) for at, one in enumerate(facts)]
+
+
+async def test_a_group_commits_what_was_taken_and_drops_what_publishers_repeat() -> None:
+    member = Member(published(fact(3), fact(5, 0, "attempt.late"), fact(5, 1), fact(3), fact(5, 1), fact(6)))
+    seen: list[str] = []
+    stop = Flag()
+
+    @agl.subscriber("rollout.completed")
+    async def on(fact: Fact) -> None:
+        seen.append(fact.id)
+        if fact.position == 6:
+            stop.set()
+
+    await asyncio.wait_for(follower(member, on, stop).run(), 10)
+    assert seen == ["default/3/0", "default/5/1", "default/6/0"]
+    assert member.committed == [1, 3, 6]
+
+
+async def test_what_went_to_another_member_is_left_to_it() -> None:
+    member = Member(published(fact(3), fact(4)))
+    seen: list[str] = []
+    stop = Flag()
+
+    def on(fact: Fact) -> None:
+        seen.append(fact.id)
+        member.lost = True
+        loop.call_soon_threadsafe(loop.call_later, 0.2, stop.set)
+
+    loop = asyncio.get_running_loop()
+    await asyncio.wait_for(follower(member, on, stop).run(), 10)
+    assert seen == ["default/3/0"] and member.committed == []
+
+
+async def test_a_function_that_takes_long_stays_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "STAY_SECONDS", 0.05)
+    member = Member(published(fact(3), fact(4)))
+    stop = Flag()
+
+    def on(fact: Fact) -> None:
+        if fact.position == 3:
+            time.sleep(0.3)
+        else:
+            loop.call_soon_threadsafe(stop.set)
+
+    loop = asyncio.get_running_loop()
+    await asyncio.wait_for(follower(member, on, stop).run(), 10)
+    assert member.asked[:4] == ["poll", "pause", "poll", "poll"] and member.asked.count("resume") == 1
+    assert member.committed == [1, 2]
 
 
 async def finish(store: Any, given: str) -> None:

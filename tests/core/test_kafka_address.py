@@ -129,7 +129,7 @@ def test_no_secret_is_in_what_people_and_logs_see(url: str) -> None:
 
 
 def test_no_secret_is_in_what_a_broker_that_does_not_answer_leads_to(caplog: pytest.LogCaptureFixture) -> None:
-    url = f"kafka://127.0.0.1:1/p?security_protocol=SASL_PLAINTEXT&sasl_username=ann&sasl_password={SECRET}"
+    url = f"kafka://127.0.0.1:1/p?security_protocol=SASL_PLAINTEXT&sasl_username=ann&sasl_password={SECRET}&wait_seconds=0.5"
     for readonly in (False, True):
         with pytest.raises(Exception) as raised:
             open_log(url, readonly=readonly)
@@ -143,3 +143,10 @@ def test_nothing_of_this_process_is_read_unless_it_is_passed(monkeypatch: pytest
     for name, value in SASL_ENV.items():
         monkeypatch.setenv(name, value)
     assert KafkaAddress.parse("kafka://h/p").security == {}
+
+
+@pytest.mark.parametrize("url", [f"kafak://ann:{SECRET}@h/p", f"file:///x?sasl_password={SECRET}"])
+def test_an_address_of_no_known_form_is_repeated_without_its_secrets(url: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        open_log(url)
+    assert SECRET not in str(raised.value)

@@ -56,9 +56,10 @@ def test_another_form_is_refused_with_the_accepted_ones(url: str) -> None:
     assert "sqlite:///" in str(told.value) and "memory://" in str(told.value)
 
 
-def test_kafka_is_refused_with_a_sentence() -> None:
-    with pytest.raises(InvalidInput, match="Kafka"):
-        open_log("kafka://localhost:9092/prefix")
+def test_a_kafka_that_is_not_there_is_one_sentence() -> None:
+    for readonly in (False, True):
+        with pytest.raises(StorageError, match="Kafka at 127.0.0.1:1 cannot be used"):
+            open_log("kafka://127.0.0.1:1/prefix?wait_seconds=0.2", readonly=readonly)
 
 
 def without_place(records: list[Record]) -> list[tuple[str, bytes, int, object]]:
