@@ -29,6 +29,8 @@ META = "meta"
 _FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 _WEEKS = {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
 _NEWEST = {"cleanup.policy": "compact"}
+# Each life of a worker and of a node has keys of its own: compaction alone would keep them for ever.
+_NEWEST_OF_A_WEEK = {"cleanup.policy": "compact,delete", "retention.ms": str(7 * 86_400_000)}
 # A writer's clock is informative: one that runs ahead must not make the broker refuse its events.
 _ANY_CLOCK = {"message.timestamp.after.max.ms": str((1 << 63) - 1)}
 SHOWN_SECONDS = 30.0
@@ -48,7 +50,7 @@ SETUPS: dict[str, Setup] = {
     # Gapless offsets: never compacted, never pruned, never transactional. The partitions are fixed for life.
     CONTROL: Setup(1, {**_FOREVER, "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
     SPANS: Setup(8, {**_FOREVER, "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
-    LIVENESS: Setup(1, {**_NEWEST, "segment.ms": "600000", "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
+    LIVENESS: Setup(1, {**_NEWEST_OF_A_WEEK, "segment.ms": "600000", "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
     BLOBS: Setup(4, {**_NEWEST, "max.message.bytes": str(MAX_BLOB_BYTES)}),
     SNAPSHOTS: Setup(1, {**_NEWEST, "segment.bytes": str(64 << 20), "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
     DEAD: Setup(1, {**_FOREVER, "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
