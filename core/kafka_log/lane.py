@@ -64,7 +64,18 @@ class Lane:
         while self.task is not None:
             await asyncio.wait([self.task])
 
+    async def abandon(self, wait_seconds: float) -> None:
+        """Finish what is under way within so many seconds; what is not finished then is answered with `UnknownOutcome`."""
+        task = self.task
+        if task is None:
+            return
+        await asyncio.wait([task], timeout=wait_seconds)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
     async def _work(self) -> None:
+        batch: list[PendingAppend] = []
         try:
             while self._waiting:
                 batch = self._next()
@@ -76,7 +87,12 @@ class Lane:
                     else:
                         answer(pending, Ack(offset, len(pending.records)))
                         offset += len(pending.records) if offset >= 0 else 0
-        finally:
+                batch = []
+        finally:  # with something left only where the log is closed under it
+            left = UnknownOutcome(f"the log was closed before records for {self.topic} were acknowledged")
+            for pending in [*batch, *self._waiting]:
+                answer(pending, left)
+            self._waiting.clear()
             self.task = None
 
     def _next(self) -> list[PendingAppend]:

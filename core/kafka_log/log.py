@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 OPEN_SECONDS = 60.0
 CLOSE_SECONDS = 30.0
+DRAIN_SECONDS = 10.0
 _ROOM = 64 << 10
 """What a batch may have beside its values."""
 _RECORD_BYTES = 256
@@ -344,7 +345,7 @@ class KafkaLog(Log):
     # Closing
 
     def close(self) -> None:
-        """See `Log.close`. Waits up to 30 s for appends under way."""
+        """See `Log.close`. Appends that a broker does not acknowledge within 10 s are answered with `UnknownOutcome`."""
         with self._gate:
             if self._closed:
                 return
@@ -352,7 +353,7 @@ class KafkaLog(Log):
         if os.getpid() != self._pid:
             return
         self._take_inbox_now()
-        self._loop.call(self._drain(), self.address.wait_seconds + CLOSE_SECONDS)
+        self._loop.call(self._drain(), 2 * CLOSE_SECONDS)
         self._loop.call(self._shut(), CLOSE_SECONDS)
         self._loop.stop()
         self._remove_temporary()
@@ -364,9 +365,13 @@ class KafkaLog(Log):
         self._loop.call(take(), CLOSE_SECONDS)
 
     async def _drain(self) -> None:
-        await _all_drained(list(self._lanes.values()))
+        lanes = list(self._lanes.values())
+        await asyncio.gather(*(lane.abandon(min(self.address.wait_seconds, DRAIN_SECONDS)) for lane in lanes))
         for tail in list(self._tails):
-            end = await self._ends.end(tail.place)
+            try:
+                end = await asyncio.wait_for(self._ends.end(tail.place), DRAIN_SECONDS)
+            except (LogError, asyncio.TimeoutError):  # the broker is away: nothing more will come
+                return
             await tail.reach(end, 5.0)
 
     async def _shut(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
@@ -43,6 +44,8 @@ class LoopThread:
             raise LogClosed("the log was closed") from None
         try:
             return future.result(timeout_seconds)
+        except CancelledError:
+            raise LogClosed("the log was closed") from None
         except FutureTimeout:
             if future.done():
                 raise
@@ -53,8 +56,17 @@ class LoopThread:
         """Stop the loop and wait for the thread. Idempotent."""
         if not self.loop.is_closed():
             try:
-                self.loop.call_soon_threadsafe(self.loop.stop)
+                asyncio.run_coroutine_threadsafe(self._end(), self.loop)
             except RuntimeError:
                 return
             if not self.inside:
                 self._thread.join(10)
+
+    async def _end(self) -> None:
+        """Cancel what still runs, so that threads which wait for it are told, and stop."""
+        running = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=5)
+        self.loop.call_soon(self.loop.stop)
