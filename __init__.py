@@ -17,6 +17,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .algorithms.adapters.base import Adapter as Adapter
+    from .algorithms.adapters.base import OtelTraceAdapter as OtelTraceAdapter
+    from .algorithms.adapters.base import TraceAdapter as TraceAdapter
+    from .algorithms.adapters.messages import TraceToMessages as TraceToMessages
+    from .algorithms.adapters.proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
+    from .algorithms.adapters.triplets import TracerTraceToTriplet as TracerTraceToTriplet
+    from .algorithms.adapters.triplets import TraceToTripletBase as TraceToTripletBase
     from .algorithms.subscribers import subscriber as subscriber
     from .core.contract import LightningStore as LightningStore
     from .core.contract import LightningStoreCapabilities as LightningStoreCapabilities
@@ -116,6 +123,10 @@ if TYPE_CHECKING:
     from .runners.tracer import Tracer as Tracer
 
 _EXPORTS: dict[str, tuple[str, ...]] = {
+    "algorithms.adapters.base": ("Adapter", "OtelTraceAdapter", "TraceAdapter"),
+    "algorithms.adapters.messages": ("TraceToMessages",),
+    "algorithms.adapters.proxy": ("LlmProxyTraceToTriplet",),
+    "algorithms.adapters.triplets": ("TraceToTripletBase", "TracerTraceToTriplet"),
     "algorithms.subscribers": ("subscriber",),
     "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
     "core.errors": (

@@ -1,0 +1,1 @@
+"""Adapters: what a rollout recorded, in the form that an algorithm learns from."""

@@ -1,0 +1,219 @@
+"""What one span says about a model call: its messages, token ids, images, answer id, agent and reward."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from ...core.semconv import AGL_OPERATION, AGL_REWARD, LightningSpanAttributes
+from ...core.spans import Span
+from ...runners.attributes import unflatten_attributes
+from ...runners.readers import get_reward_value
+
+__all__ = [
+    "agent_name",
+    "completion_of",
+    "id_list",
+    "image_urls",
+    "is_reward",
+    "logprobs_of",
+    "looks_like_model_call",
+    "nested",
+    "parsed",
+    "prompt_of",
+    "prompt_token_ids",
+    "response_id",
+    "response_token_ids",
+    "reward_of",
+    "sequence",
+    "spelled",
+]
+
+_NAME = LightningSpanAttributes.OPERATION_NAME.value
+_INPUT = LightningSpanAttributes.OPERATION_INPUT.value
+_OUTPUT = LightningSpanAttributes.OPERATION_OUTPUT.value
+_AGENT_KEYS = ("recipient_agent_type", "langchain.chain.type", "executor.id")
+
+
+def parsed(text: Any) -> Any:
+    """The value of a JSON text; None for anything else."""
+    if not isinstance(text, str):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def spelled(text: str) -> Any:
+    """The value of a JSON text or of Python's spelling of a list or mapping; None for anything else."""
+    value = parsed(text)
+    if value is None and text.lstrip().startswith(("[", "(", "{")):
+        try:
+            return ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return None
+    return value
+
+
+def nested(attributes: Mapping[str, Any], prefix: str) -> Any:
+    """What is stored below ``prefix``, nested again; ``{}`` without any. A value of the prefix itself is ignored."""
+    start = prefix + "."
+    return unflatten_attributes(
+        {key[len(start) :]: value for key, value in attributes.items() if key.startswith(start)}
+    )
+
+
+def sequence(value: Any) -> list[Any]:
+    """A list, or the items of a mapping whose keys are numbers, in numeric order; else empty.
+
+    Other keys beside the numbers (``prompt_filter_results``) are left out.
+    """
+    if isinstance(value, (list, tuple)):
+        return list(cast("Sequence[Any]", value))
+    if not isinstance(value, dict):
+        return []
+    items = cast("dict[Any, Any]", value).items()
+    # More digits than this are no index, and int() refuses thousands of them.
+    numbered = [(int(k), v) for k, v in items if isinstance(k, str) and k.isascii() and k.isdigit() and len(k) < 10]
+    return [item for _, item in sorted(numbered, key=lambda pair: pair[0])]
+
+
+def prompt_of(span: Span) -> Any:
+    """The messages sent, as stored: ``gen_ai.prompt`` or, in an operation span, ``input.messages``."""
+    return nested(span.attributes, "gen_ai.prompt") or nested(span.attributes, f"{_INPUT}.messages")
+
+
+def completion_of(span: Span) -> Any:
+    """The answers, as stored: ``gen_ai.completion`` or, in an operation span, ``output.choices``."""
+    return nested(span.attributes, "gen_ai.completion") or nested(span.attributes, f"{_OUTPUT}.choices")
+
+
+def image_urls(prompt: Any) -> list[str]:
+    """The URLs (or data URLs) of the images in the messages, in order."""
+    urls: list[str] = []
+    for message in sequence(prompt):
+        content = cast("dict[str, Any]", message).get("content") if isinstance(message, dict) else None
+        if isinstance(content, str):
+            content = parsed(content) if content.lstrip().startswith("[") else None
+        for part in sequence(content):
+            if not isinstance(part, dict):
+                continue
+            fields = cast("dict[str, Any]", part)
+            if fields.get("type") not in ("image_url", "input_image"):
+                continue
+            image = fields.get("image_url")
+            url = cast("dict[str, Any]", image).get("url") if isinstance(image, dict) else image
+            if isinstance(url, str):
+                urls.append(url)
+    return urls
+
+
+def id_list(value: Any) -> list[int] | None:
+    """A list of token ids, or a text that spells one; None for anything else."""
+    found = spelled(value) if isinstance(value, str) else value
+    items = sequence(found) if isinstance(found, (list, tuple, dict)) else None
+    if items is None or not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+        return None
+    return items
+
+
+def prompt_token_ids(span: Span, odd: Counter[str]) -> list[int]:
+    """The token ids of the prompt; empty where the span carries none."""
+    value = span.attributes.get("prompt_token_ids")
+    if value is None:
+        value = _output(span, "prompt_token_ids")
+    return _ids(value, "prompt_token_ids", odd)
+
+
+def response_token_ids(span: Span, odd: Counter[str]) -> list[int]:
+    """The token ids of the first answer; empty where the span carries none."""
+    value: Any = span.attributes.get("response_token_ids")
+    if value is None:
+        value = _output(span, "response_token_ids")
+        inner = sequence(value)
+        value = cast("Any", inner[0]) if inner and isinstance(inner[0], (list, dict)) else value
+    if value is None:
+        choice = _first_choice(span)
+        extra = choice.get("provider_specific_fields")
+        value = choice.get("token_ids")
+        if value is None and isinstance(extra, dict):
+            value = cast("dict[str, Any]", extra).get("token_ids")
+    return _ids(value, "response_token_ids", odd)
+
+
+def _ids(value: Any, what: str, odd: Counter[str]) -> list[int]:
+    if value is None:
+        return []
+    ids = id_list(value)
+    if ids is None:
+        odd[f"{what} that are no list of integers"] += 1
+        return []
+    return ids
+
+
+def _output(span: Span, field: str) -> Any:
+    whole = span.attributes.get(f"{_OUTPUT}.{field}")
+    return whole if whole is not None else nested(span.attributes, f"{_OUTPUT}.{field}") or None
+
+
+def _first_choice(span: Span) -> dict[str, Any]:
+    choices = sequence(nested(span.attributes, f"{_OUTPUT}.choices"))
+    return cast("dict[str, Any]", choices[0]) if choices and isinstance(choices[0], dict) else {}
+
+
+def logprobs_of(span: Span, odd: Counter[str]) -> Any:
+    """The log probabilities of the answer's tokens, as the API gives them; None without any."""
+    text = span.attributes.get("logprobs.content")
+    if text is None:
+        found = _first_choice(span).get("logprobs")
+        return cast("dict[str, Any]", found).get("content") if isinstance(found, dict) else None
+    value = parsed(text) if isinstance(text, str) else text
+    if value is None and text != "null":
+        odd["logprobs that are no JSON"] += 1
+    return value
+
+
+def response_id(span: Span) -> str | None:
+    """The id that the API gave the answer; None without one."""
+    value = span.attributes.get("gen_ai.response.id") or span.attributes.get(f"{_OUTPUT}.id")
+    return value if isinstance(value, str) else None
+
+
+def agent_name(span: Span) -> str | None:
+    """The name of the agent whose work the span is, from the first source that has one; None without."""
+    attributes = span.attributes
+    candidates: list[Any] = [attributes.get("agent.name")]
+    if attributes.get("agentops.span.kind") == "agent":
+        candidates.append(attributes.get("operation.name"))
+    candidates += [attributes.get(key) for key in _AGENT_KEYS]
+    if attributes.get("type") == "agent" or attributes.get(f"{_INPUT}.type") == "agent":
+        candidates.append(attributes.get(f"{_INPUT}.name"))
+    if span.name.startswith("langchain.Chain."):
+        candidates.append(attributes.get("lc_name"))
+    return next((name for name in candidates if isinstance(name, str)), None)
+
+
+def reward_of(span: Span, odd: Counter[str]) -> float | None:
+    """The span's reward; None without one. NaN and infinity are counted and are no reward to learn from."""
+    value = get_reward_value(span)
+    if value is not None and not math.isfinite(value):
+        odd[f"reward of {value}"] += 1
+        return None
+    return value
+
+
+def is_reward(span: Span) -> bool:
+    """Whether the span is a reward or the work of a function that computes one."""
+    if span.name == AGL_OPERATION and span.attributes.get(_NAME) == AGL_REWARD:
+        return True
+    return get_reward_value(span) is not None
+
+
+def looks_like_model_call(span: Span) -> bool:
+    """Whether the span holds an answer of a model, whatever its name."""
+    return any(key.startswith(("gen_ai.completion.", "gen_ai.output.messages")) for key in span.attributes)
