@@ -17,6 +17,7 @@ from .errors import AgentLightningError
 from .events import AnyEvent, LogOpened, Proposal, RolloutsEnqueued, RolloutStarted
 from .log import Headers, NewRecord
 from .nesting import CONTAINERS, deeper_than
+from .run_events import RunEvent, RunRecord
 
 SCHEMA_VERSION = 1
 """Version of the events in this file's terms; written as header `v` and as `v` of the value where it is not 1."""
@@ -72,7 +73,7 @@ UPCASTERS: dict[int, Upcaster] = {}
 """From schema version n to n + 1: pure functions on the decoded map, applied in a chain before the typed decode."""
 
 
-def encode(proposal: Proposal, form: Format = "msgpack") -> bytes:
+def encode(proposal: Proposal | RunRecord, form: Format = "msgpack") -> bytes:
     """Return the value of the record."""
     return _encode_msgpack(proposal) if form == "msgpack" else _encode_json(proposal)
 
@@ -145,7 +146,7 @@ def _from_tree(tree: dict[str, Any], text: bool) -> Proposal:
     return msgspec.convert({**tree, "v": SCHEMA_VERSION}, Proposal, builtin_types=builtin)
 
 
-def type_of(event: AnyEvent) -> str:
+def type_of(event: AnyEvent | RunEvent) -> str:
     """The stable name of the event's type in the log."""
     tag = event.__struct_config__.tag
     assert isinstance(tag, str)
@@ -157,7 +158,7 @@ TYPES: frozenset[str] = frozenset(
 )
 
 
-def rollout_of(event: AnyEvent) -> str | None:
+def rollout_of(event: AnyEvent | RunEvent) -> str | None:
     """The rollout that an event is about, the first one of several; None for events about none."""
     if isinstance(event, RolloutsEnqueued):
         return event.rollouts[0].rollout_id if event.rollouts else None
@@ -166,7 +167,7 @@ def rollout_of(event: AnyEvent) -> str | None:
     return getattr(event, "rollout_id", None)
 
 
-def headers_of(proposal: Proposal, namespace: str, traceparent: str | None = None) -> Headers:
+def headers_of(proposal: Proposal | RunRecord, namespace: str, traceparent: str | None = None) -> Headers:
     """The headers: t (type), v (schema version), id (command id), ns (namespace), r (rollout), tp (W3C traceparent)."""
     headers = [("t", type_of(proposal.event)), ("v", str(SCHEMA_VERSION)), ("id", proposal.id), ("ns", namespace)]
     rollout = rollout_of(proposal.event)

@@ -9,15 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha1
+from typing import Any
 
 from . import events
 from .errors import Archived, NotFound
+from .run_events import AlgorithmDecided, RunClosed, RunOpened
 from .state import OVER, QUEUED, Attempt, Rollout, State
 
 
 def rollout_id_of(command_id: str, index: int = 0) -> str:
     """`ro-` and the first 12 hex digits of SHA-1 over command id and index."""
     return "ro-" + sha1(f"{command_id}/{index}".encode()).hexdigest()[:12]
+
+
+def run_id_of(command_id: str) -> str:
+    """`run-` and the first 12 hex digits of SHA-1 over the command id."""
+    return "run-" + sha1(f"{command_id}/run".encode()).hexdigest()[:12]
 
 
 def attempt_id_of(command_id: str) -> str:
@@ -227,3 +234,18 @@ def publish_resources(
 def pass_time(state: State, elapsed_ms: int) -> events.TimePassed:
     """Move the log's clock on by `elapsed_ms` > 0."""
     return events.TimePassed(from_ms=state.time_ms, to_ms=state.time_ms + elapsed_ms)
+
+
+def open_run(run_id: str, parameters: bytes, **fields: Any) -> RunOpened:
+    """Say that a fit began; `fields` are those of the event that are plain."""
+    return RunOpened(run_id=run_id, parameters=parameters, **fields)
+
+
+def close_run(run_id: str, outcome: str, summary: bytes, **best: Any) -> RunClosed:
+    """Say how a fit ended and which resources were the best."""
+    return RunClosed(run_id=run_id, outcome=outcome, summary=summary, **best)
+
+
+def decision(run_id: str, kind: str, digest: str, content: bytes, based_on: int) -> AlgorithmDecided:
+    """Say what an algorithm decided and what it had seen by then."""
+    return AlgorithmDecided(run_id=run_id, kind=kind, digest=digest, content=content, based_on=based_on)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from ..core.errors import Expired, Refused
 from ..core.ids import uuid7_hex
 
 
@@ -42,3 +43,10 @@ def current_call(command_id: str | None = None) -> Call:
 def serve(call: Call) -> None:
     """Make `call` the current one of this task; tasks have their own context, so nothing needs to be undone."""
     _current.set(call)
+
+
+def refusal(reason: str, command_id: str) -> Exception:
+    """The error for a verdict that is not an answer."""
+    if reason == "expired":
+        return Expired(f"command {command_id} is older than what the log can judge; read the entity to see its outcome")
+    return Refused(f"the log refused command {command_id}: {reason}", reason=reason)

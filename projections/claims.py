@@ -16,9 +16,8 @@ from ..core.ids import uuid7_hex
 from ..core.verdicts import Verdict
 from . import arguments
 from .answers import attempted_out
-from .call import Call, current_call
+from .call import Call, current_call, refusal
 from .engine import RACES, Engine
-from .node import refusal
 
 logger = logging.getLogger(__name__)
 

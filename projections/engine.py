@@ -16,14 +16,15 @@ from ..core.events import AnyEvent, AttemptClaimed, Edge, TimePassed
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
 from ..core.log import Log
+from ..core.run_events import RunEvent
 from ..core.state import FINISHED, Attempt, Rollout, State
 from .blobs import Blobs
-from .call import Call, current_call
+from .call import Call, current_call, refusal
 from .cold import ColdIndex
 from .dispatch import Dispatch
 from .fact_feed import FactFeed
 from .liveness import Liveness
-from .node import Node, refusal
+from .node import Node
 from .peers import Peers
 from .refill import Refill
 from .settings import StoreSettings
@@ -287,6 +288,17 @@ class Engine:
             self.node.propose(event, uuid7_hex(), self.node.settle(future, None))
         outcome, _ = await future
         return outcome
+
+    async def note(self, event: RunEvent) -> int:
+        """Put an event of a run into the log; its position, once it is durable and folded past. Repeating it is harmless."""
+        if self.closed:
+            raise LogClosed("the store was closed")
+        call = current_call()
+        future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
+        with self.node.lock:
+            self.node.propose(event, call.command_id, self.node.settle(future, None), call.basis)
+        outcome, _ = await future
+        return outcome.position
 
     async def observe(self, rollout_id: str, attempt_id: str, edge: Edge) -> bool:
         """A sign of life of an attempt: stamp it, and put the edge into the log if it makes one. False if unknown."""

@@ -19,13 +19,15 @@ from typing import Any
 from ..core import decide
 from ..core.clock import Clock, SystemClock
 from ..core.codec import Format, encode, headers_of
-from ..core.errors import Expired, InvalidInput, LogClosed, LogError, OffsetLost, Refused, StorageError, UnknownOutcome
+from ..core.errors import InvalidInput, LogClosed, LogError, OffsetLost, Refused, StorageError, UnknownOutcome
 from ..core.events import AnyEvent, Proposal
 from ..core.fold import Outcome, apply
 from ..core.ids import uuid7_hex
 from ..core.log import Ack, Log, NewRecord, Record, Subscription
+from ..core.run_events import RunEvent, RunRecord, decode_run
 from ..core.state import FOLD_VERSION, State
 from ..core.topics import CONTROL, partition_of
+from .call import refusal
 from .delivery import Delivery
 from .settings import StoreSettings
 from .snapshots import Restored
@@ -42,13 +44,6 @@ APPEND_TRIES = 3
 SETTLE_SECONDS = 10.0
 """How long the tail may take to show what is in the log, before an unknown outcome is tried again anyway."""
 READ_RECORDS = 8192
-
-
-def refusal(reason: str, command_id: str) -> Exception:
-    """The error for a verdict that is not an answer."""
-    if reason == "expired":
-        return Expired(f"command {command_id} is older than what the log can judge; read the entity to see its outcome")
-    return Refused(f"the log refused command {command_id}: {reason}", reason=reason)
 
 
 class _Staged:
@@ -71,7 +66,7 @@ class Node:
         namespace: str = "default",
         clock: Clock | None = None,
         foreign_writers: bool = False,
-        form: Format = "msgpack",
+        form: Format | None = None,
     ) -> None:
         self.log = log
         self.settings = settings
@@ -85,7 +80,7 @@ class Node:
         self.delivery = Delivery()
         self.listeners: list[Listener] = []
         self.broken: Exception | None = None
-        self._form: Format = form
+        self._form: Format = form if form is not None else log.form
         self._foreign = foreign_writers
         # Staging has a lock of its own, taken after `lock`: the log's thread sends the next batch without waiting for
         # the fold of the one before, which is the applier's work.
@@ -216,15 +211,21 @@ class Node:
                     self.on_doubt(outcome.position)
             for done in self._tickets.pop(outcome.proposal.id, ()):
                 done(outcome)
+        elif self._tickets and (said := decode_run(value)) is not None:
+            for done in self._tickets.pop(said.id, ()):
+                done(outcome)
         if self.state.halted is not None and self._tickets:
             self._fail_all(Refused(self.state.halted, reason="halted"))
 
     # Proposing
 
     def propose(
-        self, event: AnyEvent, command_id: str, done: Done, basis: tuple[int, bytes] | None = None
+        self, event: AnyEvent | RunEvent, command_id: str, done: Done, basis: tuple[int, bytes] | None = None
     ) -> None:
-        """Stage an event under the lock; the same id while it is under way only adds one more who waits."""
+        """Stage an event under the lock; the same id while it is under way only adds one more who waits.
+
+        An event of a run is not judged: `done` gets an outcome without a verdict once the log has it.
+        """
         if self.broken is not None:
             raise StorageError(f"the store cannot write: {self.broken}")
         self._check_halted()
@@ -234,17 +235,12 @@ class Node:
             return
         state = self.state
         position, fingerprint = basis if basis is not None else (state.position - 1, state.fingerprint)
-        proposal = Proposal(
-            id=command_id,
-            time_us=int(self.clock.time() * 1_000_000),
-            writer=self.writer,
-            basis=position,
-            basis_print=fingerprint,
-            event=event,
-        )
-        record = NewRecord(
-            self.namespace, encode(proposal, self._form), proposal.time_us, headers_of(proposal, self.namespace)
-        )
+        time_us = int(self.clock.time() * 1_000_000)
+        if isinstance(event, RunEvent):
+            proposal = RunRecord(command_id, time_us, self.writer, position, fingerprint, event, noncritical=True)
+        else:
+            proposal = Proposal(command_id, time_us, self.writer, position, fingerprint, event)
+        record = NewRecord(self.namespace, encode(proposal, self._form), time_us, headers_of(proposal, self.namespace))
         self._tickets[command_id] = [done]
         with self._staging:
             self._staged.append(_Staged(command_id, record))

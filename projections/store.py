@@ -20,12 +20,13 @@ from .dead_letters import DeadLetterMethods
 from .engine import Engine
 from .rebuild import Gone, Rebuilder
 from .rollouts import RolloutMethods
+from .run_methods import RunMethods
 from .settings import StoreSettings
 from .spans import SpanMethods
 
 
 class EventLogStore(
-    ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods, DeadLetterMethods
+    ClaimMethods, RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods, DeadLetterMethods, RunMethods
 ):
     """A store whose every state, queue and statistic is a projection of `log`.
 

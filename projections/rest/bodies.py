@@ -233,6 +233,20 @@ class AddDeadLetter(Body):
     letter: dict[str, Any]
 
 
+class RecordRunEvent(Body):
+    """See EventLogStore.record_run_event."""
+
+    type: Literal["run.opened", "run.closed", "algorithm.decided"]
+    run_id: str | None = None
+    fields: dict[str, Any] | None = None
+
+
+class QueryRuns(Body):
+    """See EventLogStore.query_runs."""
+
+    run_id: str | None = None
+
+
 class WorkerKey(Body):
     """One worker."""
 

@@ -19,6 +19,13 @@ T = TypeVar("T")
 CATCH_UP_SECONDS = 5.0
 """How long a caller is held back until this store has seen what the caller has."""
 MAX_KEY_LENGTH = 200
+_KEPT = {
+    "add_dead_letter": "dead letters",
+    "query_dead_letters": "dead letters",
+    "record_run_event": "runs",
+    "query_runs": "runs",
+}
+"""Methods beyond the contract, and what a store that lacks them does not keep."""
 
 
 class CallerGone(Exception):
@@ -43,8 +50,9 @@ class Calls:
             _bound_the_wait(given)
         if method.name in ("fingerprint", "confirm_claim"):
             return await self._beyond_the_contract(method.name, given)
-        if method.name.endswith(("_dead_letter", "_dead_letters")) and not hasattr(self.store, method.name):
-            raise InvalidInput("this store keeps no dead letters")
+        kept = _KEPT.get(method.name)
+        if kept is not None and not hasattr(self.store, method.name):
+            raise InvalidInput(f"this store keeps no {kept}")
         # Set in every case: the connection's context may be shared by requests that follow each other.
         serve(command or Call(uuid7_hex()))
         return await getattr(self.store, method.name)(**given)

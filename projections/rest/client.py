@@ -234,6 +234,18 @@ class LightningStoreClient(StoreCaller, LightningStore):
         """As `EventLogStore.query_dead_letters`."""
         return await self.call("query_dead_letters", {})
 
+    # Runs
+
+    async def record_run_event(
+        self, type: str, run_id: str | None = None, fields: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """As `EventLogStore.record_run_event`."""
+        return await self.call("record_run_event", {"type": type, "run_id": run_id, "fields": fields})
+
+    async def query_runs(self, run_id: str | None = None) -> list[dict[str, Any]]:
+        """As `EventLogStore.query_runs`."""
+        return await self.call("query_runs", {"run_id": run_id})
+
     # Spans
 
     async def add_span(self, span: Span) -> Span | None:

@@ -109,6 +109,8 @@ METHODS = _methods(
     Method("confirm_claim", bodies.AttemptKey, "POST /confirm_claim", "none", shared=True),
     Method("add_dead_letter", bodies.AddDeadLetter, "POST /add_dead_letter", "none"),
     Method("query_dead_letters", bodies.Nothing, "GET /query_dead_letters", "plain"),
+    Method("record_run_event", bodies.RecordRunEvent, "POST /record_run_event", "plain"),
+    Method("query_runs", bodies.QueryRuns, "GET /query_runs", "plain"),
     Method("statistics", bodies.Nothing, "GET /statistics", "plain"),
     Method("fingerprint", bodies.Nothing, "GET /fingerprint", "fingerprint"),
 )  # fmt: skip
@@ -151,6 +153,8 @@ def _old(verb: Literal["GET", "POST"], path: str, method: str, **options: Any) -
 ROUTES: tuple[Route, ...] = (
     _new("GET", "/statistics", "statistics"),
     _new("GET", "/fingerprint", "fingerprint"),
+    _new("GET", "/runs", "query_runs"),
+    _new("POST", "/runs/events", "record_run_event", 201),
     _new("POST", "/queues/rollouts/enqueue", "enqueue_many_rollouts", 201),
     _new("POST", "/queues/rollouts/dequeue", "dequeue_many_rollouts", optional=True),
     _new("POST", "/rollouts", "start_rollout", 201),

@@ -1,0 +1,123 @@
+"""The seam between a fit and the log: who records that a run was opened, what its algorithm decided, and how it ended.
+
+A Trainer opens a run, gives its algorithm the store that `bind` returns, and closes the run:
+
+    recorder = recorder_for(store)
+    run_id = await recorder.opened(RunStart(name="capitals", algorithm="app:search", seed=7))
+    algorithm.set_store(recorder.bind(run_id))        # what is enqueued and published through it belongs to the run
+    await recorder.decided(run_id, "best.chosen", {"resources_id": "rs-1", "version": 3})
+    await recorder.closed(run_id, RunEnd("succeeded", resources_id="rs-1", resources_version=3))
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from ..core.contract import LightningStore
+from ..core.ids import uuid7_hex
+from .recorded import RecordedStore, position_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """What a run begins with; JSON-like `parameters`. Sizes are numbers of samples, -1 where nobody knows."""
+
+    name: str = ""
+    algorithm: str = ""
+    agent: str = ""
+    parameters: Any = None
+    seed: int | None = None
+    resources_id: str | None = None
+    resources_version: int | None = None
+    train_size: int = -1
+    val_size: int = -1
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended: `outcome` is `succeeded`, `failed`, `interrupted` or another word; the resources are the best."""
+
+    outcome: str
+    resources_id: str | None = None
+    resources_version: int | None = None
+    summary: Any = None
+
+
+class RunRecorder(Protocol):
+    """Records runs. Each call returns when what it says is durable; several runs may be open at once.
+
+    Raises what the store raises (`StoreUnreachable` once its patience is over, `InvalidPayload`, `PayloadTooLarge`).
+    """
+
+    async def opened(self, start: RunStart, run_id: str | None = None) -> str:
+        """A run begins; its id, made up where None is given. Opening the same id again changes nothing."""
+        ...
+
+    async def decided(self, run_id: str, kind: str, content: Any = None, *, based_on: int | None = None) -> None:
+        """The algorithm of the run decided something: `kind` is a past-tense tag such as `best.chosen`.
+
+        `based_on`: how many control records its store had applied when it decided; None: what it has applied now.
+
+        `content` is JSON-like and is what a replay compares, key by key in any order. What goes through the store of
+        `bind` (rollouts enqueued and started, resources added and updated) is recorded by itself.
+        """
+        ...
+
+    async def closed(self, run_id: str, end: RunEnd) -> None:
+        """The run is over. The first closing counts."""
+        ...
+
+    def bind(self, run_id: str) -> LightningStore:
+        """The store for the algorithm of this run: everything it enqueues carries the run's id and is a decision."""
+        ...
+
+
+class StoreRecorder:
+    """A `RunRecorder` over a store that keeps runs: `EventLogStore`, or one over HTTP."""
+
+    def __init__(self, store: LightningStore) -> None:
+        self._store: Any = store
+
+    async def opened(self, start: RunStart, run_id: str | None = None) -> str:
+        done = await self._store.record_run_event("run.opened", run_id, asdict(start))
+        return done["run_id"]
+
+    async def decided(self, run_id: str, kind: str, content: Any = None, *, based_on: int | None = None) -> None:
+        known = position_of(self._store) if based_on is None else based_on
+        fields = {"kind": kind, "content": content, "based_on": known}
+        await self._store.record_run_event("algorithm.decided", run_id, fields)
+
+    async def closed(self, run_id: str, end: RunEnd) -> None:
+        await self._store.record_run_event("run.closed", run_id, asdict(end))
+
+    def bind(self, run_id: str) -> LightningStore:
+        return RecordedStore(self._store, run_id, self.decided)
+
+
+class NoRecorder:
+    """A `RunRecorder` for stores that keep no runs: the fit goes on, and nothing of it can be listed or replayed."""
+
+    def __init__(self, store: LightningStore) -> None:
+        self._store = store
+
+    async def opened(self, start: RunStart, run_id: str | None = None) -> str:
+        logger.info("%s keeps no runs: this one cannot be replayed.", type(self._store).__name__)
+        return run_id or f"run-{uuid7_hex()[-12:]}"
+
+    async def decided(self, run_id: str, kind: str, content: Any = None, *, based_on: int | None = None) -> None:
+        """Nothing is kept."""
+
+    async def closed(self, run_id: str, end: RunEnd) -> None:
+        """Nothing is kept."""
+
+    def bind(self, run_id: str) -> LightningStore:
+        return self._store
+
+
+def recorder_for(store: LightningStore) -> RunRecorder:
+    """The recorder that fits a store."""
+    return StoreRecorder(store) if hasattr(store, "record_run_event") else NoRecorder(store)

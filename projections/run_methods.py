@@ -1,0 +1,91 @@
+"""What a store offers for runs beyond the public interface: their events are recorded, and the runs are listed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Literal
+
+import msgspec
+
+from ..core import decide
+from ..core.errors import InvalidInput
+from ..core.run_events import CLOSED, DECIDED, OPENED, RunEvent, digest_of
+from .call import current_call
+from .engine import Engine
+from .runs import Run, RunBook, find_run
+
+RunEventType = Literal["run.opened", "run.closed", "algorithm.decided"]
+
+_PLAIN: dict[str, dict[str, Any]] = {
+    OPENED: {
+        "name": str, "algorithm": str, "agent": str, "seed": int | None, "resources_id": str | None,
+        "resources_version": int | None, "train_size": int, "val_size": int,
+    },
+    CLOSED: {"outcome": str, "resources_id": str | None, "resources_version": int | None},
+    DECIDED: {"kind": str, "digest": str, "based_on": int},
+}  # fmt: skip
+_USER = {OPENED: "parameters", CLOSED: "summary", DECIDED: "content"}
+_NEEDED = {OPENED: (), CLOSED: ("outcome",), DECIDED: ("kind",)}
+
+
+class RunMethods:
+    """Part of `EventLogStore` (store.py)."""
+
+    engine: Engine
+    _book: tuple[Engine, RunBook] | None = None
+
+    async def record_run_event(
+        self, type: RunEventType, run_id: str | None = None, fields: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Put an event of a run into the log; `{"run_id", "position"}` once it is durable.
+
+        `run.opened` without a run id makes one. `fields`: of `RunOpened` (with `parameters`), `RunClosed` (with
+        `summary`) or `AlgorithmDecided` (with `content`; a missing `digest` is taken of it), core/run_events.py. User data
+        beyond 900 kB go into blobs. Raises `InvalidInput` for other fields, `PayloadTooLarge`, and what a log raises.
+        """
+        if type not in _PLAIN:
+            raise InvalidInput(f"{type!r} is no event of a run; there are {', '.join(_PLAIN)}")
+        given = dict(fields or {})
+        user = given.pop(_USER[type], None)
+        try:
+            plain = {name: msgspec.convert(value, _PLAIN[type][name]) for name, value in given.items()}
+        except KeyError as unknown:
+            raise InvalidInput(f"{type} has no field {unknown}") from None
+        except msgspec.ValidationError as error:
+            raise InvalidInput(f"a field of {type} has the wrong type: {error}") from None
+        missing = [name for name in _NEEDED[type] if not plain.get(name)]
+        if missing or (run_id is None and type != OPENED):
+            raise InvalidInput(f"{type} needs {' and '.join(missing or ['run_id'])}")
+        name = run_id if run_id is not None else decide.run_id_of(current_call().command_id)
+        if type == DECIDED:
+            plain.setdefault("digest", digest_of(user))
+            plain.setdefault("based_on", -1)
+        data = await self.engine.blobs.settle(self.engine.blobs.encode(user, _USER[type]))
+        return {"run_id": name, "position": await self.engine.note(_event(type, name, data, plain))}
+
+    async def query_runs(self, run_id: str | None = None) -> list[dict[str, Any]]:
+        """The runs, the oldest first, as `Run` in plain data; decisions and rollouts of all of them.
+
+        `run_id`: only this one, by its id, its name or the beginning of its id. Raises `NotFound`, `InvalidInput`.
+        """
+        engine = self.engine
+        if self._book is None or self._book[0] is not engine:
+            self._book = (engine, RunBook(engine.log, engine.fetch, engine.node.namespace))
+        runs = await asyncio.to_thread(self._book[1].advance)
+        wanted = list(runs.values()) if run_id is None else [find_run(runs, run_id)]
+        await engine.indexed()
+        with engine.node.lock:
+            return [self._row(run) for run in wanted]
+
+    def _row(self, run: Run) -> dict[str, Any]:
+        row = msgspec.to_builtins(run)
+        row["rollout_ids"] = [one for one in run.rollout_ids if self.engine.is_finished(one) is not None]
+        return row
+
+
+def _event(type: RunEventType, run_id: str, data: bytes, plain: dict[str, Any]) -> RunEvent:
+    if type == OPENED:
+        return decide.open_run(run_id, data, **plain)
+    if type == CLOSED:
+        return decide.close_run(run_id, plain.pop("outcome"), data, **plain)
+    return decide.decision(run_id, content=data, **plain)

@@ -1,0 +1,220 @@
+"""Runs: which fits a log holds, what they were given, what their algorithms decided, and which rollouts are theirs.
+
+A projection of its own beside the fold: it reads the control log from its first record, keeps where it stands, and reads
+on from there when it is asked again. A rollout belongs to the run that its metadata names (`agl.run_id`), or that a
+decision of the run lists; so any number of runs may be under way in one log.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from ..core import codec, payload
+from ..core.codec import Undecodable, UnknownEvent
+from ..core.errors import AgentLightningError, InvalidInput, NotFound
+from ..core.events import NewRollout, RolloutsEnqueued, RolloutStarted
+from ..core.log import Log
+from ..core.run_events import MARKS, RUN_ID, RunClosed, RunOpened, RunRecord, decode_run
+from ..core.topics import CONTROL, partition_of
+
+READ_RECORDS = 8192
+MOST_NAMED = 10
+_RUN_ID = RUN_ID.encode()
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Something that an algorithm decided.
+
+    `position`: of its record. `based_on`: control records that were applied where it decided, -1 for unknown. `digest`
+    stands for the whole, `content` may be a shortened form of it. `time`: Unix seconds.
+    """
+
+    position: int
+    time: float
+    kind: str
+    digest: str
+    content: Any = None
+    based_on: int = -1
+
+
+class Run(msgspec.Struct):
+    """One fit. Positions are those of its records, times Unix seconds; what is None has not happened.
+
+    `rollout_ids` are in the order in which they were created; those of a proposal that the log refused are among them
+    until somebody who folded the log leaves them out. `decisions` are in log order.
+    """
+
+    run_id: str
+    opened_at: int
+    opened_time: float
+    name: str = ""
+    algorithm: str = ""
+    agent: str = ""
+    parameters: Any = None
+    seed: int | None = None
+    resources_id: str | None = None
+    resources_version: int | None = None
+    train_size: int = -1
+    val_size: int = -1
+    closed_at: int | None = None
+    closed_time: float | None = None
+    outcome: str | None = None
+    best_resources_id: str | None = None
+    best_resources_version: int | None = None
+    summary: Any = None
+    rollout_ids: list[str] = []
+    decisions: list[Decision] = []
+
+
+class RunBook:
+    """The runs of one log. `advance` blocks for the I/O only and may be called from any thread."""
+
+    def __init__(self, log: Log, fetch: Callable[[payload.Reference], bytes], namespace: str = "default") -> None:
+        self._log = log
+        self._fetch = fetch
+        self._namespace = namespace
+        self._partition = partition_of(namespace, log.partitions(CONTROL))
+        self._offset = 0
+        self._position = 0
+        self._seen: set[str] = set()
+        self._of_rollout: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self.runs: dict[str, Run] = {}
+
+    def advance(self) -> dict[str, Run]:
+        """Read to the end of the log; the runs in the order in which they were opened."""
+        with self._lock:
+            while records := self._log.read(CONTROL, self._partition, self._offset, READ_RECORDS, headers=False):
+                for record in records:
+                    self._offset = record.offset + 1
+                    if record.key == self._namespace:
+                        self.read(self._position, record.value)
+                        self._position += 1
+            return self.runs
+
+    def read(self, position: int, value: bytes) -> None:
+        """Take one control record."""
+        if any(mark in value for mark in MARKS):
+            said = decode_run(value)
+            if said is not None:
+                if said.id not in self._seen:  # a repeated command is in the log twice and happened once
+                    self._seen.add(said.id)
+                    self._said(position, said)
+                return
+        if _RUN_ID in value:
+            self._created(value)
+
+    def _said(self, position: int, record: RunRecord) -> None:
+        event, time = record.event, record.time_us / 1_000_000
+        if isinstance(event, RunOpened):
+            self.runs.setdefault(event.run_id, self._opened(event, position, time))
+            return
+        run = self.runs.get(event.run_id)
+        if run is None:
+            return
+        if isinstance(event, RunClosed):
+            if run.closed_at is None:
+                run.closed_at, run.closed_time, run.outcome = position, time, event.outcome
+                run.best_resources_id, run.best_resources_version = event.resources_id, event.resources_version
+                run.summary = self._user(event.summary)
+            return
+        content = self._user(event.content)
+        run.decisions.append(Decision(position, time, event.kind, event.digest, content, event.based_on))
+        for rollout_id in _listed(content):
+            self._joins(rollout_id, event.run_id)
+
+    def _opened(self, event: RunOpened, position: int, time: float) -> Run:
+        return Run(
+            run_id=event.run_id,
+            opened_at=position,
+            opened_time=time,
+            name=event.name,
+            algorithm=event.algorithm,
+            agent=event.agent,
+            parameters=self._user(event.parameters),
+            seed=event.seed,
+            resources_id=event.resources_id,
+            resources_version=event.resources_version,
+            train_size=event.train_size,
+            val_size=event.val_size,
+        )
+
+    def _user(self, data: bytes) -> Any:
+        """User data; of one that cannot be read the reason, since one bad run must not hide the others."""
+        try:
+            return payload.decode(data, self._fetch)
+        except AgentLightningError as error:
+            return f"<{error.message}>"
+
+    def _created(self, value: bytes) -> None:
+        try:
+            event = codec.decode(value).event
+        except (UnknownEvent, Undecodable):
+            return
+        for new in created_by(event):
+            run_id = run_of(new.metadata)
+            if run_id is not None:
+                self._joins(new.rollout_id, run_id)
+
+    def _joins(self, rollout_id: str, run_id: str) -> None:
+        """The first run that names a rollout has it."""
+        run = self.runs.get(run_id)
+        if run is not None and rollout_id not in self._of_rollout:
+            self._of_rollout[rollout_id] = run_id
+            run.rollout_ids.append(rollout_id)
+
+
+def created_by(event: Any) -> Sequence[NewRollout]:
+    """The rollouts that an event creates."""
+    if isinstance(event, RolloutsEnqueued):
+        return event.rollouts
+    return (event.rollout,) if isinstance(event, RolloutStarted) else ()
+
+
+def run_of(metadata: bytes | None) -> str | None:
+    """The run that a rollout's metadata names; None where it names none or lies in blobs."""
+    if metadata is None or payload.is_reference(metadata):
+        return None
+    try:
+        found = payload.decode(metadata)
+    except AgentLightningError:
+        return None
+    run_id = _entry(found, RUN_ID)
+    return run_id if isinstance(run_id, str) else None
+
+
+def _listed(content: Any) -> list[str]:
+    """The rollouts that a decision names."""
+    ids = _entry(content, "rollout_ids")
+    return [one for one in cast("list[Any]", ids) if isinstance(one, str)] if isinstance(ids, list) else []
+
+
+def _entry(value: Any, key: str) -> Any:
+    return cast("dict[Any, Any]", value).get(key) if isinstance(value, dict) else None
+
+
+def find_run(runs: Mapping[str, Run], prefix: str) -> Run:
+    """The one run whose id or name is `prefix`, or whose id begins so. Raises `NotFound`, and `InvalidInput` for several."""
+    if prefix in runs:
+        return runs[prefix]
+    found = [run for run in runs.values() if run.name == prefix] or [
+        run for run in runs.values() if prefix and run.run_id.startswith(prefix)
+    ]
+    if not found:
+        raise NotFound(f"there is no run whose id begins with {prefix}, and none of that name")
+    if len(found) > 1:
+        several = ", ".join(run.run_id for run in found[:MOST_NAMED])
+        raise InvalidInput(f"{prefix} may be any of {len(found)} runs: {several}")
+    return found[0]
+
+
+def runs_from(rows: Sequence[Mapping[str, Any]]) -> list[Run]:
+    """What `query_runs` gave, typed. Raises `InvalidInput`."""
+    try:
+        return msgspec.convert(list(rows), list[Run])
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"the store's runs cannot be read: {error}") from error
