@@ -127,7 +127,8 @@ class ColdIndex:
         with self._disk:
             with self._ready:
                 batch = list(self._pending.items())
-                complete_to = max(self._complete_to, position)
+                # Kept, or the next flush would note less: a snapshot at `position` is of no use to an index behind it.
+                complete_to = self._complete_to = max(self._complete_to, position)
             rows = [(one.number, one.rollout_id, one.status, len(one.attempts), body) for _, (one, body) in batch]
             try:
                 self._db.execute("BEGIN")
