@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from ..errors import InvalidInput
@@ -30,7 +30,7 @@ class KafkaAddress:
 
     bootstrap: str
     prefix: str
-    form: str = "msgpack"
+    form: Literal["msgpack", "json"] = "msgpack"
     wait_seconds: float = WAIT_SECONDS
     state: str | None = None
     security: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)

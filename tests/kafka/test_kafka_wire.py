@@ -1,0 +1,120 @@
+"""What lies on the broker can be read with any Kafka tool, and a producer that failed is replaced without a double effect."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import OutOfOrderSequenceNumber
+
+from agentlightning.core.errors import UnknownOutcome
+from agentlightning.core.kafka_log import KafkaLog
+from agentlightning.core.log import Ack
+from agentlightning.core.topics import CONTROL
+from agentlightning.projections.store import EventLogStore, open_store
+from tests.core.log_contract import new, try_append
+
+from .test_kafka_log import make_topics
+
+
+async def _opened(url: str) -> EventLogStore:
+    await asyncio.to_thread(make_topics, url)
+    store: Any = await asyncio.to_thread(open_store, url)
+    return store
+
+
+async def _raw(url: str, topic: str) -> list[Any]:
+    bootstrap, prefix = url.removeprefix("kafka://").partition("?")[0].split("/")
+    place = TopicPartition(f"{prefix}.{topic}", 0)
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        consumer.assign([place])
+        end = (await consumer.end_offsets([place]))[place]
+        found: list[Any] = []
+        while len(found) < end:
+            for messages in (await consumer.getmany(place, timeout_ms=500)).values():
+                found.extend(messages)
+        return found
+    finally:
+        await consumer.stop()
+
+
+@pytest.mark.parametrize("form", ["json", "msgpack"])
+async def test_headers_are_text_and_values_are_json_where_that_is_asked_for(kafka_url: str, form: str) -> None:
+    url = f"{kafka_url}?format={form}"
+    store = await _opened(url)
+    try:
+        rollout = await store.enqueue_rollout({"question": "why?"})
+        fingerprint = store.fingerprint()
+    finally:
+        await asyncio.to_thread(store.close)
+    opened, enqueued = (await _raw(kafka_url, CONTROL))[:2]
+    headers = {name: value.decode() for name, value in enqueued.headers}
+    assert headers["t"] == "rollouts.enqueued" and headers["r"] == rollout.rollout_id and headers["ns"] == "default"
+    assert len(headers["id"]) == 32 and int(headers["id"], 16)
+    assert all(value.decode().isprintable() for _, value in opened.headers)
+    if form == "json":
+        told = json.loads(enqueued.value)
+        assert told["event"]["t"] == "rollouts.enqueued" and told["id"] == headers["id"]
+    again: Any = await asyncio.to_thread(open_store, kafka_url)
+    try:
+        assert again.fingerprint() == fingerprint, "a node that writes the other form folds the same"
+    finally:
+        await asyncio.to_thread(again.close)
+
+
+@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")
+async def test_kcat_shows_the_control_topic(kafka_url: str) -> None:
+    store = await _opened(f"{kafka_url}?format=json")
+    await store.enqueue_rollout({"question": "why?"})
+    await asyncio.to_thread(store.close)
+    bootstrap, prefix = kafka_url.removeprefix("kafka://").split("/")
+    command = ["kcat", "-b", bootstrap, "-C", "-t", f"{prefix}.control", "-o", "beginning", "-e", "-q", "-f", "%k %h %s\n"]
+    done = await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, text=True, timeout=30)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("default t=log.opened,v=1,id=") and '"t":"rollouts.enqueued"' in lines[1]
+
+
+def test_a_producer_that_failed_is_replaced(kafka_url: str) -> None:
+    log: Any = KafkaLog(make_topics(kafka_url))
+    with log:
+        assert try_append(log, CONTROL, new(1)) == Ack(0, 1)
+        first = log._producer
+
+        async def broken(*_: Any, **__: Any) -> None:
+            raise OutOfOrderSequenceNumber()
+
+        first.send_batch = broken
+        assert isinstance(try_append(log, CONTROL, new(2)), UnknownOutcome)
+        assert try_append(log, CONTROL, new(3)) == Ack(1, 1)
+        assert log._producer is not None and log._producer is not first
+
+
+async def test_an_acknowledgement_that_was_lost_is_found_out_and_nothing_happens_twice(kafka_url: str) -> None:
+    store = await _opened(kafka_url)
+    log: Any = store.engine.log
+    try:
+        await store.enqueue_rollout("first")
+        producer = log._producer
+        send = producer.send_batch
+
+        async def answerless(*args: Any, **options: Any) -> Any:
+            sent = await send(*args, **options)
+            await sent  # it is in the log, and the answer gets lost on its way
+            producer.send_batch = send
+            raise OutOfOrderSequenceNumber()
+
+        producer.send_batch = answerless
+        rollout = await asyncio.wait_for(store.enqueue_rollout("second"), 30)
+        found = await store.query_rollouts()
+        assert found.total == 2 and rollout.rollout_id in {one.rollout_id for one in found.items}
+        claimed = [await store.dequeue_rollout("w"), await store.dequeue_rollout("w"), await store.dequeue_rollout("w")]
+        assert [one is not None for one in claimed] == [True, True, False]
+    finally:
+        await asyncio.to_thread(store.close)
