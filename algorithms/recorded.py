@@ -16,6 +16,7 @@ from ..core.store_terms import LightningStoreCapabilities
 from ..projections.rest.delegation import Delegating
 
 ENQUEUED, STARTED, PUBLISHED = "rollouts.enqueued", "rollout.started", "resources.published"
+BEST = "best.chosen"
 
 class Decided(Protocol):
     """`RunRecorder.decided`."""
@@ -62,6 +63,17 @@ def resources_digest(asked: Mapping[str, Any]) -> str:
     return digest_of({name: resource.model_dump(mode="json") for name, resource in found.items()})
 
 
+def best_content(best: Mapping[str, Any] | ResourcesUpdate | str | None) -> dict[str, Any] | None:
+    """What was decided by naming the best resources, in any of the forms that an algorithm names them in."""
+    if best is None:
+        return None
+    if isinstance(best, str):
+        return {"resources_id": best}
+    if isinstance(best, ResourcesUpdate):
+        return {"resources_id": best.resources_id, "version": best.version}
+    return {"names": sorted(best), "digest": resources_digest(best)}
+
+
 class RecordedStore(Delegating):
     """Passes everything on to `store`; what belongs to the run is marked, and told to `decided` once it is durable."""
 
@@ -88,6 +100,10 @@ class RecordedStore(Delegating):
 
     def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:
         return self._store.subscribe(types, since=since)
+
+    async def decided(self, kind: str, content: Any = None) -> None:
+        """Record something that the algorithm decided and that no other call shows; a replay compares it."""
+        await self._decided(self.run_id, kind, content)
 
     def _marked(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
         return {**(metadata or {}), RUN_ID: self.run_id}

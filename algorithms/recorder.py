@@ -11,20 +11,30 @@ A Trainer opens a run, gives its algorithm the store that `bind` returns, and cl
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from ..core import payload
 from ..core.contract import LightningStore
+from ..core.errors import InvalidPayload, PayloadTooLarge
 from ..core.ids import uuid7_hex
+from ..core.model import Dataset
 from .recorded import RecordedStore, position_of
 
 logger = logging.getLogger(__name__)
 
+MOST_DATASET_MB = 16
+
 
 @dataclass(frozen=True)
 class RunStart:
-    """What a run begins with; JSON-like `parameters`. Sizes are numbers of samples, -1 where nobody knows."""
+    """What a run begins with; JSON-like `parameters`. Sizes are numbers of samples, -1 where nobody knows.
+
+    `train_dataset`, `val_dataset`: recorded with the run, so that its replay needs them from nowhere else. One that cannot
+    be recorded (no JSON-like samples, more than `MOST_DATASET_MB`) is left out, which a line of the log says.
+    """
 
     name: str = ""
     algorithm: str = ""
@@ -35,6 +45,8 @@ class RunStart:
     resources_version: int | None = None
     train_size: int = -1
     val_size: int = -1
+    train_dataset: Dataset[Any] | None = field(default=None, repr=False)
+    val_dataset: Dataset[Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,9 @@ class RunRecorder(Protocol):
         `based_on`: how many control records its store had applied when it decided; None: what it has applied now.
 
         `content` is JSON-like and is what a replay compares, key by key in any order. What goes through the store of
-        `bind` (rollouts enqueued and started, resources added and updated) is recorded by itself.
+        `bind` (rollouts enqueued and started, resources added and updated, `store.decided(kind, content)`) is recorded by
+        itself. A trainer records the best resources as (`BEST`, `best_content(best)`) of recorded.py, whenever they are
+        named; a replay compares the last ones when the algorithm is done.
         """
         ...
 
@@ -83,7 +97,7 @@ class StoreRecorder:
         self._store: Any = store
 
     async def opened(self, start: RunStart, run_id: str | None = None) -> str:
-        done = await self._store.record_run_event("run.opened", run_id, asdict(start))
+        done = await self._store.record_run_event("run.opened", run_id, await asyncio.to_thread(_fields_of, start))
         return done["run_id"]
 
     async def decided(self, run_id: str, kind: str, content: Any = None, *, based_on: int | None = None) -> None:
@@ -96,6 +110,31 @@ class StoreRecorder:
 
     def bind(self, run_id: str) -> LightningStore:
         return RecordedStore(self._store, run_id, self.decided)
+
+
+def _fields_of(start: RunStart) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        name: value for name, value in vars(start).items() if not name.endswith("_dataset")
+    }
+    datasets = {
+        name: _samples(name, dataset)
+        for name, dataset in (("train", start.train_dataset), ("val", start.val_dataset))
+        if dataset is not None
+    }
+    for name, dataset in (("train_size", start.train_dataset), ("val_size", start.val_dataset)):
+        if dataset is not None and fields[name] < 0:
+            fields[name] = len(dataset)
+    kept = {name: samples for name, samples in datasets.items() if samples is not None}
+    return {**fields, "datasets": kept} if kept else fields
+
+
+def _samples(name: str, dataset: Dataset[Any]) -> list[Any] | None:
+    samples = [dataset[index] for index in range(len(dataset))]
+    try:
+        return payload.decode(payload.encode(samples, f"the {name} dataset", MOST_DATASET_MB))
+    except (InvalidPayload, PayloadTooLarge) as error:
+        logger.info("The run is recorded without its %s dataset, which a replay has to be given: %s", name, error)
+        return None
 
 
 class NoRecorder:

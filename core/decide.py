@@ -236,16 +236,16 @@ def pass_time(state: State, elapsed_ms: int) -> events.TimePassed:
     return events.TimePassed(from_ms=state.time_ms, to_ms=state.time_ms + elapsed_ms)
 
 
-def open_run(run_id: str, parameters: bytes, **fields: Any) -> RunOpened:
-    """Say that a fit began; `fields` are those of the event that are plain."""
-    return RunOpened(run_id=run_id, parameters=parameters, **fields)
+def open_run(run_id: str, **fields: Any) -> RunOpened:
+    """Say that a fit began; `fields` are the other ones of the event."""
+    return RunOpened(run_id=run_id, **fields)
 
 
-def close_run(run_id: str, outcome: str, summary: bytes, **best: Any) -> RunClosed:
+def close_run(run_id: str, **fields: Any) -> RunClosed:
     """Say how a fit ended and which resources were the best."""
-    return RunClosed(run_id=run_id, outcome=outcome, summary=summary, **best)
+    return RunClosed(run_id=run_id, **fields)
 
 
-def decision(run_id: str, kind: str, digest: str, content: bytes, based_on: int) -> AlgorithmDecided:
+def decision(run_id: str, **fields: Any) -> AlgorithmDecided:
     """Say what an algorithm decided and what it had seen by then."""
-    return AlgorithmDecided(run_id=run_id, kind=kind, digest=digest, content=content, based_on=based_on)
+    return AlgorithmDecided(run_id=run_id, **fields)

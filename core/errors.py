@@ -22,6 +22,8 @@
     │   └── PositionUnknown                a position before or behind what is there
     │       ├── ForeignPosition            a position of another log
     │       └── OffsetLost                 a reader's next record is gone: rebuild    .offset
+    ├── Departed                           a replayed algorithm decided otherwise   .position .expected .got
+    ├── RecordEnds                         a replay asked for what was not recorded .position
     ├── StoreUnreachable                   no answer from the store's address (retryable)
     ├── Unauthorized                       the token is missing or wrong
     └── OptionalDependencyError (ImportError)   an extra is not installed
@@ -38,6 +40,7 @@ from typing import Any, ClassVar
 __all__ = [
     "AgentLightningError",
     "Archived",
+    "Departed",
     "Expired",
     "ForeignPosition",
     "InvalidInput",
@@ -53,6 +56,7 @@ __all__ = [
     "PayloadTooLarge",
     "PositionUnknown",
     "Rebuilding",
+    "RecordEnds",
     "Refused",
     "StorageError",
     "StoreUnreachable",
@@ -267,6 +271,32 @@ class OffsetLost(PositionUnknown):
         where = "" if offset is None else f" {offset}"
         super().__init__(message or f"The log does not hold offset{where} (any more)")
         self.offset = offset
+
+
+class Departed(AgentLightningError):
+    """A replayed algorithm decided something else than the record says: `expected` and `got` in words.
+
+    `position`: of the recorded decision; -1 where the record has no further one.
+    """
+
+    code = "departed"
+
+    def __init__(self, message: str = "", *, position: int = -1, expected: str = "", got: str = "") -> None:
+        where = f"at position {position}" if position >= 0 else "behind its last decision"
+        super().__init__(message or f"the algorithm departs from the record {where}: expected {expected}; got {got}")
+        self.position = position
+        self.expected = expected
+        self.got = got
+
+
+class RecordEnds(AgentLightningError):
+    """A replayed algorithm waits for what never happened in the record, which ends at `position`."""
+
+    code = "record_ends"
+
+    def __init__(self, message: str = "", *, position: int = -1) -> None:
+        super().__init__(message or f"the record ends at position {position}")
+        self.position = position
 
 
 class StoreUnreachable(AgentLightningError):

@@ -24,7 +24,10 @@ MARKS: tuple[bytes, ...] = (OPENED.encode(), CLOSED.encode(), DECIDED.encode())
 
 
 class RunOpened(Event, frozen=True, tag=OPENED):
-    """A fit began. `parameters` is user data (payload.py); sizes are numbers of samples, -1 where they are not known."""
+    """A fit began. Sizes are numbers of samples, -1 where they are not known.
+
+    `parameters` and `datasets` (a map of `train` and `val`, so that a replay needs no other source) are user data (payload.py).
+    """
 
     run_id: str
     name: str = ""
@@ -36,6 +39,7 @@ class RunOpened(Event, frozen=True, tag=OPENED):
     resources_version: Count | None = None
     train_size: Int = -1
     val_size: Int = -1
+    datasets: bytes = payload.NULL
 
 
 class RunClosed(Event, frozen=True, tag=CLOSED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -24,7 +25,12 @@ _PLAIN: dict[str, dict[str, Any]] = {
     CLOSED: {"outcome": str, "resources_id": str | None, "resources_version": int | None},
     DECIDED: {"kind": str, "digest": str, "based_on": int},
 }  # fmt: skip
-_USER = {OPENED: "parameters", CLOSED: "summary", DECIDED: "content"}
+_USER = {OPENED: ("parameters", "datasets"), CLOSED: ("summary",), DECIDED: ("content",)}
+_MAKE: dict[str, Callable[..., RunEvent]] = {
+    OPENED: decide.open_run,
+    CLOSED: decide.close_run,
+    DECIDED: decide.decision,
+}
 _NEEDED = {OPENED: (), CLOSED: ("outcome",), DECIDED: ("kind",)}
 
 
@@ -39,14 +45,14 @@ class RunMethods:
     ) -> dict[str, Any]:
         """Put an event of a run into the log; `{"run_id", "position"}` once it is durable.
 
-        `run.opened` without a run id makes one. `fields`: of `RunOpened` (with `parameters`), `RunClosed` (with
-        `summary`) or `AlgorithmDecided` (with `content`; a missing `digest` is taken of it), core/run_events.py. User data
-        beyond 900 kB go into blobs. Raises `InvalidInput` for other fields, `PayloadTooLarge`, and what a log raises.
+        `run.opened` without a run id makes one. `fields`: of `RunOpened`, `RunClosed` or `AlgorithmDecided`
+        (core/run_events.py), where user data are given as they are and a missing `digest` is taken of the content. User
+        data beyond 900 kB go into blobs. Raises `InvalidInput` for other fields, `PayloadTooLarge`, and what a log raises.
         """
         if type not in _PLAIN:
             raise InvalidInput(f"{type!r} is no event of a run; there are {', '.join(_PLAIN)}")
         given = dict(fields or {})
-        user = given.pop(_USER[type], None)
+        user = {field: given.pop(field) for field in _USER[type] if field in given}
         try:
             plain = {name: msgspec.convert(value, _PLAIN[type][name]) for name, value in given.items()}
         except KeyError as unknown:
@@ -58,10 +64,11 @@ class RunMethods:
             raise InvalidInput(f"{type} needs {' and '.join(missing or ['run_id'])}")
         name = run_id if run_id is not None else decide.run_id_of(current_call().command_id)
         if type == DECIDED:
-            plain.setdefault("digest", digest_of(user))
-            plain.setdefault("based_on", -1)
-        data = await self.engine.blobs.settle(self.engine.blobs.encode(user, _USER[type]))
-        return {"run_id": name, "position": await self.engine.note(_event(type, name, data, plain))}
+            plain.setdefault("digest", digest_of(user.get("content")))
+        blobs = self.engine.blobs
+        for field, value in user.items():
+            plain[field] = await blobs.settle(blobs.encode(value, field))
+        return {"run_id": name, "position": await self.engine.note(_MAKE[type](name, **plain))}
 
     async def query_runs(self, run_id: str | None = None) -> list[dict[str, Any]]:
         """The runs, the oldest first, as `Run` in plain data; decisions and rollouts of all of them.
@@ -81,11 +88,3 @@ class RunMethods:
         row = msgspec.to_builtins(run)
         row["rollout_ids"] = [one for one in run.rollout_ids if self.engine.is_finished(one) is not None]
         return row
-
-
-def _event(type: RunEventType, run_id: str, data: bytes, plain: dict[str, Any]) -> RunEvent:
-    if type == OPENED:
-        return decide.open_run(run_id, data, **plain)
-    if type == CLOSED:
-        return decide.close_run(run_id, plain.pop("outcome"), data, **plain)
-    return decide.decision(run_id, content=data, **plain)

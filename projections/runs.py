@@ -68,6 +68,9 @@ class Run(msgspec.Struct):
     summary: Any = None
     rollout_ids: list[str] = []
     decisions: list[Decision] = []
+    namespace: str = "default"
+    opened_offset: int = -1
+    """Of the record in the control partition of `namespace`, which is not its position where several share it."""
 
 
 class RunBook:
@@ -92,26 +95,27 @@ class RunBook:
                 for record in records:
                     self._offset = record.offset + 1
                     if record.key == self._namespace:
-                        self.read(self._position, record.value)
+                        self.read(self._position, record.value, record.offset)
                         self._position += 1
             return self.runs
 
-    def read(self, position: int, value: bytes) -> None:
+    def read(self, position: int, value: bytes, offset: int) -> None:
         """Take one control record."""
         if any(mark in value for mark in MARKS):
             said = decode_run(value)
             if said is not None:
                 if said.id not in self._seen:  # a repeated command is in the log twice and happened once
                     self._seen.add(said.id)
-                    self._said(position, said)
+                    self._said(position, said, offset)
                 return
         if _RUN_ID in value:
             self._created(value)
 
-    def _said(self, position: int, record: RunRecord) -> None:
+    def _said(self, position: int, record: RunRecord, offset: int) -> None:
         event, time = record.event, record.time_us / 1_000_000
         if isinstance(event, RunOpened):
-            self.runs.setdefault(event.run_id, self._opened(event, position, time))
+            if event.run_id not in self.runs:
+                self.runs[event.run_id] = self._opened(event, position, time, offset)
             return
         run = self.runs.get(event.run_id)
         if run is None:
@@ -127,7 +131,7 @@ class RunBook:
         for rollout_id in _listed(content):
             self._joins(rollout_id, event.run_id)
 
-    def _opened(self, event: RunOpened, position: int, time: float) -> Run:
+    def _opened(self, event: RunOpened, position: int, time: float, offset: int) -> Run:
         return Run(
             run_id=event.run_id,
             opened_at=position,
@@ -141,6 +145,8 @@ class RunBook:
             resources_version=event.resources_version,
             train_size=event.train_size,
             val_size=event.val_size,
+            namespace=self._namespace,
+            opened_offset=offset,
         )
 
     def _user(self, data: bytes) -> Any:
@@ -166,6 +172,17 @@ class RunBook:
         if run is not None and rollout_id not in self._of_rollout:
             self._of_rollout[rollout_id] = run_id
             run.rollout_ids.append(rollout_id)
+
+
+def datasets_of(log: Log, run: Run, fetch: Callable[[payload.Reference], bytes]) -> dict[str, list[Any]]:
+    """The datasets that the run was recorded with, by `train` and `val`; none where they were not. Blocks for the I/O."""
+    partition, offset = partition_of(run.namespace, log.partitions(CONTROL)), run.opened_offset
+    for record in log.read(CONTROL, partition, offset, 1, headers=False):
+        said = decode_run(record.value)
+        if said is not None and isinstance(said.event, RunOpened):
+            found = payload.decode(said.event.datasets, fetch)
+            return cast("dict[str, list[Any]]", found) if isinstance(found, dict) else {}
+    return {}
 
 
 def created_by(event: Any) -> Sequence[NewRollout]:
