@@ -119,6 +119,7 @@ if TYPE_CHECKING:
     from .runners.readers import get_reward_value as get_reward_value
     from .runners.readers import get_rewards_from_span as get_rewards_from_span
     from .runners.readers import is_reward_span as is_reward_span
+    from .runners.rewards import reward as reward
     from .runners.runner import LitAgentRunner as LitAgentRunner
     from .runners.tracer import Tracer as Tracer
 
@@ -219,6 +220,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "get_rewards_from_span",
         "is_reward_span",
     ),
+    "runners.rewards": ("reward",),
     "runners.runner": ("LitAgentRunner",),
     "runners.tracer": ("Tracer",),
 }

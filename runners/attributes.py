@@ -20,11 +20,14 @@ __all__ = [
     "full_qualified_name",
     "sanitize_attribute_value",
     "sanitize_attributes",
+    "sanitize_list_attribute_sanity",
     "unflatten_attributes",
 ]
 
 _log = logging.getLogger(__name__)
 _PRIMITIVES = (str, bool, int, float)
+# Deeper than anything that means something, and far from the interpreter's limit.
+_DEEPEST = 64
 
 
 def flatten_attributes(nested: Any, *, expand_leaf_lists: bool = False) -> dict[str, Any]:
@@ -32,19 +35,21 @@ def flatten_attributes(nested: Any, *, expand_leaf_lists: bool = False) -> dict[
 
     A list of one primitive type stays a value unless ``expand_leaf_lists``; one of mixed
     primitive types is expanded with a warning. Empty mappings and lists vanish. ValueError for
-    a key that is no string.
+    a key that is no string, and for more than 64 levels (a value that holds itself has no end).
     """
     flat: dict[str, Any] = {}
-    _flatten("", nested, flat, expand_leaf_lists)
+    _flatten("", nested, flat, expand_leaf_lists, _DEEPEST)
     return flat
 
 
-def _flatten(prefix: str, value: Any, flat: dict[str, Any], expand: bool) -> None:
+def _flatten(prefix: str, value: Any, flat: dict[str, Any], expand: bool, levels: int) -> None:
+    if levels < 0:
+        raise InvalidInput(f"The attribute {prefix[:80]!r} is nested deeper than {_DEEPEST} levels")
     if isinstance(value, Mapping):
         for key, item in cast(Mapping[Any, Any], value).items():
             if not isinstance(key, str):
                 raise InvalidInput(f"The keys of attributes must be strings, not {key!r}")
-            _flatten(f"{prefix}.{key}" if prefix else key, item, flat, expand)
+            _flatten(f"{prefix}.{key}" if prefix else key, item, flat, expand, levels - 1)
     elif isinstance(value, (list, tuple)):
         items = cast(Sequence[Any], value)
         kinds: set[type[Any]] = {type(item) for item in items}
@@ -55,30 +60,39 @@ def _flatten(prefix: str, value: Any, flat: dict[str, Any], expand: bool) -> Non
             if len(kinds) > 1:
                 _log.warning("The list in attribute %r mixes types and is stored item by item.", prefix)
         for index, item in enumerate(items):
-            _flatten(f"{prefix}.{index}" if prefix else str(index), item, flat, expand)
+            _flatten(f"{prefix}.{index}" if prefix else str(index), item, flat, expand, levels - 1)
     else:
         flat[prefix] = value
 
 
 def unflatten_attributes(flat: Mapping[str, Any]) -> Any:
-    """The way back; keys that are digits become a list only where they are exactly 0 to n-1."""
+    """The way back; keys that are digits become a list only where they are exactly 0 to n-1.
+
+    Never fails: where one key says that a place holds a value and another that it holds more
+    keys, the keys win; below 64 levels the rest of a key stays as it is.
+    """
     tree: dict[str, Any] = {}
     for key, value in flat.items():
         node = tree
-        *parents, last = key.split(".")
+        *parents, last = key.split(".", _DEEPEST)
         for part in parents:
             child = node.get(part)
-            if not isinstance(child, dict):
-                child = node[part] = {}
+            if not isinstance(child, _Node):
+                child = node[part] = _Node()
             node = cast("dict[str, Any]", child)
-        node[last] = value
-    return _listed(tree)
+        if not isinstance(node.get(last), _Node):
+            node[last] = value
+    return _listed(_Node(tree))
+
+
+class _Node(dict[str, Any]):
+    """A level of keys, as distinct from a value that is a mapping."""
 
 
 def _listed(node: Any) -> Any:
-    if not isinstance(node, dict):
+    if not isinstance(node, _Node):
         return node
-    mapping = {key: _listed(value) for key, value in cast("dict[str, Any]", node).items()}
+    mapping = {key: _listed(value) for key, value in node.items()}
     if mapping and all(str(index) in mapping for index in range(len(mapping))):
         return [mapping[str(index)] for index in range(len(mapping))]
     return mapping
@@ -100,21 +114,34 @@ def filter_and_unflatten_attributes(attributes: Mapping[str, Any], prefix: str) 
 def sanitize_attribute_value(value: Any, force: bool = True) -> AttributeValue:
     """``value`` if a span can hold it; else its JSON text (``force``), or ValueError.
 
-    A list of int and float becomes one of float.
+    A list of int and float becomes one of float. With ``force`` nothing fails: what JSON cannot
+    hold is written with ``str``, and what cannot be written at all by its type.
     """
     given: Any = value
     if isinstance(value, _PRIMITIVES):
         return value
     if isinstance(value, (list, tuple)):
-        items = list(cast(Sequence[Any], given))
-        for kind in (str, bool, int):
-            if all(type(item) is kind for item in items):
-                return items
-        if all(type(item) in (int, float) for item in items):
-            return [float(item) for item in items]
+        try:
+            return sanitize_list_attribute_sanity(list(cast(Sequence[Any], given)))
+        except ValueError:
+            pass
     if not force:
         raise InvalidInput(f"A span cannot hold this value: {given!r}")
-    return json.dumps(given, default=str)
+    try:
+        return json.dumps(given, default=str)
+    except Exception as error:
+        # It may be a value that holds itself, or any error of somebody's __str__.
+        return f"<{type(given).__name__} that cannot be written: {type(error).__name__}>"
+
+
+def sanitize_list_attribute_sanity(values: Sequence[Any]) -> list[str] | list[bool] | list[int] | list[float]:
+    """A list of one type: all str, all bool, all int, or numbers as float. ValueError for any other."""
+    for kind in (str, bool, int):
+        if all(type(item) is kind for item in values):
+            return list(values)
+    if all(type(item) in (int, float) for item in values):
+        return [float(item) for item in values]
+    raise InvalidInput("A span can only hold lists of str, of bool, or of numbers")
 
 
 def sanitize_attributes(attributes: Mapping[str, Any], force: bool = True) -> Attributes:
@@ -135,12 +162,20 @@ def format_exception_attributes(exception: BaseException) -> Attributes:
     """The attributes that describe an exception, with its traceback."""
     return {
         "exception.type": type(exception).__name__,
-        "exception.message": str(exception),
+        "exception.message": _message(exception),
         "exception.escaped": True,
         "exception.stacktrace": "".join(
             traceback.format_exception(type(exception), exception, exception.__traceback__)
         ),
     }
+
+
+def _message(exception: BaseException) -> str:
+    try:
+        return str(exception)
+    except Exception as error:
+        # An exception that cannot say what it is must not replace itself by another one.
+        return f"<message that cannot be written: {type(error).__name__}>"
 
 
 def full_qualified_name(kind: type[Any]) -> str:

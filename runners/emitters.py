@@ -64,8 +64,21 @@ def emit_message(message: str, attributes: Mapping[str, Any] | None = None, prop
     tracer.create_span(AGL_MESSAGE, fields, status=TraceStatus(status_code="UNSET"))
 
 
-def _kind(value: Any) -> str:
-    return full_qualified_name(cast(type[Any], type(value)))
+def _literal(value: Any) -> tuple[str, str] | None:
+    """Type and text of a primitive; None for other values.
+
+    A subclass (an IntEnum, a float of numpy) is written as the primitive that it is, since only
+    primitives can be read back.
+    """
+    if isinstance(value, bytes):
+        return "bytes", base64.b64encode(value).decode("ascii")
+    if isinstance(value, bool):
+        return "bool", str(value)
+    if isinstance(value, int):
+        return "int", int.__repr__(value)
+    if isinstance(value, float):
+        return "float", float.__repr__(value)
+    return ("str", str.__str__(value)) if isinstance(value, str) else None
 
 
 def emit_object(
@@ -76,16 +89,16 @@ def emit_object(
     """Record a value: primitives and bytes literally, the rest as JSON. RuntimeError when it has none."""
     tracer = _tracer(propagate, "object")
     fields = _flat(attributes)
-    fields[LightningSpanAttributes.OBJECT_TYPE.value] = _kind(object)
-    if isinstance(object, bytes):
-        fields[LightningSpanAttributes.OBJECT_LITERAL.value] = base64.b64encode(object).decode("ascii")
-    elif isinstance(object, (str, int, float, bool)):
-        fields[LightningSpanAttributes.OBJECT_LITERAL.value] = str(object)
-    else:
-        try:
-            fields[LightningSpanAttributes.OBJECT_JSON.value] = json.dumps(object)
-        except (TypeError, ValueError) as error:
-            raise RuntimeError(f"The object cannot be written as JSON: {error}") from error
+    literal = _literal(object)
+    if literal is not None:
+        fields[LightningSpanAttributes.OBJECT_TYPE.value] = literal[0]
+        fields[LightningSpanAttributes.OBJECT_LITERAL.value] = literal[1]
+        return tracer.create_span(AGL_OBJECT, fields)
+    try:
+        fields[LightningSpanAttributes.OBJECT_JSON.value] = json.dumps(object)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RuntimeError(f"The object cannot be written as JSON: {error}") from error
+    fields[LightningSpanAttributes.OBJECT_TYPE.value] = full_qualified_name(cast("type[Any]", type(object)))
     return tracer.create_span(AGL_OBJECT, fields)
 
 

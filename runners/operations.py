@@ -17,6 +17,8 @@ from .dummy_tracer import DummyTracer
 
 __all__ = ["OperationContext", "operation"]
 
+# Below this a value is written as one text: one that holds itself would have no end.
+_DEEPEST = 32
 _NAME = LightningSpanAttributes.OPERATION_NAME.value
 _INPUT = LightningSpanAttributes.OPERATION_INPUT.value
 _OUTPUT = LightningSpanAttributes.OPERATION_OUTPUT.value
@@ -148,16 +150,16 @@ def _output_of(value: Any) -> Attributes:
 
 def _below(prefix: str, value: Any) -> Attributes:
     flat: Attributes = {}
-    _walk(prefix, value, flat)
+    _walk(prefix, value, flat, _DEEPEST)
     return flat
 
 
-def _walk(prefix: str, value: Any, flat: Attributes) -> None:
-    if isinstance(value, Mapping):
+def _walk(prefix: str, value: Any, flat: Attributes, levels: int) -> None:
+    if isinstance(value, Mapping) and levels:
         for key, item in cast("Mapping[Any, Any]", value).items():
-            _walk(f"{prefix}.{key}", item, flat)
-    elif isinstance(value, (list, tuple)):
+            _walk(f"{prefix}.{key}", item, flat, levels - 1)
+    elif isinstance(value, (list, tuple)) and levels:
         for index, item in enumerate(cast("list[Any]", value)):
-            _walk(f"{prefix}.{index}", item, flat)
+            _walk(f"{prefix}.{index}", item, flat, levels - 1)
     else:
         flat.update(sanitize_attributes({prefix: value}))

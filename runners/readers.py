@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from ..core.semconv import (
     AGL_ANNOTATION,
+    AGL_MESSAGE,
+    AGL_OBJECT,
     AGL_REWARD,
     LightningSpanAttributes,
     RewardAttributes,
     RewardPydanticModel,
 )
+from ..core.spans import SpanAttributeNames
 
 __all__ = [
     "find_final_reward",
@@ -30,6 +33,8 @@ S = TypeVar("S")
 
 _log = logging.getLogger(__name__)
 _PREFIX = LightningSpanAttributes.REWARD.value + "."
+# Before release 0.3 these were the whole names.
+_OLD_MESSAGE, _OLD_OBJECT = SpanAttributeNames.MESSAGE.value, SpanAttributeNames.OBJECT.value
 _AGENTOPS_OUTPUTS = ("agentops.task.output", "agentops.entity.output")
 
 
@@ -42,26 +47,36 @@ def get_rewards_from_span(span: Any) -> list[RewardPydanticModel]:
 
     A dimension without a name is called ``primary``; one without a number is left out.
     """
+    return [reward for reward in _dimensions(span).values() if reward is not None]
+
+
+def _dimensions(span: Any) -> dict[int, RewardPydanticModel | None]:
+    """Index -> dimension, in order; None for one without a number."""
     found: dict[int, dict[str, Any]] = {}
     for key, value in _attributes(span).items():
         if key.startswith(_PREFIX):
             index, _, field = key[len(_PREFIX) :].partition(".")
-            if index.isdigit():
+            # More digits than this are no index, and int() refuses thousands of them.
+            if index.isascii() and index.isdigit() and len(index) < 10:
                 found.setdefault(int(index), {})[field] = value
-    rewards: list[RewardPydanticModel] = []
-    for _, fields in sorted(found.items()):
+    rewards: dict[int, RewardPydanticModel | None] = {}
+    for index, fields in sorted(found.items()):
         value = _number(fields.get(RewardAttributes.REWARD_VALUE.value))
-        if value is not None:
-            name = str(fields.get(RewardAttributes.REWARD_NAME.value, "primary"))
-            rewards.append(RewardPydanticModel(name=name, value=value))
+        name = str(fields.get(RewardAttributes.REWARD_NAME.value, "primary"))
+        rewards[index] = None if value is None else RewardPydanticModel(name=name, value=value)
     return rewards
 
 
 def get_reward_value(span: Any) -> float | None:
-    """The primary reward of a span of any version; None when it has none."""
-    rewards = get_rewards_from_span(span)
-    if rewards:
-        return rewards[0].value
+    """The primary reward of a span of any version; None when it has none.
+
+    A span with dimensions whose primary one is no number has none: another dimension never
+    stands in for it.
+    """
+    dimensions = _dimensions(span)
+    if dimensions:
+        primary = dimensions.get(0)
+        return None if primary is None else primary.value
     attributes = _attributes(span)
     for key in _AGENTOPS_OUTPUTS:
         output = _mapping(attributes.get(key))
@@ -69,19 +84,23 @@ def get_reward_value(span: Any) -> float | None:
             _log.warning("Reading a reward from %s is deprecated; use emit_reward.", key)
             return _number(output.get("value"))
     if span.name in (AGL_REWARD, AGL_ANNOTATION) and "reward" in attributes:
+        _log.warning("Reading a reward from the attribute 'reward' is deprecated; use emit_reward.")
         return _number(attributes["reward"])
     return None
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) else None
+    try:
+        return float(value) if isinstance(value, (int, float)) else None
+    except OverflowError:
+        return None  # an integer of hundreds of digits is no reward
 
 
 def _mapping(value: Any) -> dict[str, Any] | None:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
@@ -110,22 +129,27 @@ def find_final_reward(spans: Sequence[Any]) -> float | None:
 
 
 def get_message_value(span: Any) -> str | None:
-    """The text of a message span; None for other spans, TypeError when it is no text."""
-    value = _attributes(span).get(LightningSpanAttributes.MESSAGE_BODY.value)
+    """The text of a message span of any version; None for other spans, TypeError when it is no text."""
+    attributes = _attributes(span)
+    value = attributes.get(LightningSpanAttributes.MESSAGE_BODY.value)
+    if value is None and span.name == AGL_MESSAGE:
+        value = attributes.get(_OLD_MESSAGE)
     if value is not None and not isinstance(value, str):
         raise TypeError(f"A message must be a string, not {type(value).__name__}")
     return value
 
 
 def get_object_value(span: Any) -> Any:
-    """The value of an object span; None for other spans. RuntimeError when it cannot be read back."""
+    """The value of an object span of any version; None for other spans.
+
+    RuntimeError when the value cannot be read back.
+    """
     attributes = _attributes(span)
     text = attributes.get(LightningSpanAttributes.OBJECT_JSON.value)
+    if text is None and span.name == AGL_OBJECT:
+        text = attributes.get(_OLD_OBJECT)
     if text is not None:
-        try:
-            return json.loads(text)
-        except (TypeError, ValueError) as error:
-            raise RuntimeError(f"The object's JSON cannot be read: {error}") from error
+        return _read("JSON", json.loads, text)
     literal = attributes.get(LightningSpanAttributes.OBJECT_LITERAL.value)
     if literal is None:
         return None
@@ -134,13 +158,14 @@ def get_object_value(span: Any) -> Any:
         return literal
     if kind == "bool":
         return literal == "True"
+    read: Callable[[Any], Any] | None = {"int": int, "float": float, "bytes": base64.b64decode}.get(str(kind))
+    if read is None:
+        raise RuntimeError(f"Unknown type of object: {kind!r}")
+    return _read(str(kind), read, literal)
+
+
+def _read(kind: str, read: Callable[[Any], Any], text: Any) -> Any:
     try:
-        if kind == "int":
-            return int(literal)
-        if kind == "float":
-            return float(literal)
-        if kind == "bytes":
-            return base64.b64decode(literal)
-    except ValueError as error:
-        raise RuntimeError(f"The object is no {kind}: {error}") from error
-    raise RuntimeError(f"Unknown type of object: {kind!r}")
+        return read(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RuntimeError(f"The object cannot be read as {kind}: {error}") from error

@@ -1,0 +1,133 @@
+"""Readers on spans of every release and on spans that nobody should have written."""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum, IntEnum
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import agentlightning as agl
+from agentlightning.core.spans import Span
+from agentlightning.runners.readers import get_rewards_from_span
+
+ODD_TEXTS = ["", "{", "[" * 100_000, '{"type": "reward", "value": "x"}', '"reward"', "[1]", "null", "\ud800"]
+REWARD_KEYS = [
+    "agentlightning.reward",
+    "agentlightning.reward.",
+    "agentlightning.reward.0.value",
+    "agentlightning.reward.0.name",
+    "agentlightning.reward.1.value",
+    "agentlightning.reward.².value",
+    "agentlightning.reward." + "9" * 5000 + ".value",
+    "agentops.task.output",
+    "agentops.entity.output",
+    "agentlightning.message.body",
+    "agentlightning.object.json",
+    "agentlightning.object.literal",
+    "agentlightning.object.type",
+    "message",
+    "object",
+    "reward",
+]
+VALUES = st.one_of(
+    st.sampled_from([*ODD_TEXTS, "int", "float", "bytes", "bool", "str", "None", '{"type": "reward", "value": 0.5}']),
+    st.floats(),
+    st.integers(),
+    st.booleans(),
+    st.just(10**400),
+    st.lists(st.integers(), max_size=2),
+    st.text(max_size=5),
+)
+NAMES = st.sampled_from(["agentlightning.reward", "agentlightning.annotation", "agentlightning.object", "task"])
+
+
+def span(attributes: dict[str, Any], name: str = "agentlightning.annotation") -> Span:
+    return Span.from_attributes(attributes=attributes, name=name)
+
+
+@given(st.dictionaries(st.sampled_from(REWARD_KEYS), VALUES), NAMES)
+def test_no_attribute_makes_a_reward_reader_fail(attributes: dict[str, Any], name: str) -> None:
+    one = span(attributes, name)
+    value = agl.get_reward_value(one)
+    assert value is None or isinstance(value, float)
+    assert agl.is_reward_span(one) == (value is not None) == bool(agl.find_reward_spans([one]))
+    assert all(isinstance(reward.value, float) for reward in get_rewards_from_span(one))
+    for read, error in ((agl.get_message_value, TypeError), (agl.get_object_value, RuntimeError)):
+        try:
+            read(one)
+        except error:
+            pass  # the one error that the reader promises
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_texts_that_are_no_reward_are_none(text: str) -> None:
+    assert agl.get_reward_value(span({"agentops.task.output": text})) is None
+
+
+def test_the_primary_reward_is_never_another_dimension() -> None:
+    other = {"agentlightning.reward.1.name": "speed", "agentlightning.reward.1.value": 0.9}
+    assert agl.get_reward_value(span(other)) is None
+    lost = span({**other, "agentlightning.reward.0.value": "n/a"})
+    assert agl.get_reward_value(lost) is None and not agl.is_reward_span(lost)
+    assert [reward.name for reward in get_rewards_from_span(lost)] == ["speed"]
+
+
+def test_dimensions_are_in_numeric_order() -> None:
+    one = span({f"agentlightning.reward.{index}.value": float(index) for index in (10, 2, 0)})
+    assert [reward.value for reward in get_rewards_from_span(one)] == [0, 2, 10]
+
+
+@pytest.mark.parametrize(
+    "older",
+    [
+        span({"reward": 0.25}, "agentlightning.reward"),
+        span({"reward": 0.25}),
+        span({"agentops.entity.output": '{"type": "reward", "value": 0.25}'}, "reward"),
+    ],
+)
+def test_a_reward_of_an_older_release_is_read_with_a_warning(older: Span, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert agl.get_reward_value(older) == 0.25
+    assert "deprecated" in caplog.text
+
+
+def test_messages_and_objects_of_older_releases_are_read() -> None:
+    assert agl.get_message_value(span({"message": "hello"}, "agentlightning.message")) == "hello"
+    assert agl.get_message_value(span({"message": "hello"}, "something.else")) is None
+    assert agl.get_object_value(span({"object": '{"a": 1}'}, "agentlightning.object")) == {"a": 1}
+    assert agl.get_object_value(span({"object": '{"a": 1}'}, "something.else")) is None
+
+
+class Level(IntEnum):
+    HIGH = 3
+
+
+class Colour(str, Enum):
+    RED = "red"
+
+
+class Number(float):
+    """As numpy's float64 is: a float, and no builtin one."""
+
+    def __str__(self) -> str:
+        return "Number(...)"
+
+
+@pytest.mark.parametrize(("value", "back"), [(Level.HIGH, 3), (Colour.RED, "red"), (Number(0.1), 0.1)])
+def test_subclasses_of_primitives_come_back_as_primitives(value: Any, back: Any) -> None:
+    read = agl.get_object_value(agl.emit_object(value, propagate=False))
+    assert read == back and type(read) is type(back)
+
+
+@pytest.mark.parametrize("literal", [["1"], "x" * 9, "1.2.3", 7.5])
+@pytest.mark.parametrize("kind", ["int", "float", "bytes", "set", None])
+def test_a_literal_that_cannot_be_read_is_one_error(literal: Any, kind: str | None) -> None:
+    attributes = {"agentlightning.object.literal": literal, **({"agentlightning.object.type": kind} if kind else {})}
+    try:
+        assert agl.get_object_value(span(attributes)) is not None
+    except RuntimeError as error:
+        assert str(error)
