@@ -1,0 +1,139 @@
+"""The HTTP door of the first protocol: /task, /resources and /rollout, in front of the routes of today."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ...core.contract import LightningStore
+from ...core.errors import InvalidInput, Unauthorized
+from ...core.ids import uuid7_hex
+from ...core.model import AttemptedRollout, RolloutLegacy, Task, TaskIfAny
+from ...core.resources import ResourcesUpdate
+from ..call import Call
+from . import wire
+from .asgi import Disconnected, Receive, Scope, Send, read_body, until_gone
+from .calls import CallerGone
+from .door import Door
+from .legacy_client import LIFE_HEADER, WORKER_HEADER
+from .legacy_results import ATTEMPT_KEY, keep_result
+from .routes import METHODS
+
+__all__ = ["LegacyDoor"]
+
+log = logging.getLogger("agentlightning.server")
+
+
+class LegacyDoor:
+    """Serves `store` to clients of the first protocol, and to those of today under their own routes."""
+
+    def __init__(self, store: LightningStore, *, token: str | None = None) -> None:
+        self.door = Door(store, token=token)
+        self._store = store
+        self._token = None if token is None else f"Bearer {token}"
+        self._app = Starlette(
+            routes=[
+                Route("/task", self._guarded(self._task), methods=["GET"]),
+                Route("/resources/latest", self._guarded(self._latest), methods=["GET"]),
+                Route("/resources/{resources_id}", self._guarded(self._resources), methods=["GET"]),
+                Route("/rollout", self._guarded(self._rollout), methods=["POST"]),
+            ]
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: by path, to the first protocol or to that of today."""
+        if scope["type"] == "http" and _is_legacy(scope["path"]):
+            try:
+                await self._app(scope, receive, send)
+            except (CallerGone, Disconnected) as gone:
+                log.debug("a client went away: %r", gone)
+            return
+        await self.door(scope, receive, send)
+
+    def stop(self) -> None:
+        """End held calls."""
+        self.door.stop()
+
+    def _guarded(self, handler: Any) -> Any:
+        async def endpoint(request: Request) -> Response:
+            try:
+                if self._token is not None:
+                    given = request.headers.get("authorization", "")
+                    if not hmac.compare_digest(given.encode("latin-1"), self._token.encode()):
+                        raise Unauthorized("This server asks for a token: send it as 'Authorization: Bearer TOKEN'")
+                return await handler(request)
+            except (CallerGone, Disconnected):
+                raise
+            except Exception as error:
+                status = wire.status_of(error)
+                if status == 500:
+                    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+                return Response(wire.to_json(wire.error_body(error)), status, media_type="application/json")
+
+        return endpoint
+
+    async def _task(self, request: Request) -> Response:
+        """The next task; with `wait_seconds` (ours) the answer waits that long for one."""
+        worker, life = request.headers.get(WORKER_HEADER), request.headers.get(LIFE_HEADER)
+        try:
+            seconds = max(0.0, float(request.query_params.get("wait_seconds", 0)))
+        except ValueError:
+            raise InvalidInput("wait_seconds is a number of seconds") from None
+        args: dict[str, Any] = {"worker_id": worker, "incarnation": life, "wait_seconds": seconds}
+        calls = self.door.calls
+        # Only who sends heartbeats can confirm that the answer arrived.
+        work = calls.run(METHODS["dequeue_rollout"], args, Call(uuid7_hex(), remote=life is not None))
+        receive = request.receive
+        claimed = await (calls.held(work, lambda: until_gone(receive)) if seconds else work)
+        answer = TaskIfAny(is_available=False) if claimed is None else TaskIfAny(is_available=True, task=_task_of(claimed))
+        return _json(answer)
+
+    async def _latest(self, _: Request) -> Response:
+        return _found(await self._store.get_latest_resources(), "No resources have been set on the server.")
+
+    async def _resources(self, request: Request) -> Response:
+        wanted = str(request.path_params["resources_id"])
+        return _found(await self._store.get_resources_by_id(wanted), f"Resource ID '{wanted}' not found.")
+
+    async def _rollout(self, request: Request) -> Response:
+        body = await read_body(request.scope, request.receive, self.door.body_limit)
+        posted = RolloutLegacy.model_validate_json(body)
+        if await keep_result(self._store, posted):
+            log.info("Rollout received and stored: %s", posted.rollout_id)
+        else:
+            log.warning("Rollout %s was finished before: a later result is kept beside it", posted.rollout_id)
+        message = f"Rollout {posted.rollout_id} received and stored."
+        return Response(wire.to_json({"status": "ok", "message": message}), media_type="application/json")
+
+
+def _is_legacy(path: str) -> bool:
+    return path in ("/task", "/rollout") or path.startswith("/resources/")
+
+
+def _task_of(claimed: AttemptedRollout) -> Task:
+    return Task(
+        rollout_id=claimed.rollout_id,
+        input=claimed.input,
+        mode=claimed.mode,
+        resources_id=claimed.resources_id,
+        create_time=claimed.start_time,
+        last_claim_time=claimed.attempt.start_time,
+        num_claims=claimed.attempt.sequence_id,
+        metadata={**(claimed.metadata or {}), ATTEMPT_KEY: claimed.attempt.attempt_id},
+    )
+
+
+def _json(value: Task | TaskIfAny | ResourcesUpdate) -> Response:
+    return Response(value.model_dump_json(), media_type="application/json")
+
+
+def _found(update: ResourcesUpdate | None, otherwise: str) -> Response:
+    if update is None:
+        return Response(wire.to_json({"detail": otherwise}), 404, media_type="application/json")
+    return _json(update)

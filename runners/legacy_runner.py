@@ -1,0 +1,264 @@
+"""LegacyAgentRunner: runs an agent on the tasks of a server of the first generation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any
+
+from ..core.model import RolloutLegacy, Task
+from ..core.resources import NamedResources
+from ..core.spans import Span
+from ..projections.rest.legacy_client import AgentLightningClient, StopSign
+from ..projections.rest.legacy_results import ATTEMPT_KEY, ERROR_KEY
+from .agents import LitAgent, is_v0_1_rollout_api
+from .decorators import as_agent
+from .legacy_values import as_posted
+from .threads import run_in_thread
+from .tracer import Tracer
+
+__all__ = ["LegacyAgentRunner"]
+
+_log = logging.getLogger(__name__)
+BEAT_SECONDS = 2.0
+POST_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+"""Pauses between tries to post a result; then it is lost, and the task is done again."""
+
+
+class LegacyAgentRunner:
+    """Takes one task after the other from `client`, runs `agent` on it inside a trace, and posts the result.
+
+    Methods of an agent may have the first generation's parameters (``task, rollout_id, resources``) or today's
+    (``task, resources, rollout``). What the agent raises is logged and posted as ``metadata["error"]``.
+
+    Args:
+        tracer: one whose ``init_worker`` was called.
+        triplet_exporter: an adapter that makes triplets of spans; None makes none.
+        worker_id: number of the worker, for log lines; ``name`` is what the server calls it.
+        max_tasks: how many tasks :meth:`iter` takes; None for no limit.
+        stop: once it is set no further task is taken.
+        done: called after every task.
+    """
+
+    def __init__(
+        self,
+        agent: Any,
+        client: AgentLightningClient,
+        tracer: Tracer,
+        triplet_exporter: Any = None,
+        worker_id: int | None = None,
+        max_tasks: int | None = None,
+        *,
+        name: str | None = None,
+        stop: StopSign | None = None,
+        done: Callable[[], None] | None = None,
+    ) -> None:
+        self.agent: LitAgent[Any] = as_agent(agent)
+        self.client = client
+        self.tracer = tracer
+        self.triplet_exporter = triplet_exporter
+        self.worker_id = worker_id
+        self.max_tasks = max_tasks
+        self._stop = stop
+        self._done = done
+        self._running: list[tuple[str, str]] = []
+        self._beats: _Beats | None = None
+        if name is not None:
+            client.as_worker(name)
+            self._beats = _Beats(client, self._running)
+
+    def run(self) -> bool:
+        """Wait for one task and execute it; False where it could not be executed, or none came before the stop."""
+        return asyncio.run(self.run_async())
+
+    def iter(self) -> int:
+        """Execute tasks until there were ``max_tasks``, or the stop; how many."""
+        return asyncio.run(self._iter("sync"))
+
+    async def iter_async(self) -> int:
+        """As :meth:`iter`."""
+        return await self._iter("async")
+
+    async def _iter(self, kind: str) -> int:
+        limit = "unlimited" if self.max_tasks is None else str(self.max_tasks)
+        _log.info("%s Started %s rollouts (max: %s).", self._prefix(), kind, limit)
+        count = 0
+        beats = self._beats or nullcontext()
+        with beats:
+            while (self.max_tasks is None or count < self.max_tasks) and not self._stopped():
+                if not await self.run_async():
+                    continue
+                count += 1
+                if self._done is not None:
+                    self._done()
+                if count == 1 or count % 10 == 0:
+                    _log.info("%s Progress: %d/%s", self._prefix(), count, limit)
+        _log.info("%s Finished %s rollouts. Processed %d tasks.", self._prefix(), kind, count)
+        return count
+
+    async def run_async(self) -> bool:
+        """As :meth:`run`."""
+        self.agent.set_runner(self)  # pyright: ignore[reportArgumentType] (one of the first generation)
+        task = await self.client.poll_next_task_async(self._stop)
+        if task is None:
+            return False
+        attempt_id = str(task.metadata.get(ATTEMPT_KEY, ""))
+        self._running[:] = [(task.rollout_id, attempt_id)] if attempt_id else []
+        if self._beats is not None:
+            self._beats.now()
+        try:
+            return await self._serve(task)
+        except asyncio.CancelledError:
+            # Somebody else can do it: no result is better than one that says "cancelled".
+            if attempt_id and self.client.give_back(task.rollout_id, attempt_id):
+                _log.warning("%s Cancelled; the task is given back.", self._prefix(task.rollout_id))
+            raise
+        finally:
+            self._running.clear()
+
+    def _stopped(self) -> bool:
+        return self._stop is not None and self._stop.is_set()
+
+    def _prefix(self, rollout_id: str | None = None) -> str:
+        parts = [] if self.worker_id is None else [f"Worker {self.worker_id}"]
+        parts += [] if rollout_id is None else [f"Rollout {rollout_id}"]
+        return f"[{' | '.join(parts) or 'Default Worker'}]"
+
+    async def _serve(self, task: Task) -> bool:
+        prefix = self._prefix(task.rollout_id)
+        result = RolloutLegacy(rollout_id=task.rollout_id, task=task)
+        began = time.monotonic()
+        try:
+            resources = await self._resources(task)
+            result = await self._execute(task, resources)
+        except Exception as error:
+            _log.error("%s Exception during rollout.", prefix, exc_info=error)
+            result.metadata = {
+                ERROR_KEY: f"{type(error).__name__}: {error}",
+                "traceback": "".join(traceback.format_exception(error))[-20_000:],
+            }
+        else:
+            length = "N/A" if result.triplets is None else str(len(result.triplets))
+            seconds = time.monotonic() - began
+            reward = "None" if result.final_reward is None else f"{result.final_reward:.3f}"
+            _log.info("%s Completed in %.2fs. Triplet length: %s. Reward: %s", prefix, seconds, length, reward)
+        await self._post(result, prefix)
+        return True
+
+    async def _resources(self, task: Task) -> NamedResources:
+        wanted = task.resources_id
+        if wanted is not None:
+            update = await self.client.get_resources_by_id_async(wanted)
+        else:
+            update = await self.client.get_latest_resources_async()
+        if update is None:
+            raise RuntimeError(f"Failed to fetch resources: {wanted or 'none were ever set'}.")
+        return update.resources
+
+    async def _execute(self, task: Task, resources: NamedResources) -> RolloutLegacy:
+        self._hook("on_rollout_start", task)
+        rollout = RolloutLegacy(rollout_id=task.rollout_id, task=task)
+        ids = {"rollout_id": task.rollout_id, "attempt_id": str(task.metadata.get(ATTEMPT_KEY, ""))}
+        try:
+            # Without ids: no store takes these spans, the trace is posted together with the result.
+            async with self._trace(f"rollout_{task.rollout_id}"):
+                value = await self._call(task, resources, rollout)
+            spans = [span.model_copy(update=ids) for span in self._last_trace()]
+            rollout = as_posted(value, task, spans, self.triplet_exporter, self._prefix(task.rollout_id))
+        finally:
+            self._hook("on_rollout_end", task, rollout)
+        return rollout
+
+    def _trace(self, name: str) -> AbstractAsyncContextManager[Any]:
+        try:
+            return self.tracer.trace_context(name=name)
+        except NotImplementedError as error:
+            _log.debug("%s; the task runs without one", error)
+            return nullcontext()
+
+    def _last_trace(self) -> list[Span]:
+        try:
+            return self.tracer.get_last_trace()
+        except NotImplementedError:
+            return []
+
+    async def _call(self, task: Task, resources: NamedResources, rollout: RolloutLegacy) -> Any:
+        name = _method(self.agent, training=task.mode == "train")
+        is_async = self.agent.is_async()
+        method: Callable[..., Any] = getattr(self.agent, name + "_async" if is_async else name)
+        if is_v0_1_rollout_api(method):
+            arguments: dict[str, Any] = {"rollout_id": task.rollout_id, "resources": resources}
+        else:
+            arguments = {"resources": resources, "rollout": rollout}
+        if is_async:
+            try:
+                return await method(task.input, **arguments)
+            except SystemExit as error:
+                # It would end the event loop, and with it the worker.
+                raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        return await run_in_thread(lambda: method(task.input, **arguments), f"agent-of-{task.rollout_id}")
+
+    def _hook(self, name: str, task: Task, *more: Any) -> None:
+        try:
+            getattr(self.agent, name)(task, *more, self, self.tracer)
+        except Exception:
+            _log.exception("%s Exception in %s.", self._prefix(task.rollout_id), name)
+
+    async def _post(self, result: RolloutLegacy, prefix: str) -> None:
+        for pause in (*POST_SECONDS, None):
+            if await self.client.post_rollout_async(result) is not None:
+                return
+            if pause is None:
+                break
+            _log.warning("%s The server does not take the result; trying again in %g s.", prefix, pause)
+            await asyncio.sleep(pause)
+        _log.error("%s The result could not be posted; the server will hand the task out again.", prefix)
+
+
+def _method(agent: LitAgent[Any], training: bool) -> str:
+    """What to call, without ``_async``.
+
+    An agent that only has a training method is validated by it, as in the first generation.
+    """
+
+    def own(name: str) -> bool:
+        kinds = (name, f"{name}_async")
+        return any(getattr(type(agent), kind) is not getattr(LitAgent, kind) for kind in kinds)
+
+    if training or (own("training_rollout") and not own("validation_rollout") and not own("rollout")):
+        return "training_rollout"
+    return "validation_rollout"
+
+
+class _Beats:
+    """Signs of life from a thread, every two seconds and when asked, while the block runs."""
+
+    def __init__(self, client: AgentLightningClient, running: list[tuple[str, str]]) -> None:
+        self._client = client
+        self._running = running
+        self._wake = threading.Event()
+        self._over = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        self._thread = threading.Thread(target=self._beat, name="agl-legacy-beat", daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._wake.set()
+
+    def now(self) -> None:
+        """Beat without waiting for the next turn: the server wants to know that a task arrived."""
+        self._wake.set()
+
+    def _beat(self) -> None:
+        while not self._over:
+            self._client.beat(list(self._running))
+            self._wake.wait(BEAT_SECONDS)
+            self._wake.clear()
