@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .algorithms.adapters.proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
     from .algorithms.adapters.triplets import TracerTraceToTriplet as TracerTraceToTriplet
     from .algorithms.adapters.triplets import TraceToTripletBase as TraceToTripletBase
+    from .algorithms.legacy_server import AgentLightningServer as AgentLightningServer
     from .algorithms.subscribers import subscriber as subscriber
     from .core.contract import LightningStore as LightningStore
     from .core.contract import LightningStoreCapabilities as LightningStoreCapabilities
@@ -91,6 +92,8 @@ if TYPE_CHECKING:
     from .core.spans import TraceStatus as TraceStatus
     from .projections.memory_store import InMemoryLightningStore as InMemoryLightningStore
     from .projections.rest.client import LightningStoreClient as LightningStoreClient
+    from .projections.rest.dev_tasks import DevTaskLoader as DevTaskLoader
+    from .projections.rest.legacy_client import AgentLightningClient as AgentLightningClient
     from .projections.rest.server import LightningStoreServer as LightningStoreServer
     from .projections.rest.threaded import LightningStoreThreaded as LightningStoreThreaded
     from .projections.store import EventLogStore as EventLogStore
@@ -110,6 +113,7 @@ if TYPE_CHECKING:
     from .runners.emitters import emit_message as emit_message
     from .runners.emitters import emit_object as emit_object
     from .runners.emitters import emit_reward as emit_reward
+    from .runners.legacy_runner import LegacyAgentRunner as LegacyAgentRunner
     from .runners.operations import operation as operation
     from .runners.otel_tracer import OtelTracer as OtelTracer
     from .runners.readers import find_final_reward as find_final_reward
@@ -128,6 +132,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.adapters.messages": ("TraceToMessages",),
     "algorithms.adapters.proxy": ("LlmProxyTraceToTriplet",),
     "algorithms.adapters.triplets": ("TraceToTripletBase", "TracerTraceToTriplet"),
+    "algorithms.legacy_server": ("AgentLightningServer",),
     "algorithms.subscribers": ("subscriber",),
     "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
     "core.errors": (
@@ -199,6 +204,8 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     ),
     "projections.memory_store": ("InMemoryLightningStore",),
     "projections.rest.client": ("LightningStoreClient",),
+    "projections.rest.dev_tasks": ("DevTaskLoader",),
+    "projections.rest.legacy_client": ("AgentLightningClient",),
     "projections.rest.server": ("LightningStoreServer",),
     "projections.rest.threaded": ("LightningStoreThreaded",),
     "projections.store": ("EventLogStore", "open_store"),
@@ -209,6 +216,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "runners.decorators": ("llm_rollout", "prompt_rollout", "rollout"),
     "runners.dummy_tracer": ("DummyTracer",),
     "runners.emitters": ("emit_annotation", "emit_exception", "emit_message", "emit_object", "emit_reward"),
+    "runners.legacy_runner": ("LegacyAgentRunner",),
     "runners.operations": ("operation",),
     "runners.otel_tracer": ("OtelTracer",),
     "runners.readers": (
