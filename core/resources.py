@@ -2,7 +2,10 @@
 
 import importlib
 import logging
-from collections.abc import Mapping
+import string
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "LostPlaceholder",
     "NamedResources",
     "PromptTemplate",
     "ProxyLLM",
     "Resource",
     "ResourceUnion",
     "ResourcesUpdate",
+    "prompts_watched",
     "validate_resources",
 ]
 
@@ -117,12 +122,72 @@ class PromptTemplate(Resource):
         A placeholder without a value raises KeyError with its name. The f-string engine is
         ``str.format``, whose IndexError and ValueError (unbalanced braces) pass through. The
         other engines need their library: OptionalDependencyError (an ImportError) names it.
+
+        A value that the template has no place for is dropped, as ``str.format`` does; in an attempt it is noted, and
+        is a LostPlaceholder (a ValueError) where the agent says ``strict_prompts``: the model would never see it.
         """
+        _note_lost(self, kwargs)
         if self.engine == "f-string":
             return self.template.format(**kwargs)
         if self.engine == "jinja":
             return _format_jinja(self.template, kwargs)
         return _format_poml(self.template, kwargs)
+
+
+class LostPlaceholder(InvalidInput):
+    """A prompt has no place for a value that the agent fills in: whoever rewrote it lost the placeholder."""
+
+
+class _Watch:
+    """What one attempt did with prompts."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.lost: set[str] = set()
+
+
+_WATCH: ContextVar[_Watch | None] = ContextVar("agentlightning_prompts", default=None)
+
+
+@contextmanager
+def prompts_watched(strict: bool) -> Generator[set[str], None, None]:
+    """Collect the names of lost placeholders while the block runs; with ``strict`` each is a LostPlaceholder."""
+    watch = _Watch(strict)
+    token = _WATCH.set(watch)
+    try:
+        yield watch.lost
+    finally:
+        _WATCH.reset(token)
+
+
+def _note_lost(prompt: PromptTemplate, values: Mapping[str, Any]) -> None:
+    watch = _WATCH.get()
+    if watch is None or not values:
+        return
+    used = _placeholders(prompt)
+    lost = [] if used is None else [name for name in values if name not in used]
+    watch.lost.update(lost)
+    if lost and watch.strict:
+        raise LostPlaceholder(f"The prompt has no placeholder {', '.join(repr(name) for name in lost)}: {prompt.template!r}")
+
+
+def _placeholders(prompt: PromptTemplate) -> set[str] | None:
+    """The names that the template refers to; None where its engine cannot tell."""
+    if prompt.engine == "jinja":
+        environment = _optional("jinja2", "The jinja engine").Environment()
+        parsed = environment.parse(prompt.template)
+        return set(_optional("jinja2.meta", "The jinja engine").find_undeclared_variables(parsed))
+    if prompt.engine == "poml":
+        return None
+    names: set[str] = set()
+    left = [prompt.template]
+    while left:
+        for _, field, spec, _ in string.Formatter().parse(left.pop()):
+            if field is not None:
+                names.add(field.partition(".")[0].partition("[")[0])
+            if spec:
+                left.append(spec)
+    return names
 
 
 def _format_jinja(template: str, values: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ __all__ = [
     "AGL_MESSAGE",
     "AGL_OBJECT",
     "AGL_OPERATION",
+    "AGL_OUTPUT",
     "AGL_REWARD",
     "AGL_VIRTUAL",
     "LightningResourceAttributes",
@@ -28,6 +29,7 @@ AGL_OBJECT = "agentlightning.object"
 AGL_EXCEPTION = "agentlightning.exception"
 AGL_OPERATION = "agentlightning.operation"
 AGL_REWARD = "agentlightning.reward"
+AGL_OUTPUT = "agentlightning.output"
 AGL_VIRTUAL = "agentlightning.virtual"
 
 

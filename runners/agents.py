@@ -29,6 +29,10 @@ class LitAgent(Generic[T]):
     synchronous agent runs in a thread of its own, with the context of its attempt.
     """
 
+    strict_prompts: bool = False
+    """Fail the attempt when ``PromptTemplate.format`` is given a value that the template has no place for.
+    Otherwise it is only noted: see ``trace_lint`` of the attempt's metadata."""
+
     def __init__(self, *, trained_agents: str | None = None) -> None:
         if trained_agents is not None:
             warnings.warn(

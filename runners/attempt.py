@@ -1,11 +1,11 @@
-"""One attempt from claim to verdict: resources, trace, agent, spans, status."""
+"""One attempt from claim to verdict: resources, trace, agent, spans, what it printed, status."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +13,36 @@ from ..core.contract import LightningStore
 from ..core.errors import AgentLightningError
 from ..core.hooks import Hook
 from ..core.model import AttemptedRollout, AttemptStatus
-from ..core.resources import NamedResources
-from ..core.spans import Span
+from ..core.resources import NamedResources, prompts_watched
+from ..core.semconv import AGL_EXCEPTION, AGL_OUTPUT
+from ..core.spans import Span, SpanCoreFields, TraceStatus
+from .agent_call import CANCEL_SECONDS, AttemptTimedOut, GivenUp, call_agent
 from .agents import LitAgent
 from .attributes import format_exception_attributes
+from .capture import Output, captured
 from .emitters import emit_exception
+from .findings import IncompleteTrace, check_trace, say_findings, sentence
 from .patience import patiently
 from .readers import find_final_reward
-from .results import store_result
-from .threads import run_in_thread
+from .results import add_spans, bound_span, store_result
 from .tracer import Tracer
 
 if TYPE_CHECKING:
     from .base import Runner
 
-__all__ = ["AttemptRun"]
+__all__ = ["AttemptOptions", "AttemptRun"]
 
 _log = logging.getLogger(__name__)
-CANCEL_SECONDS = 5.0
-"""How long a cancelled attempt may take to tell the store."""
+
+
+@dataclass
+class AttemptOptions:
+    """What all attempts of a runner share: see :class:`LitAgentRunner`; ``said`` holds findings that were logged."""
+
+    given_up: GivenUp
+    capture_output: bool = True
+    strict_traces: bool = False
+    said: set[str] = field(default_factory=lambda: set[str]())
 
 
 @dataclass
@@ -39,7 +50,8 @@ class AttemptRun:
     """Executes one claimed attempt; whatever happens, the attempt ends with a status.
 
     ``run`` returns the exception that made it fail, or None. A cancellation is recorded as
-    failed and goes on.
+    failed and goes on. The log says what happened: the exception with its traceback is a span, what the agent
+    printed is another, and what its trace lacks is in the metadata of the attempt.
     """
 
     runner: Runner[Any]
@@ -49,7 +61,11 @@ class AttemptRun:
     hooks: Sequence[Hook]
     rollout: AttemptedRollout
     prefix: str
+    options: AttemptOptions
     spans: list[Span] = field(default_factory=lambda: list[Span]())
+    output: Output = field(default_factory=Output)
+    _told: BaseException | None = None
+    _metadata: dict[str, Any] | None = None
 
     async def run(self) -> Exception | None:
         """Execute; see the class."""
@@ -58,18 +74,22 @@ class AttemptRun:
         except asyncio.CancelledError:
             _log.warning("%s Cancelled; the attempt is recorded as failed.", self.prefix)
             try:
-                await asyncio.wait_for(self._finish("failed", {"cancelled": True}), CANCEL_SECONDS)
+                await asyncio.wait_for(self._end("failed", {"cancelled": True}, None), CANCEL_SECONDS)
             except asyncio.TimeoutError:
                 _log.warning("%s The store did not answer; it will find out by the silence.", self.prefix)
             raise
         except Exception as error:
             _log.error("%s Exception during rollout.", self.prefix, exc_info=error)
-            await self._finish("failed", {"error": f"{type(error).__name__}: {error}"})
-            await self._call_hooks("on_rollout_end", spans=self.spans)
+            status: AttemptStatus = "timeout" if isinstance(error, AttemptTimedOut) else "failed"
+            await self._end(status, {"error": f"{type(error).__name__}: {error}"}, error)
             return error
-        await self._finish("succeeded", None)
-        await self._call_hooks("on_rollout_end", spans=self.spans)
+        await self._end("succeeded", self._metadata, None)
         return None
+
+    async def _end(self, status: AttemptStatus, metadata: dict[str, Any] | None, error: Exception | None) -> None:
+        await self._store_rest(error)
+        await self._finish(status, metadata)
+        await self._call_hooks("on_rollout_end", spans=self.spans)
 
     async def _execute(self) -> None:
         resources = await self._resources()
@@ -77,12 +97,15 @@ class AttemptRun:
         started = time.monotonic()
         attempt_id = self.rollout.attempt.attempt_id
         rollout_id = self.rollout.rollout_id
-        try:
-            async with self.tracer.trace_context(name=rollout_id, rollout_id=rollout_id, attempt_id=attempt_id):
-                result = await self._traced(resources)
-        finally:
-            self.spans = self.tracer.get_last_trace()
+        with prompts_watched(self.agent.strict_prompts) as lost:
+            try:
+                async with self.tracer.trace_context(name=rollout_id, rollout_id=rollout_id, attempt_id=attempt_id):
+                    result = await self._traced(resources)
+            finally:
+                self.spans = self.tracer.get_last_trace()
+        traced = self.spans
         self.spans = await store_result(result, self.rollout, self.store, self.tracer, self.prefix)
+        await self._lint([*traced, *self.spans], resources, sorted(lost))
         _log.info(
             "%s Completed in %.2fs. Collected %d span(s). Final reward: %s",
             self.prefix,
@@ -104,56 +127,72 @@ class AttemptRun:
     async def _traced(self, resources: NamedResources) -> Any:
         await self._call_hooks("on_trace_start", tracer=self.tracer)
         try:
-            return await self._call_agent(resources)
+            return await self._captured(resources)
         except Exception as error:
             self._record(error)
             raise
         finally:
             await self._call_hooks("on_trace_end", tracer=self.tracer)
 
+    async def _captured(self, resources: NamedResources) -> Any:
+        given_up = self.options.given_up
+        if not self.options.capture_output:
+            return await call_agent(self.agent, self.rollout, resources, given_up, self.prefix)
+        with captured(self.output):
+            return await call_agent(self.agent, self.rollout, resources, given_up, self.prefix)
+
     def _record(self, error: Exception) -> None:
         try:
             emit_exception(error)
-        except (RuntimeError, NotImplementedError):
-            # A tracer without spans of its own: the attempt's metadata and this log keep the error.
-            _log.debug("%s %s", self.prefix, format_exception_attributes(error)["exception.stacktrace"])
+            self._told = error
+        except (RuntimeError, NotImplementedError) as missing:
+            # A tracer without spans of its own: the exception is stored with the rest, below.
+            _log.debug("%s %s", self.prefix, missing)
 
-    async def _call_agent(self, resources: NamedResources) -> Any:
-        """The agent's result. Its own task or thread, so that its cancellation is not taken for ours."""
-        agent, rollout = self.agent, self.rollout
-        training = rollout.mode == "train"
-        name = f"agent-of-{rollout.rollout_id}"
-        work: asyncio.Future[Any]
-        if agent.is_async():
-            method = agent.training_rollout_async if training else agent.validation_rollout_async
-            work = asyncio.ensure_future(_shielded(lambda: method(rollout.input, resources, rollout)))
-        else:
-            call = agent.training_rollout if training else agent.validation_rollout
-            work = run_in_thread(lambda: call(rollout.input, resources, rollout), name)
+    async def _lint(self, spans: Sequence[Span], resources: NamedResources, lost: Sequence[str]) -> None:
+        strict = self.options.strict_traces
+        codes = check_trace(spans, resources, lost, strict)
+        if not codes:
+            return
+        if strict:
+            raise IncompleteTrace(f"The trace is incomplete: {sentence(codes, lost)}")
+        say_findings(codes, lost, self.options.said, self.prefix)
+        self._metadata = {"trace_lint": codes, **({"lost_placeholders": lost} if lost else {})}
+
+    async def _store_rest(self, error: Exception | None) -> None:
+        """Store what happened outside of the trace: an exception that is not in it, and the output."""
+        rest: list[SpanCoreFields] = []
+        if error is not None and error is not self._told:
+            fields = format_exception_attributes(error)
+            status = TraceStatus(status_code="ERROR", description=f"{type(error).__name__}: {error}")
+            rest.append(_moment(AGL_EXCEPTION, fields, status))
+        printed = self.output.attributes()
+        if printed is not None:
+            rest.append(_moment(AGL_OUTPUT, printed, TraceStatus(status_code="OK")))
         try:
-            await asyncio.wait({work})
-        except asyncio.CancelledError:
-            work.cancel()
-            await asyncio.wait({work}, timeout=CANCEL_SECONDS)
-            if work.done() and not work.cancelled():
-                work.exception()
-            raise
-        if work.cancelled():
-            raise RuntimeError("The agent was cancelled from inside")
-        return work.result()
+            await add_spans([bound_span(core, self.rollout) for core in rest], self.store)
+        except Exception:
+            # The verdict of the attempt does not depend on it.
+            _log.exception("%s What the attempt printed or raised could not be stored.", self.prefix)
 
     async def _finish(self, status: AttemptStatus, metadata: dict[str, Any] | None) -> None:
         rollout_id, attempt_id = self.rollout.rollout_id, self.rollout.attempt.attempt_id
         fields: dict[str, Any] = {"status": status}
-        if metadata is not None:
-            fields["metadata"] = {**(self.rollout.attempt.metadata or {}), **metadata}
         try:
+            if metadata is not None:
+                fields["metadata"] = {**await self._metadata_now(), **metadata}
             await patiently(lambda: self.store.update_attempt(rollout_id, attempt_id, **fields), self.prefix)
         except AgentLightningError as error:
             # For instance: somebody removed the rollout, or ended the attempt, meanwhile.
             _log.warning("%s The store does not take %r for this attempt: %s", self.prefix, status, error)
         except Exception:
             _log.exception("%s Exception during update_attempt. Giving up the update.", self.prefix)
+
+    async def _metadata_now(self) -> dict[str, Any]:
+        """The attempt's metadata with what the agent may have added, since an update replaces it as a whole."""
+        latest = await patiently(lambda: self.store.get_latest_attempt(self.rollout.rollout_id), self.prefix)
+        own = latest if latest is not None and latest.attempt_id == self.rollout.attempt.attempt_id else self.rollout.attempt
+        return own.metadata or {}
 
     async def _call_hooks(self, name: str, **arguments: Any) -> None:
         for hook in self.hooks:
@@ -163,9 +202,6 @@ class AttemptRun:
                 _log.exception("%s Exception during %s hook.", self.prefix, name)
 
 
-async def _shielded(call: Callable[[], Awaitable[Any]]) -> Any:
-    try:
-        return await call()
-    except SystemExit as error:
-        # It would end the event loop, and with it the runner.
-        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+def _moment(name: str, attributes: Any, status: TraceStatus) -> SpanCoreFields:
+    now = time.time()
+    return SpanCoreFields(name=name, attributes=attributes, status=status, start_time=now, end_time=now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast, overload
 
 from ..core.errors import InvalidInput
@@ -24,18 +24,24 @@ _log = logging.getLogger(__name__)
 class FunctionalLitAgent(LitAgent[T]):
     """An agent made of one function, and still callable as that function.
 
-    The task is passed first. Further parameters are filled by name: ``llm`` and
-    ``prompt_template`` with the first resource of that kind, ``resources`` with all of them,
-    ``rollout`` with the claimed rollout. With ``strip_proxy`` a proxied model is handed over as
-    a plain one whose endpoint is routed to the attempt.
+    The task is passed first. Further parameters are filled by name: ``rollout`` with the claimed rollout,
+    ``resources`` with all resources, and any other with the resource of that name. Where there is no such one,
+    ``llm`` and ``prompt_template`` get the first resource of their kind, and others keep their default.
+    With ``strip_proxy`` a proxied model is handed over as a plain one whose endpoint is routed to the attempt.
+    ``strict_prompts`` as in :class:`LitAgent`.
     """
 
-    def __init__(self, rollout_func: Func, *, strip_proxy: bool = True) -> None:
+    def __init__(self, rollout_func: Func, *, strip_proxy: bool = True, strict_prompts: bool = False) -> None:
         super().__init__()
+        self.strict_prompts = strict_prompts
         self._func = rollout_func
         self._strip_proxy = strip_proxy
         self._is_async = _is_coroutine(rollout_func)
-        self._parameters = frozenset(list(inspect.signature(rollout_func).parameters)[1:])
+        self._parameters = {
+            name: parameter.default is inspect.Parameter.empty
+            for name, parameter in list(inspect.signature(rollout_func).parameters.items())[1:]
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        }
         functools.update_wrapper(cast(Any, self), rollout_func, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,32 +66,44 @@ class FunctionalLitAgent(LitAgent[T]):
 
     def _injected(self, resources: NamedResources, rollout: Rollout) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        if "rollout" in self._parameters:
-            values["rollout"] = rollout
-        if "resources" in self._parameters:
-            values["resources"] = resources
-        if "llm" in self._parameters:
-            llm = _first(resources, LLM, "LLM")
-            if self._strip_proxy and isinstance(llm, ProxyLLM):
-                if not isinstance(rollout, AttemptedRollout):
-                    raise InvalidInput("Rollout is not an AttemptedRollout.")
-                llm = llm.with_attempted_rollout(rollout)
-            values["llm"] = llm
-        if "prompt_template" in self._parameters:
-            values["prompt_template"] = _first(resources, PromptTemplate, "prompt template")
+        for name, required in self._parameters.items():
+            if name == "rollout":
+                values[name] = rollout
+            elif name == "resources":
+                values[name] = resources
+            elif name in _KINDS:
+                values[name] = self._routed(_named_or_first(resources, name, *_KINDS[name]), rollout)
+            elif name in resources:
+                values[name] = self._routed(resources[name], rollout)
+            elif required:
+                known = ", ".join(sorted(resources)) or "none"
+                raise InvalidInput(f"The agent's parameter {name!r} is no resource; the resources are: {known}.")
         return values
 
+    def _routed(self, resource: Any, rollout: Rollout) -> Any:
+        if not self._strip_proxy or not isinstance(resource, ProxyLLM):
+            return resource
+        if not isinstance(rollout, AttemptedRollout):
+            raise InvalidInput("Rollout is not an AttemptedRollout.")
+        return resource.with_attempted_rollout(rollout)
 
-R = TypeVar("R", LLM, PromptTemplate)
+
+_KINDS: dict[str, tuple[type[Any], str]] = {
+    "llm": (LLM, "LLM"),
+    "prompt_template": (PromptTemplate, "prompt template"),
+}
+"""Parameters that take the first resource of a kind where none has their name."""
 
 
-def _first(resources: Mapping[str, Any], kind: type[R], what: str) -> R:
+def _named_or_first(resources: Mapping[str, Any], name: str, kind: type[Any], what: str) -> Any:
+    if isinstance(resources.get(name), kind):
+        return resources[name]
     names = [name for name, resource in resources.items() if isinstance(resource, kind)]
     if not names:
         raise InvalidInput(f"No {what} resource found in the provided resources.")
     if len(names) > 1:
         _log.warning("Several %s resources found; using %r and not %s.", what, names[0], names[1:])
-    return cast(R, resources[names[0]])
+    return resources[names[0]]
 
 
 def _is_coroutine(func: Func) -> bool:
@@ -97,6 +115,14 @@ def _names(func: Func) -> list[str]:
         return list(inspect.signature(func).parameters)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"The signature of {func!r} cannot be read: {error}") from None
+
+
+def _annotated(func: Func, names: Sequence[str]) -> bool:
+    """Whether one of the parameters is annotated as a resource; by name, since annotations are often mere text."""
+    kinds = {kind.__name__ for kind in (LLM, ProxyLLM, PromptTemplate)}
+    annotations = getattr(func, "__annotations__", {})
+    texts = [getattr(value, "__name__", str(value)) for name in names if (value := annotations.get(name)) is not None]
+    return any(text.rpartition(".")[2] in kinds for text in texts)
 
 
 def _checked(func: Func, wanted: str) -> Func:
@@ -111,55 +137,65 @@ def _checked(func: Func, wanted: str) -> Func:
 
 
 @overload
-def llm_rollout(func: Func, *, strip_proxy: bool = True) -> FunctionalLitAgent[Any]: ...
+def llm_rollout(func: Func, *, strip_proxy: bool = True, strict_prompts: bool = False) -> FunctionalLitAgent[Any]: ...
 @overload
-def llm_rollout(func: None = None, *, strip_proxy: bool = True) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
 def llm_rollout(
-    func: Func | None = None, *, strip_proxy: bool = True
+    func: None = None, *, strip_proxy: bool = True, strict_prompts: bool = False
+) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
+def llm_rollout(
+    func: Func | None = None, *, strip_proxy: bool = True, strict_prompts: bool = False
 ) -> FunctionalLitAgent[Any] | Callable[[Func], FunctionalLitAgent[Any]]:
     """Make an agent of ``func(task, llm, ...)``; with or without parentheses. ValueError for other signatures."""
 
     def decorate(function: Func) -> FunctionalLitAgent[Any]:
-        return FunctionalLitAgent(_checked(function, "llm"), strip_proxy=strip_proxy)
+        return FunctionalLitAgent(_checked(function, "llm"), strip_proxy=strip_proxy, strict_prompts=strict_prompts)
 
     return decorate if func is None else decorate(func)
 
 
 @overload
-def prompt_rollout(func: Func) -> FunctionalLitAgent[Any]: ...
+def prompt_rollout(func: Func, *, strict_prompts: bool = False) -> FunctionalLitAgent[Any]: ...
 @overload
-def prompt_rollout(func: None = None) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
-def prompt_rollout(func: Func | None = None) -> FunctionalLitAgent[Any] | Callable[[Func], FunctionalLitAgent[Any]]:
+def prompt_rollout(
+    func: None = None, *, strict_prompts: bool = False
+) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
+def prompt_rollout(
+    func: Func | None = None, *, strict_prompts: bool = False
+) -> FunctionalLitAgent[Any] | Callable[[Func], FunctionalLitAgent[Any]]:
     """Make an agent of ``func(task, prompt_template, ...)``; with or without parentheses."""
 
     def decorate(function: Func) -> FunctionalLitAgent[Any]:
-        return FunctionalLitAgent(_checked(function, "prompt_template"))
+        return FunctionalLitAgent(_checked(function, "prompt_template"), strict_prompts=strict_prompts)
 
     return decorate if func is None else decorate(func)
 
 
 @overload
-def rollout(func: Func, *, strip_proxy: bool = True) -> FunctionalLitAgent[Any]: ...
+def rollout(func: Func, *, strip_proxy: bool = True, strict_prompts: bool = False) -> FunctionalLitAgent[Any]: ...
 @overload
-def rollout(func: None = None, *, strip_proxy: bool = True) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
 def rollout(
-    func: Func | None = None, *, strip_proxy: bool = True
+    func: None = None, *, strip_proxy: bool = True, strict_prompts: bool = False
+) -> Callable[[Func], FunctionalLitAgent[Any]]: ...
+def rollout(
+    func: Func | None = None, *, strip_proxy: bool = True, strict_prompts: bool = False
 ) -> FunctionalLitAgent[Any] | Callable[[Func], FunctionalLitAgent[Any]]:
     """Make an agent of a function whose further parameters are known names; with or without parentheses.
 
-    NotImplementedError when none of ``llm``, ``prompt_template`` and ``resources`` is among them.
+    NotImplementedError when none of ``llm``, ``prompt_template`` and ``resources`` is among them, and none is
+    annotated as a resource (``planner: PromptTemplate``).
     """
 
     def decorate(function: Func) -> FunctionalLitAgent[Any]:
         names = _names(function)
-        known = {"llm", "prompt_template", "resources"}
-        if len(names) < 2 or names[0] != "task" or not known.intersection(names[1:]):
+        known = {*_KINDS, "resources"}
+        fits = len(names) > 1 and names[0] == "task"
+        if not fits or not (known.intersection(names[1:]) or _annotated(function, names[1:])):
             raise NotImplementedError(
                 f"Function signature {inspect.signature(function)} does not match any known agent patterns. "
                 "Expected signatures: (task, llm[, rollout]) or (task, prompt_template[, rollout]). "
                 "Functions can be sync or async."
             )
-        return FunctionalLitAgent(function, strip_proxy=strip_proxy)
+        return FunctionalLitAgent(function, strip_proxy=strip_proxy, strict_prompts=strict_prompts)
 
     return decorate if func is None else decorate(func)
 

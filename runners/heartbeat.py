@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
@@ -36,6 +36,7 @@ class Heartbeat:
     Args:
         lives: the workers of this process, at least one.
         interval: seconds; 0 or less sends nothing.
+        extra: what a beat says beside the state of the machine.
         jitter: seconds by which a pause is made longer or shorter at random, at most half the interval.
     """
 
@@ -48,6 +49,7 @@ class Heartbeat:
         jitter: float = 0.5,
         mode: Literal["asyncio", "thread"] = "thread",
         include_gpu: bool = False,
+        extra: Callable[[], dict[str, Any]] = dict,
     ) -> None:
         if mode not in ("asyncio", "thread"):
             raise InvalidInput(f"Unknown heartbeat launch mode: {mode!r}; it is 'asyncio' or 'thread'")
@@ -58,6 +60,7 @@ class Heartbeat:
         self._jitter = min(jitter, interval / 2)
         self._mode = mode
         self._include_gpu = include_gpu
+        self._extra = extra
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._task: asyncio.Task[None] | None = None
@@ -99,7 +102,7 @@ class Heartbeat:
         return self._interval + random.uniform(-self._jitter, self._jitter)
 
     async def _beat(self) -> None:
-        snapshot = system_snapshot(self._include_gpu)
+        snapshot = {**system_snapshot(self._include_gpu), **self._extra()}
         try:
             beats = (
                 self._store.update_worker(life.worker_id, snapshot, incarnation=life.incarnation, attempts=list(life.running()))

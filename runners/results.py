@@ -18,7 +18,7 @@ from .tracer import Tracer
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-__all__ = ["store_result"]
+__all__ = ["add_spans", "bound_span", "store_result"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ async def store_result(
         _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
     if isinstance(result, (int, float)):
         core = emit_reward(float(result), propagate=False)
-        return [*tracer.get_last_trace(), *await _add([_bound(core, rollout)], store)]
+        return [*tracer.get_last_trace(), *await add_spans([bound_span(core, rollout)], store)]
     if not isinstance(result, list):
         raise TypeError(
             "Invalid raw result type. It's expected to be none, float, or a list of ReadableSpan or Span, "
@@ -48,20 +48,24 @@ async def store_result(
         _log.warning("%s The agent returned an empty list: no spans are stored for it.", prefix)
         return []
     if all(isinstance(item, Span) for item in items):
-        return await _add(items, store)
+        return await add_spans(items, store)
     if all(isinstance(item, SpanCoreFields) for item in items):
-        return await _add([_bound(item, rollout) for item in items], store)
+        return await add_spans([bound_span(item, rollout) for item in items], store)
     return await _add_otel(items, rollout, store, tracer, prefix)
 
 
-def _bound(core: SpanCoreFields, rollout: AttemptedRollout) -> Span:
+def bound_span(core: SpanCoreFields, rollout: AttemptedRollout) -> Span:
+    """``core`` as a span of the attempt that ``rollout`` carries, the root of a trace of its own."""
     # Sequence 0: the store gives the number.
     return Span.from_core_fields(
         core, rollout_id=rollout.rollout_id, attempt_id=rollout.attempt.attempt_id, sequence_id=0
     )
 
 
-async def _add(spans: Sequence[Span], store: LightningStore) -> list[Span]:
+async def add_spans(spans: Sequence[Span], store: LightningStore) -> list[Span]:
+    """Store them, waiting for a store that is away; as they were stored, in the same order."""
+    if not spans:
+        return []
     stored = await patiently(lambda: store.add_many_spans(spans), "Storing spans")
     answered = {span.span_id: span for span in stored}
     return [answered.get(span.span_id, span) for span in spans]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
 
@@ -14,13 +14,14 @@ from ..core.errors import InvalidInput
 from ..core.hooks import Hook
 from ..core.model import AttemptedRollout, Rollout, RolloutMode
 from ..core.resources import NamedResources
+from .agent_call import GivenUp
 from .agents import LitAgent
-from .attempt import AttemptRun
+from .attempt import AttemptOptions, AttemptRun
 from .base import ExecutionEvent, Runner
 from .decorators import as_agent
 from .heartbeat import Heartbeat
 from .patience import patiently
-from .slots import Slot, side_by_side, slots_of
+from .slots import Slot, StopToo, side_by_side, slots_of
 from .tracer import Tracer
 
 __all__ = ["LitAgentRunner"]
@@ -50,6 +51,13 @@ class LitAgentRunner(Runner[T]):
             workers in the store, ``Worker-N-0``, ``Worker-N-1``, ...
         group: the consumer group whose hints say what to claim first, on a store of this process
             that has a log on Kafka; elsewhere the store itself says it.
+        capture_output: keep what an attempt prints and logs beside its spans.
+        strict_traces: an attempt whose trace lacks a model call, a reward or token ids fails; without it the
+            attempt's metadata name what is missing.
+        worker_name: name in the store and in log lines instead of the worker's number.
+        on_stuck: called, in a thread of its own, with the log prefix of an attempt that is long past its time
+            limit and still holds the event loop. With it :meth:`iter` also ends, after what runs, once an agent
+            had to be given up: for processes that somebody replaces.
     """
 
     def __init__(
@@ -63,6 +71,10 @@ class LitAgentRunner(Runner[T]):
         heartbeat_include_gpu: bool = False,
         slots: int = 1,
         group: str = "runners",
+        capture_output: bool = True,
+        strict_traces: bool = False,
+        worker_name: str | None = None,
+        on_stuck: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__()
         if heartbeat_launch_mode not in ("asyncio", "thread"):
@@ -81,6 +93,11 @@ class LitAgentRunner(Runner[T]):
         self._hooks: list[Hook] = []
         self._count = slots
         self._group = group
+        self._worker_name = worker_name
+        self._worn_out = StopToo(None)
+        self._replaceable = on_stuck is not None
+        self._given_up = GivenUp(lambda: self._worn_out.set(), on_stuck or _say_stuck)
+        self._options = AttemptOptions(self._given_up, capture_output, strict_traces)
         self._slots = slots_of(self.get_worker_id(), slots)
         self._begun = 0
         self._done = 0
@@ -89,6 +106,11 @@ class LitAgentRunner(Runner[T]):
     def tracer(self) -> Tracer:
         """The tracer given to the constructor."""
         return self._tracer
+
+    @property
+    def given_up(self) -> int:
+        """How many agents did not end in time and were left behind in their threads, since the runner was made."""
+        return self._given_up.count
 
     def init(self, agent: Any, *, hooks: Sequence[Hook] | None = None, **kwargs: Any) -> None:
         """Take the agent, a LitAgent or a plain function, and a copy of the hooks."""
@@ -132,12 +154,18 @@ class LitAgentRunner(Runner[T]):
 
     def get_worker_id(self) -> str:
         """``Worker-N``, the name of this worker in the store."""
-        return "Worker-Unknown" if self.worker_id is None else f"Worker-{self.worker_id}"
+        name = self._name
+        return "Worker-Unknown" if name is None else f"Worker-{name}"
+
+    @property
+    def _name(self) -> str | int | None:
+        """The worker's name, or number; None while there is no worker."""
+        return self.worker_id if self.worker_id is None or self._worker_name is None else self._worker_name
 
     def _prefix(self, rollout_id: str | None = None) -> str:
         parts: list[str] = []
         if self.worker_id is not None:
-            parts.append(f"Worker {self.worker_id}")
+            parts.append(f"Worker {self._name}")
         if rollout_id is not None:
             parts.append(f"Rollout {rollout_id}")
         return f"[{' | '.join(parts) or 'Default Worker'}]"
@@ -154,6 +182,9 @@ class LitAgentRunner(Runner[T]):
         self._begun = self._done = 0
         heartbeat = self._heartbeat()
         heartbeat.start()
+        if self._replaceable:
+            self._worn_out = StopToo(event)
+            event = self._worn_out
         try:
             async with self._hints():
                 await side_by_side(self._slots, self._serve, event)
@@ -199,6 +230,7 @@ class LitAgentRunner(Runner[T]):
             jitter=self._jitter,
             mode=self._heartbeat_mode,
             include_gpu=self._include_gpu,
+            extra=lambda: {"agents_given_up": self.given_up} if self.given_up else {},
         )
 
     async def _claim(self, slot: Slot, event: ExecutionEvent | None) -> AttemptedRollout | None:
@@ -240,6 +272,7 @@ class LitAgentRunner(Runner[T]):
                 hooks=self._hooks,
                 rollout=rollout,
                 prefix=self._prefix(rollout.rollout_id),
+                options=self._options,
             ).run()
 
     async def step(
@@ -267,3 +300,7 @@ class LitAgentRunner(Runner[T]):
         if finished is None:
             raise RuntimeError(f"Rollout {rollout.rollout_id} is gone from the store")
         return finished
+
+
+def _say_stuck(prefix: str) -> None:
+    _log.error("%s The agent is past its time limit and blocks the event loop: nothing can end it but this process.", prefix)

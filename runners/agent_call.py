@@ -1,0 +1,135 @@
+"""One call of an agent: in a task or thread of its own, for no longer than its time limit, and given up if it hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+from ..core.errors import AgentLightningError
+from ..core.model import AttemptedRollout
+from ..core.resources import NamedResources
+from .agents import LitAgent
+from .threads import contained, run_in_thread
+
+__all__ = ["CANCEL_SECONDS", "AttemptTimedOut", "GivenUp", "call_agent"]
+
+CANCEL_SECONDS = 5.0
+"""How long a cancelled agent may take to end, and a cancelled attempt to tell the store."""
+STUCK_SECONDS = 10.0
+"""How long after its time limit an attempt may still hold the event loop before that is said, or ends the process."""
+_CHECK_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class AttemptTimedOut(AgentLightningError, TimeoutError):
+    """An attempt ran longer than the ``timeout_seconds`` of its rollout."""
+
+
+class GivenUp:
+    """Counts the agents that did not end when they were asked to, and runs on in spite of them.
+
+    Nothing can end a thread, or a coroutine that swallows its cancellation: it goes on beside the runner, and
+    what it records and prints belongs to no attempt any more. ``on_change`` is called for each. ``on_stuck`` is
+    called, in a thread of its own, when an attempt is past its time limit and the event loop does not turn.
+    """
+
+    def __init__(self, on_change: Callable[[], None], on_stuck: Callable[[str], None]) -> None:
+        self.count = 0
+        self._on_change = on_change
+        self._on_stuck = on_stuck
+        self._deadlines: dict[int, tuple[float, str]] = {}
+        self._lock = threading.Lock()
+        self._watching = False
+
+    def add(self, prefix: str, *, expected: bool = False) -> None:
+        """One more; ``expected`` where the runner itself is ended, which is said by others."""
+        self.count += 1
+        level = logging.DEBUG if expected else logging.ERROR
+        _log.log(level, "%s The agent does not end and is left behind; %d so far in this process.", prefix, self.count)
+        self._on_change()
+
+    @contextmanager
+    def watched(self, limit_seconds: float | None, prefix: str) -> Generator[None, None, None]:
+        """Notice when the block takes longer than this without letting the loop turn."""
+        if limit_seconds is None:
+            yield
+            return
+        key = id(object())
+        with self._lock:
+            self._deadlines[key] = (time.monotonic() + limit_seconds + CANCEL_SECONDS + STUCK_SECONDS, prefix)
+            if not self._watching:
+                self._watching = True
+                threading.Thread(target=self._watch, name="agl-time-limits", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._deadlines.pop(key, None)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_CHECK_SECONDS)
+            with self._lock:
+                if not self._deadlines:
+                    self._watching = False
+                    return
+                now = time.monotonic()
+                late = [key for key, (deadline, _) in self._deadlines.items() if deadline < now]
+                prefixes = [self._deadlines.pop(key)[1] for key in late]
+            for prefix in prefixes:
+                self._on_stuck(prefix)
+
+
+async def call_agent(
+    agent: LitAgent[Any], rollout: AttemptedRollout, resources: NamedResources, given_up: GivenUp, prefix: str
+) -> Any:
+    """What the agent returns, or its exception; AttemptTimedOut after ``timeout_seconds`` of the rollout.
+
+    A cancellation of the caller, and the time limit, cancel an asynchronous agent. One that does not end within
+    CANCEL_SECONDS, or a synchronous one, is given up.
+    """
+    training = rollout.mode == "train"
+    work: asyncio.Future[Any]
+    if agent.is_async():
+        method = agent.training_rollout_async if training else agent.validation_rollout_async
+        # Its own task, so that its cancellation is not taken for ours.
+        work = asyncio.ensure_future(contained(lambda: method(rollout.input, resources, rollout)))
+    else:
+        call = agent.training_rollout if training else agent.validation_rollout
+        work = run_in_thread(lambda: call(rollout.input, resources, rollout), f"agent-of-{rollout.rollout_id}")
+    limit = rollout.config.timeout_seconds
+    with given_up.watched(limit, prefix):
+        try:
+            await asyncio.wait({work}, timeout=limit)
+        except asyncio.CancelledError:
+            await _end(work, agent.is_async(), given_up, prefix, expected=True)
+            raise
+        if not work.done():
+            await _end(work, agent.is_async(), given_up, prefix)
+            raise AttemptTimedOut(f"The attempt ran longer than the {limit:g} s of its rollout")
+    if work.cancelled():
+        raise RuntimeError("The agent was cancelled from inside")
+    return work.result()
+
+
+async def _end(
+    work: asyncio.Future[Any], asynchronous: bool, given_up: GivenUp, prefix: str, *, expected: bool = False
+) -> None:
+    """Cancel, and give up what does not end; its result or exception is not wanted any more."""
+    if asynchronous:
+        work.cancel()
+        await asyncio.wait({work}, timeout=CANCEL_SECONDS)
+        if work.done():
+            if not work.cancelled():
+                work.exception()
+            return
+    if not work.done():
+        if not asynchronous:
+            work.cancel()
+        given_up.add(prefix, expected=expected)
