@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,8 +25,25 @@ if TYPE_CHECKING:
     from .algorithms.adapters.proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
     from .algorithms.adapters.triplets import TracerTraceToTriplet as TracerTraceToTriplet
     from .algorithms.adapters.triplets import TraceToTripletBase as TraceToTripletBase
+    from .algorithms.base import Algorithm as Algorithm
+    from .algorithms.baseline import Baseline as Baseline
+    from .algorithms.baseline import FastAlgorithm as FastAlgorithm
+    from .algorithms.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
+    from .algorithms.components import build_component as build_component
+    from .algorithms.environment import LightningEnvVar as LightningEnvVar
+    from .algorithms.environment import resolve_bool_env_var as resolve_bool_env_var
+    from .algorithms.environment import resolve_int_env_var as resolve_int_env_var
+    from .algorithms.environment import resolve_str_env_var as resolve_str_env_var
+    from .algorithms.execution import ExecutionEvent as ExecutionEvent
+    from .algorithms.execution import ExecutionStrategy as ExecutionStrategy
+    from .algorithms.execution import MultiprocessingEvent as MultiprocessingEvent
+    from .algorithms.execution import ThreadingEvent as ThreadingEvent
+    from .algorithms.fit_result import FitResult as FitResult
+    from .algorithms.functional import algo as algo
     from .algorithms.legacy_server import AgentLightningServer as AgentLightningServer
+    from .algorithms.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
     from .algorithms.subscribers import subscriber as subscriber
+    from .algorithms.trainer import Trainer as Trainer
     from .core.contract import LightningStore as LightningStore
     from .core.contract import LightningStoreCapabilities as LightningStoreCapabilities
     from .core.contract import LightningStoreStatistics as LightningStoreStatistics
@@ -132,8 +150,18 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.adapters.messages": ("TraceToMessages",),
     "algorithms.adapters.proxy": ("LlmProxyTraceToTriplet",),
     "algorithms.adapters.triplets": ("TraceToTripletBase", "TracerTraceToTriplet"),
+    "algorithms.base": ("Algorithm",),
+    "algorithms.baseline": ("Baseline", "FastAlgorithm"),
+    "algorithms.client_server": ("ClientServerExecutionStrategy",),
+    "algorithms.components": ("build_component",),
+    "algorithms.environment": ("LightningEnvVar", "resolve_bool_env_var", "resolve_int_env_var", "resolve_str_env_var"),
+    "algorithms.execution": ("ExecutionEvent", "ExecutionStrategy", "MultiprocessingEvent", "ThreadingEvent"),
+    "algorithms.fit_result": ("FitResult",),
+    "algorithms.functional": ("algo",),
     "algorithms.legacy_server": ("AgentLightningServer",),
+    "algorithms.shared_memory": ("SharedMemoryExecutionStrategy",),
     "algorithms.subscribers": ("subscriber",),
+    "algorithms.trainer": ("Trainer",),
     "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
     "core.errors": (
         "AgentLightningError",
@@ -245,7 +273,7 @@ if not TYPE_CHECKING:  # a type checker that sees __getattr__ takes every misspe
         """Imports an exported name at its first use and keeps it; AttributeError for any other name."""
         module = _MODULE_OF.get(name)
         if module is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return _older(name)
         value = getattr(import_module(f".{module}", __name__), name)
         globals()[name] = value
         return value
@@ -253,6 +281,35 @@ if not TYPE_CHECKING:  # a type checker that sees __getattr__ takes every misspe
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULE_OF})
+
+
+def _older(name: str) -> object:
+    """A module of an older release; ImportError for what has no successor, AttributeError for the rest."""
+    if not name.startswith("_"):
+        from .cli.old_modules import is_old_path, refuse_gone
+
+        refuse_gone(name, __name__)
+        if is_old_path(name):
+            return import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class _OldPaths:
+    """Finds the modules of older releases (cli/old_paths.py). First in line: a folder of their type stubs is no module."""
+
+    rooms = frozenset(("__main__", "algorithms", "cli", "core", "projections", "runners"))
+
+    @classmethod
+    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Asked for every import of the process, so the table is loaded only for a name of this package."""
+        if not fullname.startswith("agentlightning.") or fullname.split(".", 2)[1] in cls.rooms:
+            return None
+        from .cli.old_modules import spec_of
+
+        return spec_of(fullname)
+
+
+sys.meta_path[:] = [_OldPaths, *(finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "_OldPaths")]
 
 
 def _warn_of_namesake(folders: list[str]) -> None:

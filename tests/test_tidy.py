@@ -63,8 +63,8 @@ def swallowed(source: Source) -> Iterator[str]:
 
 
 def environment(source: Source) -> Iterator[str]:
-    """Only programs read environment variables; everything else is handed its settings."""
-    if source.room in ("cli", "deploy", "tests", "examples"):
+    """Only programs read environment variables, and the switch of a trainer's roles; all else is handed its settings."""
+    if source.room in ("cli", "deploy", "tests", "examples") or source.name == "algorithms/environment.py":
         return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):

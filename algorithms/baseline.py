@@ -1,0 +1,182 @@
+"""Algorithms that are quick enough to try an agent out with, and the one that only runs and reports."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from ..core.contract import is_finished
+from ..core.errors import InvalidInput
+from ..core.model import AttemptedRollout, Dataset, Rollout, RolloutMode
+from ..core.spans import Span
+from ..runners.patience import patiently
+from .base import Algorithm
+from .helpers import with_llm_proxy
+from .pulse import Pulse
+
+__all__ = ["Baseline", "FastAlgorithm"]
+
+_log = logging.getLogger(__name__)
+_NEWS = (
+    "attempt.claimed",
+    "attempt.running",
+    "rollout.running",
+    "rollout.claimable",
+    "rollout.completed",
+    "rollout.updated",
+)
+
+
+class FastAlgorithm(Algorithm):
+    """Base of algorithms that ``Trainer.dev`` takes."""
+
+
+class Baseline(FastAlgorithm):
+    """Runs the agent on every sample, and says what came of it; nothing is tuned.
+
+    Args:
+        n_epochs: passes over both datasets.
+        train_split: part of the older interface; ValueError outside (0, 1).
+        polling_interval: seconds between looks at a store that does not tell its facts.
+        max_queue_length: samples are enqueued while no more rollouts than this wait in the queue.
+        span_verbosity: what is said of a span: its attributes, their names, or nothing at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_epochs: int = 1,
+        train_split: float = 0.5,
+        polling_interval: float = 5.0,
+        max_queue_length: int = 4,
+        span_verbosity: Literal["keys", "key_values", "none"] = "keys",
+    ) -> None:
+        if not 0 < train_split < 1:
+            raise InvalidInput("train_split must be between 0 and 1.")
+        self.n_epochs = n_epochs
+        self.train_split = train_split
+        self.polling_interval = polling_interval
+        self.max_queue_length = max_queue_length
+        self.span_verbosity = span_verbosity
+        self._finished = 0
+
+    async def run(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, train_dataset: Dataset[Any] | None = None, val_dataset: Dataset[Any] | None = None
+    ) -> None:
+        """Train samples in mode ``train``, then validation samples in mode ``val``, once an epoch."""
+        samples: list[tuple[RolloutMode, Any]] = []
+        sides: list[tuple[RolloutMode, Dataset[Any] | None]] = [("train", train_dataset), ("val", val_dataset)]
+        for mode, dataset in sides:
+            samples += [(mode, dataset[index]) for index in range(len(dataset))] if dataset is not None else []
+        if not samples:
+            _log.error("Neither train_dataset nor val_dataset has a sample; there is nothing to run.")
+            return
+        await self._with_proxy(samples)
+
+    @with_llm_proxy()
+    async def _with_proxy(self, llm_proxy: Any, samples: Sequence[tuple[RolloutMode, Any]]) -> None:
+        store, resources, resources_id = self.get_store(), self.get_initial_resources(), None
+        if resources is None:
+            _log.warning("No initial resources are set; rollouts use the latest of the store, if any.")
+        else:
+            resources_id = (await store.update_resources("default", resources)).resources_id
+            _log.info("Initial resources set: %s", resources)
+        self._finished = 0
+        async with Pulse(store, _NEWS, self.polling_interval) as pulse:
+            for epoch in range(self.n_epochs):
+                _log.info("Proceeding epoch %d/%d.", epoch + 1, self.n_epochs)
+                await self._epoch(samples, resources_id, pulse)
+
+    async def _epoch(self, samples: Sequence[tuple[RolloutMode, Any]], resources_id: str | None, pulse: Pulse) -> None:
+        harvests: set[asyncio.Task[None]] = set()
+        store = self.get_store()
+        try:
+            for mode, sample in samples:
+                await self._room(pulse)
+                rollout = await store.enqueue_rollout(sample, mode, resources_id)
+                _log.info("Enqueued rollout %s in %s mode with sample: %s", rollout.rollout_id, mode, sample)
+                harvests.add(asyncio.create_task(self._harvest(rollout.rollout_id, pulse)))
+            await asyncio.gather(*harvests)
+        finally:
+            for harvest in harvests:
+                harvest.cancel()
+
+    async def _room(self, pulse: Pulse) -> None:
+        """Wait until the queue is short enough."""
+        store = self.get_store()
+        while True:
+            mark = pulse.mark()
+            waiting = await patiently(
+                lambda: store.query_rollouts(status_in=["queuing", "requeuing"], limit=1), "The queue"
+            )
+            if waiting.total <= self.max_queue_length:
+                return
+            await pulse.wait(mark)
+
+    async def _harvest(self, rollout_id: str, pulse: Pulse) -> None:
+        """Follow one rollout to its end and say what came of it. What fails here costs this report, not the run."""
+        store, status = self.get_store(), None
+        try:
+            while True:
+                mark = pulse.mark(rollout_id)
+                rollout = await patiently(lambda: store.get_rollout_by_id(rollout_id), f"[Rollout {rollout_id}]")
+                if rollout is None:
+                    _log.warning("[Rollout %s] It is gone from the store.", rollout_id)
+                    break
+                if rollout.status != status:
+                    how = "is initialized" if status is None else "changed"
+                    _log.info("[Rollout %s] Status %s to %s.", rollout_id, how, rollout.status)
+                    status = rollout.status
+                if is_finished(rollout):
+                    await self._report(rollout)
+                    break
+                await pulse.wait(mark)
+        except Exception:
+            _log.exception("[Rollout %s] It could not be followed to its end.", rollout_id)
+        finally:
+            pulse.forget(rollout_id)
+        self._finished += 1
+        _log.info("Finished %d rollouts.", self._finished)
+
+    async def _report(self, rollout: Rollout | AttemptedRollout) -> None:
+        rollout_id, store = rollout.rollout_id, self.get_store()
+        seconds = (rollout.end_time or rollout.start_time) - rollout.start_time
+        _log.info("[Rollout %s] Finished with status %s in %.2f seconds.", rollout_id, rollout.status, seconds)
+        spans: Sequence[Span] = []
+        for attempt in await store.query_attempts(rollout_id):
+            where = f"[Rollout {rollout_id} | Attempt {attempt.sequence_id}]"
+            _log.info("%s ID: %s. Status: %s. Worker: %s", where, attempt.attempt_id, attempt.status, attempt.worker_id)
+            # Those of this attempt only: the last one's are what the adapter gets.
+            spans = list(await store.query_spans(rollout_id, attempt.attempt_id))
+            for span in spans if self.span_verbosity != "none" else ():
+                self._say(span)
+        try:
+            adapted = self.get_adapter().adapt(spans)
+        except Exception as error:
+            _log.warning("[Rollout %s] The adapter made nothing of %d span(s): %s", rollout_id, len(spans), error)
+            return
+        _log.info("[Rollout %s] Adapted data: %s", rollout_id, adapted)
+
+    def _say(self, span: Span) -> None:
+        attributes: Any = span.attributes
+        what = f"Attribute keys: {list(attributes)}" if self.span_verbosity == "keys" else f"Attributes: {attributes}"
+        start, end = span.start_time, span.end_time
+        _log.info(
+            "[Rollout %s | Attempt %s | Span %s] #%d (%s) From %s, to %s, %s seconds. %s",
+            span.rollout_id,
+            span.attempt_id,
+            span.span_id,
+            span.sequence_id,
+            span.name,
+            _iso(start),
+            _iso(end),
+            "unknown" if start is None or end is None else f"{end - start:.3f}",
+            what,
+        )
+
+
+def _iso(moment: float | None) -> str:
+    return "unknown" if moment is None else datetime.datetime.fromtimestamp(moment).isoformat()

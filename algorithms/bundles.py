@@ -1,0 +1,171 @@
+"""The two sides of a fit as a trainer hands them to its strategy: the algorithm with its run, and the runner of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from ..core.contract import LightningStore
+from ..core.hooks import Hook
+from ..core.model import RolloutConfig
+from ..core.resources import NamedResources
+from ..runners.base import Runner
+from .base import Algorithm
+from .execution import ExecutionEvent, until_set
+from .fit_result import FitResult, Outcome, collect
+from .recorded import BEST, best_content
+from .recorder import RunEnd, RunStart, recorder_for
+from .run_store import RunStore
+
+__all__ = ["AlgorithmSide", "RunnerSide"]
+
+_log = logging.getLogger("agentlightning.trainer")
+
+
+@dataclass
+class AlgorithmSide:
+    """An :class:`AlgorithmBundle`: opens a run, lets the algorithm work, and closes the run.
+
+    ``result`` has what came of it once it was called. Without an algorithm the run is open until the stop.
+    """
+
+    trainer: Any
+    algorithm: Algorithm | None
+    start: RunStart
+    train_dataset: Any
+    val_dataset: Any
+    adapter: Callable[[], Any]
+    llm_proxy: Any
+    initial_resources: NamedResources | None
+    rollout_config: RolloutConfig | None
+    result: FitResult | None = None
+
+    @property
+    def ends_with_runners(self) -> bool:
+        """Whether the run is over when all runners have done their rollouts: nobody would enqueue any more."""
+        return self.algorithm is None
+
+    async def __call__(self, store: LightningStore, event: ExecutionEvent) -> None:
+        """See the class; raises what the algorithm raises, after the run was closed as failed."""
+        run_store = RunStore(store, self.rollout_config)
+        recorder = recorder_for(run_store)
+        run_id = await recorder.opened(self.start)
+        _log.info("Run %s is open.", run_id)
+        outcome: Outcome = "failed"
+        try:
+            self._hand_over(recorder.bind(run_id))
+            outcome = await self._work(event)
+        except asyncio.CancelledError:
+            outcome = "interrupted"
+            raise
+        except Exception as error:
+            _log.error("The algorithm failed: %s: %s", type(error).__name__, error)
+            raise
+        finally:
+            best = self.algorithm.get_best_resources() if self.algorithm is not None else None
+            self.result = FitResult(run_id, outcome)
+            self.result = result = await collect(run_store, run_id, outcome, run_store.rollout_ids, best)
+            if best is not None:
+                await recorder.decided(run_id, BEST, best_content(best))
+            end = RunEnd(outcome, result.best_resources_id, result.best_resources_version, result.summary)
+            await recorder.closed(run_id, end)
+            _log.info("Run %s is closed: %s.", run_id, outcome)
+
+    def _hand_over(self, store: LightningStore) -> None:
+        algorithm = self.algorithm
+        if algorithm is None:
+            return
+        algorithm.set_best_resources(None)
+        algorithm.set_trainer(self.trainer)
+        algorithm.set_store(store)
+        algorithm.set_adapter(self.adapter())
+        if self.initial_resources is not None:
+            algorithm.set_initial_resources(self.initial_resources)
+        if self.llm_proxy is not None:
+            self.llm_proxy.set_store(store)
+            algorithm.set_llm_proxy(self.llm_proxy)
+
+    async def _work(self, event: ExecutionEvent) -> Outcome:
+        """Until the algorithm returns, or the stop: a coroutine is cancelled then, a plain function left behind."""
+        stopped = asyncio.ensure_future(until_set(event))
+        if self.algorithm is None:
+            await stopped
+            return "succeeded"
+        work = asyncio.ensure_future(self._run(self.algorithm))
+        try:
+            await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+                return "succeeded"
+            return "interrupted"
+        finally:
+            stopped.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.wait({work})
+
+    async def _run(self, algorithm: Algorithm) -> None:
+        arguments = {"train_dataset": self.train_dataset, "val_dataset": self.val_dataset}
+        if algorithm.is_async():
+            await cast(Any, algorithm.run(**arguments))
+            return
+        result = await _in_thread(lambda: algorithm.run(**arguments))
+        if inspect.isawaitable(result):
+            await result
+
+
+async def _in_thread(call: Callable[[], Any]) -> Any:
+    """The result of a plain function, run in a daemon thread with this context: it may use an event loop of its own."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    context = contextvars.copy_context()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def body() -> None:
+        result, failure = None, None
+        try:
+            result = context.run(call)
+        except (SystemExit, KeyboardInterrupt, StopIteration, asyncio.CancelledError) as error:
+            failure = RuntimeError(f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            failure = error
+        try:
+            loop.call_soon_threadsafe(settle, result, failure)
+        except RuntimeError as gone:
+            _log.debug("The algorithm ended after its run: %s", gone)
+
+    threading.Thread(target=body, name="algorithm-run", daemon=True).start()
+    return await future
+
+
+@dataclass
+class RunnerSide:
+    """A :class:`RunnerBundle`: every worker gets a runner and a tracer of its own.
+
+    ``make`` makes one. All that is here must be something that can be carried to another process.
+    """
+
+    agent: Any
+    hooks: Sequence[Hook]
+    make: Callable[[], Runner[Any]]
+    trainer: Any
+
+    async def __call__(self, store: LightningStore, worker_id: int, event: ExecutionEvent) -> None:
+        """Execute rollouts as worker ``worker_id``."""
+        runner = self.make()
+        self.agent.set_trainer(self.trainer)
+        with runner.run_context(agent=self.agent, store=store, hooks=self.hooks, worker_id=worker_id):
+            await runner.iter(event=event)

@@ -1,0 +1,188 @@
+"""How the two sides of a run are executed: the interface of strategies, the flags they share, and Ctrl+C."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from multiprocessing.context import BaseContext
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+from ..core.contract import LightningStore
+
+__all__ = [
+    "AlgorithmBundle",
+    "ExecutionEvent",
+    "ExecutionStrategy",
+    "Interrupts",
+    "MultiprocessingEvent",
+    "RunnerBundle",
+    "ThreadingEvent",
+    "until_set",
+]
+
+_log = logging.getLogger(__name__)
+AT_ONCE_SECONDS = 2.5
+"""How long after a second Ctrl+C the process may still live."""
+LOOK_SECONDS = 0.05
+
+
+class ExecutionEvent(Protocol):
+    """A flag that asks both sides of a run to stop."""
+
+    def set(self) -> None:
+        """Ask to stop."""
+        ...
+
+    def clear(self) -> None:
+        """Take it back."""
+        ...
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until it is set, for at most so many seconds; whether it is."""
+        ...
+
+
+class ThreadingEvent:
+    """An :class:`ExecutionEvent` among threads."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def set(self) -> None:
+        """Ask to stop."""
+        self._event.set()
+
+    def clear(self) -> None:
+        """Take it back."""
+        self._event.clear()
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self._event.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until it is set, for at most so many seconds; whether it is."""
+        return self._event.wait(timeout)
+
+
+class MultiprocessingEvent:
+    """An :class:`ExecutionEvent` among processes that are given it when they start.
+
+    A process that is killed while it looks at the flag may leave it locked; the strategies of this package use a pipe
+    to each process instead.
+    """
+
+    def __init__(self, *, ctx: BaseContext | None = None) -> None:
+        self._event = (ctx or multiprocessing.get_context()).Event()
+
+    def set(self) -> None:
+        """Ask to stop."""
+        self._event.set()
+
+    def clear(self) -> None:
+        """Take it back."""
+        self._event.clear()
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self._event.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until it is set, for at most so many seconds; whether it is."""
+        return self._event.wait(timeout)
+
+
+class AlgorithmBundle(Protocol):
+    """The algorithm's side: returns when the run is over, soon after ``event`` is set at the latest."""
+
+    async def __call__(self, store: LightningStore, event: ExecutionEvent) -> None:
+        """Run on ``store``."""
+        ...
+
+
+class RunnerBundle(Protocol):
+    """One worker's side: executes rollouts of ``store`` until ``event`` is set."""
+
+    async def __call__(self, store: LightningStore, worker_id: int, event: ExecutionEvent) -> None:
+        """Run as worker ``worker_id``, counted from 0."""
+        ...
+
+
+class ExecutionStrategy(ABC):
+    """Where the algorithm and the runners are executed. ``n_runners`` wins over the trainer's."""
+
+    n_runners: int | None = None
+    needs_store = True
+    """Whether :meth:`execute` uses the store that it is given."""
+
+    @abstractmethod
+    def execute(self, algorithm: AlgorithmBundle, runner: RunnerBundle, store: LightningStore) -> None:
+        """Run both sides to the end; raises what either raised. Returns after Ctrl+C too."""
+
+
+async def until_set(event: ExecutionEvent) -> None:
+    """Return once ``event`` is set, without blocking the event loop."""
+    while not event.is_set():
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+class Interrupts:
+    """Ctrl+C while the block runs: the first asks to stop, the second ends at once. Each says so in one line.
+
+    Args:
+        stop: called by the first; it must not block.
+        hurry: called by the second. Whatever still runs 2.5 s later ends with the process.
+        grace_seconds: how long what runs may take after the first.
+
+    Outside the main thread nothing is taken over.
+    """
+
+    def __init__(self, stop: Callable[[], None], hurry: Callable[[], None], grace_seconds: float) -> None:
+        self._stop = stop
+        self._hurry = hurry
+        self._grace_seconds = grace_seconds
+        self._before: Any = None
+        self._over = threading.Event()
+        self.count = 0
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._caught)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _caught(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count == 1:
+            _log.warning(
+                "Stopping: no more work is taken; what runs has %g s. Press Ctrl+C again to end at once.",
+                self._grace_seconds,
+            )
+            self._stop()
+        elif self.count == 2:
+            _log.warning("Ending at once; the store gives what ran to others.")
+            self._hurry()
+            threading.Thread(target=self._end, name="agl-end", daemon=True).start()
+        else:
+            os._exit(130)
+
+    def _end(self) -> None:
+        if not self._over.wait(AT_ONCE_SECONDS):
+            os._exit(130)

@@ -1,0 +1,79 @@
+"""The store behind the algorithm of a run: rollouts get the run's configuration, and are counted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from ..core.contract import LightningStore
+from ..core.model import AttemptedRollout, EnqueueRolloutRequest, Fact, Rollout, RolloutConfig, RolloutMode, TaskInput
+from ..core.store_terms import LightningStoreCapabilities
+from ..projections.rest.delegation import Delegating
+
+__all__ = ["RunStore"]
+
+
+class RunStore(Delegating):
+    """Passes every call on to ``store``.
+
+    Rollouts get ``config`` where the algorithm gives none. ``rollout_ids`` has them in the order in which they were
+    created.
+    """
+
+    def __init__(self, store: LightningStore, config: RolloutConfig | None) -> None:
+        self.store = store
+        self.rollout_ids: list[str] = []
+        self._config = config
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return self.store.capabilities
+
+    def otlp_traces_endpoint(self) -> str:
+        return self.store.otlp_traces_endpoint()
+
+    def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:
+        return self.store.subscribe(types, since=since)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the store has beyond the contract, such as ``position``; also the one behind a server of it."""
+        behind: Any = None if name.startswith("_") or name == "store" else self.store
+        while behind is not None:
+            if hasattr(behind, name):
+                return getattr(behind, name)
+            behind = getattr(behind, "store", None)
+        raise AttributeError(name)
+
+    async def _pass_on(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        return await getattr(self.store, name)(*args, **kwargs)
+
+    async def enqueue_rollout(
+        self,
+        input: TaskInput,
+        mode: RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: RolloutConfig | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> Rollout:
+        rollout = await self.store.enqueue_rollout(input, mode, resources_id, config or self._config, metadata)
+        self.rollout_ids.append(rollout.rollout_id)
+        return rollout
+
+    async def start_rollout(
+        self,
+        input: TaskInput,
+        mode: RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: RolloutConfig | None = None,
+        metadata: dict[str, Any] | None = None,
+        worker_id: str | None = None,
+    ) -> AttemptedRollout:
+        rollout = await self.store.start_rollout(input, mode, resources_id, config or self._config, metadata, worker_id)
+        self.rollout_ids.append(rollout.rollout_id)
+        return rollout
+
+    async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
+        requests = [request.model_copy(update={"config": request.config or self._config}) for request in rollouts]
+        made = await self.store.enqueue_many_rollouts(requests)
+        self.rollout_ids += [rollout.rollout_id for rollout in made]
+        return made

@@ -1,0 +1,311 @@
+"""Trainer: puts an algorithm, an agent and a store together and runs them to the end."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, cast
+
+from ..core.contract import LightningStore
+from ..core.hooks import Hook
+from ..core.model import RolloutConfig
+from ..core.resources import NamedResources, validate_resources
+from ..runners.base import Runner
+from ..runners.decorators import as_agent
+from ..runners.tracer import Tracer
+from .base import Algorithm
+from .baseline import Baseline, FastAlgorithm
+from .bundles import AlgorithmSide, RunnerSide
+from .client_server import ClientServerExecutionStrategy
+from .components import build_component
+from .execution import ExecutionStrategy
+from .fit_result import FitResult
+from .making import RunnerMaker, TracerMaker
+from .recorder import RunStart
+from .store_keeper import StoreKeeper
+from .worker_process import UNGUARDED
+
+__all__ = ["Trainer"]
+
+_log = logging.getLogger("agentlightning.trainer")
+_STRATEGIES = {
+    "shm": f"{__package__}.shared_memory.SharedMemoryExecutionStrategy",
+    "cs": f"{__package__}.client_server.ClientServerExecutionStrategy",
+}
+_CARRIED = ("n_runners", "max_rollouts", "initial_resources", "port", "rollout_config", "tracer", "_dev", "daemon")
+
+
+class Trainer:
+    """Runs an algorithm and its runners: ``Trainer(algorithm=search, n_runners=4).fit(agent, tasks)``.
+
+    Components may be given as objects, classes, names or dicts, see `build_component`.
+
+    Args:
+        n_runners: workers that run the agent; 1 when None. That of a strategy wins.
+        max_rollouts: how many rollouts each worker executes; None for no limit.
+        initial_resources: what the algorithm starts with; texts are prompts.
+        tracer: records what agents do; AgentOpsTracer when None. Every worker gets one of its own.
+        adapter: makes training data of spans; TracerTraceToTriplet when None. A dict without a type has its arguments.
+        store: a store, or its address. None: the log file ``./.agl/log.db``, which the next start finds again; where
+            another process writes that file, one of its own beside it.
+        runner: a LitAgentRunner when None. Every worker gets one of its own.
+        strategy: ``"cs"`` (when None), runners in processes of their own; ``"shm"``, runners in threads.
+        port: where the store serves, with a client-server strategy.
+        algorithm: an Algorithm, an ``@algo`` function, or None: the runners work on what others enqueue.
+        llm_proxy: a proxy of models, handed to the algorithm.
+        hooks: a hook, or several, called around every rollout.
+        rollout_config: timeouts and retries of the rollouts that the algorithm enqueues without saying so itself.
+        seed: kept with the run in the log, for whoever runs it again.
+        name: of the run in the log.
+        dev, n_workers, max_tasks, triplet_exporter: older names of ``dev()``, ``n_runners``, ``max_rollouts`` and
+            ``adapter``.
+        daemon: whether worker processes of the first generation are daemons.
+    """
+
+    def __init__(
+        self,
+        *,
+        dev: bool = False,
+        n_runners: int | None = None,
+        max_rollouts: int | None = None,
+        initial_resources: NamedResources | None = None,
+        tracer: Any = None,
+        adapter: Any = None,
+        store: Any = None,
+        runner: Any = None,
+        strategy: Any = None,
+        port: int | None = None,
+        algorithm: Any = None,
+        llm_proxy: Any = None,
+        n_workers: int | None = None,
+        max_tasks: int | None = None,
+        daemon: bool = True,
+        triplet_exporter: Any = None,
+        hooks: Hook | Sequence[Hook] | None = None,
+        rollout_config: RolloutConfig | None = None,
+        seed: int | None = None,
+        name: str = "",
+    ) -> None:
+        _warn_of_older_names(dev=dev or None, n_workers=n_workers, max_tasks=max_tasks)
+        if not daemon:
+            _log.warning("daemon=False matters for worker processes of the first generation only.")
+        self._dev = dev
+        self.daemon = daemon
+        self.port = port
+        self.seed = seed
+        self.name = name
+        self.rollout_config = rollout_config
+        self.max_rollouts = max_rollouts or max_tasks
+        self.n_runners: int = n_runners or n_workers or 1
+        self.initial_resources = None if initial_resources is None else validate_resources(initial_resources)
+        self.hooks: tuple[Hook, ...] = (hooks,) if isinstance(hooks, Hook) else tuple(hooks or ())
+        self._adapter_spec = adapter if adapter is not None else triplet_exporter
+        self._adapter: Any = None
+        self._stores = StoreKeeper(store)
+        self.strategy = self._make_strategy(strategy)
+        self.n_runners = self.strategy.n_runners or self.n_runners
+        self._tracer_spec = tracer
+        self._runner_spec = runner
+        self.tracer: Tracer = TracerMaker(tracer, daemon)()
+        self.algorithm = build_component(
+            algorithm, expected_type=Algorithm, spec_name="algorithm", allow_none=True, registry={}
+        )
+        self.llm_proxy = self._make_proxy(llm_proxy)
+
+    # Components
+
+    def _make_strategy(self, spec: Any) -> ExecutionStrategy:
+        defaults: dict[str, Any] = {"n_runners": self.n_runners}
+        if self.port is not None:
+            defaults["server_port"] = self.port
+        strategy = build_component(
+            spec,
+            expected_type=ExecutionStrategy,
+            spec_name="strategy",
+            default_factory=lambda: ClientServerExecutionStrategy(**defaults),
+            optional_defaults=defaults,
+            registry=_STRATEGIES,
+        )
+        assert strategy is not None
+        if isinstance(strategy, ClientServerExecutionStrategy) and self.port is not None:
+            strategy.server_port = self.port
+        return strategy
+
+    def _make_proxy(self, spec: Any) -> Any:
+        """Any object that is not a spec is taken for a proxy: this package has no class of its own to compare with."""
+        if not isinstance(spec, str | dict | type):
+            return spec
+        return build_component(
+            spec, expected_type=object, spec_name="llm_proxy", optional_defaults={"store": self._stores.get}
+        )
+
+    @property
+    def adapter(self) -> Any:
+        """What makes training data of spans; built when it is first needed."""
+        if self._adapter is None:
+            from .adapters.base import Adapter
+            from .adapters.triplets import TracerTraceToTriplet
+
+            self._adapter = build_component(
+                self._adapter_spec,
+                expected_type=cast("type[Any]", Adapter),
+                spec_name="adapter",
+                default_factory=TracerTraceToTriplet,
+                dict_requires_type=False,
+                dict_default_cls=TracerTraceToTriplet,
+            )
+        return self._adapter
+
+    @property
+    def triplet_exporter(self) -> Any:
+        """The older name of :attr:`adapter`."""
+        return self.adapter
+
+    @property
+    def store(self) -> LightningStore:
+        """The store, opened if it is not; one that was opened before a fit stays open after it."""
+        return self._stores.get()
+
+    @property
+    def runner(self) -> Runner[Any]:
+        """A runner as each worker gets one."""
+        return self._runners()()
+
+    def _runners(self) -> RunnerMaker:
+        return RunnerMaker(self._runner_spec, TracerMaker(self._tracer_spec, self.daemon), self.max_rollouts)
+
+    @property
+    def n_workers(self) -> int:
+        """The older name of :attr:`n_runners`."""
+        return self.n_runners
+
+    @property
+    def max_tasks(self) -> int | None:
+        """The older name of :attr:`max_rollouts`."""
+        return self.max_rollouts
+
+    def __getstate__(self) -> dict[str, Any]:
+        """In a worker process, what an agent asks its trainer for: the tracer and the plain settings."""
+        return {name: self.__dict__[name] for name in _CARRIED}
+
+    # Running
+
+    def fit(
+        self,
+        agent: Any,
+        train_dataset: Any = None,
+        *,
+        val_dataset: Any = None,
+        backend: Any = None,
+        dev_backend: Any = None,
+    ) -> FitResult:
+        """Run to the end, or to Ctrl+C, and return what came of it.
+
+        The first Ctrl+C takes no more work and waits for what runs, as long as the strategy's grace time; a second one
+        ends at once. Either way the log has all that was acknowledged, and the next start goes on with it.
+
+        Args:
+            agent: a LitAgent or a function.
+            train_dataset, val_dataset: given to the algorithm. A URL or a client as ``train_dataset`` is ``backend``.
+            backend: the address of a server of the first generation, or a client of one.
+            dev_backend: used instead of ``backend`` with ``dev=True``.
+
+        Raises what the algorithm raises, and RuntimeError where the runners cannot work.
+        """
+        if isinstance(train_dataset, str) or hasattr(train_dataset, "poll_next_task"):
+            train_dataset, backend = None, train_dataset
+        chosen = dev_backend if self._dev and dev_backend is not None else backend
+        if chosen is not None:
+            self.fit_v0(agent, chosen)
+            return FitResult(run_id="")
+        return self._fit(agent, self.algorithm, train_dataset, val_dataset)
+
+    def dev(self, agent: Any, train_dataset: Any = None, *, val_dataset: Any = None) -> FitResult:
+        """As :meth:`fit`, with a quick algorithm: Baseline when there is none, TypeError for one that is not quick."""
+        algorithm = self.algorithm if self.algorithm is not None else Baseline()
+        if not isinstance(algorithm, FastAlgorithm):
+            raise TypeError(
+                "Trainer.dev() requires an algorithm that inherits from FastAlgorithm. "
+                f"Received {type(algorithm).__name__}."
+            )
+        return self._fit(agent, algorithm, train_dataset, val_dataset)
+
+    def fit_v0(self, agent: Any, backend: Any) -> None:
+        """Run the agent on the tasks of a server of the first generation, at a URL or behind a client."""
+        from .legacy_crew import fit_v0
+
+        fit_v0(
+            agent,
+            backend,
+            n_workers=self.n_runners,
+            max_tasks=self.max_rollouts,
+            tracer=self.tracer,
+            adapter=self.adapter,
+            daemon=self.daemon,
+        )
+
+    def _fit(self, agent: Any, algorithm: Algorithm | None, train_dataset: Any, val_dataset: Any) -> FitResult:
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            # A worker process that imports the program came here: its parent has to start workers in another way.
+            os._exit(UNGUARDED)
+        agent = as_agent(agent)
+        agent.set_trainer(self)
+        side = AlgorithmSide(
+            trainer=self,
+            algorithm=algorithm,
+            start=self._start(agent, algorithm, train_dataset, val_dataset),
+            train_dataset=train_dataset,
+            val_dataset=val_dataset,
+            adapter=lambda: self.adapter,
+            llm_proxy=self.llm_proxy,
+            initial_resources=self.initial_resources,
+            rollout_config=self.rollout_config,
+        )
+        runner = RunnerSide(agent, self.hooks, self._runners(), self)
+        if not self.strategy.needs_store:
+            self.strategy.execute(side, runner, LightningStore())
+        else:
+            with self._stores.opened() as store:
+                self.strategy.execute(side, runner, store)
+        return side.result or FitResult(run_id="", outcome="interrupted")
+
+    def _start(self, agent: Any, algorithm: Algorithm | None, train_dataset: Any, val_dataset: Any) -> RunStart:
+        """How the log describes the run."""
+        return RunStart(
+            name=self.name,
+            algorithm=_name_of(algorithm),
+            agent=_name_of(agent),
+            parameters={
+                "n_runners": self.n_runners,
+                "max_rollouts": self.max_rollouts,
+                "strategy": type(self.strategy).__name__,
+                "rollout_config": None if self.rollout_config is None else self.rollout_config.model_dump(mode="json"),
+            },
+            seed=self.seed,
+            train_size=_size(train_dataset),
+            val_size=_size(val_dataset),
+            train_dataset=train_dataset,
+            val_dataset=val_dataset,
+        )
+
+
+def _size(dataset: Any) -> int:
+    return -1 if dataset is None else len(dataset)
+
+
+def _name_of(component: Any) -> str:
+    """``module:name`` of a function behind it, or of its class; empty for None."""
+    if component is None:
+        return ""
+    named = component if "__qualname__" in vars(component) else cast(Any, type(component))
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _warn_of_older_names(**given: Any) -> None:
+    newer = {"dev": "Trainer.dev()", "n_workers": "n_runners", "max_tasks": "max_rollouts"}
+    for name, value in given.items():
+        if value is not None:
+            warnings.warn(f"{name} is deprecated: use {newer[name]}", DeprecationWarning, stacklevel=3)
