@@ -34,8 +34,8 @@ class TraceToMessages(TraceAdapter[list[OpenAIMessages]]):
     """The messages of every model call, in the order of the input: one entry a call, the answers last.
 
     A message without a role gets the one that it must have (``tool_calls``: assistant,
-    ``tool_call_id``: tool); where none can be told the message is left out. Spans without any
-    message, such as an embedding's, give no entry.
+    ``tool_call_id``: tool); where none can be told the message is left out. Embeddings and spans
+    without any message give no entry; a call that failed gives its prompt.
     """
 
     def adapt(self, source: Sequence[Any], /) -> list[OpenAIMessages]:
@@ -45,7 +45,8 @@ class TraceToMessages(TraceAdapter[list[OpenAIMessages]]):
         requested = _requested(spans, odd)
         found: list[OpenAIMessages] = []
         for span in spans:
-            if not any(key.startswith("gen_ai.") for key in span.attributes):
+            # What is embedded is text, but nobody says it to anybody.
+            if span.attributes.get("gen_ai.request.type") == "embedding":
                 continue
             prompts = facts.nested(span.attributes, "gen_ai.prompt")
             answers = facts.nested(span.attributes, "gen_ai.completion")

@@ -110,7 +110,7 @@ def test_opentelemetrys_own_spans_are_taken() -> None:
             )
         agl_reward = tracer.start_span("agentlightning.annotation", attributes={"agentlightning.reward.0.value": 0.5})
         agl_reward.end()
-    (triplet,) = agl.TracerTraceToTriplet()([one, agl_reward, root])
+    (triplet,) = agl.TracerTraceToTriplet().adapt([one, agl_reward, root])
     assert (triplet.prompt["token_ids"], triplet.response["token_ids"], triplet.reward) == ([1, 2], [3], 0.5)
 
 

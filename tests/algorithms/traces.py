@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from openai import OpenAI
@@ -31,8 +33,8 @@ def record(agent: Callable[[Any], Awaitable[None]]) -> list[Span]:
         tracer.init_worker(0, store)
         try:
             rollout = await store.start_rollout("task")
-            ids = {"rollout_id": rollout.rollout_id, "attempt_id": rollout.attempt.attempt_id}
-            async with tracer.trace_context(**ids):
+            ids = rollout.rollout_id, rollout.attempt.attempt_id
+            async with tracer.trace_context(rollout_id=ids[0], attempt_id=ids[1]):
                 await agent(OpenAI(base_url=stub.base_url, api_key="none", max_retries=0))
             return list(await store.query_spans(rollout.rollout_id))
         finally:
@@ -98,3 +100,12 @@ def reward(value: Any, start: float | None = None, **more: Any) -> Span:
 def answers(triplets: list[agl.Triplet]) -> list[Any]:
     """Text of each answer and its reward."""
     return [(triplet.response["raw_content"][0]["content"], triplet.reward) for triplet in triplets]
+
+
+def fixture(name: str) -> list[Span]:
+    """The spans of a file in ``fixtures``, one second each, one after the other."""
+    items = json.loads((Path(__file__).parent / "fixtures" / f"{name}.json").read_text(encoding="utf-8"))
+    return [
+        span(item["name"], place, place + 0.9, id=item["span_id"], parent=item["parent_id"], **item["attributes"])
+        for place, item in enumerate(items)
+    ]
