@@ -9,6 +9,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .token_ids import tap_openai, untap_openai
+
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
@@ -36,6 +38,7 @@ def instrument_all(tracer_provider: TracerProvider | None = None) -> bool:
             return False
         instrumentor = OpenAIInstrumentor(enable_trace_context_propagation=False, upload_base64_image=None)
         if not instrumentor.is_instrumented_by_opentelemetry:
+            tap_openai()
             instrumentor.instrument(tracer_provider=tracer_provider)
         return True
 
@@ -64,3 +67,4 @@ def uninstrument_all() -> None:
         instrumentor = OpenAIInstrumentor()
         if instrumentor.is_instrumented_by_opentelemetry:
             instrumentor.uninstrument()
+            untap_openai("opentelemetry.instrumentation.openai")

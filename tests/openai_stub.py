@@ -12,6 +12,9 @@ from typing import Any
 
 ANSWER = "The sky is blue because of Rayleigh scattering."
 USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
+PROMPT_TOKENS = [1, 2, 3]
+TOKENS = [10, 11, 12, 13, 14, 15, 16, 17]
+"""Given by models whose name ends in `-tokens`: one for each word of the answer."""
 TOOL_CALL = {
     "id": "call_1",
     "type": "function",
@@ -65,11 +68,26 @@ class _Handler(BaseHTTPRequestHandler):
 def _chat(body: dict[str, Any]) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": ANSWER}
     reason = "stop"
-    if body.get("tools"):
+    answered = any(message.get("role") == "tool" for message in body.get("messages", []))
+    if body.get("tools") and not answered:
         message = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
         reason = "tool_calls"
-    choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
-    return {**_head(body, "chat.completion"), "choices": [choice], "usage": USAGE}
+    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
+    extra: dict[str, Any] = {}
+    if _gives_tokens(body):
+        choice["token_ids"] = TOKENS
+        extra["prompt_token_ids"] = PROMPT_TOKENS
+    if body.get("logprobs"):
+        choice["logprobs"] = {"content": [_logprob(word) for word in ANSWER.split(" ")], "refusal": None}
+    return {**_head(body, "chat.completion"), "choices": [choice], "usage": USAGE, **extra}
+
+
+def _gives_tokens(body: dict[str, Any]) -> bool:
+    return bool(body.get("return_token_ids")) or str(body.get("model")).endswith("-tokens")
+
+
+def _logprob(word: str) -> dict[str, Any]:
+    return {"token": word, "logprob": -0.5, "bytes": None, "top_logprobs": []}
 
 
 def _chat_chunks(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -78,7 +96,13 @@ def _chat_chunks(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         delta = {"content": word if index == 0 else " " + word}
         if index == 0:
             delta["role"] = "assistant"
-        yield {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+        piece: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": None}
+        if _gives_tokens(body):
+            piece["token_ids"] = [TOKENS[index]]
+        if body.get("logprobs"):
+            piece["logprobs"] = {"content": [_logprob(word)], "refusal": None}
+        first = {"prompt_token_ids": PROMPT_TOKENS} if index == 0 and _gives_tokens(body) else {}
+        yield {**head, **first, "choices": [piece]}
     yield {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     if (body.get("stream_options") or {}).get("include_usage"):
         yield {**head, "choices": [], "usage": USAGE}
