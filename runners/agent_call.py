@@ -13,7 +13,7 @@ from typing import Any
 from ..core.errors import AgentLightningError
 from ..core.model import AttemptedRollout
 from ..core.resources import NamedResources
-from .agents import LitAgent
+from .agents import LitAgent, call_for
 from .threads import contained, run_in_thread
 
 __all__ = ["CANCEL_SECONDS", "AttemptTimedOut", "GivenUp", "call_agent"]
@@ -94,15 +94,13 @@ async def call_agent(
     A cancellation of the caller, and the time limit, cancel an asynchronous agent. One that does not end within
     CANCEL_SECONDS, or a synchronous one, is given up.
     """
-    training = rollout.mode == "train"
+    call = call_for(agent, rollout.mode, rollout.input, rollout.rollout_id, resources, rollout)
     work: asyncio.Future[Any]
     if agent.is_async():
-        method = agent.training_rollout_async if training else agent.validation_rollout_async
         # Its own task, so that its cancellation is not taken for ours.
-        work = asyncio.ensure_future(contained(lambda: method(rollout.input, resources, rollout)))
+        work = asyncio.ensure_future(contained(call))
     else:
-        call = agent.training_rollout if training else agent.validation_rollout
-        work = run_in_thread(lambda: call(rollout.input, resources, rollout), f"agent-of-{rollout.rollout_id}")
+        work = run_in_thread(call, f"agent-of-{rollout.rollout_id}")
     limit = rollout.config.timeout_seconds
     with given_up.watched(limit, prefix):
         try:

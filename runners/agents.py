@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .base import Runner
     from .tracer import Tracer
 
-__all__ = ["LitAgent", "is_v0_1_rollout_api"]
+__all__ = ["LitAgent", "call_for", "is_v0_1_rollout_api"]
 
 T = TypeVar("T")
 
@@ -100,21 +100,24 @@ class LitAgent(Generic[T]):
         """:meth:`rollout` as a coroutine."""
         raise NotImplementedError(f"{type(self).__name__} must override rollout() or rollout_async()")
 
-    def training_rollout(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
-        """Used for rollouts of mode ``train``; :meth:`rollout` unless overridden."""
-        return self.rollout(task, resources, rollout)
+    # The parameters after the task are any: an agent of the first generation names them (task, rollout_id, resources),
+    # which type checkers would refuse as an override of one signature.
 
-    def validation_rollout(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+    def training_rollout(self, task: T, *args: Any, **kwargs: Any) -> Any:
+        """Used for rollouts of mode ``train``; :meth:`rollout`, with the same arguments, unless overridden."""
+        return self.rollout(task, *args, **kwargs)
+
+    def validation_rollout(self, task: T, *args: Any, **kwargs: Any) -> Any:
         """Used for rollouts of every other mode; :meth:`rollout` unless overridden."""
-        return self.rollout(task, resources, rollout)
+        return self.rollout(task, *args, **kwargs)
 
-    async def training_rollout_async(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+    async def training_rollout_async(self, task: T, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`training_rollout`; :meth:`rollout_async` unless overridden."""
-        return await self.rollout_async(task, resources, rollout)
+        return await self.rollout_async(task, *args, **kwargs)
 
-    async def validation_rollout_async(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
+    async def validation_rollout_async(self, task: T, *args: Any, **kwargs: Any) -> Any:
         """As :meth:`validation_rollout`; :meth:`rollout_async` unless overridden."""
-        return await self.rollout_async(task, resources, rollout)
+        return await self.rollout_async(task, *args, **kwargs)
 
 
 def _alive(reference: weakref.ref[Any] | None, what: str) -> Any:
@@ -129,3 +132,23 @@ def _alive(reference: weakref.ref[Any] | None, what: str) -> Any:
 def is_v0_1_rollout_api(func: Callable[..., Any]) -> bool:
     """Whether ``func`` takes ``rollout_id``, as methods of the first version did."""
     return "rollout_id" in inspect.signature(func).parameters
+
+
+def call_for(
+    agent: LitAgent[Any], mode: str | None, task: Any, rollout_id: str, resources: NamedResources, rollout: Any
+) -> Callable[[], Any]:
+    """The call that executes a rollout of this mode, with the first generation's parameters or with today's.
+
+    An agent that only has a training method is validated by it, as in the first generation.
+    """
+
+    def own(name: str) -> bool:
+        kinds = (name, f"{name}_async")
+        return any(getattr(type(agent), kind) is not getattr(LitAgent, kind) for kind in kinds)
+
+    only_training = own("training_rollout") and not own("validation_rollout") and not own("rollout")
+    name = "training_rollout" if mode == "train" or only_training else "validation_rollout"
+    method = getattr(agent, f"{name}_async" if agent.is_async() else name)
+    if is_v0_1_rollout_api(method):
+        return lambda: method(task, rollout_id=rollout_id, resources=resources)
+    return lambda: method(task, resources, rollout)

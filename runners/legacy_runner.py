@@ -16,7 +16,7 @@ from ..core.resources import NamedResources
 from ..core.spans import Span
 from ..projections.rest.legacy_client import AgentLightningClient, StopSign
 from ..projections.rest.legacy_results import ATTEMPT_KEY, ERROR_KEY
-from .agents import LitAgent, is_v0_1_rollout_api
+from .agents import LitAgent, call_for
 from .decorators import as_agent
 from .legacy_values import as_posted
 from .threads import run_in_thread
@@ -188,20 +188,14 @@ class LegacyAgentRunner:
             return []
 
     async def _call(self, task: Task, resources: NamedResources, rollout: RolloutLegacy) -> Any:
-        name = _method(self.agent, training=task.mode == "train")
-        is_async = self.agent.is_async()
-        method: Callable[..., Any] = getattr(self.agent, name + "_async" if is_async else name)
-        if is_v0_1_rollout_api(method):
-            arguments: dict[str, Any] = {"rollout_id": task.rollout_id, "resources": resources}
-        else:
-            arguments = {"resources": resources, "rollout": rollout}
-        if is_async:
-            try:
-                return await method(task.input, **arguments)
-            except SystemExit as error:
-                # It would end the event loop, and with it the worker.
-                raise RuntimeError(f"{type(error).__name__}: {error}") from error
-        return await run_in_thread(lambda: method(task.input, **arguments), f"agent-of-{task.rollout_id}")
+        call = call_for(self.agent, task.mode, task.input, task.rollout_id, resources, rollout)
+        if not self.agent.is_async():
+            return await run_in_thread(call, f"agent-of-{task.rollout_id}")
+        try:
+            return await call()
+        except SystemExit as error:
+            # It would end the event loop, and with it the worker.
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
     def _hook(self, name: str, task: Task, *more: Any) -> None:
         try:
@@ -218,21 +212,6 @@ class LegacyAgentRunner:
             _log.warning("%s The server does not take the result; trying again in %g s.", prefix, pause)
             await asyncio.sleep(pause)
         _log.error("%s The result could not be posted; the server will hand the task out again.", prefix)
-
-
-def _method(agent: LitAgent[Any], training: bool) -> str:
-    """What to call, without ``_async``.
-
-    An agent that only has a training method is validated by it, as in the first generation.
-    """
-
-    def own(name: str) -> bool:
-        kinds = (name, f"{name}_async")
-        return any(getattr(type(agent), kind) is not getattr(LitAgent, kind) for kind in kinds)
-
-    if training or (own("training_rollout") and not own("validation_rollout") and not own("rollout")):
-        return "training_rollout"
-    return "validation_rollout"
 
 
 class _Beats:

@@ -139,3 +139,17 @@ def test_a_module_that_fails_while_it_loads_is_one_sentence_with_its_line(
     with pytest.raises(InvalidInput, match=f"broken.* cannot be loaded: {said}"):
         load_agent(form.format(folder=tmp_path))
     assert "broken" not in sys.modules
+
+
+async def test_an_agent_of_the_first_generation_runs_on_a_store_of_today(store: Any, tracer: Any) -> None:
+    class First(agl.LitAgent[Any]):
+        def training_rollout(self, task: Any, rollout_id: str, resources: Any) -> float:
+            return float(rollout_id.startswith("ro-") and resources["p"].template == "x")
+
+    runner = agl.LitAgentRunner[Any](tracer=tracer)
+    resources: Any = {"p": agl.PromptTemplate(template="x", engine="f-string")}
+    with runner.run_context(agent=First(), store=store):
+        # Without a validation method of its own the training method serves for every mode.
+        for mode in ("train", "val", None):
+            rollout = await runner.step("t", resources=resources, mode=mode)
+            assert agl.find_final_reward(list(await store.query_spans(rollout.rollout_id))) == 1.0
