@@ -70,7 +70,8 @@ class Baseline(FastAlgorithm):
         samples: list[tuple[RolloutMode, Any]] = []
         sides: list[tuple[RolloutMode, Dataset[Any] | None]] = [("train", train_dataset), ("val", val_dataset)]
         for mode, dataset in sides:
-            samples += [(mode, dataset[index]) for index in range(len(dataset))] if dataset is not None else []
+            if dataset is not None:
+                samples.extend((mode, dataset[index]) for index in range(len(dataset)))
         if not samples:
             _log.error("Neither train_dataset nor val_dataset has a sample; there is nothing to run.")
             return
