@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .algorithms.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
     from .algorithms.subscribers import subscriber as subscriber
     from .algorithms.trainer import Trainer as Trainer
+    from .cli.class_options import lightning_cli as lightning_cli
     from .core.contract import LightningStore as LightningStore
     from .core.contract import LightningStoreCapabilities as LightningStoreCapabilities
     from .core.contract import LightningStoreStatistics as LightningStoreStatistics
@@ -162,6 +163,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.shared_memory": ("SharedMemoryExecutionStrategy",),
     "algorithms.subscribers": ("subscriber",),
     "algorithms.trainer": ("Trainer",),
+    "cli.class_options": ("lightning_cli",),
     "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
     "core.errors": (
         "AgentLightningError",

@@ -23,6 +23,14 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8")
 POSIX_ONLY = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 
 
+TYPINGS = ROOT / "typings" / "agentlightning"
+
+
+def old_paths() -> list[str]:
+    """Folders between the links: what type checkers read of older import paths (tests/test_old_paths.py)."""
+    return [path.name for path in TYPINGS.iterdir() if path.is_dir() and not path.is_symlink()]
+
+
 def folders() -> list[Path]:
     """Every folder of a room that holds a file git would keep."""
     return sorted(
@@ -37,8 +45,9 @@ def folders() -> list[Path]:
 
 def test_listed_packages_are_the_packages_on_disk() -> None:
     on_disk = [".".join(["agentlightning", *folder.relative_to(ROOT).parts]) for folder in folders()]
-    assert SETUPTOOLS["packages"] == sorted(["agentlightning", *on_disk])
-    assert SETUPTOOLS["package-dir"] == {"agentlightning": "."}
+    old = {f"agentlightning.{name}": f"typings/agentlightning/{name}" for name in old_paths()}
+    assert SETUPTOOLS["packages"] == sorted(["agentlightning", *on_disk, *old])
+    assert SETUPTOOLS["package-dir"] == {"agentlightning": ".", **old}
     assert [str(folder) for folder in folders() if not (folder / "__init__.py").is_file()] == []
 
 
@@ -60,7 +69,7 @@ def test_no_stray_module_at_the_root() -> None:
 
 
 def test_type_checkers_find_every_room_through_its_link() -> None:
-    links = {path.name: path for path in (ROOT / "typings" / "agentlightning").iterdir()}
+    links = {path.name: path for path in TYPINGS.iterdir() if path.name not in old_paths()}
     assert sorted(links) == sorted([*ROOT_FILES, "py.typed", *ROOMS])
     for name, link in links.items():
         assert link.is_symlink() and link.resolve() == ROOT / name

@@ -14,6 +14,7 @@ import pytest
 from .environments import bare, build_wheel, install, python_of, site_packages
 from .openai_stub import openai_stub
 from .sources import ROOMS, ROOT, product
+from .test_layout import TYPINGS, old_paths
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,8 @@ def test_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path) ->
         for path in (ROOT / room).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    expected = {f"agentlightning/{name}" for name in {source.name for source in product()} | data | {"py.typed"}}
+    old = {path.relative_to(TYPINGS).as_posix() for name in old_paths() for path in (TYPINGS / name).rglob("*.py")}
+    expected = {f"agentlightning/{name}" for name in {source.name for source in product()} | data | old | {"py.typed"}}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
@@ -82,3 +84,17 @@ def test_demo_runs_from_the_wheel(elsewhere: Path) -> None:
         done = run(elsewhere, "agl", "demo", "--short", "--json", *endpoint, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["proved"] is True
+
+
+def test_type_checkers_follow_old_import_paths_in_the_installed_wheel(elsewhere: Path, tmp_path: Path) -> None:
+    for program in (ROOT / "examples" / "getting_started").glob("*.py"):
+        (tmp_path / program.name).write_text(program.read_text(encoding="utf-8"), encoding="utf-8")
+    wrong = "from agentlightning.types import Nope\nfrom agentlightning.litagent import LitAgent\nLitAgent(1, 2)\n"
+    (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}', encoding="utf-8")
+    command = [sys.executable, "-m", "pyright", "--pythonpath", str(python_of(elsewhere)), "--outputjson"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    # Nothing in the programs of the tutorial; and names are really looked up, not taken for anything.
+    assert {Path(one["file"]).name for one in found} == {"wrong.py"}, found
+    assert [one["rule"] for one in found] == ["reportAttributeAccessIssue", "reportCallIssue"]

@@ -1,0 +1,9 @@
+"""What agentlightning.adapter.triplet was; written from cli/old_paths.py by tests/make_stubs.py."""
+
+from agentlightning.algorithms.adapters.proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
+from agentlightning.algorithms.adapters.trajectory import RewardMatchPolicy as RewardMatchPolicy
+from agentlightning.algorithms.adapters.triplets import TraceToTripletBase as TraceToTripletBase
+from agentlightning.algorithms.adapters.trajectory import TraceTree as TraceTree
+from agentlightning.algorithms.adapters.triplets import TracerTraceToTriplet as TracerTraceToTriplet
+from agentlightning.algorithms.adapters.trajectory import Transition as Transition
+from agentlightning.algorithms.adapters.triplets import TripletExporter as TripletExporter
