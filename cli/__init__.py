@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+import time
 from collections.abc import Sequence
 
 __all__ = ["main"]
+
+THREADS_SECONDS = 3.0
+"""How long threads may take to end after the command has."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -14,4 +21,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from .app import run
 
-    return run(argv)
+    code = run(argv)
+    if argv is None:
+        _leave_threads(code)
+    return code
+
+
+def _leave_threads(code: int) -> None:
+    """End the process soon although threads run on that somebody's agent started and Python would wait for."""
+    if any(not one.daemon and one is not threading.main_thread() for one in threading.enumerate()):
+        threading.Thread(target=_end, args=(code,), name="agl-end", daemon=True).start()
+
+
+def _end(code: int) -> None:
+    """Only gets as far as its message where Python still waits: else this thread ends with the process."""
+    time.sleep(THREADS_SECONDS)
+    print("agl: ended in spite of threads that do not end; an agent started them", file=sys.stderr, flush=True)
+    os._exit(code)

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import math
 import os
+import secrets
+import socket
 import subprocess
 import sys
 import threading
@@ -28,9 +30,12 @@ DEFAULT_STORE = "http://127.0.0.1:4747"
 TOKEN_VARIABLE = "AGL_TOKEN"
 HOPELESS = 3
 """Exit code of a child whose error will not get better by starting it again."""
+WORN_OUT = 4
+"""Exit code of a child that an agent of its own keeps busy for ever, in a thread or on its event loop."""
 SHORT_LIFE_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 30.0
 GRACE_SECONDS = 10.0
+LONGEST_HOST = 40
 IDLE_SECONDS = 1.0
 """Twice as long as a runner that was asked to stop needs to look up from its wait for work."""
 WATCH_SECONDS = 0.1
@@ -46,7 +51,7 @@ logger = logging.getLogger(__name__)
 @click.option("--group", default="runners", show_default=True, help="Consumer group that shares the work (kafka:// only).")
 @click.option("--max-rollouts", type=click.IntRange(min=0), help="End each process after so many rollouts.")
 @click.option("--token", envvar=TOKEN_VARIABLE, metavar="TOKEN", help="The store's token; also read from AGL_TOKEN.")
-@click.option("--worker-id", type=click.IntRange(min=0), help="Number of the first worker; process ids if left out.")
+@click.option("--worker-id", type=click.IntRange(min=0), help="Number of the first worker; host and process id if left out.")
 @log_level_option
 @click.option("--supervised", is_flag=True, hidden=True)
 @json_option
@@ -131,14 +136,15 @@ async def _work(
     if supervised:
         ignore_interrupts()
         _end_with_parent(stop)
-    number = os.getpid() if worker_id is None else worker_id
     busy = Busy()
     async with _opened(url, token) as store:
         work = asyncio.ensure_future(
             run_agent(
                 loaded,
                 store,
-                worker_id=number,
+                worker_id=os.getpid() if worker_id is None else worker_id,
+                worker_name=_worker_name() if worker_id is None else None,
+                on_stuck=_leave_stuck if supervised else None,
                 max_rollouts=options.max_rollouts,
                 event=stop,
                 hooks=[busy],
@@ -151,10 +157,24 @@ async def _work(
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set() and not supervised:
                 announce(_STOPPING if busy.now else "Stopping.")
-            await _finish(work, busy)
+            given_up = await _finish(work, busy)
         finally:
             stopped.cancel()
-    return stop.exit_code()
+    if given_up:
+        logger.warning("%d agent(s) did not end in time and were left behind in their threads.", given_up)
+    return WORN_OUT if given_up and supervised and not stop.is_set() else stop.exit_code()
+
+
+def _worker_name() -> str:
+    """Host, process and a random part: process ids repeat among containers, and host names among machines."""
+    host = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:LONGEST_HOST]
+    return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+def _leave_stuck(prefix: str) -> None:
+    """End this process at once, in the middle of an agent that lets nothing else run; the crew starts another."""
+    logger.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
+    os._exit(WORN_OUT)
 
 
 @asynccontextmanager
@@ -197,8 +217,11 @@ class Busy(Hook):
         self._running.discard((rollout.rollout_id, rollout.attempt.attempt_id))
 
 
-async def _finish(work: asyncio.Future[None], busy: Busy) -> None:
-    """Wait for the runner to end. One that is asked to and only waits, perhaps for a store that is away, is cancelled."""
+async def _finish(work: asyncio.Future[int], busy: Busy) -> int:
+    """Wait for the runner to end; how many agents it gave up.
+
+    One that is asked to end and only waits, perhaps for a store that is away, is cancelled.
+    """
     while True:
         # Twice: a rollout may have been claimed just before its hook is called.
         was_busy = busy.now
@@ -210,7 +233,7 @@ async def _finish(work: asyncio.Future[None], busy: Busy) -> None:
             try:
                 await work
             except asyncio.CancelledError:
-                return
+                return 0
 
 
 def _end_with_parent(stop: StopFlag) -> None:
@@ -282,7 +305,8 @@ class Crew:
             return False
         if code in (HOPELESS, 2):
             return True
-        short = now - member.started < SHORT_LIFE_SECONDS
+        # A worn-out process did what it could: it is replaced at once, however young.
+        short = now - member.started < SHORT_LIFE_SECONDS and code != WORN_OUT
         member.pause_seconds = min(max(2 * member.pause_seconds, 1.0), LONGEST_PAUSE_SECONDS) if short else 0.0
         member.not_before = now + member.pause_seconds
         after = f" in {member.pause_seconds:g} s" if member.pause_seconds else ""

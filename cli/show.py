@@ -15,6 +15,7 @@ from ..projections.blobs import Blobs
 from ..projections.history import History, Step, find_rollout, history_of
 from ..projections.span_book import SpanBook
 from .conversation import as_text, exchange
+from .ending import ending_lines, ending_of
 from .reading import DEFAULT_LOG, open_reading
 from .records import Decoder
 from .span_tree import lines_of
@@ -46,6 +47,8 @@ def show(name: str, url: str, full: bool, as_json: bool) -> None:
     _print_events(found)
     _print_spans(spans, found)
     _print_talk(found, full)
+    for attempt in found["attempts"]:
+        click.echo("".join(f"{line}\n" for line in ending_lines(attempt, full)), nl=False)
 
 
 def _gather(log: Log, history: History, spans: list[Span]) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def _attempt(attempt: Attempt, history: History, spans: list[Span], decoder: Dec
         "reward": find_final_reward(own),
         "refused": [_remark(step) for step in mine if step.reason and not step.duplicate and _is_result(step)],
         "late": [_remark(step) for step in mine if any(fact.type == LATE for fact in step.facts)],
+        **ending_of(own, decoder.payload(attempt.metadata)),
     }
 
 

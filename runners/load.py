@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from ..core.contract import LightningStore
@@ -47,10 +47,13 @@ async def run_agent(
     heartbeat_interval: float = 2.0,
     slots: int = 1,
     group: str = "runners",
-) -> None:
+    worker_name: str | None = None,
+    on_stuck: Callable[[str], None] | None = None,
+) -> int:
     """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done.
 
-    ``slots`` and ``group`` as in :class:`LitAgentRunner`.
+    Returns how many agents did not end in time and were left behind. ``slots``, ``group``, ``worker_name`` and
+    ``on_stuck`` as in :class:`LitAgentRunner`.
     """
     runner = LitAgentRunner[Any](
         tracer=tracer or AgentOpsTracer(),
@@ -58,6 +61,9 @@ async def run_agent(
         heartbeat_interval=heartbeat_interval,
         slots=slots,
         group=group,
+        worker_name=worker_name,
+        on_stuck=on_stuck,
     )
     with runner.run_context(agent=agent, store=store, hooks=hooks, worker_id=worker_id):
         await runner.iter(event=event)
+    return runner.given_up

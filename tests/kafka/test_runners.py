@@ -179,7 +179,7 @@ def test_a_killed_runner_is_replaced_in_time_and_a_frozen_one_changes_nothing(ka
             await until(lambda rollout_id=rollout_id: attempts_of(watch, rollout_id))
             await asyncio.sleep(0.5)
             first = attempts_of(watch, rollout_id)[0]
-            victim = next(one for one in crew.processes if first.worker == f"Worker-{one.pid}")
+            victim = next(one for one in crew.processes if f"-{one.pid}-" in first.worker)
             victim.send_signal(how)
             ended = time.time()
             await done(store, [rollout_id])
