@@ -6,6 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from ..core.semconv import (
@@ -81,12 +82,18 @@ def get_reward_value(span: Any) -> float | None:
     for key in _AGENTOPS_OUTPUTS:
         output = _mapping(attributes.get(key))
         if output is not None and output.get("type") == "reward":
-            _log.warning("Reading a reward from %s is deprecated; use emit_reward.", key)
+            _say_deprecated(key)
             return _number(output.get("value"))
     if span.name in (AGL_REWARD, AGL_ANNOTATION) and "reward" in attributes:
-        _log.warning("Reading a reward from the attribute 'reward' is deprecated; use emit_reward.")
+        _say_deprecated("reward")
         return _number(attributes["reward"])
     return None
+
+
+@cache
+def _say_deprecated(key: str) -> None:
+    """Once in a process: an old trace has such spans by the hundred."""
+    _log.warning("Reading a reward from the attribute %r is deprecated; use emit_reward.", key)
 
 
 def _number(value: Any) -> float | None:

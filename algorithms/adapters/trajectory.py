@@ -219,14 +219,13 @@ def _matched(
     found: dict[str, list[float]] = {}
     waiting: list[_Moment] = []
     started: list[_Moment] = []
-    unmatched: _Moment | None = None
-    value: float | None = None
+    # The last reward, if no call was free for it, and how many calls had started by then.
+    final: tuple[float, float, int] | None = None
     for moment in ordered:
         reward = facts.reward_of(moment.node.span, odd)
         if reward is not None:
-            value = reward
             place = _latest(waiting, moment.start)
-            unmatched = moment if place is None else None
+            final = (moment.start, reward, len(started)) if place is None else None
             if place is None:
                 odd["reward without a model call of its own"] += 1
             else:
@@ -234,11 +233,13 @@ def _matched(
         if id(moment.node) in calls:
             waiting.append(moment)
             started.append(moment)
-    if final_counts and unmatched is not None and value is not None:
-        place = _latest(started, unmatched.start)
+    if final_counts and final is not None:
+        start, reward, number = final
+        place = _latest(started[:number], start)
         if place is not None:
             odd["reward without a model call of its own"] -= 1
-            found[started[place].node.id].append(value)
+            # It has one: otherwise it would have been free.
+            found[started[place].node.id].append(reward)
     return found
 
 
