@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from .loop import LoopThread
 from .membership import KafkaMember
 from .mirror import Mirror, MirrorTable
 from .reading import Ends, OnEnd, PartitionReader
+from .scratch import Scratch
 from .tail import Tail, stop_quietly
 from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, identify, survey, unreachable
 
@@ -64,8 +63,8 @@ class KafkaLog(Log):
         self._producer: Any = None
         self._producer_lock: asyncio.Lock | None = None
         self._loop = LoopThread(f"agl-kafka-{self.address.prefix}")
-        self._temporary = None if self.address.state else tempfile.mkdtemp(prefix="agl-kafka-")
-        self.state_folder = Path(self.address.state or self._temporary or ".")
+        self._scratch = None if self.address.state else Scratch()
+        self.state_folder = self._scratch.path if self._scratch is not None else Path(self.address.state or ".")
         self.state_folder.mkdir(parents=True, exist_ok=True)
         try:
             self.log_id = self._loop.call(self._insist(), self.address.wait_seconds + OPEN_SECONDS)
@@ -80,8 +79,8 @@ class KafkaLog(Log):
         self._remove_temporary()
 
     def _remove_temporary(self) -> None:
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.remove()
 
     async def _insist(self) -> str:
         """Open, and wait for a broker that is away, saying so once. Raises `StorageError` when it does not come."""
