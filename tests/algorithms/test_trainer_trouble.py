@@ -1,0 +1,206 @@
+"""Bad luck during a fit: Ctrl+C once and twice, killed workers and parents, agents that misbehave, a store that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+
+from ..cli.support import running
+from .program import SEARCH, program
+
+SLOW = (
+    SEARCH
+    + """
+@agl.rollout
+async def slow(task, prompt_template):
+    print("begins", task, os.getpid(), flush=True)
+    try:
+        await asyncio.sleep(float(task))
+    except asyncio.CancelledError:
+        print("cancelled", task, flush=True)
+        raise
+    print("ends", task, flush=True)
+    return 1.0
+
+@agl.rollout
+def stuck(task, prompt_template):
+    print("begins", task, os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    agent, tasks, arguments = eval(sys.argv[1]), eval(sys.argv[2]), eval("dict(" + sys.argv[3] + ")")
+    show(agl.Trainer(algorithm=search, **arguments).fit(agent, tasks))
+    print("and on", flush=True)
+"""
+)
+
+
+def left_behind(folder: Path) -> Counter[str]:
+    """Rollouts by status in the default log."""
+    store: Any = agl.open_store(f"sqlite:///{folder}/.agl/log.db")
+    try:
+        return Counter(rollout.status for rollout in asyncio.run(store.query_rollouts()))
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("strategy", ["cs", "shm"])
+def test_ctrl_c_takes_no_more_work_waits_for_what_runs_and_the_next_start_goes_on(
+    tmp_path: Path, strategy: str
+) -> None:
+    with program(SLOW, tmp_path, "slow", "['1.5'] * 4", f"n_runners=2, strategy={strategy!r}") as fit:
+        fit.says("begins", 2)
+        fit.interrupt()
+        result = fit.result()
+        assert result["outcome"] == "interrupted"
+        assert fit.text.count("begins") == 2 and fit.text.count("ends 1.5") == 2
+        said = [line for line in fit.lines if "topp" in line or "Traceback" in line or "nterrupt" in line]
+        assert len(said) == 2 and "no more work is taken" in said[0] and "interrupted" in said[1], fit.text
+        assert fit.lines[-1] == "and on" and fit.group() == []
+    assert left_behind(tmp_path) == {"succeeded": 2, "queuing": 2}
+    with program("", tmp_path, "slow", "['0', '0']", f"n_runners=2, strategy={strategy!r}") as fit:
+        assert fit.result()["outcome"] == "succeeded"
+    assert left_behind(tmp_path) == {"succeeded": 8}
+
+
+@pytest.mark.parametrize("strategy", ["cs", "shm"])
+def test_what_outlives_the_grace_time_is_cancelled_and_recorded_as_failed(tmp_path: Path, strategy: str) -> None:
+    kind = {
+        "cs": "agl.ClientServerExecutionStrategy(n_runners=1, graceful_timeout=1.0)",
+        "shm": "agl.SharedMemoryExecutionStrategy(graceful_delay=1.0)",
+    }[strategy]
+    with program(SLOW, tmp_path, "slow", "['60']", f"strategy={kind}") as fit:
+        fit.says("begins")
+        fit.interrupt()
+        began = time.monotonic()
+        assert fit.result()["outcome"] == "interrupted"
+        assert time.monotonic() - began < 6.0
+        assert "cancelled 60" in fit.text
+    assert left_behind(tmp_path) == {"failed": 1}
+
+
+@pytest.mark.parametrize("agent", ["slow", "stuck"])
+@pytest.mark.parametrize("strategy", ["cs", "shm"])
+def test_a_second_ctrl_c_ends_within_three_seconds(tmp_path: Path, strategy: str, agent: str) -> None:
+    with program(SLOW, tmp_path, agent, "['60', '60']", f"n_runners=2, strategy={strategy!r}") as fit:
+        fit.says("begins", 2)
+        fit.interrupt()
+        fit.says("no more work is taken")
+        fit.interrupt()
+        began = time.monotonic()
+        fit.ends(10)
+        assert time.monotonic() - began < 3.0, fit.text
+        assert fit.text.count("Ending at once") == 1 and "Traceback" not in fit.text
+        assert fit.group() == []
+    with program("", tmp_path, "slow", "['0']", f"n_runners=2, strategy={strategy!r}") as fit:
+        assert fit.result()["outcome"] == "succeeded"
+
+
+def test_a_worker_process_that_dies_is_replaced_and_its_attempt_runs_again(tmp_path: Path) -> None:
+    with program(SLOW, tmp_path, "slow", "['2']", "n_runners=2") as fit:
+        fit.says("begins 2")
+        [pid] = re.findall(r"begins 2 (\d+)", fit.text)
+        os.kill(int(pid), signal.SIGKILL)
+        assert fit.result()["statuses"] == ["succeeded", "succeeded"]
+        assert len([line for line in fit.lines if "another process takes its place" in line]) == 1
+        assert fit.text.count("begins 2") == 3
+
+
+def test_no_worker_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
+    with program(SLOW, tmp_path, "slow", "['60', '60']", "n_runners=2") as fit:
+        fit.says("begins", 2)
+        group = fit.group()
+        assert len(group) >= 3
+        fit.process.kill()
+        end = time.monotonic() + 5
+        while fit.group() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert fit.group() == []
+
+
+def test_agents_that_misbehave_cost_one_attempt_each(tmp_path: Path) -> None:
+    text = (
+        SEARCH
+        + """
+import threading
+@agl.rollout
+def odd(task, prompt_template):
+    if task == "raise":
+        raise ValueError("no")
+    if task == "exit":
+        sys.exit(3)
+    if task == "thread":
+        threading.Thread(target=time.sleep, args=(600,)).start()
+    if task == "type":
+        return {"not": "a reward"}
+    return 1.0
+
+@agl.algo
+async def once(store, train_dataset):
+    await store.add_resources({"prompt": "Please {question}"})
+    rollouts = [await store.enqueue_rollout(task) for task in train_dataset]
+    await store.wait_for_rollouts([one.rollout_id for one in rollouts])
+
+if __name__ == "__main__":
+    show(agl.Trainer(algorithm=once, n_runners=1).fit(odd, ["raise", "exit", "thread", "type", "fine"]))
+"""
+    )
+    with program(text, tmp_path) as fit:
+        result = fit.result()
+        assert result["statuses"] == ["failed", "failed", "succeeded", "failed", "succeeded"]
+        assert result["rewards"] == [None, None, 1.0, None, 1.0]
+        assert fit.group() == []
+
+
+def test_an_agent_that_takes_its_process_along_is_given_up_after_its_retries(tmp_path: Path) -> None:
+    text = (
+        SEARCH
+        + """
+@agl.rollout
+def deadly(task, prompt_template):
+    os._exit(7)
+
+@agl.algo
+async def once(store):
+    await store.add_resources({"prompt": "Please {question}"})
+    rollout = await store.enqueue_rollout("x")
+    while not [one for one in await store.query_attempts(rollout.rollout_id) if one.sequence_id == 2]:
+        await asyncio.sleep(0.1)
+    print("again", flush=True)
+
+if __name__ == "__main__":
+    show(agl.Trainer(algorithm=once, n_runners=1).fit(deadly))
+"""
+    )
+    with program(text, tmp_path) as fit:
+        assert fit.ends() == 0, fit.text
+        assert "again" in fit.text and "exit code 7" in fit.text
+
+
+@pytest.mark.parametrize("strategy", ["cs", "shm"])
+def test_a_store_that_goes_away_costs_the_time_that_it_is_away(tmp_path: Path, strategy: str) -> None:
+    log = ["--log", "sqlite:///./served.db"]
+    with running("store", "--port", "0", *log, cwd=tmp_path) as store:
+        address = re.findall(r"http://\S+", store.wait_for(store.err, "Serving"))[0]
+        port = address.rpartition(":")[2]
+        arguments = f"n_runners=2, strategy={strategy!r}, store={address!r}"
+        with program(SLOW, tmp_path, "slow", "['1'] * 4", arguments) as fit:
+            fit.says("begins", 2)
+            store.process.kill()
+            store.process.wait()
+            time.sleep(4.0)
+            with running("store", "--port", port, *log, cwd=tmp_path) as again:
+                again.wait_for(again.err, "Serving")
+                result = fit.result()
+    assert result["outcome"] == "succeeded" and result["statuses"] == ["succeeded"] * 8
+    assert result["rewards"] == [1.0] * 8
