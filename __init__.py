@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from .algorithms.fit_result import FitResult as FitResult
     from .algorithms.functional import algo as algo
     from .algorithms.legacy_server import AgentLightningServer as AgentLightningServer
+    from .algorithms.replayer import Replayer as Replayer
+    from .algorithms.replayer import ReplayReport as ReplayReport
     from .algorithms.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
     from .algorithms.subscribers import subscriber as subscriber
     from .algorithms.trainer import Trainer as Trainer
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from .core.contract import LightningStoreCapabilities as LightningStoreCapabilities
     from .core.contract import LightningStoreStatistics as LightningStoreStatistics
     from .core.errors import AgentLightningError as AgentLightningError
+    from .core.errors import Departed as Departed
     from .core.errors import InvalidInput as InvalidInput
     from .core.errors import LogCorrupt as LogCorrupt
     from .core.errors import LogError as LogError
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from .core.errors import NotFound as NotFound
     from .core.errors import OptionalDependencyError as OptionalDependencyError
     from .core.errors import PayloadTooLarge as PayloadTooLarge
+    from .core.errors import RecordEnds as RecordEnds
     from .core.errors import Refused as Refused
     from .core.errors import StoreUnreachable as StoreUnreachable
     from .core.errors import Unauthorized as Unauthorized
@@ -160,6 +164,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.fit_result": ("FitResult",),
     "algorithms.functional": ("algo",),
     "algorithms.legacy_server": ("AgentLightningServer",),
+    "algorithms.replayer": ("ReplayReport", "Replayer"),
     "algorithms.shared_memory": ("SharedMemoryExecutionStrategy",),
     "algorithms.subscribers": ("subscriber",),
     "algorithms.trainer": ("Trainer",),
@@ -167,6 +172,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
     "core.errors": (
         "AgentLightningError",
+        "Departed",
         "InvalidInput",
         "LogCorrupt",
         "LogError",
@@ -174,6 +180,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "NotFound",
         "OptionalDependencyError",
         "PayloadTooLarge",
+        "RecordEnds",
         "Refused",
         "StoreUnreachable",
         "Unauthorized",

@@ -273,7 +273,7 @@ class SpanBook:
     def read(self, rollout_id: str) -> list[Span]:
         """All spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O."""
         found = fold_spans(self._read(rollout_id))
-        return [_span(number, added, self._blobs) for number, added in found]
+        return [span_of(number, added, self._blobs) for number, added in found]
 
 
 async def wait_for_all(waits: list[asyncio.Future[None]]) -> None:
@@ -300,7 +300,8 @@ def numbered(span: Span, number: int) -> Span:
     return span if span.sequence_id == number else span.model_copy(update={"sequence_id": number})
 
 
-def _span(number: int, added: SpanAdded, blobs: Blobs) -> Span:
+def span_of(number: int, added: SpanAdded, blobs: Blobs) -> Span:
+    """The span of a record, under the number that its place gave it."""
     body = payload.decode(added.body, blobs.fetch)
     return Span.model_validate(
         {
