@@ -19,7 +19,9 @@ pytest.importorskip("langchain_openai")
 pytest.importorskip("agents")
 
 
-async def run(store: InMemoryLightningStore, stub: Stub, agent: Any, count: int = 1, model: str = "m") -> list[list[Span]]:
+async def run(
+    store: InMemoryLightningStore, stub: Stub, agent: Any, count: int = 1, model: str = "m"
+) -> list[list[Span]]:
     """The spans of each of so many rollouts, run side by side."""
     await store.add_resources({"llm": agl.LLM(endpoint=stub.base_url, model=model, api_key="none")})
     rollouts = [await store.enqueue_rollout(f"Question {number}") for number in range(count)]
@@ -81,7 +83,9 @@ async def test_a_tool_using_graph_is_traced_and_graphs_side_by_side_stay_apart(
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
-async def test_langchain_streams_are_recorded_whole(store: InMemoryLightningStore, stub: Stub, asynchronous: bool) -> None:
+async def test_langchain_streams_are_recorded_whole(
+    store: InMemoryLightningStore, stub: Stub, asynchronous: bool
+) -> None:
     from langchain_openai import ChatOpenAI
 
     def model(llm: agl.LLM) -> Any:
@@ -100,7 +104,9 @@ async def test_langchain_streams_are_recorded_whole(store: InMemoryLightningStor
     assert call.attributes["gen_ai.request.streaming"] is True
 
 
-async def test_an_error_of_the_model_is_on_its_span_and_ends_the_attempt(store: InMemoryLightningStore, stub: Stub) -> None:
+async def test_an_error_of_the_model_is_on_its_span_and_ends_the_attempt(
+    store: InMemoryLightningStore, stub: Stub
+) -> None:
     from langchain_openai import ChatOpenAI
 
     def agent(task: str, llm: agl.LLM) -> None:
