@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -21,19 +22,22 @@ from ..core.contract import LightningStore
 from ..core.errors import InvalidPayload, PayloadTooLarge
 from ..core.ids import uuid7_hex
 from ..core.model import Dataset
+from ..core.resources import validate_resources
 from .recorded import RecordedStore, position_of
 
 logger = logging.getLogger(__name__)
 
 MOST_DATASET_MB = 16
+_SOURCES = frozenset({"train_dataset", "val_dataset", "initial_resources"})
 
 
 @dataclass(frozen=True)
 class RunStart:
     """What a run begins with; JSON-like `parameters`. Sizes are numbers of samples, -1 where nobody knows.
 
-    `train_dataset`, `val_dataset`: recorded with the run, so that its replay needs them from nowhere else. One that cannot
-    be recorded (no JSON-like samples, more than `MOST_DATASET_MB`) is left out, which a line of the log says.
+    `train_dataset`, `val_dataset` and `initial_resources` are recorded with the run, so that its replay needs them from
+    nowhere else. A dataset that cannot be recorded (no JSON-like samples, more than `MOST_DATASET_MB`) is left out, which a
+    line of the log says. `resources_id`: where the run begins with resources that the store has.
     """
 
     name: str = ""
@@ -47,6 +51,7 @@ class RunStart:
     val_size: int = -1
     train_dataset: Dataset[Any] | None = field(default=None, repr=False)
     val_dataset: Dataset[Any] | None = field(default=None, repr=False)
+    initial_resources: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,7 @@ class StoreRecorder:
 
 
 def _fields_of(start: RunStart) -> dict[str, Any]:
-    fields: dict[str, Any] = {
-        name: value for name, value in vars(start).items() if not name.endswith("_dataset")
-    }
+    fields: dict[str, Any] = {name: value for name, value in vars(start).items() if name not in _SOURCES}
     datasets = {
         name: _samples(name, dataset)
         for name, dataset in (("train", start.train_dataset), ("val", start.val_dataset))
@@ -124,7 +127,10 @@ def _fields_of(start: RunStart) -> dict[str, Any]:
     for name, dataset in (("train_size", start.train_dataset), ("val_size", start.val_dataset)):
         if dataset is not None and fields[name] < 0:
             fields[name] = len(dataset)
-    kept = {name: samples for name, samples in datasets.items() if samples is not None}
+    kept: dict[str, Any] = {name: samples for name, samples in datasets.items() if samples is not None}
+    if start.initial_resources is not None:
+        found = validate_resources(start.initial_resources)
+        kept["initial_resources"] = {name: resource.model_dump(mode="json") for name, resource in found.items()}
     return {**fields, "datasets": kept} if kept else fields
 
 

@@ -15,9 +15,20 @@ from typing import Any
 
 from ..core.errors import InvalidInput, NotFound
 from ..core.log import Log
-from ..core.model import AttemptedRollout, EnqueueRolloutRequest, Fact, Rollout, RolloutConfig, RolloutMode, TaskInput
+from ..core.model import (
+    Attempt,
+    AttemptedRollout,
+    EnqueueRolloutRequest,
+    Fact,
+    PaginatedResult,
+    Rollout,
+    RolloutConfig,
+    RolloutMode,
+    TaskInput,
+)
 from ..core.resources import ResourcesUpdate, validate_resources
 from ..core.run_events import digest_of
+from ..core.spans import Span
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
 from ..projections.answers import resources_out
 from ..projections.fact_feed import facts_of
@@ -29,7 +40,8 @@ SETTLE_YIELDS = 20
 """Turns of the event loop without a decision or question after which the algorithm counts as waiting."""
 GRACE_SECONDS = 0.2
 """How long a decision that was recorded before the next outcome may take to be made again."""
-MOST_FRUITLESS_WAITS = 1000
+MOST_FRUITLESS_WAITS = 100
+"""So often an algorithm may ask for outcomes that the record does not have, without deciding anything."""
 SHOWN = 120
 
 
@@ -52,6 +64,7 @@ class ReplayStore(PastStore):
         self._callers: list[asyncio.Task[Any]] = []
         self._activity = 0
         self._fruitless = 0
+        self._asked: set[tuple[int, str]] = set()
         self._lock = threading.Lock()
         self.past.to(recording.run.opened_at + 1)
 
@@ -227,10 +240,45 @@ class ReplayStore(PastStore):
             return max(known), True
         if self.at < horizon:
             return horizon, False
-        self._fruitless += 1
+        self._fruitless = 0 if known else self._fruitless + 1
         if self._fruitless > MOST_FRUITLESS_WAITS:
             raise self.script.over(f"the record ends before {missing[0]} was over", self.end)
         return min(known, default=self.at), False
+
+    # Questions: one that is asked again before anything happened is a poll, and lets the next outcome happen
+
+    async def get_rollout_by_id(self, rollout_id: str) -> AttemptedRollout | Rollout | None:
+        await self._polled(f"rollout {rollout_id}", [rollout_id])
+        return await super().get_rollout_by_id(rollout_id)
+
+    async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
+        await self._polled(f"attempt {rollout_id}", [rollout_id])
+        return await super().get_latest_attempt(rollout_id)
+
+    async def query_attempts(self, rollout_id: str, **conditions: Any) -> PaginatedResult[Attempt]:
+        await self._polled(f"attempts {rollout_id}", [rollout_id])
+        return await super().query_attempts(rollout_id, **conditions)
+
+    async def query_spans(self, rollout_id: str, attempt_id: str | None = None, **conditions: Any) -> PaginatedResult[Span]:
+        await self._polled(f"spans {rollout_id} {attempt_id} {conditions}", [rollout_id])
+        return await super().query_spans(rollout_id, attempt_id, **conditions)
+
+    async def query_rollouts(
+        self, rollout_ids: Sequence[str] | None = None, **conditions: Any
+    ) -> PaginatedResult[Rollout | AttemptedRollout]:
+        asked = conditions.get("rollout_id_in") or rollout_ids
+        await self._polled(f"rollouts {asked} {conditions}", self.recording.rollout_ids if asked is None else list(asked))
+        return await super().query_rollouts(rollout_ids, **conditions)
+
+    async def _polled(self, question: str, rollout_ids: Sequence[str]) -> None:
+        key = (self._activity, question)
+        if key not in self._asked:
+            self._asked = {one for one in self._asked if one[0] == self._activity} | {key}
+            return
+        with self.past.node.lock:
+            missing = [one for one in rollout_ids if self.past.is_finished(one) is False]
+        if missing:
+            await self._reach(self._target(missing, 0.0)[0])
 
     def _completion(self, rollout_id: str) -> int | None:
         """How many records have to be folded so that the rollout is over; None where it never was again."""

@@ -10,11 +10,8 @@ decided then. The first difference ends the replay and is named.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
-import random
-import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Union, cast
 
@@ -22,6 +19,7 @@ from ..core.errors import Departed, InvalidInput, RecordEnds
 from ..core.log import Log
 from ..core.model import Dataset
 from ..core.open_log import open_log
+from ..core.resources import validate_resources
 from ..projections.blobs import Blobs
 from ..projections.past import PastStore
 from ..projections.runs import RunBook, datasets_of, find_run
@@ -30,6 +28,7 @@ from .base import Algorithm
 from .recorded import best_content
 from .replay_store import ReplayStore
 from .script import Recording, recordings
+from .seeding import seeded
 from .subscribers import Subscriber
 
 __all__ = ["ReplayReport", "Replayer"]
@@ -117,24 +116,27 @@ class Replayer:
     async def _play(self, algorithm: Replayed, store: ReplayStore, train: Any, val: Any, adapter: Any) -> None:
         recording = store.recording
         try:
-            with _seeded(recording.run.seed):
+            with seeded(recording.run.seed):
                 if isinstance(algorithm, Subscriber):
                     await self._hand(algorithm, store)
                 else:
                     recorded = await asyncio.to_thread(datasets_of, self.log, recording.run, self._fetch)
                     train = train if train is not None else recorded.get("train")
                     val = val if val is not None else recorded.get("val")
-                    await self._run(algorithm, store, train, val, adapter)
+                    algorithm.set_adapter(adapter if adapter is not None else TracerTraceToTriplet())
+                    await self._run(algorithm, store, train, val, recorded.get("initial_resources"))
         except Exception:
             # The script keeps what stopped it, also where the algorithm made another error of it, or swallowed it.
             if store.script.departed is None and store.script.ended is None:
                 raise
 
-    async def _run(self, algorithm: Algorithm, store: ReplayStore, train: Any, val: Any, adapter: Any) -> None:
+    async def _run(self, algorithm: Algorithm, store: ReplayStore, train: Any, val: Any, initial: Any) -> None:
         run = store.recording.run
+        algorithm.set_best_resources(None)
         algorithm.set_store(store)
-        algorithm.set_adapter(adapter if adapter is not None else TracerTraceToTriplet())
-        if run.resources_id is not None:
+        if initial is not None:
+            algorithm.set_initial_resources(validate_resources(initial))
+        elif run.resources_id is not None:
             first = await store.get_resources_by_id(run.resources_id, run.resources_version)
             if first is not None:
                 algorithm.set_initial_resources(first.resources)
@@ -182,22 +184,3 @@ def _report(recording: Recording, store: ReplayStore, algorithm: Replayed) -> Re
                 position=recording.best.position, expected=f"the best resources {expected}", got=f"{got or 'none'}"
             )
     return ReplayReport(recording.run.run_id, script.made, len(recording.steps), departed, ended)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Generator[None, None, None]:
-    """The generators that a trainer seeds, as they were at the beginning of the run; put back afterwards."""
-    if seed is None:
-        yield
-        return
-    numpy: Any = sys.modules.get("numpy")
-    before = random.getstate(), numpy.random.get_state() if numpy is not None else None
-    random.seed(seed)
-    if numpy is not None:
-        numpy.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        if numpy is not None:
-            numpy.random.set_state(before[1])

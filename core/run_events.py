@@ -26,7 +26,8 @@ MARKS: tuple[bytes, ...] = (OPENED.encode(), CLOSED.encode(), DECIDED.encode())
 class RunOpened(Event, frozen=True, tag=OPENED):
     """A fit began. Sizes are numbers of samples, -1 where they are not known.
 
-    `parameters` and `datasets` (a map of `train` and `val`, so that a replay needs no other source) are user data (payload.py).
+    `parameters` and `datasets` are user data (payload.py); the latter are what a replay needs from nowhere else then: a map
+    of `train`, `val` and `initial_resources`.
     """
 
     run_id: str

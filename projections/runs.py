@@ -174,14 +174,14 @@ class RunBook:
             run.rollout_ids.append(rollout_id)
 
 
-def datasets_of(log: Log, run: Run, fetch: Callable[[payload.Reference], bytes]) -> dict[str, list[Any]]:
-    """The datasets that the run was recorded with, by `train` and `val`; none where they were not. Blocks for the I/O."""
+def datasets_of(log: Log, run: Run, fetch: Callable[[payload.Reference], bytes]) -> dict[str, Any]:
+    """What the run was recorded with, by `train`, `val` and `initial_resources`, as far as it was. Blocks for the I/O."""
     partition, offset = partition_of(run.namespace, log.partitions(CONTROL)), run.opened_offset
     for record in log.read(CONTROL, partition, offset, 1, headers=False):
         said = decode_run(record.value)
         if said is not None and isinstance(said.event, RunOpened):
             found = payload.decode(said.event.datasets, fetch)
-            return cast("dict[str, list[Any]]", found) if isinstance(found, dict) else {}
+            return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     return {}
 
 

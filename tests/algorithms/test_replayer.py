@@ -61,8 +61,12 @@ async def fit(
 ) -> str:
     """A trainer in small: opens a run, runs the algorithm beside a runner, closes the run."""
     recorder = recorder_for(store)
-    run_id = await recorder.opened(RunStart(name=name, seed=seed, train_dataset=TASKS))
+    initial: Any = {"prompt": agl.PromptTemplate(template="Begin: {question}", engine="f-string")}
+    start = RunStart(name=name, seed=seed, train_dataset=TASKS, initial_resources=initial)
+    run_id = await recorder.opened(start)
     algorithm.set_store(recorder.bind(run_id))
+    algorithm.set_initial_resources(initial)
+    algorithm.set_adapter(agl.TracerTraceToTriplet())
     runner = asyncio.ensure_future(Runner(store).work())
     if seed is not None:
         random.seed(seed)
@@ -118,6 +122,22 @@ def shuffled(seed_used: bool = True) -> Any:
     return shuffling
 
 
+def polling() -> Any:
+    """Asks for one rollout again and again, as the tutorials of older releases do."""
+
+    @algo
+    async def poller(*, store: Any, train_dataset: Any, initial_resources: Any) -> None:
+        assert initial_resources["prompt"].template == "Begin: {question}"
+        for task in train_dataset:
+            made = await store.enqueue_rollout(task)
+            while (await store.get_rollout_by_id(made.rollout_id)).status != "succeeded":
+                await asyncio.sleep(0.001)
+            while not len(await store.query_rollouts(status_in=["succeeded"], rollout_id_in=[made.rollout_id])):
+                await asyncio.sleep(0.001)
+
+    return poller
+
+
 def side_by_side() -> Any:
     """Several chains at once: each enqueues its next task when its own last one is over."""
 
@@ -152,6 +172,11 @@ def listening() -> Any:
     return listener
 
 
+def baseline() -> Any:
+    """The one that ships."""
+    return agl.Baseline(n_epochs=2, max_queue_length=2, polling_interval=0.05)
+
+
 @pytest.fixture(params=["sqlite", "http", pytest.param("kafka", marks=pytest.mark.kafka)])
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Any, str]]:
     """(store to fit on, address of its log)."""
@@ -181,8 +206,8 @@ async def replayed(url: str, run: str, algorithm: Any) -> ReplayReport:
 
 @pytest.mark.parametrize(
     "make",
-    [search, lambda: search(timeout=0.002), lambda: search(timeout=0), side_by_side, listening],
-    ids=["waits", "short waits", "polls", "chains", "facts"],
+    [search, lambda: search(timeout=0.002), lambda: search(timeout=0), polling, side_by_side, listening, baseline],
+    ids=["waits", "short waits", "no wait", "polls", "chains", "facts", "baseline"],
 )
 async def test_the_same_algorithm_makes_the_same_decisions(place: tuple[Any, str], make: Callable[[], Any]) -> None:
     store, url = place
