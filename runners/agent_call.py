@@ -20,7 +20,7 @@ __all__ = ["CANCEL_SECONDS", "AttemptTimedOut", "GivenUp", "call_agent"]
 
 CANCEL_SECONDS = 5.0
 """How long a cancelled agent may take to end, and a cancelled attempt to tell the store."""
-STUCK_SECONDS = 10.0
+STUCK_SECONDS = 5.0
 """How long after its time limit an attempt may still hold the event loop before that is said, or ends the process."""
 _CHECK_SECONDS = 1.0
 
