@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import uuid
@@ -28,6 +29,7 @@ from ..runners.tracer import Tracer
 from .adapters.triplets import TracerTraceToTriplet
 from .carrying import carried
 from .execution import Interrupts
+from .worker_process import UNGUARDED
 
 __all__ = ["fit_v0"]
 
@@ -35,6 +37,7 @@ _log = logging.getLogger("agentlightning.trainer")
 
 GRACE_SECONDS = 10.0
 """How long a worker may go on with its task once Ctrl+C was pressed."""
+LOOK_SECONDS = 0.25
 HASTY_SECONDS = 5.0
 """A worker that dies sooner after its start has not worked; so many of them in a row, and no more are started."""
 HASTY_DEATHS = 5
@@ -53,14 +56,15 @@ def fit_v0(
 ) -> None:
     """Run `agent` on the tasks of the server at `backend` until `max_tasks` a worker, or Ctrl+C; returns after both.
 
-    One worker runs in this process, more are processes of their own, started by "spawn". One that dies is replaced, and
+    One worker runs in this process, more are processes of their own, spawned, or forked where the script has no
+    ``if __name__ == "__main__"``. One that dies is replaced, and
     its task is given to another one; AgentLightningError when none of them lives long enough to work. `backend` may be a
     client too, such as a `DevTaskLoader`, of which each worker process has a copy. ValueError for what is no address.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        # A worker process imports the script that started it. Where the script calls fit() without asking for
-        # __name__ == "__main__", as the tutorial's does, that is this call, and the worker's own work comes after it.
-        return
+        # A worker process imports the script that started it, and came here: the script calls fit() without asking for
+        # __name__ == "__main__", as the tutorial's does. Its parent has to start workers in another way.
+        os._exit(UNGUARDED)
     if n_workers < 1:
         raise InvalidInput(f"n_workers is {n_workers}; it takes 1 or more")
     _log.info("Initializing Trainer...")
@@ -160,19 +164,27 @@ def _worker_main(level: int | None, job_carried: bytes, worker_id: int, parent: 
     job: _Job = pickle.loads(job_carried)
     stop = threading.Event()
 
-    def listen() -> None:
-        try:
-            parent.recv_bytes()
-        except (EOFError, OSError) as error:
-            _log.warning("[Worker %d] The trainer is gone (%s).", worker_id, type(error).__name__)
-            threading.Timer(GRACE_SECONDS, os._exit, [1]).start()
-        stop.set()
-
-    threading.Thread(target=listen, name="agl-parent", daemon=True).start()
+    threading.Thread(target=_listen, args=(parent, stop, worker_id, os.getppid()), name="agl-parent", daemon=True).start()
     _log.info("[Worker %d] Setting up trainer environment...", worker_id)
     kind = "Async" if job.agent.is_async() else "Sync"
     _log.info("[Worker %d] %s worker process started.", worker_id, kind)
     _work(job, worker_id, stop, lambda: _tell(parent))
+
+
+def _listen(parent: Connection, stop: threading.Event, worker_id: int, parent_pid: int) -> None:
+    """Stop when the parent says so; where it is gone, end soon."""
+    try:
+        # A forked process holds the other end too, and so sees no end of the file.
+        while not parent.poll(LOOK_SECONDS):
+            if os.getppid() != parent_pid:
+                raise EOFError("another parent")
+        parent.recv_bytes()
+    except (EOFError, OSError) as error:
+        _log.warning("[Worker %d] The trainer is gone (%s).", worker_id, type(error).__name__)
+        stop.set()
+        time.sleep(GRACE_SECONDS)
+        os._exit(1)
+    stop.set()
 
 
 def _tell(parent: Connection) -> None:
@@ -204,17 +216,17 @@ class _Crew:
         self._members: list[_Member] = []
         self._stopping_since: float | None = None
         self._hurried = False
+        self._context: Any = multiprocessing.get_context("spawn")
 
     def run(self) -> None:
         """Until every worker is done."""
-        context = multiprocessing.get_context("spawn")
         with Interrupts(self._stop, self._hurry, GRACE_SECONDS):
             try:
                 for worker_id in range(self._count):
                     _log.info("Starting worker process %d...", worker_id)
-                    self._members.append(self._started(context, worker_id, self._job.max_tasks))
+                    self._members.append(self._started(worker_id, self._job.max_tasks))
                 while self._members:
-                    self._turn(context)
+                    self._turn()
             finally:
                 self._kill()
         if self._stopping_since is None:
@@ -231,10 +243,10 @@ class _Crew:
     def _hurry(self) -> None:
         self._hurried = True
 
-    def _started(self, context: Any, worker_id: int, left: int | None) -> _Member:
-        ours, theirs = context.Pipe(duplex=True)
+    def _started(self, worker_id: int, left: int | None) -> _Member:
+        ours, theirs = self._context.Pipe(duplex=True)
         job = self._job if left is None else replace(self._job, max_tasks=left)
-        process = context.Process(
+        process = self._context.Process(
             target=_worker_main,
             args=(_level(), carried(job), worker_id, theirs),
             name=f"AgentLightning-Worker-{worker_id}",
@@ -245,7 +257,7 @@ class _Crew:
         theirs.close()
         return _Member(worker_id, process, ours, time.monotonic(), left)
 
-    def _turn(self, context: Any) -> None:
+    def _turn(self) -> None:
         """Wait for news of the workers: tasks done, processes ended."""
         waited: list[Any] = [member.process.sentinel for member in self._members]
         waited += [member.pipe for member in self._members if not member.pipe.closed]
@@ -255,7 +267,7 @@ class _Crew:
                 self._count_done(member)
         for member in list(self._members):
             if not member.process.is_alive():
-                self._ended(context, member)
+                self._ended(member)
         since = self._stopping_since
         if since is not None and (self._hurried or time.monotonic() - since > GRACE_SECONDS):
             self._kill()
@@ -270,13 +282,17 @@ class _Crew:
         except (EOFError, OSError):
             member.pipe.close()  # the process ended; its sentinel says so too
 
-    def _ended(self, context: Any, member: _Member) -> None:
+    def _ended(self, member: _Member) -> None:
         process = member.process
         process.join()
         self._count_done(member) if not member.pipe.closed else None
         member.pipe.close()
         self._members.remove(member)
         code = process.exitcode
+        if code == UNGUARDED and self._stopping_since is None:
+            self._fork_from_now_on()
+            self._members.append(self._started(member.worker_id, member.left))
+            return
         _log.info("Worker process %d (%s) joined with exit code %s.", member.worker_id, process.name, code)
         if code == 0:
             return
@@ -293,9 +309,19 @@ class _Crew:
                 f"the last time with exit code {code}; no other one is started."
             )
         _log.warning("Starting worker process %d again...", member.worker_id)
-        successor = self._started(context, member.worker_id, member.left)
+        successor = self._started(member.worker_id, member.left)
         successor.hasty = hasty
         self._members.append(successor)
+
+    def _fork_from_now_on(self) -> None:
+        if self._context.get_start_method() == "fork":
+            return
+        why = "fit() is called outside `if __name__ == '__main__':`"
+        # On macOS the system's own libraries do not survive it.
+        if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
+            raise InvalidInput(f"{why}, so no worker process can be started: put the call under that line")
+        _log.info("%s, so the worker processes are forked.", why)
+        self._context = multiprocessing.get_context("fork")
 
     def _kill(self) -> None:
         """End what still runs. The server gives its tasks to others when it misses the heartbeats."""
