@@ -58,7 +58,7 @@ class Trainer:
         llm_proxy: a proxy of models, handed to the algorithm.
         hooks: a hook, or several, called around every rollout.
         rollout_config: timeouts and retries of the rollouts that the algorithm enqueues without saying so itself.
-        seed: kept with the run in the log, for whoever runs it again.
+        seed: of ``random`` (and numpy's, where it is loaded) while the algorithm runs; kept with the run, for its replay.
         name: of the run in the log.
         dev, n_workers, max_tasks, triplet_exporter: older names of ``dev()``, ``n_runners``, ``max_rollouts`` and
             ``adapter``.
@@ -289,6 +289,7 @@ class Trainer:
             val_size=_size(val_dataset),
             train_dataset=train_dataset,
             val_dataset=val_dataset,
+            initial_resources=self.initial_resources,
         )
 
 
