@@ -1,11 +1,11 @@
-"""A server that speaks enough of OpenAI's API for agents under test: it answers at once and always the same."""
+"""A server that speaks enough of OpenAI's API for agents under test: it answers at once, and the same unless told how."""
 
 from __future__ import annotations
 
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,6 +15,8 @@ USAGE = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
 PROMPT_TOKENS = [1, 2, 3]
 TOKENS = [10, 11, 12, 13, 14, 15, 16, 17]
 """Given by models whose name ends in `-tokens`: one for each word of the answer."""
+Answer = Callable[[dict[str, Any]], "str | dict[str, Any]"]
+"""What to say to the body of a request: a text, or a whole message (chat only)."""
 TOOL_CALL = {
     "id": "call_1",
     "type": "function",
@@ -36,6 +38,9 @@ class _Handler(BaseHTTPRequestHandler):
         if model == "broken":
             return self._json({"error": {"message": "The model is broken", "type": "invalid_request_error"}}, 400)
         kind = self.path.rsplit("/", 1)[-1]
+        answer: Answer | None = self.server.answer  # type: ignore[attr-defined]
+        if answer is not None:
+            return self._json((_chat if "chat" in self.path else _text)(body, answer(body)))
         if self.path.endswith("/chat/completions"):
             return self._stream(_chat_chunks(body)) if body.get("stream") else self._json(_chat(body))
         if kind == "completions":
@@ -65,13 +70,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
 
-def _chat(body: dict[str, Any]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": ANSWER}
-    reason = "stop"
+def _chat(body: dict[str, Any], said: str | dict[str, Any] = ANSWER) -> dict[str, Any]:
+    message: dict[str, Any] = said if isinstance(said, dict) else {"role": "assistant", "content": said}
     answered = any(message.get("role") == "tool" for message in body.get("messages", []))
-    if body.get("tools") and not answered:
+    if said is ANSWER and body.get("tools") and not answered:
         message = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
-        reason = "tool_calls"
+    reason = "tool_calls" if message.get("tool_calls") else "stop"
     choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
     extra: dict[str, Any] = {}
     if _gives_tokens(body):
@@ -108,8 +112,8 @@ def _chat_chunks(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**head, "choices": [], "usage": USAGE}
 
 
-def _text(body: dict[str, Any]) -> dict[str, Any]:
-    choice = {"index": 0, "text": " positive", "finish_reason": "stop", "logprobs": None}
+def _text(body: dict[str, Any], said: str | dict[str, Any] = " positive") -> dict[str, Any]:
+    choice = {"index": 0, "text": said, "finish_reason": "stop", "logprobs": None}
     return {**_head(body, "text_completion"), "choices": [choice], "usage": USAGE}
 
 
@@ -162,11 +166,12 @@ class Stub:
 
 
 @contextmanager
-def openai_stub(port: int = 0) -> Iterator[Stub]:
-    """Serve on a free port of the loopback address until the block ends."""
+def openai_stub(port: int = 0, answer: Answer | None = None) -> Iterator[Stub]:
+    """Serve on a free port of the loopback address until the block ends; ``answer`` says what, without streaming."""
     server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
     server.daemon_threads = True
     server.requests = []  # type: ignore[attr-defined]
+    server.answer = answer  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
