@@ -164,15 +164,11 @@ class AgentLightningClient:
         """As :meth:`post_rollout`."""
         return await asyncio.to_thread(self.post_rollout, rollout)
 
-    # Signs of life: routes of today, which servers of the first generation do not have
+    # Signs of life: routes that servers of the first generation do not have
 
     def beat(self, running: Sequence[tuple[str, str]]) -> bool:
         """Say that this worker lives and what it runs, (rollout id, attempt id); False where nobody took it."""
-        if self._worker is None:
-            return False
-        name, life = self._worker
-        body = json.dumps({"incarnation": life, "attempts": list(running)}).encode()
-        return self._request("POST", f"/v1/agl/workers/{urllib.parse.quote(name, safe='')}", body) is not None
+        return self._worker is not None and self._request("POST", "/heartbeat", json.dumps(list(running)).encode()) is not None
 
     def give_back(self, rollout_id: str, attempt_id: str) -> bool:
         """Put a task that will not be finished here back into the queue; False where it could not be."""

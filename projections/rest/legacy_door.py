@@ -43,6 +43,7 @@ class LegacyDoor:
                 Route("/resources/latest", self._guarded(self._latest), methods=["GET"]),
                 Route("/resources/{resources_id}", self._guarded(self._resources), methods=["GET"]),
                 Route("/rollout", self._guarded(self._rollout), methods=["POST"]),
+                Route("/heartbeat", self._guarded(self._heartbeat), methods=["POST"]),
             ]
         )
 
@@ -101,6 +102,14 @@ class LegacyDoor:
         wanted = str(request.path_params["resources_id"])
         return _found(await self._store.get_resources_by_id(wanted), f"Resource ID '{wanted}' not found.")
 
+    async def _heartbeat(self, request: Request) -> Response:
+        """Ours: a worker says that it lives, and what it runs. No access line: every worker asks every two seconds."""
+        worker = {"worker_id": request.headers.get(WORKER_HEADER), "incarnation": request.headers.get(LIFE_HEADER)}
+        body = await read_body(request.scope, request.receive, self.door.body_limit)
+        args = {**worker, "attempts": wire.as_list(wire.from_json(body))}
+        await self.door.calls.run(METHODS["update_worker"], args, None)
+        return Response(wire.to_json({"status": "ok"}), media_type="application/json")
+
     async def _rollout(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self.door.body_limit)
         posted = RolloutLegacy.model_validate_json(body)
@@ -113,7 +122,7 @@ class LegacyDoor:
 
 
 def _is_legacy(path: str) -> bool:
-    return path in ("/task", "/rollout") or path.startswith("/resources/")
+    return path in ("/task", "/rollout", "/heartbeat") or path.startswith("/resources/")
 
 
 def _task_of(claimed: AttemptedRollout) -> Task:

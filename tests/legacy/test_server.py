@@ -13,12 +13,15 @@ from typing import Any
 
 import pytest
 
+import agentlightning as agl
 from agentlightning.algorithms.legacy_server import AgentLightningServer
 from agentlightning.core.errors import InvalidInput, UnsafeBind
 from agentlightning.core.model import RolloutLegacy, Triplet
 from agentlightning.core.resources import PromptTemplate
+from agentlightning.projections.memory_store import InMemoryLightningStore
 from agentlightning.projections.rest.client import LightningStoreClient
 from agentlightning.projections.rest.legacy_client import AgentLightningClient
+from agentlightning.projections.settings import StoreSettings
 
 PROMPT = {"system_prompt": PromptTemplate(template="You are {who}.", engine="f-string")}
 OTEL_SPAN: dict[str, Any] = {
@@ -169,13 +172,44 @@ async def test_a_server_goes_on_with_its_log(tmp_path: Path) -> None:
         await again.stop()
 
 
-async def test_a_silent_worker_loses_its_task_and_a_beating_one_keeps_it(server: AgentLightningServer) -> None:
+async def test_a_silent_worker_loses_its_task_and_a_beating_one_keeps_it() -> None:
+    settings = StoreSettings(worker_lost_seconds=1.0, claim_confirm_seconds=1.0)
+    with InMemoryLightningStore(thread_safe=True, settings=settings) as store:
+        server = AgentLightningServer(port=0, store=store)
+        await server.start()
+        try:
+            beating, silent = client_of(server), client_of(server)
+            beating.as_worker("Worker-0-test")
+            silent.as_worker("Worker-1-test")
+            kept, lost = [await server.queue_task(name) for name in ("kept", "lost")]
+            for client in (beating, silent):
+                task = await client.poll_next_task_async()
+                assert task is not None
+                running = [(task.rollout_id, task.metadata["agentlightning.attempt_id"])]
+                assert await asyncio.to_thread(client.beat, running)
+            running = [(kept, (await attempt_of(server, kept)).attempt_id)]
+            for _ in range(10):
+                await asyncio.sleep(0.3)
+                await asyncio.to_thread(beating.beat, running)
+            assert (await attempt_of(server, kept)).status in ("preparing", "running")
+            assert (await attempt_of(server, lost)).status == "unresponsive"
+            task = await client_of(server).poll_next_task_async()
+            assert task is not None and task.rollout_id == lost and task.num_claims == 2
+        finally:
+            await server.stop()
+
+
+async def attempt_of(server: AgentLightningServer, rollout_id: str) -> agl.Attempt:
+    attempt = await server.store.get_latest_attempt(rollout_id)
+    assert attempt is not None
+    return attempt
+
+
+async def test_the_task_of_a_dead_worker_is_given_back_at_once(server: AgentLightningServer) -> None:
     client = client_of(server)
     client.as_worker("Worker-0-test")
     rollout_id = await server.queue_task("x")
     assert await client.poll_next_task_async() is not None
-    worker = await server.store.get_worker_by_id("Worker-0-test")
-    assert worker is not None and worker.current_rollout_id == rollout_id
     # What a crew does for a worker whose process it saw end.
     assert await asyncio.to_thread(client_of(server).give_back_of, "Worker-0-test") == rollout_id
     task = await client_of(server).poll_next_task_async()
