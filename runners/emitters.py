@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, cast
 
 from ..core.errors import InvalidInput
@@ -132,8 +133,9 @@ def emit_reward(
 ) -> SpanCoreFields:
     """Record a reward, or several dimensions of one; ``primary_key`` names the one that counts.
 
-    TypeError for a scalar that is no number; ValueError for a dict without ``primary_key`` or
-    with a value that is no number. NaN is a number.
+    A number is whatever Python counts as real: int, bool, float, a Fraction, numpy's numbers.
+    TypeError for a scalar that is none; ValueError for a dict without ``primary_key`` or with a
+    value that is none, and for a number larger than any float. NaN is a number.
     """
     return emit_annotation({**reward_attributes(reward, primary_key), **(attributes or {})}, propagate)
 
@@ -142,8 +144,8 @@ def reward_attributes(reward: Any, primary_key: str | None = None) -> Attributes
     """The attributes of a reward span: ``agentlightning.reward.<i>.name`` and ``.value``, primary first."""
     if isinstance(reward, Mapping):
         dimensions = _dimensions(cast(Mapping[str, Any], reward), primary_key)
-    elif isinstance(reward, (int, float)):
-        dimensions = {"primary": float(reward)}
+    elif isinstance(reward, Real):
+        dimensions = {"primary": _float(reward)}
     else:
         raise TypeError(f"A reward must be a number or a mapping of numbers, not {type(reward).__name__}")
     fields: Attributes = {}
@@ -158,9 +160,16 @@ def _dimensions(reward: Mapping[str, Any], primary_key: str | None) -> dict[str,
     if primary_key is None:
         raise InvalidInput("primary_key is required for a reward of several dimensions")
     if primary_key not in reward:
-        raise InvalidInput(f"primary_key {primary_key!r} is no dimension of the reward: {sorted(reward)}")
+        raise InvalidInput(f"primary_key {primary_key!r} is no dimension of the reward: {list(reward)}")
     for key, value in reward.items():
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, Real):
             raise InvalidInput(f"Reward value must be a number, got: {value!r} for key {key}")
-    first = {primary_key: float(reward[primary_key])}
-    return {**first, **{key: float(value) for key, value in reward.items() if key != primary_key}}
+    first = {primary_key: _float(reward[primary_key])}
+    return {**first, **{key: _float(value) for key, value in reward.items() if key != primary_key}}
+
+
+def _float(number: Real) -> float:
+    try:
+        return float(number)
+    except OverflowError:
+        raise InvalidInput("The reward is larger than any float") from None

@@ -7,6 +7,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, TypeVar, cast
 
 from ..core.semconv import AGL_REWARD
@@ -49,10 +50,10 @@ def reward(fn: F) -> F:
 
 def _record(fn: Callable[..., Any], result: Any) -> Any:
     name = getattr(fn, "__name__", type(fn).__name__)
-    if not isinstance(result, (int, float)):
+    if not isinstance(result, Real):
         _log.warning("%s returned %s, which is no reward; none is recorded.", name, type(result).__name__)
     elif get_active_tracer() is None:
         _log.warning("%s was called outside of a trace; its reward is not recorded.", name)
     else:
-        emit_reward(float(result))
+        emit_reward(cast(float, result))
     return result

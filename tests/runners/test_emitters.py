@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -21,7 +22,8 @@ def emitted(attributes: dict[str, Any], name: str = "agentlightning.annotation")
 
 
 def test_a_scalar_reward_is_read_back() -> None:
-    for value in (0.75, 1, True):
+    values: tuple[Any, ...] = (0.75, 1, True, Fraction(1, 4))
+    for value in values:
         span = agl.emit_reward(value, propagate=False)
         assert span.attributes == {
             "agentlightning.reward.0.name": "primary",
@@ -45,6 +47,8 @@ def test_the_primary_dimension_comes_first() -> None:
         ({"a": 1}, None, ValueError),
         ({"a": 1}, "b", ValueError),
         ({"a": "1"}, "a", ValueError),
+        ({"a": 1, 2: 3}, "b", ValueError),
+        (10**400, None, ValueError),
     ],
 )
 def test_what_is_no_reward_is_refused(reward: Any, key: str | None, error: type[Exception]) -> None:
