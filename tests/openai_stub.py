@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -128,7 +129,8 @@ def _response(body: dict[str, Any]) -> dict[str, Any]:
     message = {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": [text]}
     details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
     return {
-        "id": "resp_1",
+        # New for each: the instrumentation takes answers of one id for parts of one.
+        "id": f"resp_{uuid.uuid4().hex}",
         "object": "response",
         "created_at": 1700000000,
         "status": "completed",
