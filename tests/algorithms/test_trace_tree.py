@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
@@ -90,6 +92,7 @@ def test_equal_spans_and_spans_without_times_stay_where_they_are() -> None:
     assert names(tree) == before
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=12), st.integers(0, 8), st.integers(0, 8))
 def test_the_tightest_enclosing_interval_is_found(pairs: list[tuple[int, int]], low: int, high: int) -> None:
     intervals = [Interval(start, start + length, number) for number, (start, length) in enumerate(pairs)]
@@ -117,6 +120,7 @@ def traces(draw: st.DrawFn) -> list[Span]:
     ]
 
 
+@settings(deadline=None)
 @given(traces())
 def test_every_span_has_exactly_one_place_before_and_after_a_repair(spans: list[Span]) -> None:
     tree = TraceTree.from_spans(spans)
@@ -151,3 +155,30 @@ def test_ten_thousand_calls_take_seconds(around: list[Span]) -> None:
     assert time.process_time() - began < 20
     same = [call(str(i), 1, 2) for i in range(5000)]
     assert len(agl.TracerTraceToTriplet()([*around, *same])) == 5000
+
+
+def test_a_trace_is_drawn_with_graphviz(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    class Digraph:
+        def node(self, id: str, name: str, **style: str) -> None:
+            drawn.append((name, style))
+
+        def edge(self, above: str, below: str) -> None:
+            drawn.append("edge")
+
+        def render(self, filename: str, **options: Any) -> None:
+            drawn.append((filename, options["format"]))
+
+    monkeypatch.setitem(sys.modules, "graphviz", SimpleNamespace(Digraph=Digraph))
+    root = span("root", 0, 9)
+    tree = agl.TracerTraceToTriplet().visualize([root, call("a", 1, 2, parent=root)], "trace", "openai")
+    assert isinstance(tree, TraceTree) and tree.span is root
+    filled = {"style": "filled"}
+    assert drawn == [("root", {}), "edge", ("openai.chat.completion", filled), ("trace", "png")]
+
+
+def test_drawing_without_graphviz_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "graphviz", None)
+    with pytest.raises(agl.OptionalDependencyError, match="pip install graphviz"):
+        agl.TracerTraceToTriplet().visualize([span("root", 0, 9)])

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
@@ -32,17 +32,21 @@ KEYS = st.text("ab", min_size=1, max_size=2)
 LEAVES = st.one_of(st.text(max_size=3), st.integers(), st.booleans())
 NESTED = st.recursive(
     LEAVES,
-    lambda inner: (
-        st.dictionaries(KEYS, inner, min_size=1) | st.lists(st.dictionaries(KEYS, inner, min_size=1), min_size=1)
+    lambda inner: st.one_of(
+        st.dictionaries(KEYS, inner, min_size=1, max_size=3),
+        st.lists(st.dictionaries(KEYS, inner, min_size=1, max_size=2), min_size=1, max_size=2),
     ),
+    max_leaves=8,
 )
 
 
-@given(st.dictionaries(KEYS, NESTED))
+@settings(deadline=None)
+@given(st.dictionaries(KEYS, NESTED, max_size=3))
 def test_nested_values_come_back(nested: dict[str, Any]) -> None:
     assert unflatten_attributes(flatten_attributes(nested, expand_leaf_lists=True)) == nested
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text("a0.", max_size=12), st.integers()))
 def test_no_set_of_keys_makes_unflatten_fail(flat: dict[str, int]) -> None:
     unflatten_attributes(flat)

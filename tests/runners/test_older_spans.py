@@ -7,7 +7,7 @@ from enum import Enum, IntEnum
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
@@ -50,6 +50,7 @@ def span(attributes: dict[str, Any], name: str = "agentlightning.annotation") ->
     return Span.from_attributes(attributes=attributes, name=name)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(REWARD_KEYS), VALUES), NAMES)
 def test_no_attribute_makes_a_reward_reader_fail(attributes: dict[str, Any], name: str) -> None:
     one = span(attributes, name)
