@@ -19,9 +19,10 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "kafka": ("kafka", "kafka", "Make the topics of a log on Apache Kafka."),
     "lag": ("lag", "lag", "How far the consumer groups of a log on Kafka are behind."),
     "log": ("log", "log", "Look at the log: topics, tail, show, grep, check, copy."),
-    "replay": ("replay", "replay", "Fold a log from its first event: the state then, and its fingerprint."),
+    "ps": ("ps", "ps", "The runs of a log or a store: what was fitted, how far it is, and what it reached."),
+    "replay": ("replay", "replay", "Fold a log to its state then; play a run again, or play it to an algorithm."),
     "runner": ("runner", "runner", "Run an agent on the rollouts of a store."),
-    "show": ("show", "show", "One rollout as a person wants to read it: attempts, events, spans, rewards."),
+    "show": ("show", "show", "One rollout, or one run, as a person wants to read it."),
     "store": ("store", "store", "Serve the store over HTTP on an event log."),
     "subscribe": ("subscribe", "subscribe", "Hand the facts of a store to a Python function, in a process of its own."),
 }

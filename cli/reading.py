@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
@@ -18,7 +19,9 @@ from ..core.topics import TOPICS
 from ..projections.derived import DerivedTopic
 from .records import Decoder, View
 
-DEFAULT_LOG = "sqlite:///./.agl/log.db"
+DEFAULT_FOLDER = ".agl"
+DEFAULT_FILE = f"{DEFAULT_FOLDER}/log.db"
+DEFAULT_LOG = f"sqlite:///./{DEFAULT_FILE}"
 POLL_SECONDS = 0.2
 CHUNK = 2048
 
@@ -33,6 +36,15 @@ def open_reading(url: str) -> Log:
         raise InvalidInput("a log in memory belongs to one process; give the address of a file")
     quieten_clients()
     return open_log(url, readonly=True, environment=os.environ)
+
+
+def logs_here(url: str | None) -> list[str]:
+    """The log that was named; without a name every log in `./.agl/`, the default one first, or where that would be."""
+    if url is not None:
+        return [url]
+    found = sorted(path.as_posix() for path in Path(DEFAULT_FOLDER).glob("*.db"))
+    others = [path for path in found if path != DEFAULT_FILE]
+    return [f"sqlite:///./{path}" for path in ([DEFAULT_FILE] if DEFAULT_FILE in found or not others else []) + others]
 
 
 def quieten_clients() -> None:

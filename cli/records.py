@@ -12,6 +12,7 @@ from ..core import codec, payload
 from ..core.dead import decode_letter
 from ..core.errors import AgentLightningError
 from ..core.log import Log, Record
+from ..core.run_events import decode_run
 from ..core.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
 from ..projections import span_records
 from ..projections.blobs import Blobs
@@ -20,7 +21,9 @@ from ..projections.publisher import Cursor
 from ..projections.snapshots import Manifest
 from .terminal import items, mapping, short
 
-_PAYLOADS = frozenset({"input", "metadata", "resources", "stats", "body"})
+_PAYLOADS = frozenset(
+    {"input", "metadata", "resources", "stats", "body", "parameters", "datasets", "summary", "content"}
+)
 """Fields of events that hold user data in the form of core/payload.py."""
 _MAX_PAYLOAD_MB = 1e9
 
@@ -111,7 +114,7 @@ class Decoder:
             return f"<{error.message}>"
 
     def _control(self, record: Record, seen: View) -> None:
-        proposal = codec.decode(record.value)
+        proposal = decode_run(record.value) or codec.decode(record.value)
         seen.type = codec.type_of(proposal.event)
         tree: Any = msgspec.to_builtins(proposal, builtin_types=(bytes,))
         seen.body = self._readable(tree)

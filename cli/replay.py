@@ -1,7 +1,8 @@
-"""`agl replay`: the state of a log at a position, folded from its first event, and the fingerprint that proves it."""
+"""`agl replay`: the state of a log at a position, and the fingerprint that proves it; or a run as it happened."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -9,20 +10,69 @@ import click
 from ..core.state import State
 from ..projections.replay import Replayed
 from ..projections.replay import replay as fold_log
+from .finding_runs import log_of_run
 from .reading import DEFAULT_LOG, open_reading
 from .terminal import by_status, counted, echo_json, json_option, printable, when
 
 
 @click.command()
-@click.argument("log", default=DEFAULT_LOG)
+@click.argument("what", metavar="[LOG|RUN]", default=DEFAULT_LOG)
 @click.option("--to", type=click.IntRange(min=0), metavar="POSITION", help="Stop after so many events; all if left out.")
+@click.option("--log", "url", metavar="URL", help="The log that has the run; all logs in ./.agl/ if left out.")
+@click.option("--speed", type=click.FloatRange(min=0, min_open=True), metavar="X", help="Of a run: X times as fast as it was.")
+@click.option("--instant", is_flag=True, help="Of a run: everything at once, as without --speed.")
+@click.option("--algorithm", metavar="MODULE:ALGO", help="Play the run to this algorithm or subscriber, and compare.")
+@click.option("--train-dataset", metavar="MODULE:NAME", help="For --algorithm, where the run was recorded without it.")
+@click.option("--val-dataset", metavar="MODULE:NAME", help="As --train-dataset.")
 @json_option
-def replay(log: str, to: int | None, as_json: bool) -> int:
-    """Fold LOG (an address or a file) from its first event and say what the state is then.
+def replay(
+    what: str,
+    to: int | None,
+    url: str | None,
+    speed: float | None,
+    instant: bool,
+    algorithm: str | None,
+    train_dataset: str | None,
+    val_dataset: str | None,
+    as_json: bool,
+) -> int:
+    """Fold LOG (an address or a file) from its first event and say what the state is then; or replay a RUN.
 
     The position is the number of control events that were folded. It and the fingerprint are those of every store that
     holds the same log. No snapshot is used and nothing is written. Exit code 1 where this release cannot fold on.
+
+    RUN is the id of a run, its beginning, or its name. It is told as it happened: every event of it in order. With
+    --algorithm its record is played to an algorithm, with no runner and no model: recorded completions and spans are what it
+    sees, and its decisions are compared with the recorded ones. Exit code 1 where it departs; the first difference is named.
     """
+    if speed is not None and instant:
+        raise click.UsageError("--speed and --instant exclude each other")
+    if algorithm is None and (train_dataset or val_dataset):
+        raise click.UsageError("datasets are for --algorithm")
+    if not _is_run(what, url, speed is not None or instant or algorithm is not None):
+        return _fold(what, to, as_json)
+    if algorithm is not None and to is not None:
+        raise click.UsageError("--algorithm plays a whole run; --to is for telling one")
+    from .replay_run import play, play_to
+
+    with log_of_run(what, url) as (log, _):
+        if algorithm is not None:
+            return play_to(log, what, algorithm, (train_dataset, val_dataset), as_json)
+        return play(log, what, to, speed, as_json)
+
+
+def _is_run(what: str, url: str | None, asked: bool) -> bool:
+    """A file, a folder's path and an address are logs; ids of runs begin with `run-`, and other words are names of runs."""
+    if "://" in what:
+        if asked:
+            raise click.UsageError("name a RUN; the address of its log goes to --log")
+        return False
+    if what.startswith("run-") or url is not None or asked:
+        return True
+    return not os.path.exists(what) and os.sep not in what and not what.endswith(".db")
+
+
+def _fold(log: str, to: int | None, as_json: bool) -> int:
     with open_reading(log) as source:
         state, met = fold_log(source, to=to)
         report = _report(source.url, source.log_id, state, met)

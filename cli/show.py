@@ -7,17 +7,21 @@ from typing import Any
 import click
 
 from ..core.codec import type_of
+from ..core.errors import NotFound
 from ..core.log import Log
 from ..core.spans import Span
 from ..core.state import Attempt
 from ..projections.answers import seconds
 from ..projections.blobs import Blobs
 from ..projections.history import History, Step, find_rollout, history_of
+from ..projections.runs import RunBook
 from ..projections.span_book import SpanBook
 from .conversation import as_text, exchange
 from .ending import ending_lines, ending_of
-from .reading import DEFAULT_LOG, open_reading
+from .finding_runs import log_of_run
+from .reading import logs_here, open_reading
 from .records import Decoder
+from .show_run import show_run
 from .span_tree import lines_of
 from .terminal import counted, duration, echo_json, json_option, printable, short, status, table, when
 
@@ -27,14 +31,41 @@ _NO_LIMIT_MB = 1e9
 
 @click.command()
 @click.argument("name", metavar="ID")
-@click.option("--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="Address or file of the log.")
-@click.option("--full", is_flag=True, help="Inputs, prompts and answers in full instead of shortened.")
+@click.option("--log", "url", metavar="URL", help="Address or file of the log; all logs in ./.agl/ if left out.")
+@click.option("--full", is_flag=True, help="Inputs, prompts and answers in full instead of shortened, and every line.")
 @json_option
-def show(name: str, url: str, full: bool, as_json: bool) -> None:
-    """One rollout as a person wants to read it.
+def show(name: str, url: str | None, full: bool, as_json: bool) -> None:
+    """One rollout, or one run, as a person wants to read it.
 
-    ID is the id of a rollout, or of one of its attempts; its beginning is enough where no other id begins so.
+    ID is the id of a rollout, of one of its attempts, or of a run; its beginning is enough where no other id begins so. A
+    run is found by its name too.
     """
+    found = _log_of_rollout(name, url)
+    if found is None:
+        with log_of_run(name, url) as (log, address):
+            show_run(log, address, name, full, as_json)
+        return
+    _show_rollout(*found, full, as_json)
+
+
+def _log_of_rollout(name: str, url: str | None) -> tuple[str, str] | None:
+    """(address of the log, id of the rollout), or None where a run is meant. Raises what looking for it raises."""
+    missing: NotFound | None = None
+    for one in logs_here(url) if not name.startswith("run-") else ():
+        with open_reading(one) as log:
+            try:
+                return one, find_rollout(log, name)
+            except NotFound as error:
+                missing = error
+                blobs = Blobs(log, _NO_LIMIT_MB)
+                if any(run.name == name for run in RunBook(log, blobs.fetch).advance().values()):
+                    return None
+    if missing is not None:
+        raise missing
+    return None
+
+
+def _show_rollout(url: str, name: str, full: bool, as_json: bool) -> None:
     with open_reading(url) as log:
         history = history_of(log, find_rollout(log, name))
         spans = SpanBook(log, Blobs(log, _NO_LIMIT_MB)).read(history.rollout.rollout_id)

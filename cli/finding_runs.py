@@ -1,0 +1,142 @@
+"""Runs for the commands: found in a log, in all logs of this folder, or in a store over HTTP, with what they reached."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..core.errors import AgentLightningError, InvalidInput, NotFound
+from ..core.log import Log
+from ..core.vocabulary import FINISHED
+from ..projections.blobs import Blobs
+from ..projections.runs import Run, RunBook, find_run, runs_from
+from .reading import logs_here, open_reading
+
+NO_LIMIT_MB = 1e9
+SIDE_BY_SIDE = 16
+
+
+@dataclass
+class Found:
+    """A run, where it is, the statuses of its rollouts, and their final rewards: rollout -> reward or None for none."""
+
+    run: Run
+    url: str
+    statuses: dict[str, str] = field(default_factory=lambda: dict[str, str]())
+    rewards: dict[str, float | None] = field(default_factory=lambda: dict[str, float | None]())
+
+    @property
+    def state(self) -> str:
+        """`open`, or the word that it was closed with."""
+        return "open" if self.run.closed_at is None else self.run.outcome or "closed"
+
+    @property
+    def mean_reward(self) -> float | None:
+        """Over the finished rollouts that have a reward; None where none has: a missing one is no 0."""
+        known = [one for one in self.rewards.values() if one is not None]
+        return sum(known) / len(known) if known else None
+
+    def summary(self) -> dict[str, Any]:
+        """The row of `agl ps --json`."""
+        run = self.run
+        return {
+            "run_id": run.run_id,
+            "log": self.url,
+            "name": run.name,
+            "algorithm": run.algorithm,
+            "agent": run.agent,
+            "seed": run.seed,
+            "state": self.state,
+            "opened_time": run.opened_time,
+            "closed_time": run.closed_time,
+            "opened_at": run.opened_at,
+            "closed_at": run.closed_at,
+            "rollouts": dict(sorted(Counter(self.statuses.values()).items())),
+            "decisions": len(run.decisions),
+            "rewarded": sum(1 for one in self.rewards.values() if one is not None),
+            "mean_reward": self.mean_reward,
+            "best_resources_id": run.best_resources_id,
+            "best_resources_version": run.best_resources_version,
+        }
+
+
+def runs_at(url: str, token: str | None) -> list[Found]:
+    """Every run of a log or a store, the oldest first. Blocks; raises what opening and reading raise."""
+    if url.startswith(("http://", "https://")):
+        return asyncio.run(_of_store(url, token))
+    with open_reading(url) as log:
+        return runs_in(log, url)
+
+
+def runs_in(log: Log, url: str, only: str | None = None) -> list[Found]:
+    """Every run of a log, or the one that `only` names. Blocks while the log is folded once. Raises `NotFound`."""
+    from ..algorithms.script import recordings
+    from ..projections.span_book import SpanBook
+
+    blobs = Blobs(log, NO_LIMIT_MB)
+    book = RunBook(log, blobs.fetch)
+    wanted = None if only is None else find_run(book.advance(), only).run_id
+    spans = SpanBook(log, blobs)
+    found: list[Found] = []
+    for run_id, recording in recordings(log, book).items():
+        if wanted in (None, run_id):
+            recording.run.rollout_ids = recording.rollout_ids  # those that the log accepted
+            rewards = {one: _reward(spans.read(one)) for one, word in recording.statuses.items() if word in FINISHED}
+            found.append(Found(recording.run, url, recording.statuses, rewards))
+    return found
+
+
+def _reward(spans: Sequence[Any]) -> float | None:
+    from ..runners.readers import find_final_reward
+
+    return find_final_reward(sorted(spans, key=lambda span: span.sequence_id))
+
+
+async def _of_store(url: str, token: str | None) -> list[Found]:
+    from ..projections.rest.client import LightningStoreClient
+
+    client = LightningStoreClient(url, token=token)
+    gate = asyncio.Semaphore(SIDE_BY_SIDE)
+
+    async def reward(rollout_id: str) -> tuple[str, float | None]:
+        async with gate:
+            return rollout_id, _reward(list(await client.query_spans(rollout_id)))
+
+    try:
+        found: list[Found] = []
+        for run in runs_from(await client.query_runs()):
+            statuses: dict[str, str] = {}
+            if run.rollout_ids:
+                page = await client.query_rollouts(rollout_id_in=run.rollout_ids)
+                statuses = {one.rollout_id: str(one.status) for one in page}
+            over = [one for one, word in statuses.items() if word in FINISHED]
+            rewards = dict(await asyncio.gather(*(reward(one) for one in over)))
+            found.append(Found(run, url, statuses, rewards))
+        return found
+    finally:
+        await client.close()
+
+
+@contextmanager
+def log_of_run(name: str, url: str | None) -> Generator[tuple[Log, str], None, None]:
+    """The open log that has the run, and its address. Raises `NotFound`, `InvalidInput` where several logs have one."""
+    having: list[str] = []
+    missing: AgentLightningError | None = None
+    for one in logs_here(url):
+        with open_reading(one) as log:
+            try:
+                find_run(RunBook(log, Blobs(log, NO_LIMIT_MB).fetch).advance(), name)
+            except NotFound as error:
+                missing = error
+            else:
+                having.append(one)
+    if not having:
+        raise missing or NotFound(f"there is no run {name}")
+    if len(having) > 1:
+        raise InvalidInput(f"{name} is a run of {', '.join(having)}; name one with --log")
+    with open_reading(having[0]) as log:
+        yield log, having[0]

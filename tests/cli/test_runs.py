@@ -1,0 +1,233 @@
+"""`agl ps`, `agl show RUN` and `agl replay RUN`, on the log that a fit leaves behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+from agentlightning.core.open_log import open_log
+from agentlightning.projections.replay import replay
+
+from .support import document, documents, invoke
+
+APP = '''
+import random
+import sys
+
+import agentlightning as agl
+
+PROMPTS = ["Answer: {question}", "Think first, then answer: {question}"]
+CHANGED = ["Answer: {question}", "Answer quickly: {question}"]
+TASKS = [{"question": "the sky"}, {"question": "the sea"}, {"question": "the sun"}]
+
+
+@agl.rollout
+def agent(task, prompt_template: agl.PromptTemplate):
+    return len(prompt_template.template) / 100
+
+
+async def tried(store, prompts, tasks):
+    best, best_reward = None, -1.0
+    for prompt in prompts:
+        update = await store.add_resources({"prompt": agl.PromptTemplate(template=prompt, engine="f-string")})
+        chosen = random.sample(tasks, len(tasks))
+        made = [await store.enqueue_rollout(task, "train", update.resources_id) for task in chosen]
+        done = await store.wait_for_rollouts([one.rollout_id for one in made])
+        rewards = [agl.find_final_reward(list(await store.query_spans(one.rollout_id))) for one in done]
+        if sum(rewards) > best_reward:
+            best, best_reward = update, sum(rewards)
+    return best
+
+
+@agl.algo
+async def search(*, store, train_dataset):
+    return await tried(store, PROMPTS, train_dataset)
+
+
+@agl.algo
+async def changed(*, store, train_dataset):
+    return await tried(store, CHANGED, train_dataset)
+
+
+def other():
+    return TASKS[:2]
+
+
+if __name__ == "__main__":
+    trainer = agl.Trainer(algorithm=search, n_runners=2, strategy="cs", seed=5, name=sys.argv[1])
+    print(trainer.fit(agent, TASKS).run_id)
+'''
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A folder with a program and the log of two fits of it."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "app.py").write_text(APP, encoding="utf-8")
+    ids: list[str] = []
+    for name in ("capitals", "colours"):
+        done = subprocess.run(
+            [sys.executable, "app.py", name], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        ids.append(done.stdout.split()[-1])
+    return {"folder": folder, "ids": ids, "log": str(folder / ".agl" / "log.db")}
+
+
+@pytest.fixture(autouse=True)
+def here(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands are given in the folder of the program."""
+    monkeypatch.chdir(made["folder"])
+    monkeypatch.syspath_prepend(str(made["folder"]))
+
+
+def test_ps_lists_the_runs_of_all_logs_here(made: dict[str, Any]) -> None:
+    first, second = documents("ps")
+    assert [first["run_id"], second["run_id"]] == made["ids"]
+    assert (first["name"], first["state"], first["rollouts"], first["seed"]) == ("capitals", "succeeded", {"succeeded": 6}, 5)
+    expected = (3 * len("Answer: {question}") + 3 * len("Think first, then answer: {question}")) / 600
+    assert first["mean_reward"] == pytest.approx(expected) and first["rewarded"] == 6
+    code, out = invoke("ps")
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 3 and lines[0].split()[:3] == ["run", "name", "algorithm"]
+    assert "6 succeeded" in lines[1] and f"{expected:.3f}" in lines[1] and made["ids"][1] in lines[2]
+
+
+def test_ps_looks_into_every_log_of_the_folder(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out = invoke("ps")
+    assert code == 1 and "log.db" in out, "there is no log at all"
+    for name in ("log.db", "log-2.db"):
+        target = f"sqlite:///.agl/{name}"
+        assert invoke("log", "copy", made["log"], target)[0] == 0
+    rows = documents("ps")
+    assert [row["run_id"] for row in rows] == made["ids"] * 2 and len({row["log"] for row in rows}) == 2
+    assert invoke("show", made["ids"][0])[0] == 1, "it is in both"
+    assert document("show", made["ids"][0], "--log", ".agl/log-2.db")["run_id"] == made["ids"][0]
+
+
+def test_ps_and_an_empty_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    agl.open_store("sqlite:///./.agl/log.db").close()  # type: ignore[attr-defined]
+    code, out = invoke("ps")
+    assert code == 0 and out.startswith("No runs in")
+
+
+async def test_ps_asks_a_store_over_http(made: dict[str, Any]) -> None:
+    import asyncio
+
+    store: Any = agl.open_store(f"sqlite:///{made['log']}")
+    server = agl.LightningStoreServer(store, host="127.0.0.1", port=0)
+    await server.start()
+    try:
+        rows = await asyncio.to_thread(documents, "ps", "--log", server.endpoint)
+    finally:
+        await server.stop()
+        store.close()
+    assert [(row["run_id"], row["rollouts"]) for row in rows] == [(one, {"succeeded": 6}) for one in made["ids"]]
+    assert rows[0]["mean_reward"] is not None
+
+
+def test_show_tells_a_run_by_id_beginning_and_name(made: dict[str, Any]) -> None:
+    run_id = made["ids"][0]
+    for name in (run_id, run_id[:10], "capitals"):
+        found = document("show", name)
+        assert found["run_id"] == run_id and found["state"] == "succeeded"
+    assert len(found["rollouts"]) == 6 and {one["status"] for one in found["rollouts"]} == {"succeeded"}
+    kinds = [one["kind"] for one in found["decisions"]]
+    once = ["resources.published", "rollouts.enqueued", "rollouts.enqueued", "rollouts.enqueued"]
+    assert kinds == [*once, *once, "best.chosen"]
+    assert found["best_resources_id"] == found["decisions"][4]["content"]["resources_id"]
+    assert found["recorded"] == ["train"] and found["train_size"] == 3
+    code, out = invoke("show", "capitals")
+    assert code == 0 and "Decisions" in out and "best.chosen" in out and "seed" in out
+    rollout_id = found["rollouts"][0]["rollout_id"]
+    assert document("show", rollout_id)["metadata"]["agl.run_id"] == run_id, "rollouts are shown as ever"
+    code, out = invoke("show", "run-nobody")
+    assert code == 1 and "run-nobody" in out
+    code, out = invoke("show", "nobody")
+    assert code == 1 and "nobody" in out
+
+
+def test_replay_tells_what_happened_in_order_and_only_of_this_run(made: dict[str, Any]) -> None:
+    told = documents("replay", made["ids"][0])
+    assert told[0]["type"] == "run.opened" and told[-1]["type"] == "run.closed"
+    positions = [one["position"] for one in told]
+    assert positions == sorted(set(positions))
+    run = document("show", made["ids"][0])
+    mine = {one["rollout_id"] for one in run["rollouts"]}
+    assert {rollout for one in told for rollout in one["rollouts"]} == mine
+    assert sum(one["type"] == "algorithm.decided" for one in told) == 9
+    completed = [fact for one in told for fact in one["detail"].get("facts", []) if fact["type"] == "rollout.completed"]
+    assert {fact["rollout_id"] for fact in completed} == mine
+    code, out = invoke("replay", "capitals", "--instant")
+    assert code == 0 and len(out.splitlines()) == len(told) and "attempt 1" in out
+    to = positions[5]
+    assert [one["position"] for one in documents("replay", "capitals", "--to", str(to))] == positions[:5]
+
+
+def test_replay_keeps_the_pace_that_is_asked_for(made: dict[str, Any]) -> None:
+    told = documents("replay", "capitals")
+    took = told[-1]["time"] - told[0]["time"]
+    began = time.monotonic()
+    assert invoke("replay", "capitals", "--speed", str(took / 0.5))[0] == 0
+    assert 0.4 < time.monotonic() - began < 10
+
+
+def test_replay_with_the_same_algorithm_makes_the_same_decisions(made: dict[str, Any]) -> None:
+    for name in ("capitals", made["ids"][1]):
+        report = document("replay", name, "--algorithm", "app:search")
+        assert report["same"] and report["decisions"] == report["recorded"] == 8
+    code, out = invoke("replay", "capitals", "--algorithm", "app:search")
+    assert code == 0 and "makes the same decisions" in out
+
+
+def test_replay_with_a_changed_algorithm_names_the_first_difference(made: dict[str, Any]) -> None:
+    code, out = invoke("replay", "capitals", "--algorithm", "app:changed")
+    assert code == 1
+    first, expected, got = out.splitlines()
+    fifth = document("show", "capitals")["decisions"][4]
+    assert f"position {fifth['position']}" in first and "after 4 equal decisions" in first
+    assert "Think first" in expected and "Answer quickly" in got
+    code, out = invoke("replay", "capitals", "--algorithm", "app:changed", "--json")
+    assert code == 1 and json.loads(out)["departed"]["position"] == fifth["position"]
+    code, out = invoke("replay", "capitals", "--algorithm", "app:search", "--train-dataset", "app:other")
+    assert code == 1 and "departs" in out, "with two samples it decides otherwise"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("replay", "capitals", "--algorithm", "app:agent"), "neither an algorithm"),
+        (("replay", "capitals", "--algorithm", "app:missing"), "missing"),
+        (("replay", "nothing-like-it"), "no run"),
+        (("replay", "capitals", "--speed", "2", "--instant"), "exclude"),
+        (("replay", "--algorithm", "app:search"), "RUN"),
+        (("replay", "capitals", "--train-dataset", "app:other"), "--algorithm"),
+    ],
+)
+def test_what_cannot_be_replayed_is_one_line(args: tuple[str, ...], said: str) -> None:
+    code, out = invoke(*args)
+    assert code != 0 and said in out and "Traceback" not in out
+
+
+def test_replay_of_the_log_stays_what_it_was(made: dict[str, Any]) -> None:
+    report = document("replay", made["log"])
+    with open_log(f"sqlite:///{made['log']}", readonly=True) as log:
+        state, met = replay(log)
+    assert (report["position"], report["fingerprint"]) == (met.position, met.fingerprint)
+    assert report["rollouts"] == {"succeeded": 12} and state.skipped > 0
+    assert document("replay")["fingerprint"] == met.fingerprint
+
+
+def test_the_log_commands_read_events_of_runs(made: dict[str, Any]) -> None:
+    rows = documents("log", "grep", "", "--type", "run", "--log", made["log"])
+    assert [row["type"] for row in rows] == ["run.opened", "run.closed"] * 2
+    assert rows[0]["body"]["event"]["parameters"]["n_runners"] == 2
