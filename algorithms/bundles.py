@@ -22,6 +22,7 @@ from .fit_result import FitResult, Outcome, collect
 from .recorded import BEST, best_content
 from .recorder import RunEnd, RunStart, recorder_for
 from .run_store import RunStore
+from .seeding import seeded
 
 __all__ = ["AlgorithmSide", "RunnerSide"]
 
@@ -112,12 +113,13 @@ class AlgorithmSide:
 
     async def _run(self, algorithm: Algorithm) -> None:
         arguments = {"train_dataset": self.train_dataset, "val_dataset": self.val_dataset}
-        if algorithm.is_async():
-            await cast(Any, algorithm.run(**arguments))
-            return
-        result = await _in_thread(lambda: algorithm.run(**arguments))
-        if inspect.isawaitable(result):
-            await result
+        with seeded(self.start.seed):
+            if algorithm.is_async():
+                await cast(Any, algorithm.run(**arguments))
+                return
+            result = await _in_thread(lambda: algorithm.run(**arguments))
+            if inspect.isawaitable(result):
+                await result
 
 
 async def _in_thread(call: Callable[[], Any]) -> Any:
