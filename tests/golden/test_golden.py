@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from agentlightning.core.fold import fold
+from agentlightning.core.run_events import decode_run
 from agentlightning.core.state import dump
+
+from .make import runs_print
 
 FOLDER = Path(__file__).resolve().parent
 LOGS = sorted(FOLDER.glob("*.log"))
@@ -35,6 +38,18 @@ def test_same_log_same_state_for_every_golden_log(path: Path) -> None:
     assert state.position == expected["position"] and (state.halted is not None) == expected["halted"]
     assert state.fingerprint.hex() == expected["fingerprint"]
     assert sha256(dump(state)).hexdigest() == expected["state_sha256"]
+
+
+def test_runs_of_a_golden_log_are_what_they_were() -> None:
+    expected = json.loads((FOLDER / "0.1-runs.json").read_text(encoding="ascii"))
+    values = values_of(FOLDER / "0.1-runs.log")
+    assert runs_print(values) == expected["runs_sha256"]
+    others = [value for value in values if decode_run(value) is None and b"run.cloned" not in value]
+    assert len(values) - len(others) > 50
+    # Bases name positions, so the log without them is another one; what no fold may do is notice what they say.
+    changed = [value.replace(b"fit run-", b"FIT RUN-") for value in values]
+    assert changed != values and fold(changed).fingerprint == fold(values).fingerprint
+    assert dump(fold(changed)) == dump(fold(values)) and runs_print(changed) != expected["runs_sha256"]
 
 
 def test_there_are_golden_logs_and_a_changed_one_is_seen() -> None:
