@@ -102,6 +102,8 @@ def parse(arguments: list[str]) -> click.Context:
     context = click.Context(agl, info_name="agl")
     rest = list(arguments)
     while isinstance(command, click.Group):
+        if not rest:
+            return context  # a group that is named, such as `agl log`
         name, found, rest = command.resolve_command(context, rest)
         assert found is not None and name is not None
         command = found
