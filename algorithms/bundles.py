@@ -16,6 +16,7 @@ from ..core.hooks import Hook
 from ..core.model import RolloutConfig
 from ..core.resources import NamedResources
 from ..runners.base import Runner
+from ..runners.runner import LitAgentRunner
 from .base import Algorithm
 from .execution import ExecutionEvent, until_set
 from .fit_result import FitResult, Outcome, collect
@@ -164,10 +165,19 @@ class RunnerSide:
     hooks: Sequence[Hook]
     make: Callable[[], Runner[Any]]
     trainer: Any
+    worker_name: str | None = None
+    on_stuck: Callable[[str], None] | None = None
+    given_up: int = 0
+    """How many agents were left behind; of more use in a process that ends because of them."""
 
     async def __call__(self, store: LightningStore, worker_id: int, event: ExecutionEvent) -> None:
         """Execute rollouts as worker ``worker_id``."""
         runner = self.make()
+        if isinstance(runner, LitAgentRunner) and (self.on_stuck is not None or self.worker_name is not None):
+            runner.settle_in(self.on_stuck, self.worker_name)
         self.agent.set_trainer(self.trainer)
         with runner.run_context(agent=self.agent, store=store, hooks=self.hooks, worker_id=worker_id):
-            await runner.iter(event=event)
+            try:
+                await runner.iter(event=event)
+            finally:
+                self.given_up += getattr(runner, "given_up", 0)

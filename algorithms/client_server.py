@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import os
+import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from typing import Any, Literal, cast
 
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
+from ..core.model import Worker
 from .closing import until_run_closes
 from .crew import Crew
 from .environment import LightningEnvVar, resolve_bool_env_var, resolve_int_env_var, resolve_str_env_var
@@ -25,9 +29,12 @@ __all__ = ["ClientServerExecutionStrategy"]
 _log = logging.getLogger(__name__)
 DEFAULT_PORT = 4747
 LOOK_SECONDS = 0.05
-NOTICE_SECONDS = 3.0
+NOTICE_SECONDS = 5.0
 """How long runners elsewhere are given to notice that the run is closed; they look every second."""
-ALIVE_SECONDS = 10.0
+SILENT_SECONDS = 2.5
+"""A worker that was not heard of for so long has stopped: it asks for work twice a second, or sends heartbeats."""
+LOST_SECONDS = 10.0
+LONGEST_HOST = 40
 HURRIED_SECONDS = 0.5
 """How long an algorithm may take to end after a second Ctrl+C."""
 
@@ -165,11 +172,17 @@ class _Execution:
     def run_runners(self, store: LightningStore) -> None:
         """Until the run closes, all have done their rollouts, or Ctrl+C."""
         strategy = self._strategy
-        threading.Thread(target=self._watch_run, args=(store,), name="agl-run", daemon=True).start()
+        looked = ThreadingEvent()
+        threading.Thread(target=self._watch_run, args=(store, looked), name="agl-run", daemon=True).start()
+        while not looked.is_set() and not self._event.wait(LOOK_SECONDS):
+            pass
+        if self._event.is_set():
+            return
         if strategy.n_runners == 1:
             self._run_here(store)
             return
-        crew = Crew(self._runner, strategy.n_runners or 1, store, strategy.start_method, self._event.set)
+        # Machines that run several programs of this kind each have a runner 0.
+        crew = Crew(self._runner, strategy.n_runners or 1, store, strategy.start_method, self._event.set, _host())
         self._crew = crew
         crew.start()
         while not self._event.wait(LOOK_SECONDS):
@@ -178,6 +191,8 @@ class _Execution:
 
     def _run_here(self, store: LightningStore) -> None:
         event = self._event
+        if getattr(self._runner, "worker_name", "") is None:
+            cast(Any, self._runner).worker_name = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
         part = Part("runner-0", lambda: self._then_close(self._runner(store, 0, event), store), lambda part: None)
         threading.Thread(target=self._cancel_late, args=(part,), name="agl-stopper", daemon=True).start()
         part.run()
@@ -197,12 +212,12 @@ class _Execution:
         self._hurry.wait(self._strategy.graceful_timeout)
         part.cancel()
 
-    def _watch_run(self, store: LightningStore) -> None:
+    def _watch_run(self, store: LightningStore, looked: ThreadingEvent) -> None:
         """Stop when the run is closed that is open, or opens next."""
         from .carrying import second
 
         watching = second(store) if self._strategy.managed_store else store
-        part = Part("run-watch", lambda: until_run_closes(watching, self._event), lambda part: None)
+        part = Part("run-watch", lambda: until_run_closes(watching, self._event, looked), lambda part: looked.set())
         part.run()
         if part.error is not None:
             _log.warning("The end of the run will not be noticed here: %s", part.error)
@@ -307,6 +322,10 @@ class _Execution:
             raise error
 
 
+def _host() -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:LONGEST_HOST]
+
+
 def _requests_unsaid() -> Callable[[], None]:
     """Leave out a line for each request of our own runners, unless a level was asked for; the call takes it back."""
     logger = logging.getLogger("agentlightning.store.server")
@@ -322,14 +341,20 @@ def _linger(store: LightningStore, hurry: threading.Event, grace_seconds: float)
     async def wait() -> None:
         began = time.monotonic()
         while not hurry.is_set() and time.monotonic() - began < NOTICE_SECONDS + grace_seconds:
-            alive = time.time() - ALIVE_SECONDS
-            workers = [one for one in await store.query_workers() if (one.last_heartbeat_time or 0.0) > alive]
-            passed = time.monotonic() - began >= NOTICE_SECONDS
-            if not workers or (passed and not any(one.status == "busy" for one in workers)):
+            now, workers = time.time(), await store.query_workers()
+            busy = any(one.status == "busy" and now - _last_heard(one) < LOST_SECONDS for one in workers)
+            if not busy and time.monotonic() - began >= NOTICE_SECONDS:
+                return
+            if all(now - _last_heard(one) > SILENT_SECONDS for one in workers):
                 return
             await asyncio.sleep(LOOK_SECONDS)
 
     asyncio.run(wait())
+
+
+def _last_heard(worker: Worker) -> float:
+    times = (worker.last_heartbeat_time, worker.last_dequeue_time, worker.last_busy_time, worker.last_idle_time)
+    return max(time or 0.0 for time in times)
 
 
 def _stop(server: Any) -> None:

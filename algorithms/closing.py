@@ -17,23 +17,22 @@ __all__ = ["until_run_closes"]
 
 _log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
-SHARE = 20
-"""A look is followed by a pause of so many times what it took, so that long logs are not read all the time."""
 
 
-async def until_run_closes(store: LightningStore, event: ExecutionEvent) -> None:
+async def until_run_closes(store: LightningStore, event: ExecutionEvent, looked: ExecutionEvent) -> None:
     """Return when the run that is open, or else the next one that opens, is closed; or when ``event`` is set.
 
-    A store that keeps no runs never closes one.
+    ``looked`` is set when it is known which run is open: whoever works from then on works for a run whose end will be
+    noticed. A store that keeps no runs never closes one.
     """
     query: Any = getattr(store, "query_runs", None)
     if query is None:
+        looked.set()
         await _pause(event, None)
         return
     known: set[str] | None = None
     watched: str | None = None
     while not event.is_set():
-        began = time.monotonic()
         if watched is None:
             runs = await patiently(query, "The end of the run")
             opened = [run["run_id"] for run in runs if run["closed_at"] is None]
@@ -42,6 +41,7 @@ async def until_run_closes(store: LightningStore, event: ExecutionEvent) -> None
                 run["run_id"] not in known and run["closed_at"] is not None for run in runs
             )
             known = known if known is not None else {run["run_id"] for run in runs}
+            looked.set()
             if opened:
                 watched = opened[-1]
             elif passed:
@@ -54,7 +54,7 @@ async def until_run_closes(store: LightningStore, event: ExecutionEvent) -> None
                 continue
             if run["closed_at"] is not None:
                 return
-        await _pause(event, max(POLL_SECONDS, SHARE * (time.monotonic() - began)))
+        await _pause(event, POLL_SECONDS)
 
 
 async def _pause(event: ExecutionEvent, seconds: float | None) -> None:

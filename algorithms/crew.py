@@ -15,7 +15,19 @@ from typing import Any
 
 from ..core.errors import InvalidInput
 from .carrying import carried
-from .worker_process import CANCEL, DONE, FAILED, HOPELESS, READY, STOP, UNGUARDED, UNREADABLE, Assignment, work
+from .worker_process import (
+    CANCEL,
+    DONE,
+    FAILED,
+    HOPELESS,
+    READY,
+    STOP,
+    UNGUARDED,
+    UNREADABLE,
+    WORN_OUT,
+    Assignment,
+    work,
+)
 
 __all__ = ["Crew"]
 
@@ -48,17 +60,25 @@ class Crew:
 
     Args:
         start_method: ``spawn``, ``forkserver`` or ``fork``; None: spawn, and fork where the bundle cannot be carried.
+        prefix: what the workers' names in the store begin with; None: they are called by their numbers.
         ended: called once, from a thread of the crew, when it cannot go on (``failure`` says why) or all are done.
     """
 
     def __init__(
-        self, bundle: Any, count: int, store: Any, start_method: str | None, ended: Callable[[], None]
+        self,
+        bundle: Any,
+        count: int,
+        store: Any,
+        start_method: str | None,
+        ended: Callable[[], None],
+        prefix: str | None = None,
     ) -> None:
         self.failure: str | None = None
         self.finished = False
         self._bundle = bundle
         self._store = store
         self._ended = ended
+        self._prefix = prefix
         self._places = [Place(number) for number in range(count)]
         self._guard = threading.RLock()
         self._stopping = threading.Event()
@@ -101,6 +121,7 @@ class Crew:
             self._carried,
             self._bundle if self._carried is None else None,
             _log_level(),
+            self._prefix,
             os.getpid(),
         )
         place.process = context.Process(
@@ -170,7 +191,8 @@ class Crew:
         if place.stillborn >= STILLBORN:
             self.failure = f"runner-{place.number} ended {STILLBORN} times before it began, last with exit code {code}"
             return
-        short = now - place.started < SHORT_LIFE_SECONDS
+        # A worn-out process did what it could.
+        short = code != WORN_OUT and now - place.started < SHORT_LIFE_SECONDS
         # The first death of a process may be anything: its successor comes at once.
         place.pause_seconds = min(max(2 * place.pause_seconds, 0.25), LONGEST_PAUSE_SECONDS) if short else 0.0
         place.not_before = now + place.pause_seconds

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pickle
+import secrets
 import signal
 import sys
 import threading
@@ -18,7 +19,19 @@ from typing import Any
 from .execution import ThreadingEvent
 from .parts import Part
 
-__all__ = ["CANCEL", "DONE", "FAILED", "HOPELESS", "READY", "STOP", "UNGUARDED", "UNREADABLE", "Assignment", "work"]
+__all__ = [
+    "CANCEL",
+    "DONE",
+    "FAILED",
+    "HOPELESS",
+    "READY",
+    "STOP",
+    "UNGUARDED",
+    "UNREADABLE",
+    "WORN_OUT",
+    "Assignment",
+    "work",
+]
 
 _log = logging.getLogger(__name__)
 STOP, CANCEL = "stop", "cancel"
@@ -27,7 +40,9 @@ READY, DONE, FAILED, UNREADABLE = "ready", "done", "failed", "unreadable"
 """From the child, each with a text: it begins; it has ended by itself; it cannot work, and why; it found no agent."""
 HOPELESS = 3
 """Exit code of a child whose error will not get better by starting it again."""
-UNGUARDED = 4
+WORN_OUT = 4
+"""Exit code of a child that an agent of its own keeps busy for ever, in a thread or on its event loop."""
+UNGUARDED = 5
 """Exit code of a child that came to ``fit`` again while it read the main module."""
 ORPHAN_SECONDS = 0.5
 """How long an orphan may take to end well."""
@@ -35,13 +50,17 @@ ORPHAN_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker process does. ``carried``: the runner bundle as bytes; ``bundle``: itself, in a forked process."""
+    """What a worker process does. ``carried``: the runner bundle as bytes; ``bundle``: itself, in a forked process.
+
+    ``prefix``: what its name in the store begins with; None: it is called by its number.
+    """
 
     number: int
     store: Any
     carried: bytes | None
     bundle: Any
     log_level: int | None
+    prefix: str | None
     parent_pid: int
 
 
@@ -77,14 +96,25 @@ def _run(assignment: Assignment, link: Connection) -> int:
     threading.Thread(
         target=_listen, args=(link, event, part.cancel, assignment.parent_pid), name="agl-link", daemon=True
     ).start()
+    if hasattr(bundle, "on_stuck"):
+        bundle.on_stuck = _leave_stuck
+        bundle.worker_name = f"{assignment.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if assignment.prefix else None
     _tell(link, READY, "")
     part.run()
     if part.error is not None:
         _log.error("Runner %d failed.", assignment.number, exc_info=part.error)
         _tell(link, FAILED, f"{type(part.error).__name__}: {part.error}")
         return HOPELESS
+    if getattr(bundle, "given_up", 0) and not event.is_set():
+        return WORN_OUT
     _tell(link, DONE, "")
     return 0
+
+
+def _leave_stuck(prefix: str) -> None:
+    """End this process at once, in the middle of an agent that lets nothing else run; the crew starts another."""
+    _log.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
+    os._exit(WORN_OUT)
 
 
 def _on_store(bundle: Any, assignment: Assignment, event: ThreadingEvent) -> Awaitable[None]:

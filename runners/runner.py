@@ -35,6 +35,9 @@ PUSH_SECONDS_WITH_EVENT = 0.5
 """The same where a stop event has to be looked at in between."""
 
 
+_OF_THIS_LIFE = ("_agent", "_store", "_hooks", "_worn_out", "_replaceable", "_given_up", "_slots", "worker_id")
+
+
 class LitAgentRunner(Runner[T]):
     """Runs an agent on the rollouts of a store: ``LitAgentRunner[str](tracer=AgentOpsTracer())``.
 
@@ -94,13 +97,33 @@ class LitAgentRunner(Runner[T]):
         self._count = slots
         self._group = group
         self._worker_name = worker_name
+        self._begin(on_stuck, capture_output, strict_traces)
+        self._slots = slots_of(self.get_worker_id(), slots)
+        self._begun = 0
+        self._done = 0
+
+    def _begin(self, on_stuck: Callable[[str], None] | None, capture_output: bool, strict_traces: bool) -> None:
         self._worn_out = StopToo(None)
         self._replaceable = on_stuck is not None
         self._given_up = GivenUp(lambda: self._worn_out.set(), on_stuck or _say_stuck)
         self._options = AttemptOptions(self._given_up, capture_output, strict_traces)
-        self._slots = slots_of(self.get_worker_id(), slots)
-        self._begun = 0
-        self._done = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings: a runner that is carried to another process, or copied, has done nothing yet."""
+        kept = {name: value for name, value in vars(self).items() if name not in _OF_THIS_LIFE}
+        return {**kept, "_options": (self._options.capture_output, self._options.strict_traces)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        capture_output, strict_traces = state.pop("_options")
+        vars(self).update(state, _agent=None, _store=None, _hooks=[], worker_id=None, _begun=0, _done=0)
+        self._begin(None, capture_output, strict_traces)
+        self._slots = slots_of(self.get_worker_id(), self._count)
+
+    def settle_in(self, on_stuck: Callable[[str], None] | None, worker_name: str | None) -> None:
+        """Set these two arguments of the class before the work begins, where they were not given."""
+        self._worker_name = self._worker_name or worker_name
+        if on_stuck is not None:
+            self._begin(on_stuck, self._options.capture_output, self._options.strict_traces)
 
     @property
     def tracer(self) -> Tracer:

@@ -68,7 +68,7 @@ def test_fit_works_on_a_store_that_serves(tmp_path: Path, strategy: str) -> None
 
 @pytest.mark.parametrize("strategy", ["cs", "shm"])
 def test_fit_works_on_kafka(tmp_path: Path, kafka_url: str, strategy: str) -> None:
-    assert document("kafka", "init", kafka_url) is not None
+    assert document("kafka", "init", "--log", kafka_url) is not None
     with program(FIT, tmp_path, f"strategy={strategy!r}, store={kafka_url!r}") as fit:
         check(fit.result())
 
