@@ -168,6 +168,14 @@ class OtelTracer(Tracer):
         recording = self._last_here.get() or self._last
         return list(recording.spans) if recording is not None else []
 
+    def get_langchain_handler(self, tags: list[str] | None = None) -> Any:
+        """A handler that records chains, graph nodes and tools: see :mod:`.langchain_handler`."""
+        from .langchain_handler import langchain_handler
+
+        return langchain_handler(tags)
+
+    get_langchain_callback_handler = get_langchain_handler
+
     def create_span(
         self,
         name: str,

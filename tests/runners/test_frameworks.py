@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,11 +13,18 @@ import agentlightning as agl
 from agentlightning.core.spans import Span
 from agentlightning.projections.memory_store import InMemoryLightningStore
 
-from ..openai_stub import ANSWER, TOKENS, Stub
+from ..openai_stub import ANSWER, TOKENS, Stub, openai_stub
 
 pytest.importorskip("langgraph")
 pytest.importorskip("langchain_openai")
 pytest.importorskip("agents")
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    """A stub for each test: LangChain keeps the clients of an address, and with them the event loop of another test."""
+    with openai_stub() as server:
+        yield server
 
 
 async def run(
@@ -80,6 +88,64 @@ async def test_a_tool_using_graph_is_traced_and_graphs_side_by_side_stay_apart(
         messages = [agl.get_message_value(span) for span in spans if span.name == "agentlightning.message"]
         assert messages == ["looking at Paris"]
         assert agl.find_final_reward(spans) == 1.0
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+async def test_the_handler_puts_model_calls_below_the_nodes_of_a_graph(
+    store: InMemoryLightningStore, stub: Stub, asynchronous: bool
+) -> None:
+    from langchain_core.tools import tool
+    from langchain_openai import ChatOpenAI
+    from langgraph.graph import START, MessagesState, StateGraph
+
+    @tool
+    def look_up(city: str) -> str:
+        """Look a city up."""
+        raise ValueError(f"no {city}")
+
+    def graph_for(llm: agl.LLM) -> Any:
+        model = ChatOpenAI(model=llm.model, base_url=llm.endpoint, api_key="none")  # type: ignore[arg-type]
+
+        def think(state: Any) -> Any:
+            return {"messages": [model.invoke(state["messages"])]}
+
+        async def think_async(state: Any) -> Any:
+            return {"messages": [await model.ainvoke(state["messages"])]}
+
+        graph = StateGraph(MessagesState)
+        graph.add_node("think", think_async if asynchronous else think)
+        graph.add_edge(START, "think")
+        return graph.compile()
+
+    def config() -> Any:
+        tracer = agl.get_active_tracer()
+        assert tracer is not None
+        return {"callbacks": [tracer.get_langchain_handler(["mine"])]}
+
+    def function(task: str, llm: agl.LLM) -> float:
+        graph_for(llm).invoke({"messages": [("user", task)]}, config())
+        with pytest.raises(ValueError, match="no Paris"):
+            look_up.invoke({"city": "Paris"}, config())
+        return 1.0
+
+    async def coroutine(task: str, llm: agl.LLM) -> float:
+        await graph_for(llm).ainvoke({"messages": [("user", task)]}, config())
+        with pytest.raises(ValueError, match="no Paris"):
+            await look_up.ainvoke({"city": "Paris"}, config())
+        return 1.0
+
+    for spans in await run(store, stub, coroutine if asynchronous else function, count=2):
+        by_id = {span.span_id: span for span in spans}
+        (call,) = calls_of(spans)
+        path: list[str] = []
+        at: Span | None = call
+        while at is not None:
+            path.append(at.name)
+            at = by_id.get(at.parent_id or "")
+        assert path[:3] == ["openai.chat.completion", "langchain.Chain.think", "langchain.Chain.LangGraph"]
+        assert path[-1].endswith(".session")
+        (failed,) = [span for span in spans if span.name == "langchain.Tool.look_up"]
+        assert failed.status.status_code == "ERROR" and failed.attributes["langchain.tags"] == ["mine"]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

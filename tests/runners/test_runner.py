@@ -60,8 +60,7 @@ async def test_a_returned_number_is_the_final_reward_in_log_hook_and_store(
     (completed,) = [line for line in lines if "Completed" in line]
     assert completed.startswith(f"[Worker 0 | Rollout {rollout.rollout_id}] Completed in 0.")
     assert completed.endswith(f"s. Collected 2 span(s). Final reward: {float(value)}")
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert "Trace lint: no model call was recorded." in warning
+    assert ["Trace lint: no model call" in one.getMessage() for one in caplog.records if one.levelno > logging.INFO] == [True]
 
 
 async def test_a_bool_is_a_reward_with_a_warning(
