@@ -30,6 +30,7 @@ class Algorithm(ABC):
     _adapter: Any = None
     _store: LightningStore | None = None
     _initial_resources: NamedResources | None = None
+    _seed: int | None = None
     _best: Best | None = None
 
     def is_async(self) -> bool:
@@ -85,6 +86,14 @@ class Algorithm(ABC):
     def get_initial_resources(self) -> NamedResources | None:
         """The resources to begin with; None when there are none."""
         return self._initial_resources
+
+    def set_seed(self, seed: int | None) -> None:
+        """Take the seed of the run."""
+        self._seed = seed
+
+    def get_seed(self) -> int | None:
+        """The seed of the run, for a `random.Random` of the algorithm's own; None when there is none."""
+        return self._seed
 
     def set_best_resources(self, best: Best | None) -> None:
         """Name the best resources found so far: they are what ``fit`` returns. Call it as often as they change."""

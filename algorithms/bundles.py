@@ -84,6 +84,7 @@ class AlgorithmSide:
         if algorithm is None:
             return
         algorithm.set_best_resources(None)
+        algorithm.set_seed(self.start.seed)
         algorithm.set_trainer(self.trainer)
         algorithm.set_store(store)
         algorithm.set_adapter(self.adapter())

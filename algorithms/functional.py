@@ -17,8 +17,8 @@ __all__ = ["FunctionalAlgorithm", "algo"]
 class FunctionalAlgorithm(Algorithm):
     """An algorithm made of one function, and still callable as that function.
 
-    ``store``, ``adapter``, ``llm_proxy``, ``initial_resources``, ``train_dataset`` and ``val_dataset`` are passed by
-    name to a function that has parameters of these names. What it returns names the best resources, where it is
+    ``store``, ``adapter``, ``llm_proxy``, ``initial_resources``, ``train_dataset``, ``val_dataset`` and ``seed`` are passed
+    by name to a function that has parameters of these names. What it returns names the best resources, where it is
     resources, what the store answered when they were published, or their id.
     """
 
@@ -57,6 +57,7 @@ class FunctionalAlgorithm(Algorithm):
             "adapter": self.get_adapter,
             "llm_proxy": self.get_llm_proxy,
             "initial_resources": self.get_initial_resources,
+            "seed": self.get_seed,
         }
         arguments.update((name, source()) for name, source in sources.items() if name in self._parameters)
         result = self._func(**arguments)

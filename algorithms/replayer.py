@@ -101,8 +101,8 @@ class Replayer:
     ) -> ReplayReport:
         """Play `run` to `algorithm`, which is an `Algorithm` (`@algo` makes one) or an `@agl.subscriber` function.
 
-        Datasets default to those that the run was recorded with, the adapter to the trainer's. `random` (and numpy's, where
-        it is loaded) is seeded with the seed of the run. Raises `NotFound` for no such run, and what the algorithm raises
+        Datasets default to those that the run was recorded with, the adapter to the trainer's. The seed is that of the run,
+        `random` (and numpy's, where it is loaded) is seeded with it. Raises `NotFound` for no such run, and what the algorithm raises
         for reasons of its own.
         """
         recording = await asyncio.to_thread(self.recording, run)
@@ -133,6 +133,7 @@ class Replayer:
     async def _run(self, algorithm: Algorithm, store: ReplayStore, train: Any, val: Any, initial: Any) -> None:
         run = store.recording.run
         algorithm.set_best_resources(None)
+        algorithm.set_seed(run.seed)
         algorithm.set_store(store)
         if initial is not None:
             algorithm.set_initial_resources(validate_resources(initial))

