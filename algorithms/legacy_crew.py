@@ -38,6 +38,8 @@ _log = logging.getLogger("agentlightning.trainer")
 GRACE_SECONDS = 10.0
 """How long a worker may go on with its task once Ctrl+C was pressed."""
 LOOK_SECONDS = 0.25
+HUNG = 5
+"""Exit code of a worker whose agent does not return."""
 HASTY_SECONDS = 5.0
 """A worker that dies sooner after its start has not worked; so many of them in a row, and no more are started."""
 HASTY_DEATHS = 5
@@ -129,12 +131,12 @@ def _work_here(job: _Job) -> None:
 
     with Interrupts(stop.set, hurry, GRACE_SECONDS):
         try:
-            _work(job, 0, stop, None)
+            _work(job, 0, stop)
         except KeyboardInterrupt:
             _log.warning("The task that ran is handed out again when the server misses it.")
 
 
-def _work(job: _Job, worker_id: int, stop: threading.Event, done: Any) -> None:
+def _work(job: _Job, worker_id: int, stop: threading.Event, done: Any = None, hung: Any = None) -> None:
     job.tracer.init()
     job.tracer.init_worker(worker_id)
     name = None if isinstance(job.client, DevTaskLoader) else job.name(worker_id)
@@ -149,6 +151,7 @@ def _work(job: _Job, worker_id: int, stop: threading.Event, done: Any) -> None:
             name=name,
             stop=stop,
             done=done,
+            hung=hung,
         )
         runner.iter()
     finally:
@@ -168,7 +171,23 @@ def _worker_main(level: int | None, job_carried: bytes, worker_id: int, parent: 
     _log.info("[Worker %d] Setting up trainer environment...", worker_id)
     kind = "Async" if job.agent.is_async() else "Sync"
     _log.info("[Worker %d] %s worker process started.", worker_id, kind)
-    _work(job, worker_id, stop, lambda: _tell(parent))
+    try:
+        _work(job, worker_id, stop, lambda: _tell(parent), lambda: _leave(HUNG))
+    except Exception:
+        _log.exception("[Worker %d] Failed.", worker_id)
+        _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    """End this process now: threads that agents left behind would keep it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            _log.debug("an output could not be flushed: %s", error)
+    logging.shutdown()
+    os._exit(code)
 
 
 def _listen(parent: Connection, stop: threading.Event, worker_id: int, parent_pid: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from ..core import decide, events
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
-from ..core.model import Attempt, AttemptedRollout, Rollout, RolloutConfig, RolloutLegacy, RolloutMode, Task
+from ..core.model import Attempt, AttemptedRollout, Rollout, RolloutConfig, RolloutLegacy, RolloutMode, Task, Triplet
 from ..core.resources import NamedResources
 from ..core.spans import Span
 from ..projections import arguments
@@ -23,6 +23,7 @@ from ..projections.rest.legacy_results import as_trace, posted_in
 from ..projections.rest.serving import Serving, access_host, check_bind
 from ..projections.store import EventLogStore, open_store
 from ..runners.readers import find_final_reward
+from .adapters.triplets import TracerTraceToTriplet
 
 __all__ = ["AgentLightningServer"]
 
@@ -255,6 +256,6 @@ def _task_of(rollout: Rollout, attempt: Attempt | None) -> Task:
     )
 
 
-def _triplets(spans: list[Span]) -> Any:
+def _triplets(spans: list[Span]) -> list[Triplet] | None:
     """What a runner of today recorded, as triplets; None without model calls."""
-    return None
+    return (TracerTraceToTriplet().adapt(spans) or None) if spans else None

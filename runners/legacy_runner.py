@@ -15,18 +15,21 @@ from ..core.model import RolloutLegacy, Task
 from ..core.resources import NamedResources
 from ..core.spans import Span
 from ..projections.rest.legacy_client import AgentLightningClient, StopSign
-from ..projections.rest.legacy_results import ATTEMPT_KEY, ERROR_KEY
+from ..projections.rest.legacy_results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY
+from .agent_call import AttemptTimedOut
 from .agents import LitAgent, call_for
 from .decorators import as_agent
 from .legacy_values import as_posted
-from .threads import run_in_thread
+from .threads import contained, run_in_thread
 from .tracer import Tracer
 
 __all__ = ["LegacyAgentRunner"]
 
 _log = logging.getLogger(__name__)
 BEAT_SECONDS = 2.0
-POST_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+PATIENCE = 2.0
+"""An agent that takes longer than its task has may still be the first to finish it; after so many times that, it hangs."""
+POST_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Pauses between tries to post a result; then it is lost, and the task is done again."""
 
 
@@ -43,6 +46,8 @@ class LegacyAgentRunner:
         max_tasks: how many tasks :meth:`iter` takes; None for no limit.
         stop: once it is set no further task is taken.
         done: called after every task.
+        hung: called when a synchronous agent does not return in twice the time of its task: its thread cannot be ended.
+            Without it the thread is left behind.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class LegacyAgentRunner:
         name: str | None = None,
         stop: StopSign | None = None,
         done: Callable[[], None] | None = None,
+        hung: Callable[[], None] | None = None,
     ) -> None:
         self.agent: LitAgent[Any] = as_agent(agent)
         self.client = client
@@ -66,6 +72,7 @@ class LegacyAgentRunner:
         self.max_tasks = max_tasks
         self._stop = stop
         self._done = done
+        self._hung = hung
         self._running: list[tuple[str, str]] = []
         self._beats: _Beats | None = None
         if name is not None:
@@ -136,6 +143,10 @@ class LegacyAgentRunner:
         try:
             resources = await self._resources(task)
             result = await self._execute(task, resources)
+        except AttemptTimedOut as error:
+            # The server has handed the task to somebody else by now, whose result is the one that counts.
+            _log.error("%s %s. The server has handed it out again.", prefix, error)
+            return True
         except Exception as error:
             _log.error("%s Exception during rollout.", prefix, exc_info=error)
             result.metadata = {
@@ -189,13 +200,28 @@ class LegacyAgentRunner:
 
     async def _call(self, task: Task, resources: NamedResources, rollout: RolloutLegacy) -> Any:
         call = call_for(self.agent, task.mode, task.input, task.rollout_id, resources, rollout)
-        if not self.agent.is_async():
-            return await run_in_thread(call, f"agent-of-{task.rollout_id}")
+        is_async = self.agent.is_async()
+        work: asyncio.Future[Any]
+        if is_async:
+            work = asyncio.ensure_future(contained(call))
+        else:
+            work = run_in_thread(call, f"agent-of-{task.rollout_id}")
+        told = task.metadata.get(LIMIT_KEY)
+        limit = told * PATIENCE if isinstance(told, int | float) else None
         try:
-            return await call()
-        except SystemExit as error:
-            # It would end the event loop, and with it the worker.
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+            await asyncio.wait({work}, timeout=limit)
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
+        if work.cancelled():
+            raise RuntimeError("The agent was cancelled from inside")
+        if work.done():
+            return work.result()
+        work.cancel()
+        if not is_async and self._hung is not None:
+            _log.error("%s The agent does not return; this worker is given up.", self._prefix(task.rollout_id))
+            self._hung()
+        raise AttemptTimedOut(f"The agent does not return: its task has {told:g} s")
 
     def _hook(self, name: str, task: Task, *more: Any) -> None:
         try:
@@ -206,6 +232,9 @@ class LegacyAgentRunner:
     async def _post(self, result: RolloutLegacy, prefix: str) -> None:
         for pause in (*POST_SECONDS, None):
             if await self.client.post_rollout_async(result) is not None:
+                return
+            if self.client.refused:
+                _log.error("%s The server refuses the result: it does not know this rollout any more.", prefix)
                 return
             if pause is None:
                 break

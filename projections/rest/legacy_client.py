@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import time
@@ -58,6 +59,7 @@ class AgentLightningClient:
         self.poll_interval = poll_interval
         self.timeout = timeout
         self.task_count = 0
+        self.refused = False
         self._token = token
         self._worker: tuple[str, str] | None = None
         self._resources: dict[str, ResourcesUpdate] = {}
@@ -157,8 +159,13 @@ class AgentLightningClient:
     # Results
 
     def post_rollout(self, rollout: RolloutLegacy) -> dict[str, Any] | None:
-        """Send what became of a task; the server's answer, or None where it did not arrive."""
-        return self._request("POST", "/rollout", rollout.model_dump_json().encode())
+        """Send what became of a task; the server's answer, or None where it did not arrive or was refused.
+
+        :attr:`refused` says whether it was refused: then trying again is no use.
+        """
+        status, answer = self._exchange("POST", "/rollout", rollout.model_dump_json().encode())
+        self.refused = 400 <= status < 500
+        return answer
 
     async def post_rollout_async(self, rollout: RolloutLegacy) -> dict[str, Any] | None:
         """As :meth:`post_rollout`."""
@@ -185,6 +192,10 @@ class AgentLightningClient:
         return str(rollout_id)
 
     def _request(self, method: str, path: str, body: bytes | None = None) -> Any:
+        return self._exchange(method, path, body)[1]
+
+    def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
+        """HTTP status, 0 without one, and the answer, None where it is an error."""
         headers = {"X-AgentLightning-Client": "true", "Content-Type": "application/json"}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -193,13 +204,14 @@ class AgentLightningClient:
         request = urllib.request.Request(self.endpoint + path, body, headers, method=method)
         try:
             with _opener(self.endpoint).open(request, timeout=self.timeout) as answer:
-                return json.load(answer)
+                return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
                 _log.debug("%s %s: %d %s", method, path, error.code, error.read(500))
-        except (OSError, ValueError) as error:
+            return error.code, None
+        except (OSError, ValueError, http.client.HTTPException) as error:
             _log.debug("%s %s: %s", method, path, error)
-        return None
+            return 0, None
 
 
 def _opener(endpoint: str) -> urllib.request.OpenerDirector:

@@ -22,7 +22,7 @@ from .asgi import Disconnected, Receive, Scope, Send, read_body, until_gone
 from .calls import CallerGone
 from .door import Door
 from .legacy_client import LIFE_HEADER, WORKER_HEADER
-from .legacy_results import ATTEMPT_KEY, keep_result
+from .legacy_results import ATTEMPT_KEY, LIMIT_KEY, keep_result
 from .routes import METHODS
 
 __all__ = ["LegacyDoor"]
@@ -126,6 +126,7 @@ def _is_legacy(path: str) -> bool:
 
 
 def _task_of(claimed: AttemptedRollout) -> Task:
+    notes = {ATTEMPT_KEY: claimed.attempt.attempt_id, LIMIT_KEY: claimed.config.timeout_seconds}
     return Task(
         rollout_id=claimed.rollout_id,
         input=claimed.input,
@@ -134,7 +135,7 @@ def _task_of(claimed: AttemptedRollout) -> Task:
         create_time=claimed.start_time,
         last_claim_time=claimed.attempt.start_time,
         num_claims=claimed.attempt.sequence_id,
-        metadata={**(claimed.metadata or {}), ATTEMPT_KEY: claimed.attempt.attempt_id},
+        metadata={**(claimed.metadata or {}), **notes},
     )
 
 

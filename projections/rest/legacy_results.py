@@ -18,12 +18,14 @@ from ...core.model import Attempt, AttemptedRollout, AttemptStatus, Rollout, Rol
 from ...core.semconv import AGL_OBJECT, LightningSpanAttributes, RewardAttributes
 from ...core.spans import Span, TraceStatus
 
-__all__ = ["ATTEMPT_KEY", "ERROR_KEY", "keep_result", "posted_in"]
+__all__ = ["ATTEMPT_KEY", "ERROR_KEY", "LIMIT_KEY", "as_trace", "keep_result", "posted_in"]
 
 log = logging.getLogger("agentlightning.server")
 
 ATTEMPT_KEY = "agentlightning.attempt_id"
 """In the metadata of a task: which attempt its client runs."""
+LIMIT_KEY = "agentlightning.timeout_seconds"
+"""There too: after how many seconds the task is handed to another client."""
 ERROR_KEY = "error"
 """In the metadata of a posted rollout: why the agent failed. Without it the rollout succeeded."""
 _RESULT_KEY = "agentlightning.result"
