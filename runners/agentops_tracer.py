@@ -73,7 +73,10 @@ class AgentOpsTracer(OtelTracer):
 
 
 def _cut_off(agentops: Any) -> None:
-    """Replace what the SDK would send with: its exporter and its look-up of the account."""
+    """Replace what the SDK would send and write with: its exporter, its look-up of the account, its log file.
+
+    It would also put a ``print`` of its own into ``builtins``, to send what is printed.
+    """
     from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
     class Nowhere(SpanExporter):
@@ -90,9 +93,17 @@ def _cut_off(agentops: Any) -> None:
     for name in ("OTLPSpanExporter", "AuthenticatedOTLPExporter"):
         if hasattr(core, name):
             setattr(core, name, Nowhere)
+    for module, name in (("agentops.client.client", "configure_logging"), ("agentops.sdk.core", "setup_print_logger")):
+        if hasattr(importlib.import_module(module), name):
+            setattr(importlib.import_module(module), name, _nothing)
+    logging.getLogger("agentops").setLevel(logging.CRITICAL)
     client = importlib.import_module("agentops.client.api.versions.v3").V3Client
 
     async def no_token(self: Any, api_key: str) -> dict[str, Any]:
         return {"token": "none", "project_id": "none", "api_key": api_key}
 
     client.fetch_auth_token = no_token
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    """Stands in for functions of the SDK that have an effect outside of the process, or on all of it."""

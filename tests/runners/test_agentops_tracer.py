@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import logging
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +35,11 @@ async def test_without_the_sdk_it_says_so_once_and_records_the_same(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("agentops") is None, reason="the extra is not installed")
-async def test_with_the_sdk_no_connection_leaves_the_process(store: InMemoryLightningStore) -> None:
+async def test_with_the_sdk_nothing_leaves_the_process(
+    store: InMemoryLightningStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printing = builtins.print
     seen: list[object] = []
     watching = [True]
 
@@ -49,3 +55,5 @@ async def test_with_the_sdk_no_connection_leaves_the_process(store: InMemoryLigh
         agl.emit_reward(1.0)
     watching[0] = False
     assert seen == []
+    assert builtins.print is printing and list(tmp_path.iterdir()) == [], "no print and no log file of its own"
+    assert agl.find_final_reward(await store.query_spans(rollout.rollout_id)) == 1.0
