@@ -102,8 +102,8 @@ class Replayer:
         """Play `run` to `algorithm`, which is an `Algorithm` (`@algo` makes one) or an `@agl.subscriber` function.
 
         Datasets default to those that the run was recorded with, the adapter to the trainer's. The seed is that of the run,
-        `random` (and numpy's, where it is loaded) is seeded with it. Raises `NotFound` for no such run, and what the algorithm raises
-        for reasons of its own.
+        `random` (and numpy's, where it is loaded) is seeded with it. Raises `NotFound` for no such run, and what the
+        algorithm raises for reasons of its own.
         """
         recording = await asyncio.to_thread(self.recording, run)
         store = ReplayStore(self.log, recording)
