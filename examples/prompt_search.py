@@ -81,18 +81,24 @@ def main() -> None:
     parser.add_argument("--store", help="sqlite:///, http://, kafka:// or memory://; ./.agl/log.db if left out")
     parser.add_argument("--runners", type=int, default=4, help="processes that run the agent")
     arguments = parser.parse_args()
-    agl.setup_logging()
-    trainer = agl.Trainer(algorithm=search, n_runners=arguments.runners, store=arguments.store, rollout_config=CONFIG)
+    agl.setup_logging("WARNING")  # "INFO" says what every worker does
+    trainer = agl.Trainer(
+        name="prompt_search",
+        algorithm=search,
+        n_runners=arguments.runners,
+        store=arguments.store,
+        rollout_config=CONFIG,
+    )
     result = trainer.fit(sort_message, TRAIN, val_dataset=VAL)
-    print(f"Run {result.run_id} {result.outcome}: {result.summary}")
+    print(f"Run {result.run_id} {result.outcome} after {len(result.statuses)} rollouts")
     for name, prompt in (result.best_resources or {}).items():
         if isinstance(prompt, agl.PromptTemplate):
             print(f"Best {name}: {prompt.template!r}")
-    log = arguments.store or ".agl/log.db"
+    log, option = (arguments.store, f" --log {arguments.store}") if arguments.store else (".agl", "")
     if log.startswith(("http", "memory")):
         print(f"The log is what the store at {log} keeps")
     else:
-        print(f"The log is {log}: agl ps --log {log}; agl show {result.run_id} --log {log}")
+        print(f"The log is in {log}: agl ps{option}; agl show {result.run_id}{option}")
 
 
 if __name__ == "__main__":

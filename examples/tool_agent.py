@@ -93,17 +93,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", help="sqlite:///, http://, kafka:// or memory://; ./.agl/log.db if left out")
     arguments = parser.parse_args()
-    agl.setup_logging()
-    result = agl.Trainer(algorithm=compare, n_runners=2, store=arguments.store).fit(shop_assistant, TASKS)
-    print(f"Run {result.run_id} {result.outcome}: {result.summary}")
+    agl.setup_logging("WARNING")  # "INFO" says what every worker does
+    trainer = agl.Trainer(name="tool_agent", algorithm=compare, n_runners=2, store=arguments.store)
+    result = trainer.fit(shop_assistant, TASKS)
+    print(f"Run {result.run_id} {result.outcome} after {len(result.statuses)} rollouts")
     for name, prompt in (result.best_resources or {}).items():
         if isinstance(prompt, agl.PromptTemplate):
             print(f"Best {name}: {prompt.template!r}")
-    log = arguments.store or ".agl/log.db"
+    log, option = (arguments.store, f" --log {arguments.store}") if arguments.store else (".agl", "")
     if log.startswith(("http", "memory")):
         print(f"The log is what the store at {log} keeps")
     else:
-        print(f"The log is {log}: agl ps --log {log}; agl show {result.run_id} --log {log}")
+        print(f"The log is in {log}: agl ps{option}; agl show {result.run_id}{option}")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def run(stub: Stub, tmp_path: Path) -> Run:
 
 def check_hints(text: str, log: Path) -> None:
     """The commands that the last line names are there and find what happened."""
-    [line] = [line for line in text.splitlines() if line.startswith("The log is ")]
+    [line] = [line for line in text.splitlines() if line.startswith("The log is in ")]
     commands = [part.strip() for part in line.partition(": ")[2].split(";")]
     assert [command.split()[:2] for command in commands] == [["agl", "ps"], ["agl", "show"]]
     for command in commands:
@@ -96,8 +96,12 @@ def test_the_prompt_search_finds_the_prompt_that_says_what_is_wanted(run: Run, t
     assert means == ["0.00", "0.00", "0.00", "1.00"]
     assert "validation tasks: 1.0" in text
     assert "Best prompt_template: 'Is this message a question, a complaint or praise? Answer with exactly" in text
-    assert "'rollouts': 18, 'statuses': {'succeeded': 18}" in text
+    assert "succeeded after 18 rollouts" in text
     check_hints(text, tmp_path / ".agl" / "log.db")
+    # The list of examples says: play it again, without a model.
+    algorithm = f"{EXAMPLES / 'prompt_search.py'}:search"
+    code, said = invoke("replay", "prompt_search", "--log", str(tmp_path / ".agl" / "log.db"), "--algorithm", algorithm)
+    assert code == 0 and "makes the same decisions" in said, said
 
 
 def test_the_tool_agent_uses_its_tool_where_it_is_told_to(run: Run, tmp_path: Path) -> None:
