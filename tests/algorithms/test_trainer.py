@@ -13,6 +13,7 @@ import pytest
 import agentlightning as agl
 
 from ..cli.support import document, running
+from ..openai_stub import openai_stub
 from .program import SEARCH, program
 
 FIT = (
@@ -187,3 +188,39 @@ if __name__ == "__main__":
         result = fit.result()
         assert result["rewards"] == [1.0, 1.0] and result["best"] == "Please {question}"
         assert "attempts {3}" in fit.text
+
+
+@pytest.mark.parametrize("strategy", ["cs", "shm"])
+def test_the_model_calls_of_four_runners_are_recorded_each_with_its_attempt(tmp_path: Path, strategy: str) -> None:
+    text = (
+        SEARCH
+        + """
+from openai import OpenAI
+
+@agl.rollout
+def asker(task: str, prompt_template: agl.PromptTemplate, llm: agl.LLM) -> float:
+    client = OpenAI(base_url=llm.endpoint, api_key="none")
+    messages = [{"role": "user", "content": prompt_template.format(question=task)}]
+    answer = client.chat.completions.create(model=llm.model, messages=messages)
+    return 1.0 if "Rayleigh" in answer.choices[0].message.content else 0.0
+
+@agl.algo
+async def read(store, adapter, initial_resources, train_dataset):
+    update = await store.add_resources(initial_resources)
+    rollouts = [await store.enqueue_rollout(task, mode="train", resources_id=update.resources_id) for task in train_dataset]
+    for rollout in await store.wait_for_rollouts([one.rollout_id for one in rollouts]):
+        spans = await store.query_spans(rollout.rollout_id)
+        prompts = [trip.prompt["raw_content"][0]["content"] for trip in adapter.adapt(list(spans))]
+        [triplet] = adapter.adapt(list(spans))
+        print("seen", rollout.input, prompts, triplet.reward, flush=True)
+
+if __name__ == "__main__":
+    resources = {"llm": agl.LLM(endpoint=sys.argv[2], model="stub"), "prompt": "Now {question}"}
+    trainer = agl.Trainer(algorithm=read, n_runners=4, strategy=sys.argv[1], initial_resources=resources)
+    show(trainer.fit(asker, [f"task-{number}" for number in range(12)]))
+"""
+    )
+    with openai_stub() as stub, program(text, tmp_path, strategy, stub.base_url) as fit:
+        assert fit.result()["rewards"] == [1.0] * 12
+        seen = [line for line in fit.lines if line.startswith("seen")]
+        assert seen == [f"seen task-{number} ['Now task-{number}'] 1.0" for number in range(12)], fit.text

@@ -204,3 +204,31 @@ def test_a_store_that_goes_away_costs_the_time_that_it_is_away(tmp_path: Path, s
                 result = fit.result()
     assert result["outcome"] == "succeeded" and result["statuses"] == ["succeeded"] * 8
     assert result["rewards"] == [1.0] * 8
+
+
+def test_a_process_whose_agent_hangs_past_its_time_limit_is_replaced(tmp_path: Path) -> None:
+    text = (
+        SEARCH
+        + """
+@agl.rollout
+def hangs(task, prompt_template):
+    print("begins", task, os.getpid(), flush=True)
+    if task == "hang":
+        time.sleep(600)
+    return 1.0
+
+@agl.algo
+async def once(store, train_dataset):
+    await store.add_resources({"prompt": "Please {question}"})
+    rollouts = [await store.enqueue_rollout(task) for task in train_dataset]
+    await store.wait_for_rollouts([one.rollout_id for one in rollouts])
+
+if __name__ == "__main__":
+    config = agl.RolloutConfig(timeout_seconds=1.0)
+    show(agl.Trainer(algorithm=once, n_runners=1, rollout_config=config).fit(hangs, ["hang", "fine"]))
+"""
+    )
+    with program(text, tmp_path) as fit:
+        assert fit.result()["statuses"] == ["failed", "succeeded"]
+        pids = re.findall(r"begins \w+ (\d+)", fit.text)
+        assert len(set(pids)) == 2 and "another process takes its place" in fit.text
