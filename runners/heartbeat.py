@@ -102,7 +102,9 @@ class Heartbeat:
         return self._interval + random.uniform(-self._jitter, self._jitter)
 
     async def _beat(self) -> None:
-        snapshot = {**system_snapshot(self._include_gpu), **self._extra()}
+        # The graphics cards are asked in another process, which takes too long for an event loop.
+        machine = await asyncio.to_thread(system_snapshot, True) if self._include_gpu else system_snapshot()
+        snapshot = {**machine, **self._extra()}
         try:
             beats = (
                 self._store.update_worker(life.worker_id, snapshot, incarnation=life.incarnation, attempts=list(life.running()))

@@ -49,7 +49,7 @@ class LitAgentRunner(Runner[T]):
         heartbeat_interval: seconds between signs of life; 0 or less sends none.
         interval_jitter: seconds by which both pauses vary at random.
         heartbeat_launch_mode: ``thread`` also beats while the agent blocks the event loop.
-        heartbeat_include_gpu: part of the older interface.
+        heartbeat_include_gpu: heartbeats tell the graphics cards too, where ``nvidia-smi`` is there.
         slots: how many rollouts :meth:`iter` executes at the same time. More than one are as many
             workers in the store, ``Worker-N-0``, ``Worker-N-1``, ...
         group: the consumer group whose hints say what to claim first, on a store of this process

@@ -12,7 +12,7 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.errors import InvalidInput
 from agentlightning.core.model import Attempt, AttemptedRollout, Rollout
-from agentlightning.core.resources import LLM, PromptTemplate, ProxyLLM
+from agentlightning.core.resources import LLM, PromptTemplate, ProxyLLM, prompts_watched
 from agentlightning.runners.decorators import as_agent
 from agentlightning.runners.load import load_agent
 
@@ -153,3 +153,60 @@ async def test_an_agent_of_the_first_generation_runs_on_a_store_of_today(store: 
         for mode in ("train", "val", None):
             rollout = await runner.step("t", resources=resources, mode=mode)
             assert agl.find_final_reward(list(await store.query_spans(rollout.rollout_id))) == 1.0
+
+
+def test_resources_are_given_by_name_and_the_first_of_a_kind_only_where_none_has_the_name(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @agl.rollout
+    def agent(task: str, planner: PromptTemplate, judge: LLM, llm: Any, style: str = "brief", **rest: Any) -> Any:
+        return planner, judge, llm, style, rest
+
+    other = PromptTemplate(template="Plan {x}", engine="f-string")
+    judge = LLM(endpoint="http://j/v1", model="j")
+    given: Any = {"solver": PROMPT, "planner": other, "main": PROXY, "judge": judge}
+    result: Any = agent.rollout("t", given, claimed())
+    planner, judged, llm, style, rest = result
+    assert (planner, judged, style, rest) == (other, judge, "brief", {})
+    assert "rollout/ro-1" in llm.endpoint and "Several LLM resources found; using 'main'" in caplog.text
+    caplog.clear()
+    result = agent.rollout("t", {**given, "llm": judge}, claimed())
+    assert result[2] == judge
+    assert caplog.text == ""
+    with pytest.raises(ValueError, match="parameter 'planner' is no resource; the resources are: judge, main"):
+        agent.rollout("t", {"judge": judge, "main": PROXY}, claimed())
+
+
+def test_a_proxied_model_given_by_name_is_routed_too() -> None:
+    @agl.rollout
+    def agent(task: str, judge: LLM) -> Any:
+        return judge
+
+    routed = agent.rollout("t", {"judge": PROXY}, claimed())
+    assert not isinstance(routed, ProxyLLM) and "attempt/at-1" in routed.endpoint  # type: ignore[union-attr]
+    plain = agl.llm_rollout(strip_proxy=False)(lambda task, llm: llm)
+    assert plain.rollout("t", {"x": PROXY}, claimed()) is PROXY
+
+
+@pytest.mark.parametrize(
+    "template, lost",
+    [("{a} {b}", []), ("{a.x} {b[0]:>{c}}", []), ("{a}", ["b"]), ("{{a}} {b}", ["a"]), ("none", ["a", "b"])],
+)
+def test_the_placeholders_of_a_template_are_those_that_format_fills(template: str, lost: list[str]) -> None:
+    class Value(list[int]):
+        x = 1
+
+    values = {"a": Value([1]), "b": Value([1]), **({"c": 3} if "{c}" in template else {})}
+    with prompts_watched(strict=False) as seen:
+        PromptTemplate(template=template, engine="f-string").format(**values)
+    assert sorted(seen) == lost
+    with prompts_watched(strict=False) as seen, pytest.raises(KeyError, match="missing"):
+        PromptTemplate(template="{missing}", engine="f-string").format(a=1)
+
+
+def test_jinja_templates_are_filled_and_name_what_is_missing() -> None:
+    pytest.importorskip("jinja2")
+    prompt = PromptTemplate(template="{% for x in xs %}{{ x }},{% endfor %}{{ y }}", engine="jinja")
+    assert prompt.format(xs=[1, 2], y="z") == "1,2,z"
+    with pytest.raises(KeyError, match="'y'"):
+        prompt.format(xs=[])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentlightning.projections.memory_store import InMemoryLightningStore
 from agentlightning.runners.heartbeat import Heartbeat, Life
+from agentlightning.runners.machine import system_snapshot
 
 
 async def test_a_store_that_never_answered_is_no_news_of_the_heartbeat_and_one_that_stops_is(
@@ -37,3 +39,15 @@ async def test_a_store_that_never_answered_is_no_news_of_the_heartbeat_and_one_t
         await beat.stop()
     said = [record.getMessage() for record in caplog.records if "Heartbeat" in record.getMessage()]
     assert said == ["Heartbeat of Worker-0 failed: the store does not answer"]
+
+
+def test_graphics_cards_are_told_as_nvidia_smi_tells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA A100, 37, 1024, 40960, [N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    known = {"gpu": "NVIDIA A100", "util_pct": 37.0, "mem_used_mb": 1024.0, "mem_total_mb": 40960.0}
+    assert system_snapshot(include_gpu=True)["gpus"] == [known]
+    assert "gpus" not in system_snapshot()
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert system_snapshot(include_gpu=True)["gpus"] == []
