@@ -50,4 +50,4 @@ if __name__ == "__main__":
     read_env()
     agent = SimpleAgent()
     trainer = Trainer(n_workers=2)  # Create 2 parallel workers
-    trainer.fit(agent, backend=os.environ.get("AGENT_LIGHTNING_SERVER", "http://127.0.0.1:9997"))
+    trainer.fit(agent, backend="http://127.0.0.1:9997")

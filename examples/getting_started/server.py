@@ -1,7 +1,6 @@
 """The server of the tutorial "Getting Started": tries three prompts and prints the one with the best reward."""
 
 import asyncio
-import os
 
 from agentlightning import setup_logging
 from agentlightning.server import AgentLightningServer
@@ -10,7 +9,7 @@ from agentlightning.types import PromptTemplate
 
 # fmt: off
 async def prompt_optimization():
-    server = AgentLightningServer(host="127.0.0.1", port=int(os.environ.get("PORT", "9997")))
+    server = AgentLightningServer(host="127.0.0.1", port=9997)
     await server.start()
 
     prompt_candidates = [
@@ -21,12 +20,12 @@ async def prompt_optimization():
     prompt_and_rewards = []
 
     for prompt in prompt_candidates:
-        print(f"[Algo] Testing prompt: '{prompt}'")
         # Send this prompt to all connected clients
         resources = {
             "system_prompt": PromptTemplate(template=prompt, engine="f-string")
         }
         await server.update_resources(resources)
+        print(f"[Algo] Testing prompt: '{prompt}'")
 
         # Queue a task for clients to process
         task_id = await server.queue_task(
@@ -49,6 +48,7 @@ async def prompt_optimization():
 
     if prompt_and_rewards:
         best_prompt = max(prompt_and_rewards, key=lambda x: x[1])
+        print(f"Best prompt: '{best_prompt[0]}' with reward {best_prompt[1]:.3f}")
         print(f"[Algo] Best prompt: '{best_prompt[0]}' (reward: {best_prompt[1]:.3f})")
     await server.stop()
 # fmt: on

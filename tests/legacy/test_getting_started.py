@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import signal
@@ -17,6 +18,27 @@ from ..sources import ROOT
 from ..test_first_algorithm import Terminal, free_port
 
 EXAMPLE = ROOT / "examples" / "getting_started"
+PRINTED = {
+    "client": {
+        "from agentlightning.litagent import LitAgent": (1, "e5031dae415688b1"),
+        "class SimpleAgent(LitAgent):": (3, "67470d0505689054"),
+        "# Extract the system prompt being tested": (2, "76acf7fe1aab999e"),
+        "# Call OpenAI with this prompt": (8, "8d84663bbb7cf379"),
+        "# In real scenarios, calculate based on response quality": (2, "665b5a57248dc3f7"),
+        "from agentlightning.trainer import Trainer": (1, "56a94b4d1e06ab54"),
+        "agent = SimpleAgent()": (3, "a26d4510c7140cd4"),
+    },
+    "server": {
+        "async def prompt_optimization():": (3, "1a65c88f1b4df6e4"),
+        "prompt_candidates = [": (5, "c4f8e49d91e05c95"),
+        "for prompt in prompt_candidates:": (6, "5b8ab79c306b1632"),
+        "# Queue a task for clients to process": (5, "709f7d4a4f881c5d"),
+        "# Wait for a client to complete it (30 second timeout)": (2, "9c2d94c164c93bf6"),
+        "# Extract and store the reward (this comes from the return value of the client side)": (2, "a39beea5098c60c4"),
+        "best_prompt = max(prompt_and_rewards, key=lambda x: x[1])": (2, "e1ca2807255e3fc7"),
+    },
+}
+"""First line of each paragraph that the tutorial prints, its number of lines, and the start of its SHA-256 without indents."""
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +47,26 @@ def stub() -> Iterator[Stub]:
         yield server
 
 
-def environment(stub: Stub, port: int) -> dict[str, str]:
+def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-    address = f"http://127.0.0.1:{port}"
-    return {**kept, "PYTHONUNBUFFERED": "1", "PORT": str(port), "AGENT_LIGHTNING_SERVER": address}
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def on_port(name: str, port: int, folder: Path) -> str:
+    """The example, as it is but for the port, which belongs to one test at a time."""
+    text = (EXAMPLE / f"{name}.py").read_text(encoding="utf-8")
+    assert text.count("9997") == 1
+    (folder / f"{name}.py").write_text(text.replace("9997", str(port)), encoding="utf-8")
+    return f"{name}.py"
+
+
+@pytest.mark.parametrize("name", ["client", "server"])
+def test_the_programs_are_the_tutorials_to_the_letter(name: str) -> None:
+    lines = [line.strip() for line in (EXAMPLE / f"{name}.py").read_text(encoding="utf-8").splitlines()]
+    for first, (count, digest) in PRINTED[name].items():
+        start = lines.index(first)
+        text = "\n".join(lines[start : start + count])
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == digest, text
 
 
 def write_env(folder: Path, stub: Stub) -> None:
@@ -60,11 +98,11 @@ def end(*terminals: Terminal) -> None:
 @pytest.mark.parametrize("first", ["server", "client"])
 def test_server_and_two_workers_find_the_best_prompt(first: str, stub: Stub, tmp_path: Path) -> None:
     write_env(tmp_path, stub)
-    env = environment(stub, free_port())
+    env, port = environment(), free_port()
     started: dict[str, Terminal] = {}
     try:
         for role in sorted(("server", "client"), key=lambda role: role != first):
-            started[role] = Terminal(str(EXAMPLE / f"{role}.py"), cwd=tmp_path, env=env)
+            started[role] = Terminal(on_port(role, port, tmp_path), cwd=tmp_path, env=env)
             if first == "client" and role == "client":
                 started[role].says("No server answers at")
         server, client = started["server"], started["client"]
@@ -133,10 +171,10 @@ def slow_client(folder: Path, port: int, seconds: float) -> Path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for worker processes in /proc")
 @pytest.mark.parametrize("victim", ["running", "idle"])
-def test_a_killed_worker_is_replaced_and_the_run_finishes(victim: str, stub: Stub, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_the_run_finishes(victim: str, tmp_path: Path) -> None:
     port = free_port()
-    env = environment(stub, port)
-    server = Terminal(str(EXAMPLE / "server.py"), cwd=tmp_path, env=env)
+    env = environment()
+    server = Terminal(on_port("server", port, tmp_path), cwd=tmp_path, env=env)
     client = Terminal(str(slow_client(tmp_path, port, 2.0)), cwd=tmp_path, env=env)
     try:
         client.says("Working on")
@@ -170,10 +208,10 @@ def test_a_killed_worker_is_replaced_and_the_run_finishes(victim: str, stub: Stu
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for worker processes in /proc")
-def test_ctrl_c_waits_for_the_task_a_second_one_does_not_and_no_process_stays(stub: Stub, tmp_path: Path) -> None:
+def test_ctrl_c_waits_for_the_task_a_second_one_does_not_and_no_process_stays(tmp_path: Path) -> None:
     port = free_port()
-    env = environment(stub, port)
-    server = Terminal(str(EXAMPLE / "server.py"), cwd=tmp_path, env=env)
+    env = environment()
+    server = Terminal(on_port("server", port, tmp_path), cwd=tmp_path, env=env)
     try:
         client = Terminal(str(slow_client(tmp_path, port, 3.0)), cwd=tmp_path, env=env)
         client.says("Working on")
