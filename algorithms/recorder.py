@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from ..core import payload
 from ..core.contract import LightningStore
-from ..core.errors import InvalidPayload, PayloadTooLarge
+from ..core.errors import InvalidInput, InvalidPayload, PayloadTooLarge
 from ..core.ids import uuid7_hex
 from ..core.model import Dataset
 from ..core.resources import validate_resources
@@ -28,6 +28,7 @@ from .recorded import RecordedStore, position_of
 logger = logging.getLogger(__name__)
 
 MOST_DATASET_MB = 16
+MOST_WRAPPERS = 8
 _SOURCES = frozenset({"train_dataset", "val_dataset", "initial_resources"})
 
 
@@ -96,22 +97,25 @@ class RunRecorder(Protocol):
 
 
 class StoreRecorder:
-    """A `RunRecorder` over a store that keeps runs: `EventLogStore`, or one over HTTP."""
+    """A `RunRecorder` over a store that keeps runs: `EventLogStore`, one over HTTP, or a wrapper of such a one."""
 
     def __init__(self, store: LightningStore) -> None:
         self._store: Any = store
+        self._keeper = keeper_of(store)
+        if self._keeper is None:
+            raise InvalidInput(f"{type(store).__name__} keeps no runs")
 
     async def opened(self, start: RunStart, run_id: str | None = None) -> str:
-        done = await self._store.record_run_event("run.opened", run_id, await asyncio.to_thread(_fields_of, start))
+        done = await self._keeper.record_run_event("run.opened", run_id, await asyncio.to_thread(_fields_of, start))
         return done["run_id"]
 
     async def decided(self, run_id: str, kind: str, content: Any = None, *, based_on: int | None = None) -> None:
-        known = position_of(self._store) if based_on is None else based_on
+        known = position_of(self._keeper) if based_on is None else based_on
         fields = {"kind": kind, "content": content, "based_on": known}
-        await self._store.record_run_event("algorithm.decided", run_id, fields)
+        await self._keeper.record_run_event("algorithm.decided", run_id, fields)
 
     async def closed(self, run_id: str, end: RunEnd) -> None:
-        await self._store.record_run_event("run.closed", run_id, asdict(end))
+        await self._keeper.record_run_event("run.closed", run_id, asdict(end))
 
     def bind(self, run_id: str) -> LightningStore:
         return RecordedStore(self._store, run_id, self.decided)
@@ -165,4 +169,13 @@ class NoRecorder:
 
 def recorder_for(store: LightningStore) -> RunRecorder:
     """The recorder that fits a store."""
-    return StoreRecorder(store) if hasattr(store, "record_run_event") else NoRecorder(store)
+    return NoRecorder(store) if keeper_of(store) is None else StoreRecorder(store)
+
+
+def keeper_of(store: Any) -> Any:
+    """The store itself, or the one behind it, that keeps runs; None where none does."""
+    for _ in range(MOST_WRAPPERS):
+        if store is None or hasattr(store, "record_run_event"):
+            return store
+        store = getattr(store, "store", None)
+    return None

@@ -42,7 +42,8 @@ class Recording:
 
     `completed`: rollout -> positions of its outcomes, ascending. `facts`: type of fact -> the positions of such, of the whole
     log, ascending. `end`: control records in the log. `best`: the last
-    resources that were named as the best, with the position of that decision. `rollout_ids`: accepted ones only.
+    resources that were named as the best, with the position of that decision. `rollout_ids`: accepted
+    ones only, `attempts`: the latest of each, `statuses`: at the end of the log.
     """
 
     run: Run
@@ -52,6 +53,7 @@ class Recording:
     facts: dict[str, array[int]]
     best: Decision | None = None
     rollout_ids: list[str] = field(default_factory=lambda: list[str]())
+    attempts: dict[str, str] = field(default_factory=lambda: dict[str, str]())
     statuses: dict[str, str] = field(default_factory=lambda: dict[str, str]())
 
 
@@ -63,6 +65,7 @@ def recordings(log: Log, book: RunBook) -> dict[str, Recording]:
     completed: dict[str, list[int]] = {}
     statuses: dict[str, str] = {}
     facts: dict[str, array[int]] = {}
+    attempts: dict[str, str] = {}
 
     def heard(outcome: Any, state: State) -> None:
         if outcome.accepted and outcome.proposal is not None:
@@ -71,7 +74,9 @@ def recordings(log: Log, book: RunBook) -> dict[str, Recording]:
                 if run_id is not None and run_id in members:
                     members[run_id].append(new.rollout_id)
         found = hear(outcome, state)
-        for kind, rollout_id, _, detail in found.facts if found is not None else ():
+        for (kind, rollout_id, _, detail), attempt_id in zip(found.facts, found.attempt_ids) if found is not None else ():
+            if kind == "attempt.claimed" and rollout_id in owner and attempt_id is not None:
+                attempts[rollout_id] = attempt_id
             positions = facts.setdefault(kind, array("q"))
             if not positions or positions[-1] != outcome.position:
                 positions.append(outcome.position)
@@ -89,7 +94,8 @@ def recordings(log: Log, book: RunBook) -> dict[str, Recording]:
         steps = [step for decision in run.decisions for step in steps_of(decision)]
         mine = {one: completed[one] for one in ids if one in completed}
         told = {one: statuses.get(one) or _status(state, one) for one in ids}
-        made[run_id] = Recording(run, steps, mine, state.position, facts, best, ids, told)
+        latest = {one: attempts[one] for one in ids if one in attempts}
+        made[run_id] = Recording(run, steps, mine, state.position, facts, best, ids, latest, told)
     return made
 
 

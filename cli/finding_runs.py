@@ -85,12 +85,17 @@ def runs_in(log: Log, url: str, only: str | None = None) -> list[Found]:
     for run_id, recording in recordings(log, book).items():
         if wanted in (None, run_id):
             recording.run.rollout_ids = recording.rollout_ids  # those that the log accepted
-            rewards = {one: _reward(spans.read(one)) for one, word in recording.statuses.items() if word in FINISHED}
+            rewards = {
+                one: _reward([span for span in spans.read(one) if span.attempt_id == recording.attempts.get(one)])
+                for one, word in recording.statuses.items()
+                if word in FINISHED
+            }
             found.append(Found(recording.run, url, recording.statuses, rewards))
     return found
 
 
 def _reward(spans: Sequence[Any]) -> float | None:
+    """Of the attempt that counts, which is the latest one."""
     from ..runners.readers import find_final_reward
 
     return find_final_reward(sorted(spans, key=lambda span: span.sequence_id))
@@ -104,7 +109,7 @@ async def _of_store(url: str, token: str | None) -> list[Found]:
 
     async def reward(rollout_id: str) -> tuple[str, float | None]:
         async with gate:
-            return rollout_id, _reward(list(await client.query_spans(rollout_id)))
+            return rollout_id, _reward(list(await client.query_spans(rollout_id, "latest")))
 
     try:
         found: list[Found] = []

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 import agentlightning as agl
@@ -200,3 +203,59 @@ def test_digests_are_equal_for_equal_data_in_any_order_of_keys() -> None:
     assert digest_of({"a": 1, "b": [1, 2]}) == digest_of({"b": [1, 2], "a": 1})
     assert digest_of({"a": [2, 1]}) != digest_of({"a": [1, 2]})
     assert digest_of(2**70) != digest_of(2**71) and len(digest_of(None)) == 16
+
+
+async def test_anybody_can_record_and_list_runs_over_the_routes(tmp_path: Path) -> None:
+    with agl.open_store("memory://") as inner:  # type: ignore[attr-defined]
+        server = agl.LightningStoreServer(inner, host="127.0.0.1", port=0)
+        await server.start()
+        try:
+            async with aiohttp.ClientSession(f"{server.endpoint}") as http:
+                body = {"type": "run.opened", "fields": {"name": "curl", "parameters": {"a": 1}}}
+                async with http.post("/v1/agl/runs/events", json=body) as answer:
+                    assert answer.status == 201
+                    made = await answer.json()
+                async with http.get("/v1/agl/runs", params={"run_id": "curl"}) as answer:
+                    (found,) = await answer.json()
+                assert found["run_id"] == made["run_id"] and found["parameters"] == {"a": 1}
+                async with http.post("/v1/agl/runs/events", json={"type": "run.exploded"}) as answer:
+                    assert answer.status == 422
+                async with http.get("/v1/agl/runs", params={"run_id": "nobody"}) as answer:
+                    assert answer.status == 404
+        finally:
+            await server.stop()
+
+
+async def test_wrappers_of_a_store_keep_its_runs() -> None:
+    with agl.open_store("memory://") as inner:  # type: ignore[attr-defined]
+        for wrapped in (agl.LightningStoreThreaded(inner), agl.LightningStoreServer(inner, host="127.0.0.1", port=0)):
+            recorder = recorder_for(wrapped)
+            run_id = await recorder.opened(RunStart(name=type(wrapped).__name__))
+            rollout = await recorder.bind(run_id).enqueue_rollout("task")
+            (found,) = runs_from(await inner.query_runs(run_id))
+            assert found.rollout_ids == [rollout.rollout_id] and len(found.decisions) == 1
+
+
+VICTIM = """
+import asyncio, os, signal, sys
+import agentlightning as agl
+from agentlightning.algorithms.recorder import RunStart, recorder_for
+
+async def main():
+    recorder = recorder_for(agl.open_store(sys.argv[1]))
+    run_id = await recorder.opened(RunStart(name="killed", seed=3))
+    await recorder.bind(run_id).enqueue_rollout("task")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_durable_what_was_recorded_of_a_run_outlives_kill_9(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    victim = await asyncio.create_subprocess_exec(sys.executable, "-c", VICTIM, url)
+    assert await asyncio.wait_for(victim.wait(), 60) == -signal.SIGKILL
+    with agl.open_store(url) as store:  # type: ignore[attr-defined]
+        (run,) = await runs_of(store)
+        assert (run.name, run.seed, run.outcome) == ("killed", 3, None)
+        assert len(run.rollout_ids) == 1 and [one.kind for one in run.decisions] == ["rollouts.enqueued"]
