@@ -18,6 +18,7 @@ from ..core.spans import Span
 from ..projections import arguments
 from ..projections.answers import config_in, rollout_out
 from ..projections.memory_store import InMemoryLightningStore
+from ..projections.rest.client import LightningStoreClient
 from ..projections.rest.legacy_door import LegacyDoor
 from ..projections.rest.legacy_results import as_trace, posted_in
 from ..projections.rest.serving import Serving, access_host, check_bind
@@ -38,8 +39,8 @@ class AgentLightningServer:
     """Serves tasks to `AgentLightningClient` and to agents run by ``Trainer.fit(agent, backend=URL)``.
 
     What is queued, published and received are events of a log: in memory, which is gone with the server, or at
-    `store`, an address such as ``sqlite:///runs.db`` or an open store. A server that is started again on its log goes
-    on with it. The routes of a store of today are served too, so `agl show` and today's clients reach it.
+    `store`, an address such as ``sqlite:///runs.db`` or ``http://host:4747``, or an open store. A server that is started
+    again on its log goes on with it. The routes of a store of today are served too, so today's clients reach it.
 
     A task is handed to another client when its worker falls silent, or after `task_timeout_seconds`, and `MAX_ATTEMPTS`
     times at most; the first result that arrives counts. Binding to more than this machine needs a `token`, `UnsafeBind`
@@ -92,7 +93,7 @@ class AgentLightningServer:
             # In a thread: an algorithm that computes for long between two awaits keeps no worker waiting.
             await serving.start(in_thread=True)
         except BaseException:
-            self._close(store)
+            await self._close(store)
             raise
         self._store, self._door, self._serving = store, door, serving
         self.port = serving.port
@@ -109,7 +110,7 @@ class AgentLightningServer:
         if self._door is not None:
             self._door.stop()
         await serving.stop()
-        await asyncio.to_thread(self._close, store)
+        await self._close(store)
         log.info("Stopped serving on %s.", self.endpoint)
 
     async def run_forever(self) -> None:
@@ -121,9 +122,14 @@ class AgentLightningServer:
         finally:
             await self.stop()
 
-    def _close(self, store: LightningStore) -> None:
-        if store is not self._given and isinstance(store, EventLogStore):
-            store.close()
+    async def _close(self, store: LightningStore) -> None:
+        """Close what was opened here."""
+        if store is self._given:
+            return
+        if isinstance(store, EventLogStore):
+            await asyncio.to_thread(store.close)
+        elif isinstance(store, LightningStoreClient):
+            await store.close()
 
     async def queue_task(
         self,
@@ -132,7 +138,7 @@ class AgentLightningServer:
         resources_id: str | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> str:
-        """Queue `sample` for a client; the id of its rollout, ``rollout-`` and a UUID.
+        """Queue `sample` for a client; the id of its rollout: ``rollout-`` and a UUID, or what a store elsewhere gives.
 
         It is bound to `resources_id`, or to the newest resources of this moment: later ones do not reach it.
         """

@@ -172,6 +172,29 @@ async def test_a_server_goes_on_with_its_log(tmp_path: Path) -> None:
         await again.stop()
 
 
+async def test_the_store_may_be_elsewhere_and_its_runners_may_be_those_of_today() -> None:
+    with InMemoryLightningStore(thread_safe=True) as store:
+        far = agl.LightningStoreServer(store, port=0)
+        await far.start()
+        server = AgentLightningServer(port=0, store=far.endpoint)
+        await server.start()
+        runner = agl.LitAgentRunner[str](tracer=agl.OtelTracer(), max_rollouts=1)
+        today = LightningStoreClient(server.endpoint)
+        try:
+            await server.update_resources(PROMPT)
+            rollout_id = await server.queue_task("you")
+            assert rollout_id.startswith("ro-")
+            with runner.run_context(agent=lambda task, prompt_template: len(prompt_template.format(who=task)), store=today):
+                await runner.iter()
+            result = await server.poll_completed_rollout(rollout_id, timeout=5)
+            assert result is not None and result.final_reward == len("You are you.")
+            assert result.traces and result.metadata == {"status": "succeeded"}
+        finally:
+            await today.close()
+            await server.stop()
+            await far.stop()
+
+
 async def test_a_silent_worker_loses_its_task_and_a_beating_one_keeps_it() -> None:
     settings = StoreSettings(worker_lost_seconds=1.0, claim_confirm_seconds=1.0)
     with InMemoryLightningStore(thread_safe=True, settings=settings) as store:
