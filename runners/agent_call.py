@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..core.resources import NamedResources
 from .agents import LitAgent, call_for
 from .threads import contained, run_in_thread
 
-__all__ = ["CANCEL_SECONDS", "AttemptTimedOut", "GivenUp", "call_agent"]
+__all__ = ["CANCEL_SECONDS", "AttemptTimedOut", "GivenUp", "RolloutCancelled", "call_agent"]
 
 CANCEL_SECONDS = 5.0
 """How long a cancelled agent may take to end, and a cancelled attempt to tell the store."""
@@ -29,6 +29,10 @@ _log = logging.getLogger(__name__)
 
 class AttemptTimedOut(AgentLightningError, TimeoutError):
     """An attempt ran longer than the ``timeout_seconds`` of its rollout."""
+
+
+class RolloutCancelled(AgentLightningError):
+    """The rollout was cancelled in the store while its agent ran."""
 
 
 class GivenUp:
@@ -87,30 +91,43 @@ class GivenUp:
 
 
 async def call_agent(
-    agent: LitAgent[Any], rollout: AttemptedRollout, resources: NamedResources, given_up: GivenUp, prefix: str
+    agent: LitAgent[Any],
+    rollout: AttemptedRollout,
+    resources: NamedResources,
+    given_up: GivenUp,
+    prefix: str,
+    cancelled: Callable[[], Coroutine[Any, Any, None]],
 ) -> Any:
     """What the agent returns, or its exception; AttemptTimedOut after ``timeout_seconds`` of the rollout.
 
     A cancellation of the caller, and the time limit, cancel an asynchronous agent. One that does not end within
-    CANCEL_SECONDS, or a synchronous one, is given up.
+    CANCEL_SECONDS, or a synchronous one, is given up. ``cancelled()`` returns when the rollout was cancelled
+    elsewhere: an asynchronous agent is cancelled then (RolloutCancelled); a synchronous one may end by itself.
     """
     call = call_for(agent, rollout.mode, rollout.input, rollout.rollout_id, resources, rollout)
+    asynchronous = agent.is_async()
     work: asyncio.Future[Any]
-    if agent.is_async():
+    if asynchronous:
         # Its own task, so that its cancellation is not taken for ours.
         work = asyncio.ensure_future(contained(call))
     else:
         work = run_in_thread(call, f"agent-of-{rollout.rollout_id}")
+    looking = {asyncio.ensure_future(cancelled())} if asynchronous else set[asyncio.Future[None]]()
     limit = rollout.config.timeout_seconds
-    with given_up.watched(limit, prefix):
-        try:
-            await asyncio.wait({work}, timeout=limit)
-        except asyncio.CancelledError:
-            await _end(work, agent.is_async(), given_up, prefix, expected=True)
-            raise
-        if not work.done():
-            await _end(work, agent.is_async(), given_up, prefix)
-            raise AttemptTimedOut(f"The attempt ran longer than the {limit:g} s of its rollout")
+    try:
+        with given_up.watched(limit, prefix):
+            await asyncio.wait({work, *looking}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await _end(work, asynchronous, given_up, prefix, expected=True)
+        raise
+    finally:
+        for look in looking:
+            look.cancel()
+    if not work.done():
+        await _end(work, asynchronous, given_up, prefix)
+        if any(look.done() and not look.cancelled() and look.exception() is None for look in looking):
+            raise RolloutCancelled("The rollout was cancelled while its agent ran")
+        raise AttemptTimedOut(f"The attempt ran longer than the {limit or 0:g} s of its rollout")
     if work.cancelled():
         raise RuntimeError("The agent was cancelled from inside")
     return work.result()

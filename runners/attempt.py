@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["AttemptOptions", "AttemptRun"]
 
 _log = logging.getLogger(__name__)
+LOOK_SECONDS = 5.0
+"""How often the store is asked whether a rollout that runs was cancelled."""
 
 
 @dataclass
@@ -135,11 +138,22 @@ class AttemptRun:
             await self._call_hooks("on_trace_end", tracer=self.tracer)
 
     async def _captured(self, resources: NamedResources) -> Any:
-        given_up = self.options.given_up
-        if not self.options.capture_output:
-            return await call_agent(self.agent, self.rollout, resources, given_up, self.prefix)
-        with captured(self.output):
-            return await call_agent(self.agent, self.rollout, resources, given_up, self.prefix)
+        with captured(self.output) if self.options.capture_output else nullcontext():
+            return await call_agent(
+                self.agent, self.rollout, resources, self.options.given_up, self.prefix, self._cancelled_elsewhere
+            )
+
+    async def _cancelled_elsewhere(self) -> None:
+        """Returns when the store says that the rollout was cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                rollout = await self.store.get_rollout_by_id(self.rollout.rollout_id)
+            except AgentLightningError as error:
+                _log.debug("%s The store cannot say whether it goes on: %s", self.prefix, error)
+            else:
+                if rollout is not None and rollout.status == "cancelled":
+                    return
 
     def _record(self, error: Exception) -> None:
         try:

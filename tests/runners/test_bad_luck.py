@@ -18,6 +18,7 @@ from agentlightning.core.resources import LostPlaceholder
 from agentlightning.core.semconv import AGL_EXCEPTION, AGL_OUTPUT
 from agentlightning.projections.memory_store import InMemoryLightningStore
 from agentlightning.runners import agent_call
+from agentlightning.runners import attempt as attempt_module
 from agentlightning.runners.capture import Output
 
 PROMPT: Any = {"prompt": "Say {x}"}
@@ -142,6 +143,29 @@ async def test_the_time_limit_reaches_an_asynchronous_agent(store: InMemoryLight
     attempt, spans, runner = await run_two(store, agent, timeout_seconds=0.3)
     assert attempt.status == "timeout" and cleaned == ["bad"] and runner.given_up == 0
     assert told(spans)["type"] == "AttemptTimedOut"
+
+
+async def test_a_rollout_that_is_cancelled_in_the_store_reaches_its_agent(
+    store: InMemoryLightningStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt_module, "LOOK_SECONDS", 0.05)
+    cleaned: list[str] = []
+
+    async def agent(task: str, rollout: Any) -> float:
+        if task == "bad":
+            await store.update_rollout(rollout.rollout_id, status="cancelled")
+        try:
+            await asyncio.sleep(30 if task == "bad" else 0.2)
+        except asyncio.CancelledError:
+            cleaned.append(task)
+            raise
+        return 1.0
+
+    attempt, spans, runner = await run_two(store, agent)
+    assert attempt.status == "failed" and told(spans)["type"] == "RolloutCancelled"
+    assert cleaned == ["bad"] and runner.given_up == 0
+    rollout = await store.get_rollout_by_id(attempt.rollout_id)
+    assert rollout is not None and rollout.status == "cancelled"
 
 
 async def test_an_agent_that_swallows_its_cancellation_is_given_up(
