@@ -47,6 +47,7 @@ class AlgorithmSide:
     initial_resources: NamedResources | None
     rollout_config: RolloutConfig | None
     result: FitResult | None = None
+    runners_failed: bool = False
 
     @property
     def ends_with_runners(self) -> bool:
@@ -106,7 +107,7 @@ class AlgorithmSide:
             if work.done():
                 work.result()
                 return "succeeded"
-            return "interrupted"
+            return "failed" if self.runners_failed else "interrupted"
         finally:
             stopped.cancel()
             if not work.done():

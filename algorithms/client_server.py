@@ -21,8 +21,8 @@ from .closing import until_run_closes
 from .crew import Crew
 from .environment import LightningEnvVar, resolve_bool_env_var, resolve_int_env_var, resolve_str_env_var
 from .environment import token as token_of_environment
-from .execution import AlgorithmBundle, ExecutionStrategy, Interrupts, RunnerBundle, ThreadingEvent
-from .parts import Part, first_error
+from .execution import AlgorithmBundle, ExecutionStrategy, Interrupts, RunnerBundle, ThreadingEvent, tell_failure
+from .parts import Part, first_error, to_the_end
 
 __all__ = ["ClientServerExecutionStrategy"]
 
@@ -262,12 +262,12 @@ class _Execution:
             return None
         server = strategy.serve(store)
         try:
-            asyncio.run(server.start())
+            to_the_end("store-start", server.start)
         except RuntimeError:
             if strategy.role != "both" or strategy.server_port is not None:
                 raise
             server = _server(store, strategy.server_host, 0, strategy.token)
-            asyncio.run(server.start())
+            to_the_end("store-start", server.start)
         _log.info("Starting LightningStore server on %s", server.endpoint.removeprefix("http://"))
         return server
 
@@ -280,8 +280,11 @@ class _Execution:
         self._crew.start()
 
     def _crew_ended(self) -> None:
-        assert self._crew is not None
-        if self._crew.failure is not None:
+        crew = self._crew
+        if crew is None:
+            return
+        if crew.failure is not None:
+            tell_failure(self._algorithm)
             self._event.set()
         elif getattr(self._algorithm, "ends_with_runners", False):
             self._event.set()
@@ -349,7 +352,7 @@ def _linger(store: LightningStore, hurry: threading.Event, grace_seconds: float)
                 return
             await asyncio.sleep(LOOK_SECONDS)
 
-    asyncio.run(wait())
+    to_the_end("linger", wait)
 
 
 def _last_heard(worker: Worker) -> float:
@@ -359,7 +362,7 @@ def _last_heard(worker: Worker) -> float:
 
 def _stop(server: Any) -> None:
     try:
-        asyncio.run(server.stop())
+        to_the_end("store-stop", server.stop)
     except Exception:
         # The run is over and its result stands; the port goes with the process.
         _log.exception("The store's server did not stop well.")

@@ -24,6 +24,7 @@ __all__ = [
     "MultiprocessingEvent",
     "RunnerBundle",
     "ThreadingEvent",
+    "tell_failure",
     "until_set",
 ]
 
@@ -129,6 +130,12 @@ class ExecutionStrategy(ABC):
     @abstractmethod
     def execute(self, algorithm: AlgorithmBundle, runner: RunnerBundle, store: LightningStore) -> None:
         """Run both sides to the end; raises what either raised. Returns after Ctrl+C too."""
+
+
+def tell_failure(algorithm: AlgorithmBundle) -> None:
+    """Before the stop of a run whose runners cannot work: it is to be closed as failed and not as interrupted."""
+    if hasattr(algorithm, "runners_failed"):
+        algorithm.runners_failed = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
 async def until_set(event: ExecutionEvent) -> None:

@@ -8,9 +8,11 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-__all__ = ["Part"]
+__all__ = ["Part", "first_error", "to_the_end"]
 
 _log = logging.getLogger(__name__)
+WAIT_SECONDS = 0.05
+"""Waiting in slices lets Ctrl+C through on every platform."""
 
 
 class Part:
@@ -32,10 +34,18 @@ class Part:
 
     def start(self) -> None:
         """Run in a daemon thread: a part that cannot be stopped does not keep the process."""
-        threading.Thread(target=self.run, name=self.name, daemon=True).start()
+        threading.Thread(target=self._run, name=self.name, daemon=True).start()
 
     def run(self) -> None:
-        """Run in this thread, to the end."""
+        """Run to the end, in this thread; in another one where this thread has a running event loop, as in a notebook."""
+        if not _loop_runs_here():
+            self._run()
+            return
+        self.start()
+        while not self.done.wait(WAIT_SECONDS):
+            pass
+
+    def _run(self) -> None:
         loop = asyncio.new_event_loop()
         try:
             asyncio.set_event_loop(loop)
@@ -82,6 +92,22 @@ class Part:
             self._cancelled = True
             if self._loop is not None and self._task is not None:
                 self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def to_the_end(name: str, make: Callable[[], Awaitable[Any]]) -> None:
+    """Run a coroutine to its end and raise what it raises; also where this thread has a running event loop."""
+    part = Part(name, make, lambda ended: None)
+    part.run()
+    if part.error is not None:
+        raise part.error
 
 
 def first_error(parts: list[Part]) -> BaseException | None:

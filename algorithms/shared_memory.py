@@ -10,7 +10,7 @@ from typing import Literal
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from .environment import LightningEnvVar, resolve_bool_env_var
-from .execution import AlgorithmBundle, ExecutionStrategy, Interrupts, RunnerBundle, ThreadingEvent
+from .execution import AlgorithmBundle, ExecutionStrategy, Interrupts, RunnerBundle, ThreadingEvent, tell_failure
 from .parts import Part, first_error
 
 __all__ = ["SharedMemoryExecutionStrategy"]
@@ -89,6 +89,7 @@ class _Execution:
         self._hurry = threading.Event()
         self._given_up = threading.Event()
         event = self._event
+        self._bundle = algorithm
         self._alone = bool(getattr(algorithm, "ends_with_runners", False))
         self._algorithm = Part("algorithm", lambda: algorithm(store, event), self._ended)
         self._runners = [
@@ -118,6 +119,8 @@ class _Execution:
     def _ended(self, part: Part) -> None:
         """In the thread of a part that has ended: the run stops with the algorithm, and with every error."""
         if part is self._algorithm or part.error is not None:
+            if part.error is not None and not self._event.is_set():
+                tell_failure(self._bundle)
             self._event.set()
         elif not self._event.is_set() and all(runner.done.is_set() for runner in self._runners):
             if self._alone:

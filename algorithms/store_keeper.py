@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 import math
@@ -15,6 +14,7 @@ from ..core.contract import LightningStore
 from ..core.errors import LogLocked
 from .components import build_component
 from .environment import secrets, token
+from .parts import to_the_end
 
 __all__ = ["DEFAULT_FILE", "StoreKeeper"]
 
@@ -97,4 +97,4 @@ def _close(store: LightningStore) -> None:
         async def wait() -> None:
             await result
 
-        asyncio.run(wait())
+        to_the_end("store-close", wait)

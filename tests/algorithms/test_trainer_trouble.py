@@ -232,3 +232,44 @@ if __name__ == "__main__":
         assert fit.result()["statuses"] == ["failed", "succeeded"]
         pids = re.findall(r"begins \w+ (\d+)", fit.text)
         assert len(set(pids)) == 2 and "another process takes its place" in fit.text
+
+
+@pytest.mark.parametrize("strategy", ["cs", "shm"])
+def test_runners_that_cannot_work_end_the_fit_with_their_reason_and_fail_the_run(tmp_path: Path, strategy: str) -> None:
+    text = (
+        SEARCH
+        + """
+class Broken(agl.OtelTracer):
+    def init_worker(self, *args, **kwargs):
+        raise LookupError("no tracing here")
+
+if __name__ == "__main__":
+    trainer = agl.Trainer(algorithm=search, tracer=Broken(), strategy=sys.argv[1])
+    try:
+        trainer.fit(agent, ["a"])
+    except (RuntimeError, LookupError) as error:
+        print("raised", error, flush=True)
+    print("outcome", asyncio.run(trainer.store.query_runs())[0]["outcome"])
+"""
+    )
+    with program(text, tmp_path, strategy) as fit:
+        assert fit.ends() == 0, fit.text
+        raised = [line for line in fit.lines if line.startswith("raised")]
+        assert len(raised) == 1 and "no tracing here" in raised[0]
+        assert "outcome failed" in fit.text
+
+
+@pytest.mark.parametrize("strategy", ["cs", "shm"])
+def test_fit_works_where_an_event_loop_runs_already_as_in_a_notebook(tmp_path: Path, strategy: str) -> None:
+    text = (
+        SEARCH
+        + """
+async def cell():
+    show(agl.Trainer(algorithm=search, n_runners=2, strategy=sys.argv[1]).fit(agent, ["a", "b"]))
+
+if __name__ == "__main__":
+    asyncio.run(cell())
+"""
+    )
+    with program(text, tmp_path, strategy) as fit:
+        assert fit.result()["rewards"] == [0.25, 0.25, 1.0, 1.0]
