@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["AttemptOptions", "AttemptRun"]
 
 _log = logging.getLogger(__name__)
+LONGEST_ERROR = 2000
+"""Characters of an error in the attempt's metadata; the span of the exception has all of it."""
 LOOK_SECONDS = 5.0
 """How often the store is asked whether a rollout that runs was cancelled."""
 
@@ -84,7 +86,7 @@ class AttemptRun:
         except Exception as error:
             _log.error("%s Exception during rollout.", self.prefix, exc_info=error)
             status: AttemptStatus = "timeout" if isinstance(error, AttemptTimedOut) else "failed"
-            await self._end(status, {"error": f"{type(error).__name__}: {error}"}, error)
+            await self._end(status, {"error": f"{type(error).__name__}: {error}"[:LONGEST_ERROR]}, error)
             return error
         await self._end("succeeded", self._metadata, None)
         return None

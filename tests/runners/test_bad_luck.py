@@ -81,6 +81,16 @@ async def test_whatever_an_agent_raises_is_in_the_log_with_its_traceback(
         assert type(raised).__name__ in told(spans)["stacktrace"] and "in sync_agent" in told(spans)["stacktrace"]
 
 
+async def test_a_huge_error_does_not_go_into_the_control_log(store: InMemoryLightningStore) -> None:
+    def agent(task: str) -> float:
+        if task == "bad":
+            raise ValueError("x" * 3_000_000)
+        return 1.0
+
+    attempt, spans, _ = await run_two(store, agent)
+    assert len(attempt.metadata["error"]) == 2000 and len(told(spans)["message"]) == 3_000_000
+
+
 @pytest.mark.parametrize("value", ["text", {"a": 1}, [1, "x"], object(), b"x", ("a",)])
 async def test_a_wrong_result_is_a_failure_with_its_type_in_the_log(store: InMemoryLightningStore, value: Any) -> None:
     attempt, spans, _ = await run_two(store, lambda task: value if task == "bad" else 1.0)
