@@ -8,6 +8,7 @@ Any OpenAI-compatible endpoint will do: OPENAI_BASE_URL says which, OPENAI_MODEL
 import argparse
 import itertools
 import os
+import sys
 from functools import cache
 
 from openai import OpenAI
@@ -88,6 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", help="sqlite:///, http://, kafka:// or memory://; ./.agl/log.db if left out")
     arguments = parser.parse_args()
+    if "OPENAI_API_KEY" not in os.environ:
+        sys.exit("Set OPENAI_API_KEY; where OPENAI_BASE_URL is a server of your own, any text will do.")
     agl.setup_logging("WARNING")  # "INFO" says what every worker does
     trainer = agl.Trainer(name="several_prompts", algorithm=tune, n_runners=3, store=arguments.store)
     result = trainer.fit(reader, TASKS)
@@ -95,6 +98,8 @@ def main() -> None:
     for name, prompt in (result.best_resources or {}).items():
         if isinstance(prompt, agl.PromptTemplate):
             print(f"Best {name}: {prompt.template!r}")
+    if not result.best_resources:
+        print("Nothing got a reward; the log says why.")
     log, option = (arguments.store, f" --log {arguments.store}") if arguments.store else (".agl", "")
     if log.startswith(("http", "memory")):
         print(f"The log is what the store at {log} keeps")

@@ -93,6 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", help="sqlite:///, http://, kafka:// or memory://; ./.agl/log.db if left out")
     arguments = parser.parse_args()
+    if "OPENAI_API_KEY" not in os.environ:
+        sys.exit("Set OPENAI_API_KEY; where OPENAI_BASE_URL is a server of your own, any text will do.")
     agl.setup_logging("WARNING")  # "INFO" says what every worker does
     trainer = agl.Trainer(name="tool_agent", algorithm=compare, n_runners=2, store=arguments.store)
     result = trainer.fit(shop_assistant, TASKS)
@@ -100,6 +102,8 @@ def main() -> None:
     for name, prompt in (result.best_resources or {}).items():
         if isinstance(prompt, agl.PromptTemplate):
             print(f"Best {name}: {prompt.template!r}")
+    if not result.best_resources:
+        print("Nothing got a reward; the log says why.")
     log, option = (arguments.store, f" --log {arguments.store}") if arguments.store else (".agl", "")
     if log.startswith(("http", "memory")):
         print(f"The log is what the store at {log} keeps")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from .cli.support import document, invoke
+from .cli.support import document, invoke, running
 from .deploy.manifests import parse
 from .openai_stub import Answer, Stub, openai_stub
 from .sources import ROOT
@@ -62,10 +62,11 @@ def run(stub: Stub, tmp_path: Path) -> Run:
     """Runs an example in a folder of its own; what it said on both outputs, after it ended well."""
 
     def run(name: str, *arguments: str, code: int = 0, **env: str) -> str:
+        given = {"OPENAI_API_KEY": "none", "OPENAI_BASE_URL": stub.base_url, **env}
         done = subprocess.run(
             [sys.executable, str(EXAMPLES / name), *arguments],
             cwd=tmp_path,
-            env={**os.environ, "OPENAI_API_KEY": "none", "OPENAI_BASE_URL": stub.base_url, **env},
+            env={name: value for name, value in {**os.environ, **given}.items() if value},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -120,6 +121,12 @@ def test_the_tool_agent_says_in_a_sentence_what_it_needs(run: Run, tmp_path: Pat
     assert text.count("\n") == 1 and "pip install langgraph langchain-openai" in text
 
 
+@pytest.mark.parametrize("name", ["prompt_search.py", "several_prompts.py"])
+def test_an_example_without_a_key_says_so_in_a_sentence(run: Run, name: str) -> None:
+    text = run(name, code=1, OPENAI_API_KEY="")
+    assert text.count("\n") == 1 and "Set OPENAI_API_KEY" in text
+
+
 def test_several_prompts_are_tuned_together(run: Run, tmp_path: Path) -> None:
     text = run("several_prompts.py")
     # Neither change alone helps: the terse answer is right only with notes that have every quantity.
@@ -134,6 +141,9 @@ def test_an_example_takes_the_address_of_any_store(run: Run, tmp_path: Path) -> 
     assert document("ps", "--log", str(tmp_path / "other.db"))
     assert not (tmp_path / ".agl").exists() and "--log sqlite:///./other.db" in text
     assert "keeps" in run("several_prompts.py", "--store", "memory://")
+    with running("store", "--port", "0", "--log", "sqlite:///./served.db", cwd=tmp_path) as store:
+        url = re.findall(r"http://\S+", store.wait_for(store.err, "Serving"))[0]
+        assert "Best answer" in run("several_prompts.py", "--store", url)
 
 
 def test_every_example_is_in_the_list() -> None:

@@ -89,7 +89,7 @@ def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
     """Every `agl ...` in the code blocks and code spans of a page of Markdown, as it stands and as arguments."""
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`(agl [^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
     for line in lines:
         if line.startswith("agl "):
