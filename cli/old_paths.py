@@ -171,6 +171,7 @@ _PROXY = "The LLM proxy is not part of this release: give agents an agl.LLM reso
 _APO = "APO is not part of this release: write the search as a function with @agl.algo, as examples/ shows."
 _VERL = "VERL is not part of this release: read the spans with agl.TracerTraceToTriplet and call your trainer."
 _LOGS = "Stores are event logs here: use agl.open_store(url) or agl.EventLogStore(log)."
+_PATCHES = "There is one patch here, that of the OpenAI client: agentlightning.instrumentation.instrument_all()."
 _METRICS = "There are no metrics backends here: store.statistics() and `agl log` say what a store did."
 _OTLP = "Spans reach a store through its OTLP route, store.otlp_traces_endpoint(), or store.add_otel_span(...)."
 _SERVERS = "A store is served by agl.LightningStoreServer(store, ...).start()."
@@ -178,6 +179,10 @@ _SERVERS = "A store is served by agl.LightningStoreServer(store, ...).start()."
 GONE_MODULES: dict[str, str] = {
     "algorithm.apo": _APO,
     "algorithm.verl": _VERL,
+    "instrumentation.agentops": _PATCHES,
+    "instrumentation.agentops_langchain": _PATCHES,
+    "instrumentation.litellm": _PATCHES,
+    "instrumentation.vllm": _PATCHES,
     "llm_proxy": _PROXY,
     "store.collection": _LOGS,
     "store.collection_based": _LOGS,
