@@ -149,8 +149,11 @@ class Replayer:
                 await result
 
     async def _hand(self, subscriber: Subscriber[Any], store: ReplayStore) -> None:
-        """The facts from the opening of the run on, one after the other, as `agl subscribe` hands them."""
-        async for fact in store.subscribe(subscriber.types or None, since=store.recording.run.opened_at):
+        """The facts from the opening of the run on, or from where its group stood then, one after the other."""
+        run = store.recording.run
+        told: Any = run.parameters
+        since = cast("dict[str, Any]", told).get("since") if isinstance(told, dict) else None
+        async for fact in store.subscribe(subscriber.types or None, since=since if isinstance(since, int) else run.opened_at):
             await subscriber.take(fact, store)
 
     def close(self) -> None:

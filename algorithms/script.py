@@ -41,9 +41,9 @@ class Recording:
     """A run as the log has it: what it was, its steps, and where its rollouts were completed.
 
     `completed`: rollout -> positions of its outcomes, ascending. `facts`: type of fact -> the positions of such, of the whole
-    log, ascending. `end`: control records in the log. `best`: the last
-    resources that were named as the best, with the position of that decision. `rollout_ids`: accepted
-    ones only, `attempts`: the latest of each, `statuses`: at the end of the log.
+    log, ascending. `end`: control records in the log. `best`: the last resources that were named as the best, with the
+    position of that decision. `rollout_ids`: accepted ones only, `attempts`: the latest of each, `statuses`: at the end of
+    the log.
     """
 
     run: Run

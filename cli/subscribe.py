@@ -36,6 +36,7 @@ class Options:
     state: Path
     token: str | None
     as_json: bool
+    run: str | None = None
 
 
 @click.command()
@@ -48,6 +49,7 @@ class Options:
 @click.option("--state", type=click.Path(file_okay=False, path_type=Path), default=DEFAULT_STATE, show_default=True,
               help="Where positions are kept; on a Kafka the group keeps them.")  # fmt: skip
 @click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="The store's token; also read from AGL_TOKEN.")
+@click.option("--run", metavar="NAME", help="Record what the function enqueues and publishes as this run, for `agl replay`.")
 @log_level_option
 @json_option
 def subscribe(
@@ -58,6 +60,7 @@ def subscribe(
     backoff_seconds: float,
     state: Path,
     token: str | None,
+    run: str | None,
     log_level: str,
     as_json: bool,
 ) -> int:
@@ -78,7 +81,7 @@ def subscribe(
     if not _GROUP(name) or name in TAKEN_GROUPS:
         raise InvalidInput(f"{name!r} cannot name a group of subscribers; letters, digits, dots and dashes do, but not runners")
     found = load_subscriber(spec)
-    return asyncio.run(_run(found, Options(spec, url, name, retries, backoff_seconds, state, token, as_json)))
+    return asyncio.run(_run(found, Options(spec, url, name, retries, backoff_seconds, state, token, as_json, run)))
 
 
 def _name_of(spec: str) -> str:
@@ -140,7 +143,8 @@ async def _on_store(subscriber: Any, options: Options, stop: StopFlag) -> None:
             store: Any = await asyncio.to_thread(open_store, options.url)
         else:
             store = LightningStoreClient(options.url, token=options.token, patience_seconds=math.inf)
-        hands = _hands(subscriber, options, stop, store.add_dead_letter, store)
+        mine = await _recorded(store, options, cursor)
+        hands = _hands(subscriber, options, stop, store.add_dead_letter, mine)
         following = asyncio.ensure_future(follow_store(store, hands, cursor))
         try:
             await _ended(following, hands, stop)
@@ -150,6 +154,22 @@ async def _on_store(subscriber: Any, options: Options, stop: StopFlag) -> None:
                 await closed
     finally:
         cursor.close()
+
+
+async def _recorded(store: Any, options: Options, cursor: Any = None) -> Any:
+    """The store for the function: one that records, where a run was named. A second start goes on with the same run."""
+    if options.run is None:
+        return store
+    from ..algorithms.recorder import RunStart, recorder_for
+    from ..core.decide import run_id_of
+
+    since = -1
+    if cursor is not None:
+        await store.statistics()  # an HTTP store says where it is with its first answer
+        since = await asyncio.to_thread(cursor.open, str(store.position()).partition(":")[0])
+    recorder = recorder_for(store)
+    start = RunStart(options.run, options.spec, parameters={"group": options.group, "since": since})
+    return recorder.bind(await recorder.opened(start, run_id_of(f"subscriber/{options.run}")))
 
 
 async def _on_kafka(subscriber: Any, options: Options, stop: StopFlag) -> None:
@@ -168,7 +188,8 @@ async def _on_kafka(subscriber: Any, options: Options, stop: StopFlag) -> None:
         async def bury(letter: DeadLetter) -> None:
             await write_letter(log, letter)
 
-        hands = _hands(subscriber, options, stop, bury, store)
+        mine = await _recorded(store, options) if store is not None else None
+        hands = _hands(subscriber, options, stop, bury, mine)
         await GroupFollower(log, hands, f"{options.group}-{os.getpid()}").run()
     finally:
         if store is not None:

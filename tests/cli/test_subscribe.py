@@ -104,6 +104,36 @@ def test_killed_in_the_middle_every_fact_is_handled_at_least_once(store: str, tm
     assert sum(counts.values()) <= len(wanted) + 2  # a kill repeats the fact that was being handled, no more
 
 
+def test_what_a_subscriber_decides_is_a_run_that_replays(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import agentlightning as agl\n\n"
+        '@agl.subscriber("rollout.completed")\n'
+        "async def harder(fact, store):\n"
+        "    rollout = await store.get_rollout_by_id(fact.rollout_id)\n"
+        "    if not rollout.input.startswith('LIMIT'):\n"
+        "        await store.enqueue_rollout('harder ' + rollout.input)\n"
+    )
+    (tmp_path / "curator.py").write_text(code.replace("LIMIT", "skip"))
+    (tmp_path / "changed.py").write_text(code.replace("LIMIT", "b"))
+    log = str(tmp_path / "log.db")
+    finish_rollouts(store, ["a", "skip"])
+    args = ("subscribe", "curator.py:harder", "--store", store, "--run", "curator")
+    with running(*args, cwd=tmp_path) as process:
+        until(20, lambda: documents("ps", "--log", store) and documents("ps", "--log", store)[0]["decisions"] == 1)
+        assert process.end(signal.SIGTERM) == 0
+    finish_rollouts(store, ["b"])
+    with running(*args, cwd=tmp_path) as process:
+        until(20, lambda: documents("ps", "--log", store)[0]["decisions"] == 2)
+        assert process.end(signal.SIGTERM) == 0
+    (run,) = documents("ps", "--log", store)
+    assert (run["name"], run["state"], run["rollouts"]) == ("curator", "open", {"queuing": 2})
+    monkeypatch.chdir(tmp_path)
+    report = document("replay", "curator", "--log", log, "--algorithm", "curator.py:harder")
+    assert report["same"] and report["decisions"] == report["recorded"] == 2
+    code_, out = invoke("replay", "curator", "--log", log, "--algorithm", "changed.py:harder")
+    assert code_ == 1 and "harder b" in out and "harder skip" in out
+
+
 def test_a_second_process_of_the_group_is_refused(store: str, tmp_path: Path) -> None:
     write_subscriber(tmp_path)
     args = ("subscribe", "subs.py:keep", "--store", store, "--group", "g", "--json")
