@@ -152,3 +152,18 @@ async def test_an_agent_that_hangs_is_given_up_and_its_task_goes_to_another(capl
         stop.set()
         thread.join(10)
         await server.stop()
+
+
+@pytest.mark.parametrize("how", ["backend", "first argument", "dev_backend"])
+def test_the_trainer_takes_a_backend_in_every_way_that_it_was_given(how: str) -> None:
+    loader = agl.DevTaskLoader([0], {"p": agl.PromptTemplate(template="x", engine="f-string")})
+    trainer = agl.Trainer(max_rollouts=1, tracer=agl.OtelTracer(instrument_managed=False))
+    if how == "backend":
+        trainer.fit(_Agent(), backend=loader)
+    elif how == "first argument":
+        trainer.fit(_Agent(), loader)
+    else:
+        with pytest.warns(DeprecationWarning):
+            trainer = agl.Trainer(dev=True, max_rollouts=1, tracer=agl.OtelTracer(instrument_managed=False))
+        trainer.fit(_Agent(), backend="http://127.0.0.1:1", dev_backend=loader)
+    assert [rollout.final_reward for rollout in loader.rollouts] == [0.5]
