@@ -10,7 +10,7 @@ from typing import Any, cast
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from ..core.model import Dataset
-from ..core.resources import NamedResources, ResourcesUpdate
+from ..core.resources import NamedResources, ResourcesUpdate, validate_resources
 
 __all__ = ["Algorithm", "Best"]
 
@@ -96,8 +96,11 @@ class Algorithm(ABC):
         return self._seed
 
     def set_best_resources(self, best: Best | None) -> None:
-        """Name the best resources found so far: they are what ``fit`` returns. Call it as often as they change."""
-        self._best = best
+        """Name the best resources found so far: they are what ``fit`` returns. Call it as often as they change.
+
+        ValueError for a mapping that has something else in it.
+        """
+        self._best = validate_resources(best) if isinstance(best, Mapping) else best
 
     def get_best_resources(self) -> Best | None:
         """What :meth:`set_best_resources` was last told; None before."""

@@ -74,7 +74,7 @@ class AlgorithmSide:
             best = self.algorithm.get_best_resources() if self.algorithm is not None else None
             self.result = FitResult(run_id, outcome)
             self.result = result = await collect(run_store, run_id, outcome, run_store.rollout_ids, best)
-            if best is not None:
+            if best is not None and result.best_resources is not None:
                 await recorder.decided(run_id, BEST, best_content(best))
             end = RunEnd(outcome, result.best_resources_id, result.best_resources_version, result.summary)
             await recorder.closed(run_id, end)

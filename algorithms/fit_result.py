@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from .base import Best
 __all__ = ["FitResult", "Outcome", "collect"]
 
 Outcome = Literal["succeeded", "failed", "interrupted"]
+_log = logging.getLogger(__name__)
 AT_A_TIME = 16
 """So many rollouts are read at a time."""
 
@@ -97,7 +99,10 @@ async def _named(store: LightningStore, best: Best | None) -> tuple[NamedResourc
         return None, None, None
     if isinstance(best, str):
         update = await patiently(lambda: store.get_resources_by_id(best), "The best resources")
-        return (None, best, None) if update is None else (update.resources, best, update.version)
+        if update is None:
+            _log.info("The algorithm named %.100r, of which the store has no resources.", best)
+            return None, None, None
+        return update.resources, best, update.version
     if isinstance(best, ResourcesUpdate):
         return best.resources, best.resources_id, best.version
     return validate_resources(best), None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
 
@@ -12,6 +13,8 @@ from ..core.resources import ResourcesUpdate
 from .base import Algorithm
 
 __all__ = ["FunctionalAlgorithm", "algo"]
+
+_log = logging.getLogger(__name__)
 
 
 class FunctionalAlgorithm(Algorithm):
@@ -70,8 +73,12 @@ class FunctionalAlgorithm(Algorithm):
         self._take(await result)
 
     def _take(self, result: Any) -> None:
-        if isinstance(result, ResourcesUpdate | str | Mapping):
+        if not isinstance(result, ResourcesUpdate | str | Mapping):
+            return
+        try:
             self.set_best_resources(cast(Any, result))
+        except ValueError:
+            _log.info("What %s returned are no resources, so none are named the best.", self._func)
 
 
 def algo(func: Callable[..., Any]) -> FunctionalAlgorithm:

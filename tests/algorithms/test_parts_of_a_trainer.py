@@ -46,7 +46,8 @@ async def test_algo_passes_what_is_asked_for_by_name() -> None:
     given = agl.InMemoryLightningStore()
     search.set_store(given)
     await search.run(val_dataset=[1])  # type: ignore[misc]
-    assert search.get_best_resources() == {"prompt": "True [1] None None"}
+    best: Any = search.get_best_resources()
+    assert best["prompt"].template == "True [1] None None"
     with pytest.raises(TypeError, match="train_dataset is provided but not supported"):
         search.run(train_dataset=[1])
 
@@ -57,6 +58,25 @@ async def test_algo_passes_what_is_asked_for_by_name() -> None:
     with pytest.raises(ValueError, match="Adapter has not been set"):
         plain.run()
     given.close()
+
+
+def test_what_an_algorithm_returns_is_taken_for_resources_only_where_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    returned: list[Any] = [{"loss": 0.5}, "all is well", 3, None, {"prompt": "Hi {x}"}]
+
+    @agl.algo
+    async def search(store: Any) -> Any:
+        return returned.pop(0)
+
+    store = agl.InMemoryLightningStore()
+    trainer = agl.Trainer(algorithm=search, store=store, strategy="shm")
+    for _ in range(4):
+        result = trainer.fit(lambda task, resources: None)
+        assert (result.outcome, result.best_resources) == ("succeeded", None)
+    best: Any = trainer.fit(lambda task, resources: None).best_resources
+    assert best["prompt"].template == "Hi {x}"
+    with pytest.raises(ValueError):
+        search.set_best_resources({"loss": 0.5})
+    store.close()
 
 
 async def test_helpers_inject_the_store_and_start_the_proxy_only_where_it_does_not_run() -> None:
