@@ -6,6 +6,8 @@
     ├── InvalidInput        (ValueError)   what the caller passed cannot be used
     │   ├── InvalidPayload                 a value that no event can carry (not JSON, wrong type)
     │   ├── PayloadTooLarge                a value above the limit            .limit (bytes) .size
+    │   ├── LostPlaceholder                a prompt without a place for a value that is filled in
+    │   ├── IncompleteTrace                a trace lacks what strict_traces asks for
     │   └── UnsafeBind                     serving beyond loopback without a token
     ├── NotFound            (ValueError)   an id that the store does not know
     ├── Refused                            the log refused a command          .reason
@@ -24,6 +26,8 @@
     │       └── OffsetLost                 a reader's next record is gone: rebuild    .offset
     ├── Departed                           a replayed algorithm decided otherwise   .position .expected .got
     ├── RecordEnds                         a replay asked for what was not recorded .position
+    ├── AttemptTimedOut     (TimeoutError) an attempt ran longer than its rollout allows
+    ├── RolloutCancelled                   a rollout was cancelled while its agent ran
     ├── StoreUnreachable                   no answer from the store's address (retryable)
     ├── Unauthorized                       the token is missing or wrong
     └── OptionalDependencyError (ImportError)   an extra is not installed
@@ -40,9 +44,11 @@ from typing import Any, ClassVar
 __all__ = [
     "AgentLightningError",
     "Archived",
+    "AttemptTimedOut",
     "Departed",
     "Expired",
     "ForeignPosition",
+    "IncompleteTrace",
     "InvalidInput",
     "InvalidPayload",
     "LogClosed",
@@ -50,6 +56,7 @@ __all__ = [
     "LogError",
     "LogFull",
     "LogLocked",
+    "LostPlaceholder",
     "NotFound",
     "OffsetLost",
     "OptionalDependencyError",
@@ -58,6 +65,7 @@ __all__ = [
     "Rebuilding",
     "RecordEnds",
     "Refused",
+    "RolloutCancelled",
     "StorageError",
     "StoreUnreachable",
     "Unauthorized",
@@ -117,6 +125,18 @@ class PayloadTooLarge(InvalidInput):
         super().__init__(message)
         self.limit = limit
         self.size = size
+
+
+class LostPlaceholder(InvalidInput):
+    """A prompt has no place for a value that the agent fills in: whoever rewrote it lost the placeholder."""
+
+    code = "lost_placeholder"
+
+
+class IncompleteTrace(InvalidInput):
+    """A trace lacks what ``strict_traces`` asks for; the message says what."""
+
+    code = "incomplete_trace"
 
 
 class UnsafeBind(InvalidInput):
@@ -297,6 +317,18 @@ class RecordEnds(AgentLightningError):
     def __init__(self, message: str = "", *, position: int = -1) -> None:
         super().__init__(message or f"the record ends at position {position}")
         self.position = position
+
+
+class AttemptTimedOut(AgentLightningError, TimeoutError):
+    """An attempt ran longer than the ``timeout_seconds`` of its rollout."""
+
+    code = "attempt_timed_out"
+
+
+class RolloutCancelled(AgentLightningError):
+    """The rollout was cancelled in the store while its agent ran."""
+
+    code = "rollout_cancelled"
 
 
 class StoreUnreachable(AgentLightningError):

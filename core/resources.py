@@ -16,14 +16,13 @@ from typing import (
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from .errors import InvalidInput, OptionalDependencyError
+from .errors import InvalidInput, LostPlaceholder, OptionalDependencyError
 
 if TYPE_CHECKING:
     from .model import AttemptedRollout
 
 __all__ = [
     "LLM",
-    "LostPlaceholder",
     "NamedResources",
     "PromptTemplate",
     "ProxyLLM",
@@ -132,10 +131,6 @@ class PromptTemplate(Resource):
         if self.engine == "jinja":
             return _format_jinja(self.template, kwargs)
         return _format_poml(self.template, kwargs)
-
-
-class LostPlaceholder(InvalidInput):
-    """A prompt has no place for a value that the agent fills in: whoever rewrote it lost the placeholder."""
 
 
 class _Watch:

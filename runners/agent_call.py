@@ -10,13 +10,13 @@ from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any
 
-from ..core.errors import AgentLightningError
+from ..core.errors import AttemptTimedOut, RolloutCancelled
 from ..core.model import AttemptedRollout
 from ..core.resources import NamedResources
 from .agents import LitAgent, call_for
 from .threads import contained, run_in_thread
 
-__all__ = ["CANCEL_SECONDS", "AttemptTimedOut", "GivenUp", "RolloutCancelled", "call_agent"]
+__all__ = ["CANCEL_SECONDS", "GivenUp", "call_agent"]
 
 CANCEL_SECONDS = 5.0
 """How long a cancelled agent may take to end, and a cancelled attempt to tell the store."""
@@ -25,14 +25,6 @@ STUCK_SECONDS = 5.0
 _CHECK_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-class AttemptTimedOut(AgentLightningError, TimeoutError):
-    """An attempt ran longer than the ``timeout_seconds`` of its rollout."""
-
-
-class RolloutCancelled(AgentLightningError):
-    """The rollout was cancelled in the store while its agent ran."""
 
 
 class GivenUp:

@@ -11,18 +11,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.contract import LightningStore
-from ..core.errors import AgentLightningError
+from ..core.errors import AgentLightningError, AttemptTimedOut, IncompleteTrace
 from ..core.hooks import Hook
 from ..core.model import AttemptedRollout, AttemptStatus
 from ..core.resources import NamedResources, prompts_watched
 from ..core.semconv import AGL_EXCEPTION, AGL_OUTPUT
 from ..core.spans import Span, SpanCoreFields, TraceStatus
-from .agent_call import CANCEL_SECONDS, AttemptTimedOut, GivenUp, call_agent
+from .agent_call import CANCEL_SECONDS, GivenUp, call_agent
 from .agents import LitAgent
 from .attributes import format_exception_attributes
 from .capture import Output, captured
 from .emitters import emit_exception
-from .findings import IncompleteTrace, check_trace, say_findings, sentence
+from .findings import check_trace, say_findings, sentence
 from .patience import patiently
 from .readers import find_final_reward
 from .results import add_spans, bound_span, store_result

@@ -153,8 +153,8 @@ def _open(output: Output) -> None:
         if len(_OPEN) == 1:
             for name in ("stdout", "stderr"):
                 stream: TextIO | None = getattr(sys, name)
-                # None in a process without a console.
-                if stream is not None:
+                # None in a process without a console; ours where somebody put it back after its attempt.
+                if stream is not None and not isinstance(stream, _Routed):
                     setattr(sys, name, _Routed(stream, name))
             logging.Logger.callHandlers = _call_handlers
 

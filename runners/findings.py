@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.errors import InvalidInput
 from ..core.resources import ProxyLLM
 from ..core.spans import Span
 from .readers import get_reward_value
 
-__all__ = ["FINDINGS", "IncompleteTrace", "check_trace", "say_findings"]
+__all__ = ["FINDINGS", "check_trace", "say_findings", "sentence"]
 
 FINDINGS = {
     "no_model_call": "no model call was recorded",
@@ -23,10 +22,6 @@ FINDINGS = {
 
 _log = logging.getLogger(__name__)
 _TOKENS = "response_token_ids"
-
-
-class IncompleteTrace(InvalidInput):
-    """A trace lacks what ``strict_traces`` asks for; the message says what."""
 
 
 def check_trace(spans: Sequence[Span], resources: Mapping[str, Any], lost: Sequence[str], strict: bool) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.resources import LostPlaceholder
+from agentlightning.core.errors import LostPlaceholder
 from agentlightning.core.semconv import AGL_EXCEPTION, AGL_OUTPUT
 from agentlightning.projections.memory_store import InMemoryLightningStore
 from agentlightning.runners import agent_call
