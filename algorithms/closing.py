@@ -34,7 +34,7 @@ async def until_run_closes(store: LightningStore, event: ExecutionEvent, looked:
     watched: str | None = None
     while not event.is_set():
         if watched is None:
-            runs = await patiently(query, "The end of the run")
+            runs = await patiently(partial(query, brief=True), "The end of the run")
             opened = [run["run_id"] for run in runs if run["closed_at"] is None]
             # A run that was opened and closed between two looks was the one to wait for.
             passed = known is not None and any(
@@ -48,7 +48,7 @@ async def until_run_closes(store: LightningStore, event: ExecutionEvent, looked:
                 return
         else:
             try:
-                [run] = await patiently(partial(query, watched), "The end of the run")
+                [run] = await patiently(partial(query, watched, brief=True), "The end of the run")
             except NotFound:  # the store was begun anew
                 watched, known = None, None
                 continue

@@ -56,7 +56,7 @@ class Found:
             "opened_at": run.opened_at,
             "closed_at": run.closed_at,
             "rollouts": dict(sorted(Counter(self.statuses.values()).items())),
-            "decisions": len(run.decisions),
+            "decisions": run.decided,
             "rewarded": sum(1 for one in self.rewards.values() if one is not None),
             "mean_reward": self.mean_reward,
             "best_resources_id": run.best_resources_id,
@@ -113,7 +113,8 @@ async def _of_store(url: str, token: str | None) -> list[Found]:
 
     try:
         found: list[Found] = []
-        for run in runs_from(await client.query_runs()):
+        for brief in runs_from(await client.query_runs(brief=True)):
+            [run] = runs_from(await client.query_runs(brief.run_id))
             statuses: dict[str, str] = {}
             if run.rollout_ids:
                 page = await client.query_rollouts(rollout_id_in=run.rollout_ids)

@@ -24,9 +24,9 @@ class Blobs:
         """Encode user data within the limit. Raises `InvalidPayload`, `PayloadTooLarge`."""
         return payload.encode(value, what, self.max_mb)
 
-    async def settle(self, data: bytes) -> bytes:
+    async def settle(self, data: bytes, limit_bytes: int = payload.INLINE_LIMIT_BYTES) -> bytes:
         """Return `data` itself, or, where it is too large for an event, a reference to the blob that is now durable."""
-        if len(data) <= payload.INLINE_LIMIT_BYTES:
+        if len(data) <= limit_bytes:
             return data
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

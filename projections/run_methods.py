@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from ..core import decide
+from ..core import decide, payload
 from ..core.errors import InvalidInput
 from ..core.run_events import CLOSED, DECIDED, OPENED, RunEvent, digest_of
 from .call import current_call
 from .engine import Engine
 from .runs import Run, RunBook, find_run
 
+MOST_CHARACTERS = 1_000
 RunEventType = Literal["run.opened", "run.closed", "algorithm.decided"]
 
 _PLAIN: dict[str, dict[str, Any]] = {
@@ -59,6 +60,8 @@ class RunMethods:
             raise InvalidInput(f"{type} has no field {unknown}") from None
         except msgspec.ValidationError as error:
             raise InvalidInput(f"a field of {type} has the wrong type: {error}") from None
+        if any(isinstance(value, str) and len(value) > MOST_CHARACTERS for value in (run_id, *plain.values())):
+            raise InvalidInput(f"names of a run have at most {MOST_CHARACTERS:,} characters")
         missing = [name for name in _NEEDED[type] if not plain.get(name)]
         if missing or (run_id is None and type != OPENED):
             raise InvalidInput(f"{type} needs {' and '.join(missing or ['run_id'])}")
@@ -66,14 +69,16 @@ class RunMethods:
         if type == DECIDED:
             plain.setdefault("digest", digest_of(user.get("content")))
         blobs = self.engine.blobs
-        for field, value in user.items():
-            plain[field] = await blobs.settle(blobs.encode(value, field))
+        for field, value in user.items():  # all of them share one record
+            limit_bytes = payload.INLINE_LIMIT_BYTES // len(user)
+            plain[field] = await blobs.settle(blobs.encode(value, field), limit_bytes)
         return {"run_id": name, "position": await self.engine.note(_MAKE[type](name, **plain))}
 
-    async def query_runs(self, run_id: str | None = None) -> list[dict[str, Any]]:
-        """The runs, the oldest first, as `Run` in plain data; decisions and rollouts of all of them.
+    async def query_runs(self, run_id: str | None = None, brief: bool = False) -> list[dict[str, Any]]:
+        """The runs, the oldest first, as `Run` in plain data.
 
-        `run_id`: only this one, by its id, its name or the beginning of its id. Raises `NotFound`, `InvalidInput`.
+        `run_id`: only this one, by its id, its name or the beginning of its id. `brief`: without rollouts and decisions,
+        of which there may be many. Raises `NotFound`, `InvalidInput`.
         """
         engine = self.engine
         if self._book is None or self._book[0] is not engine:
@@ -82,9 +87,11 @@ class RunMethods:
         wanted = list(runs.values()) if run_id is None else [find_run(runs, run_id)]
         await engine.indexed()
         with engine.node.lock:
-            return [self._row(run) for run in wanted]
+            return [self._row(run, brief) for run in wanted]
 
-    def _row(self, run: Run) -> dict[str, Any]:
+    def _row(self, run: Run, brief: bool) -> dict[str, Any]:
+        if brief:
+            return msgspec.to_builtins(msgspec.structs.replace(run, rollout_ids=[], decisions=[]))
         row = msgspec.to_builtins(run)
         row["rollout_ids"] = [one for one in run.rollout_ids if self.engine.is_finished(one) is not None]
         return row

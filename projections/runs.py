@@ -45,7 +45,8 @@ class Run(msgspec.Struct):
     """One fit. Positions are those of its records, times Unix seconds; what is None has not happened.
 
     `rollout_ids` are in the order in which they were created; those of a proposal that the log refused are among them
-    until somebody who folded the log leaves them out. `decisions` are in log order.
+    until somebody who folded the log leaves them out. `decisions` are in log order, `decided` is their number, also
+    where they were not asked for.
     """
 
     run_id: str
@@ -67,6 +68,7 @@ class Run(msgspec.Struct):
     best_resources_version: int | None = None
     summary: Any = None
     rollout_ids: list[str] = []
+    decided: int = 0
     decisions: list[Decision] = []
     namespace: str = "default"
     opened_offset: int = -1
@@ -127,6 +129,7 @@ class RunBook:
                 run.summary = self._user(event.summary)
             return
         content = self._user(event.content)
+        run.decided += 1
         run.decisions.append(Decision(position, time, event.kind, event.digest, content, event.based_on))
         for rollout_id in _listed(content):
             self._joins(rollout_id, event.run_id)

@@ -245,6 +245,7 @@ class QueryRuns(Body):
     """See EventLogStore.query_runs."""
 
     run_id: str | None = None
+    brief: bool = False
 
 
 class WorkerKey(Body):

@@ -242,9 +242,9 @@ class LightningStoreClient(StoreCaller, LightningStore):
         """As `EventLogStore.record_run_event`."""
         return await self.call("record_run_event", {"type": type, "run_id": run_id, "fields": fields})
 
-    async def query_runs(self, run_id: str | None = None) -> list[dict[str, Any]]:
+    async def query_runs(self, run_id: str | None = None, brief: bool = False) -> list[dict[str, Any]]:
         """As `EventLogStore.query_runs`."""
-        return await self.call("query_runs", {"run_id": run_id})
+        return await self.call("query_runs", {"run_id": run_id, "brief": brief})
 
     # Spans
 

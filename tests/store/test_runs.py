@@ -87,6 +87,8 @@ async def test_a_run_is_listed_with_what_it_was_given_decided_and_ended_with(sto
     assert run.closed_at is not None and run.closed_at > positions[-1]
     assert (run.outcome, run.best_resources_id, run.best_resources_version) == ("succeeded", update.resources_id, 1)
     assert run.summary == {"reward": 0.5}
+    (brief,) = runs_from(await store.query_runs(brief=True))
+    assert brief.decided == 5 and brief.name == run.name and brief.decisions == brief.rollout_ids == []
     with pytest.raises(agl.NotFound, match="no run"):
         await store.query_runs("run-nobody")
     assert runs_from(await store.query_runs("capitals"))[0].run_id == run_id
@@ -111,9 +113,15 @@ async def test_two_runs_in_one_log_keep_their_rollouts_and_decisions_apart(store
 async def test_large_parameters_go_by_reference_and_come_back(store: Any) -> None:
     recorder = recorder_for(store)
     large = {"prompt": "x" * 1_200_000}
-    await recorder.opened(RunStart(name="large", parameters=large))
+    samples = ["y" * 80_000 for _ in range(10)]
+    await recorder.opened(RunStart(name="large", parameters=large, train_dataset=samples))
     (run,) = await runs_of(store)
-    assert run.parameters == large
+    assert run.parameters == large and run.train_size == 10
+    half = {"prompt": "x" * 600_000}
+    run_id = await recorder.opened(RunStart(name="two halves", parameters=half, train_dataset=samples))
+    await recorder.decided(run_id, "large", large)
+    run = (await runs_of(store))[1]
+    assert run.parameters == half and run.decisions[0].content == large
 
 
 async def test_a_wrong_event_is_refused_and_nothing_is_written(store: Any) -> None:
@@ -121,6 +129,7 @@ async def test_a_wrong_event_is_refused_and_nothing_is_written(store: Any) -> No
         ("run.opened", None, {"nonsense": 1}),
         ("run.opened", None, {"seed": "seven"}),
         ("run.closed", "run-1", {}),
+        ("run.opened", None, {"name": "x" * 2_000}),
         ("algorithm.decided", None, {"kind": "x"}),
     ):
         with pytest.raises(agl.InvalidInput):
