@@ -141,7 +141,10 @@ def _client(address: str, token: str | None) -> LightningStore:
 
 def _server(store: LightningStore, host: str, port: int, token: str | None) -> Any:
     from ..projections.rest.server import LightningStoreServer, PythonServerLauncherArgs
+    from ..projections.rest.threaded import LightningStoreThreaded
 
+    if not store.capabilities.get("thread_safe", False):
+        store = LightningStoreThreaded(store)
     launch = PythonServerLauncherArgs(port=port, host=host, launch_mode="thread")
     return LightningStoreServer(store, launcher_args=launch, token=token)
 

@@ -23,18 +23,18 @@ SLOW = (
     + """
 @agl.rollout
 async def slow(task, prompt_template):
-    print("begins", task, os.getpid(), flush=True)
+    say(f"begins {task} {os.getpid()}")
     try:
         await asyncio.sleep(float(task))
     except asyncio.CancelledError:
-        print("cancelled", task, flush=True)
+        say(f"cancelled {task}")
         raise
-    print("ends", task, flush=True)
+    say(f"ends {task}")
     return 1.0
 
 @agl.rollout
 def stuck(task, prompt_template):
-    print("begins", task, os.getpid(), flush=True)
+    say(f"begins {task} {os.getpid()}")
     time.sleep(600)
 
 if __name__ == "__main__":
@@ -212,7 +212,7 @@ def test_a_process_whose_agent_hangs_past_its_time_limit_is_replaced(tmp_path: P
         + """
 @agl.rollout
 def hangs(task, prompt_template):
-    print("begins", task, os.getpid(), flush=True)
+    say(f"begins {task} {os.getpid()}")
     if task == "hang":
         time.sleep(600)
     return 1.0
