@@ -16,6 +16,7 @@ from agentlightning.algorithms.recorded import BEST, best_content
 from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.algorithms.replayer import Replayer, ReplayReport
 from agentlightning.core.errors import Departed, Refused
+from agentlightning.core.model import Fact
 
 from ..kafka.crew import make_log
 
@@ -329,7 +330,7 @@ async def test_a_subscriber_is_handed_the_recorded_facts(tmp_path: Path) -> None
 
     def follower(limit: float) -> Any:
         @agl.subscriber("rollout.completed")
-        async def again(fact: agl.Fact, store: Any) -> None:
+        async def again(fact: Fact, store: Any) -> None:
             """Gives a second, harder task after every first one that went well."""
             rollout = await store.get_rollout_by_id(fact.rollout_id)
             reward = agl.find_final_reward(list(await store.query_spans(fact.rollout_id)))
