@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ def _of_store(outcome: Outcome, state: State, mine: set[str], decoder: Decoder, 
     words = [_subject(event, about, decoder)]
     if verdict.reason or outcome.duplicate:
         words.append("a duplicate" if outcome.duplicate else f"refused: {verdict.reason}")
-    words += [fact.type for fact in facts if fact.type != kind and not fact.type.startswith("rollout.enqueued")]
+    words += dict.fromkeys(fact.type for fact in facts if fact.type not in (kind, "rollout.enqueued"))
     detail = {
         "verdict": "duplicate" if outcome.duplicate else verdict.reason or "accepted",
         "facts": [{"id": fact.id, "type": fact.type, "rollout_id": fact.rollout_id, "data": fact.data} for fact in facts],
@@ -144,7 +145,9 @@ def play_to(log: Log, name: str, spec: str, datasets: tuple[str | None, str | No
 
     algorithm = load_algorithm(spec)
     train, val = (None if one is None else _dataset(one) for one in datasets)
-    report = asyncio.run(Replayer(log).replay(name, algorithm, train_dataset=train, val_dataset=val))
+    # What the algorithm prints is not part of the one JSON document.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        report = asyncio.run(Replayer(log).replay(name, algorithm, train_dataset=train, val_dataset=val))
     departed, ended = report.departed, report.ended
     if as_json:
         echo_json(
