@@ -98,7 +98,7 @@ def main() -> None:
         if isinstance(prompt, agl.PromptTemplate):
             print(f"Best {name}: {prompt.template!r}")
     if not result.best_resources:
-        print("Nothing got a reward; the log says why.")
+        print("No prompt was chosen; the log says why.")
     log, option = (arguments.store, f" --log {arguments.store}") if arguments.store else (".agl", "")
     if log.startswith(("http", "memory")):
         print(f"The log is what the store at {log} keeps")
