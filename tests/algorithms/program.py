@@ -105,6 +105,16 @@ class Program:
         assert found, self.text
         return found[-1]
 
+    def left_over(self) -> list[str]:
+        """Commands of processes of this program that outlive it.
+
+        The interpreter's own helper for spawned processes ends when it sees that its parent has, a moment later.
+        """
+        end = time.monotonic() + 2.0
+        while self.group() and time.monotonic() < end:
+            time.sleep(0.02)
+        return [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ") for pid in self.group()]
+
     def group(self) -> list[int]:
         """Processes of this program that still live."""
         return group_of(self.process.pid)

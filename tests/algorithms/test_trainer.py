@@ -40,7 +40,7 @@ def test_fit_finds_the_better_prompt_and_keeps_its_run_in_the_default_log(tmp_pa
         assert "Traceback" not in fit.text and "forked" not in fit.text
         workers = {line for line in fit.lines if "Started async rollouts" in line}
         assert len(workers) == 4
-        assert fit.group() == []
+        assert fit.left_over() == []
     check(result)
     store: Any = agl.open_store(f"sqlite:///{tmp_path}/.agl/log.db")
     try:

@@ -66,7 +66,7 @@ def test_ctrl_c_takes_no_more_work_waits_for_what_runs_and_the_next_start_goes_o
         assert fit.text.count("begins") == 2 and fit.text.count("ends 1.5") == 2
         said = [line for line in fit.lines if "topp" in line or "Traceback" in line or "nterrupt" in line]
         assert len(said) == 2 and "no more work is taken" in said[0] and "interrupted" in said[1], fit.text
-        assert fit.lines[-1] == "and on" and fit.group() == []
+        assert fit.lines[-1] == "and on" and fit.left_over() == []
     assert left_behind(tmp_path) == {"succeeded": 2, "queuing": 2}
     with program("", tmp_path, "slow", "['0', '0']", f"n_runners=2, strategy={strategy!r}") as fit:
         assert fit.result()["outcome"] == "succeeded"
@@ -101,7 +101,7 @@ def test_a_second_ctrl_c_ends_within_three_seconds(tmp_path: Path, strategy: str
         fit.ends(10)
         assert time.monotonic() - began < 3.0, fit.text
         assert fit.text.count("Ending at once") == 1 and "Traceback" not in fit.text
-        assert fit.group() == []
+        assert fit.left_over() == []
     with program("", tmp_path, "slow", "['0']", f"n_runners=2, strategy={strategy!r}") as fit:
         assert fit.result()["outcome"] == "succeeded"
 
@@ -125,7 +125,7 @@ def test_no_worker_outlives_a_parent_that_was_killed(tmp_path: Path) -> None:
         end = time.monotonic() + 5
         while fit.group() and time.monotonic() < end:
             time.sleep(0.05)
-        assert fit.group() == []
+        assert fit.left_over() == []
 
 
 def test_agents_that_misbehave_cost_one_attempt_each(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ if __name__ == "__main__":
         result = fit.result()
         assert result["statuses"] == ["failed", "failed", "succeeded", "failed", "succeeded"]
         assert result["rewards"] == [None, None, 1.0, None, 1.0]
-        assert fit.group() == []
+        assert fit.left_over() == []
 
 
 def test_an_agent_that_takes_its_process_along_is_given_up_after_its_retries(tmp_path: Path) -> None:
