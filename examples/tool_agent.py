@@ -60,7 +60,11 @@ def graph():
 def shop_assistant(task, prompt_template: agl.PromptTemplate) -> float:
     """The agent: one conversation, at most ten steps long. What it returns is the reward."""
     messages = [("system", prompt_template.format()), ("user", task["question"])]
-    final = graph().invoke({"messages": messages}, {"recursion_limit": 10})
+    tracer = agl.get_active_tracer()  # None where this function is called by hand
+    callbacks = (
+        [tracer.get_langchain_handler()] if tracer else []
+    )  # nodes and tools become spans around the model calls
+    final = graph().invoke({"messages": messages}, {"recursion_limit": 10, "callbacks": callbacks})
     return 1.0 if final["messages"][-1].content.strip() == task["answer"] else 0.0
 
 
@@ -79,7 +83,7 @@ async def compare(store, train_dataset):
         for one in ids:
             spans = await store.query_spans(one, attempt_id="latest")
             rewards.append(agl.find_final_reward(spans))
-            tools += sum(span.name.startswith("tool_call.") for span in spans)
+            tools += sum(span.name.startswith("langchain.Tool.") for span in spans)
         known = [reward for reward in rewards if reward is not None]  # a missing reward is not 0
         mean = sum(known) / len(known) if known else None
         print(f"[compare] {mean}  {tools} tool calls  {instruction!r}")
