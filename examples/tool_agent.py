@@ -60,10 +60,9 @@ def graph():
 def shop_assistant(task, prompt_template: agl.PromptTemplate) -> float:
     """The agent: one conversation, at most ten steps long. What it returns is the reward."""
     messages = [("system", prompt_template.format()), ("user", task["question"])]
-    tracer = agl.get_active_tracer()  # None where this function is called by hand
-    callbacks = (
-        [tracer.get_langchain_handler()] if tracer else []
-    )  # nodes and tools become spans around the model calls
+    # With it, nodes and tools become spans around the model calls. There is no tracer where this is called by hand.
+    tracer = agl.get_active_tracer()
+    callbacks = [tracer.get_langchain_handler()] if tracer else []
     final = graph().invoke({"messages": messages}, {"recursion_limit": 10, "callbacks": callbacks})
     return 1.0 if final["messages"][-1].content.strip() == task["answer"] else 0.0
 
