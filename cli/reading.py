@@ -26,12 +26,16 @@ POLL_SECONDS = 0.2
 CHUNK = 2048
 
 
+def address_of(log: str) -> str:
+    """The address that was meant: an address itself, or the path of a file."""
+    return log if "://" in log else f"sqlite:///{log}"
+
+
 def open_reading(url: str) -> Log:
     """Open a log only to look at it: an address, or simply the path of a file. Works while a store writes it."""
     from ..core.open_log import open_log
 
-    if "://" not in url:
-        url = f"sqlite:///{url}"
+    url = address_of(url)
     if url.startswith("memory:"):
         raise InvalidInput("a log in memory belongs to one process; give the address of a file")
     quieten_clients()

@@ -15,7 +15,7 @@ import click
 from ..core.errors import AgentLightningError, InvalidInput
 from ..core.loglines import setup_logging
 from .interrupts import StopFlag
-from .reading import DEFAULT_LOG
+from .reading import DEFAULT_LOG, address_of
 from .terminal import by_status, counted, duration, echo_json, json_option, log_level_option
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def store(
     from ..projections.store import open_store
 
     check_bind(host, token or None)
+    url = address_of(url)
     if url.startswith(("http://", "https://")):
         raise InvalidInput(f"{url} is the address of a store; a store is served on a log such as {DEFAULT_LOG}")
     if init and url.startswith("kafka://"):

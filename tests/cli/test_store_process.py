@@ -35,6 +35,13 @@ async def through(endpoint: str, token: str | None = None) -> dict[str, Any]:
         await client.close()
 
 
+def test_a_log_may_be_named_by_its_path_as_everywhere(tmp_path: Path) -> None:
+    with running("store", "--port", "0", "--log", "here.db", cwd=tmp_path) as store:
+        served(store)
+        assert (tmp_path / "here.db").exists()
+        assert store.end(signal.SIGTERM) == 0
+
+
 def test_it_says_what_it_opened_and_closes_in_one_line(tmp_path: Path) -> None:
     made = make_log(tmp_path / ".agl" / "log.db")
     with running("store", "--port", "0", cwd=tmp_path) as store:
