@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from .machine import system_snapshot
+from .patience import patiently
 
 __all__ = ["Heartbeat", "Life"]
 
@@ -79,6 +80,24 @@ class Heartbeat:
         else:
             self._thread = threading.Thread(target=self._beat_in_thread, args=(loop,), name=name, daemon=True)
             self._thread.start()
+
+    async def introduce(self, prefix: str) -> None:
+        """The first beat of every life, before it takes any work: whoever dies from then on is missed by the store.
+
+        Waits for a store that is away, as a claim would.
+        """
+        if self._interval <= 0:
+            return
+        for life in self._lives:
+            try:
+                await patiently(
+                    lambda life=life: self._store.update_worker(
+                        life.worker_id, {**system_snapshot(), **self._extra()}, incarnation=life.incarnation, attempts=[]
+                    ),
+                    prefix,
+                )
+            except Exception as error:  # a store that takes no heartbeats may still give work, else the claim says why not
+                self._note_failure(str(error) or type(error).__name__, logging.WARNING)
 
     async def stop(self) -> None:
         """End; a beat on its way is given one interval to arrive."""

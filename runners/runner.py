@@ -209,6 +209,7 @@ class LitAgentRunner(Runner[T]):
             self._worn_out = StopToo(event)
             event = self._worn_out
         try:
+            await heartbeat.introduce(self._prefix())
             async with self._hints():
                 await side_by_side(self._slots, self._serve, event)
         finally:
