@@ -1,8 +1,8 @@
-"""A compact table of archived rollouts: id and state hash, 14 bytes each, however many there are.
+"""A compact table of archived rollouts: id and state hash, 16 bytes each, however many there are.
 
 Finished rollouts leave the fold's hot state (state.py); what stays is enough to tell "archived" from "unknown" and to
-check a rollout that is brought back. Entries lie in sorted runs of growing size (a log-structured merge), so memory is
-14 bytes an entry and a look-up a few binary searches. Ids of the usual form (`ro-` and 12 hex digits) are stored as
+check a rollout that is brought back. Entries lie in sorted runs of growing size (a log-structured merge), so a look-up is
+a few binary searches. Ids of the usual form (`ro-` and 12 hex digits) are stored as
 their 6 bytes, others as a 6-byte BLAKE2b of the id. In memory the keys are numbers in an array of their own, which the
 standard library bisects quickly: 16 bytes an entry.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,7 +47,6 @@ class KafkaMember(Membership):
         self._paused = False
         self._dealing = False
         """The group is dealing its partitions anew: what the client brings now is brought again from where we go on."""
-        self._kept: deque[Record] = deque()
         self._positions: dict[TopicPartition, int] = {}
         self._assigned = asyncio.Event()
         self._resumed = asyncio.Event()
@@ -95,7 +93,6 @@ class KafkaMember(Membership):
                 self._consumer.seek(place, position)
         finally:
             self._dealing = False
-        self._kept = deque(one for one in self._kept if self._place(one.topic, one.partition) in kept)
         if self._paused and places:
             self._consumer.pause(*places)
         self._assigned.set()
