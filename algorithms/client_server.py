@@ -55,7 +55,7 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
         terminate_timeout: seconds after that, and after each harder way of ending a process.
         main_process: ``runner`` keeps the one runner in this process' main thread, and the algorithm in another thread.
         managed_store: False uses the given store as it is, in every process. AGL_MANAGED_STORE, else True.
-        allowed_exit_codes: of runner processes that were asked to stop; RuntimeError for any other.
+        allowed_exit_codes: of runner processes that had to be ended; RuntimeError for any other.
         start_method: of multiprocessing; None is ``spawn``, with ``fork`` for agents that cannot be carried.
         token: asked of every caller of the store. AGL_TOKEN.
     """

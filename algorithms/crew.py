@@ -215,21 +215,30 @@ class Crew:
         place.link = place.process = None
 
     def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
-        """Ask, cancel, terminate, kill, with a pause after each; the exit codes of those that had to be ended.
+        """Ask, cancel, terminate, kill, with a pause after each; the exit codes of those that ended as they were told to.
 
-        ``hurry`` goes straight to the kill.
+        Who ends by itself in the first two steps, because its agent took it along, cost that attempt and nothing
+        else, as at any other time: it gets a line in the log and no place in the result. ``hurry`` goes straight
+        to the kill.
         """
         self._stopping.set()
         with self._guard:
             places = [place for place in self._places if place.process is not None]
+
+            def terminate(place: Place) -> None:
+                place.process.terminate()
+
             steps: list[tuple[Callable[[Place], None], float]] = [
                 (lambda place: self._say(place, STOP), grace_seconds),
                 (lambda place: self._say(place, CANCEL), step_seconds),
-                (lambda place: place.process.terminate(), step_seconds),
+                (terminate, step_seconds),
             ]
             for act, seconds in steps:
                 self._do(places, act)
-                if hurry.is_set() or self._all_end(places, seconds, hurry):
+                ended = hurry.is_set() or self._all_end(places, seconds, hurry)
+                if act is not terminate:
+                    places = [place for place in places if not self._fell(place)]
+                if ended:
                     break
             self._do(places, lambda place: place.process.kill())
             self._all_end(places, step_seconds, threading.Event())
@@ -238,6 +247,15 @@ class Crew:
                 if place.process.exitcode is not None:
                     self._let_go(place)
         return codes
+
+    def _fell(self, place: Place) -> bool:
+        """Whether the process has ended by itself with an error; it is let go then."""
+        code = place.process.exitcode
+        if not code:
+            return False
+        self._let_go(place)
+        _log.warning("runner-%d ended with exit code %s while the run was closing.", place.number, code)
+        return True
 
     @staticmethod
     def _do(places: list[Place], act: Callable[[Place], None]) -> None:

@@ -187,6 +187,33 @@ if __name__ == "__main__":
         assert "again" in fit.text and "exit code 7" in fit.text
 
 
+def test_an_agent_that_takes_its_process_along_while_the_run_closes_costs_the_fit_nothing(tmp_path: Path) -> None:
+    text = (
+        SEARCH
+        + """
+@agl.rollout
+def late(task, prompt_template):
+    open("begun", "w").close()
+    time.sleep(1.5)
+    os._exit(7)
+
+@agl.algo
+async def once(store):
+    await store.add_resources({"prompt": "Please {question}"})
+    await store.enqueue_rollout("x")
+    while not os.path.exists("begun"):
+        await asyncio.sleep(0.05)
+
+if __name__ == "__main__":
+    show(agl.Trainer(algorithm=once, n_runners=1).fit(late))
+"""
+    )
+    with program(text, tmp_path) as fit:
+        assert fit.result()["outcome"] == "succeeded"
+        assert "runner-0 ended with exit code 7 while the run was closing." in fit.text
+        assert fit.left_over() == []
+
+
 @pytest.mark.parametrize("strategy", ["cs", "shm"])
 def test_a_store_that_goes_away_costs_the_time_that_it_is_away(tmp_path: Path, strategy: str) -> None:
     log = ["--log", "sqlite:///./served.db"]
