@@ -9,14 +9,14 @@ value alone, so equal values give equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from hashlib import sha256
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from .errors import InvalidPayload, PayloadTooLarge
-from .nesting import deeper_than
+from .nesting import deeper_than, json_deeper_than
 
 INLINE_LIMIT_BYTES = 900_000
 """Payloads above this go to the blobs topic: a Kafka record may have about 1 MB (its default message.max.bytes)."""
@@ -25,8 +25,6 @@ MAX_DEPTH = 200
 """Deeper nesting is refused at the edge: decoders recurse, and how deep they can go depends on the caller's stack."""
 
 NULL = b"m\xc0"
-
-_PLAIN: frozenset[type] = frozenset({str, int, float, bool, bytes, type(None)})
 
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
 
@@ -52,26 +50,8 @@ def _plain(value: object) -> Any:
     raise TypeError(f"a {type(value).__qualname__} cannot be stored; pass JSON-like data")
 
 
-def _check_depth(value: object, what: str) -> bool:
-    """Walk containers with a stack of our own; MAX_DEPTH also ends cycles.
-
-    Returns whether there were values whose depth shows only when they are encoded (models, dataclasses, arrays).
-    """
-    foreign = False
-    stack: list[tuple[object, int]] = [(value, 1)]
-    while stack:
-        item, depth = stack.pop()
-        if isinstance(item, dict):
-            children: Iterable[object] = cast("dict[object, object]", item).values()
-        elif isinstance(item, (list, tuple)):
-            children = cast("list[object]", item)
-        else:
-            foreign = foreign or type(item) not in _PLAIN
-            continue
-        if depth > MAX_DEPTH:
-            raise InvalidPayload(f"{what} is nested deeper than {MAX_DEPTH} levels")
-        stack.extend((child, depth + 1) for child in children if type(child) not in _PLAIN)
-    return foreign
+def _too_deep(what: str) -> InvalidPayload:
+    return InvalidPayload(f"{what} is nested deeper than {MAX_DEPTH} levels")
 
 
 def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB) -> bytes:
@@ -81,18 +61,20 @@ def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB
     """
     if value is None:
         return NULL
-    foreign = _check_depth(cast(object, value), what)
     try:
         try:
             data = b"m" + msgspec.msgpack.encode(value, enc_hook=_plain)
         except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
             builtins = msgspec.to_builtins(value, enc_hook=_plain, builtin_types=(), str_keys=True)
-            _check_depth(builtins, what)
             data = b"j" + json.dumps(builtins, separators=(",", ":")).encode("ascii")
-    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+    except RecursionError:  # a cycle, or far too deep; what the stack just allowed is counted below
+        raise _too_deep(what) from None
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidPayload(f"{what} cannot be stored: {error}") from None
-    if foreign and data[:1] == b"m" and deeper_than(data[1:], MAX_DEPTH):
-        raise InvalidPayload(f"{what} is nested deeper than {MAX_DEPTH} levels")
+    # Counted in the bytes: that costs next to nothing, and nothing (a model, an array, a cycle) hides from it.
+    deeper = deeper_than if data[:1] == b"m" else json_deeper_than
+    if deeper(data[1:], MAX_DEPTH):
+        raise _too_deep(what)
     if len(data) > max_mb * 1_000_000:
         raise PayloadTooLarge(
             f"{what} has {len(data):,} bytes; the limit is {max_mb:g} MB (max_payload_mb)",

@@ -10,7 +10,7 @@ import math
 import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from ..core.errors import InvalidInput
 from ..core.model import EnqueueRolloutRequest, RolloutConfig
@@ -138,19 +138,27 @@ def pairs(values: object, name: str) -> list[tuple[str, str]]:
     return found
 
 
-def span(value: object) -> Span:
-    """A span that reads back: its dict of attributes and its fields may have been changed since it was made."""
+class CheckedSpan(NamedTuple):
+    """A span of our own that reads back, and its fields as plain data, which the payload is made of."""
+
+    span: Span
+    fields: dict[str, Any]
+
+
+def span(value: object) -> CheckedSpan:
+    """A copy that reads back: the caller's attributes and fields may have been changed since it was made, or may be yet."""
     if not isinstance(value, Span):
         raise InvalidInput(f"a span must be a Span, not {type(value).__name__}")
-    checked = Span.model_validate(value.model_dump(warnings=False))
+    fields = value.model_dump(warnings=False)
+    checked = Span.model_validate(fields)
     for name in ("rollout_id", "attempt_id", "span_id"):
         text(getattr(checked, name), name)
     if checked.sequence_id > SEQUENCE_LIMIT:
         raise InvalidInput(f"sequence_id is {checked.sequence_id}; it takes {SEQUENCE_LIMIT} at most")
-    return value if value == checked else checked  # the caller's own object, unless something had to be set right
+    return CheckedSpan(checked, fields)
 
 
-def spans(values: object) -> list[Span]:
+def spans(values: object) -> list[CheckedSpan]:
     """A list of spans, each as in `span`."""
     if isinstance(values, (str, bytes, Mapping, Span)) or not isinstance(values, Iterable):
         raise InvalidInput(f"spans must be a list of Span, not {type(cast(object, values)).__name__}")

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 from ..core.clock import Clock
 from ..core.errors import UnknownOutcome
+from ..core.ids import uuid7_hex
 from ..core.log import Log, NewRecord, Record
 from ..core.spans import Span
 from ..core.topics import SPANS
+from .arguments import CheckedSpan
 from .blobs import Blobs
-from .span_book import SpanBook, body_of, numbered, wait_for_all
-from .span_records import Counter, SequenceReserved, SpanAdded, decode
+from .span_book import SpanBook, numbered, record_ids, wait_for_all
+from .span_records import Counter, SequenceReserved, decode
 
 _UNPLACED = -1
 
@@ -32,21 +34,16 @@ class SharedSpanBook(SpanBook):
         self._asked: dict[str, int | None] = {}
         """Record id -> the number that its place gives it (None: a duplicate), for records under way."""
 
-    async def add(self, spans: Sequence[Span]) -> list[Span | None]:
-        bodies = [await self._blobs.settle(self._blobs.encode(body_of(span), "a span")) for span in spans]
-        records = [
-            self._record(
-                span.rollout_id,
-                SpanAdded(span.rollout_id, span.attempt_id, span.span_id, body, span.sequence_id),
-            )
-            for span, body in zip(spans, bodies)
-        ]
-        numbers = await self._place(records)
-        return [None if number is None else numbered(span, number) for span, number in zip(spans, numbers)]
+    async def add(self, spans: Sequence[CheckedSpan]) -> list[Span | None]:
+        ids = record_ids(uuid7_hex(), len(spans))
+        added = await self._to_add(spans)
+        numbers = await self._place(ids, [self._record(one.rollout_id, one, id) for one, id in zip(added, ids)])
+        return [None if number is None else numbered(one.span, number) for one, number in zip(spans, numbers)]
 
     async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
-        numbers = await self._place([self._record(one, SequenceReserved(one)) for one in rollout_ids])
-        return [number for number in numbers if number is not None]
+        ids = record_ids(uuid7_hex(), len(rollout_ids))
+        records = [self._record(one, SequenceReserved(one), id) for one, id in zip(rollout_ids, ids)]
+        return [number for number in await self._place(ids, records) if number is not None]
 
     def count(self) -> int:
         """How many different spans the log holds. Blocks while all of them are read: others may have added some."""
@@ -55,12 +52,11 @@ class SharedSpanBook(SpanBook):
             self._end_at_open = [self._log.ends(SPANS, part)[1] for part in range(self._log.partitions(SPANS))]
         return super().count()
 
-    async def _place(self, records: list[NewRecord]) -> list[int | None]:
-        """Append, in order for each rollout, and return each record's number once it is durable."""
+    async def _place(self, ids: list[str], records: list[NewRecord]) -> list[int | None]:
+        """Append, in order for each rollout, and return the number of the record of each id once it is durable."""
         groups: dict[str, list[NewRecord]] = {}
         for record in records:
             groups.setdefault(record.key, []).append(record)
-        ids = [_id_of(record) for record in records]
         with self._lock:
             self._asked.update(dict.fromkeys(ids, _UNPLACED))
         try:
@@ -112,5 +108,5 @@ class SharedSpanBook(SpanBook):
         """A failed append was never counted here: counters hold what the log shows and nothing else."""
 
 
-def _id_of(record: NewRecord | Record) -> str:
+def _id_of(record: Record) -> str:
     return next((value for name, value in record.headers if name == "id"), "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..core import payload
@@ -17,8 +17,10 @@ from ..core.clock import Clock, SystemClock
 from ..core.errors import LogError
 from ..core.ids import uuid7_hex
 from ..core.log import Ack, Log, NewRecord
+from ..core.payload import INLINE_LIMIT_BYTES
 from ..core.spans import Span
 from ..core.topics import SPANS, partition_of
+from .arguments import CheckedSpan
 from .blobs import Blobs
 from .call import current_call
 from .delivery import Delivery
@@ -86,27 +88,37 @@ class SpanBook:
     def _read(self, rollout_id: str) -> list[SpanRecord]:
         return [decode(record.value, record.offset) for record in self._log.read_key(SPANS, rollout_id)]
 
-    async def add(self, spans: Sequence[Span]) -> list[Span | None]:
+    async def add(self, spans: Sequence[CheckedSpan]) -> list[Span | None]:
         """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable.
 
         A duplicate of a span that is still under way waits for it, and takes its place where it did not get there.
         """
-        bodies = [await self._blobs.settle(self._blobs.encode(body_of(span), "a span")) for span in spans]
-        added = [
-            SpanAdded(span.rollout_id, span.attempt_id, span.span_id, body, span.sequence_id)
-            for span, body in zip(spans, bodies)
-        ]
+        added = await self._to_add(spans)
         numbers: list[int | None] = [None] * len(spans)
         call = current_call()
-        record_ids = [f"{call.command_id}/{index}" if call.repeatable else uuid7_hex() for index in range(len(spans))]
+        ids = record_ids(call.command_id if call.repeatable else uuid7_hex(), len(spans))
         left = list(range(len(spans)))
         while left:
-            left = await self._add_once(added, record_ids, left, numbers)
+            left = await self._add_once(added, ids, left, numbers)
         if call.repeatable and None in numbers:  # perhaps this very call stored them, and its answer was lost
             doubles = [(index, one) for index, one in enumerate(added) if numbers[index] is None]
             for index, one in doubles:
-                numbers[index] = await asyncio.to_thread(self._stored_as, one, record_ids[index])
-        return [None if number is None else numbered(span, number) for span, number in zip(spans, numbers)]
+                numbers[index] = await asyncio.to_thread(self._stored_as, one, ids[index])
+        return [None if number is None else numbered(one.span, number) for one, number in zip(spans, numbers)]
+
+    async def _to_add(self, spans: Sequence[CheckedSpan]) -> list[SpanAdded]:
+        """What goes into the log; bodies too large for a record are durable elsewhere then."""
+        bodies = [self._blobs.encode(body_of(one.fields), "a span") for one in spans]
+        return [
+            SpanAdded(
+                one.span.rollout_id,
+                one.span.attempt_id,
+                one.span.span_id,
+                body if len(body) <= INLINE_LIMIT_BYTES else await self._blobs.settle(body),
+                one.span.sequence_id,
+            )
+            for one, body in zip(spans, bodies)
+        ]
 
     def _stored_as(self, added: SpanAdded, record_id: str) -> int | None:
         """The number of a span if the record of this id is the one that stored it, else None. Blocks for the I/O."""
@@ -119,13 +131,13 @@ class SpanBook:
         return None
 
     async def _add_once(
-        self, added: list[SpanAdded], record_ids: list[str], which: list[int], numbers: list[int | None]
+        self, added: list[SpanAdded], ids: list[str], which: list[int], numbers: list[int | None]
     ) -> list[int]:
         """Append those of `added` and note their numbers; return the duplicates of what somebody else failed to append."""
         groups: dict[str, list[tuple[int, NewRecord]]] = {}
         for index in which:
             rollout_id = added[index].rollout_id
-            groups.setdefault(rollout_id, []).append((index, self._record(rollout_id, added[index], record_ids[index])))
+            groups.setdefault(rollout_id, []).append((index, self._record(rollout_id, added[index], ids[index])))
         waits: list[asyncio.Future[None]] = []
         doubles: list[tuple[int, asyncio.Future[bool]]] = []
         loop = asyncio.get_running_loop()
@@ -290,14 +302,20 @@ async def wait_for_all(waits: list[asyncio.Future[None]]) -> None:
 _OUTSIDE = frozenset({"rollout_id", "attempt_id", "span_id", "sequence_id"})
 
 
-def body_of(span: Span) -> dict[str, Any]:
-    """What of a span goes into its payload: everything that the record does not carry itself."""
-    return span.model_dump(exclude=set(_OUTSIDE))
+def body_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a span's fields goes into its payload: everything that the record does not carry itself."""
+    return {name: value for name, value in fields.items() if name not in _OUTSIDE}
+
+
+def record_ids(base: str, count: int) -> list[str]:
+    """Ids of the records of one call: `base` is unique to it."""
+    return [f"{base}/{index}" for index in range(count)]
 
 
 def numbered(span: Span, number: int) -> Span:
-    """The span with the number that it was given."""
-    return span if span.sequence_id == number else span.model_copy(update={"sequence_id": number})
+    """The span, which is the store's own copy, with the number that it was given."""
+    span.sequence_id = number
+    return span
 
 
 def span_of(number: int, added: SpanAdded, blobs: Blobs) -> Span:

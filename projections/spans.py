@@ -43,14 +43,14 @@ class SpanMethods(LightningStore):
         number = 0 if sequence_id is None else arguments.whole(sequence_id, "sequence_id")
         return await self.add_span(Span.from_opentelemetry(readable_span, rollout_id, attempt_id, number))
 
-    async def _add(self, spans: Sequence[Span]) -> list[Span | None]:
+    async def _add(self, checked: Sequence[arguments.CheckedSpan]) -> list[Span | None]:
         """All must belong to known attempts, or none is stored. Signs of life follow the spans into the log."""
-        attempts = {(span.rollout_id, span.attempt_id) for span in spans}
+        attempts = {(one.span.rollout_id, one.span.attempt_id) for one in checked}
         with self.engine.node.lock:
             for rollout_id, attempt_id in sorted(attempts):
                 self._known(rollout_id, attempt_id)
-        stored = await self.engine.spans.add(spans)
-        for sent, one in zip(spans, stored):
+        stored = await self.engine.spans.add(checked)
+        for (sent, _), one in zip(checked, stored):
             if one is None:
                 logger.error(
                     "Duplicated span added for rollout=%s, attempt=%s, span=%s. Skipping.",

@@ -32,6 +32,16 @@ def test_hostile_values_come_back_or_are_refused() -> None:
         nested = [nested]
     with pytest.raises(InvalidPayload, match="nested deeper"):
         payload.encode(nested)
+    for far in (nested, [2**64, nested]):  # the second needs the other codec
+        with pytest.raises(InvalidPayload, match="nested deeper"):
+            payload.encode(far)
+    level = 2**64
+    deep: object = [level]
+    for _ in range(payload.MAX_DEPTH - 1):
+        deep = [deep]
+    assert payload.decode(payload.encode(deep)) == deep  # as deep as may be
+    with pytest.raises(InvalidPayload, match="nested deeper"):
+        payload.encode([deep])
     cycle: list[object] = []
     cycle.append(cycle)
     with pytest.raises(InvalidPayload):
