@@ -5,8 +5,9 @@
 demo: setup
 	@.venv/bin/agl demo
 
+# Two at a time: many tests wait for processes and brokers, others measure pauses, which a busy machine would blur.
 test: setup
-	@.venv/bin/python -m pytest -q
+	@.venv/bin/python -m pytest -q -n 2 --dist worksteal
 
 setup: .venv/.ready
 
