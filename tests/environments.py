@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -110,14 +111,29 @@ def core_environment(version: str) -> Path:
     lock = core_lock()
     key = hashlib.sha256(f"{interpreters()[version]}\n{lock}".encode()).hexdigest()[:12]
     environment = CACHE / f"{version}-{key}"
-    if not (environment / "ready").exists():
-        for old in CACHE.glob(f"{version}-*"):
-            shutil.rmtree(old, ignore_errors=True)
-        bare(interpreters()[version], environment)
-        (environment / "core.txt").write_text(lock, encoding="utf-8")
-        install(environment, "--require-hashes", "-r", str(environment / "core.txt"))
-        (environment / "ready").touch()
+    with one_process_at_a_time(CACHE / f"{version}.lock"):
+        if not (environment / "ready").exists():
+            for old in CACHE.glob(f"{version}-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            bare(interpreters()[version], environment)
+            (environment / "core.txt").write_text(lock, encoding="utf-8")
+            install(environment, "--require-hashes", "-r", str(environment / "core.txt"))
+            (environment / "ready").touch()
     return environment
+
+
+@contextmanager
+def one_process_at_a_time(path: Path) -> Iterator[None]:
+    """Two processes of one test run want the same environment; the second finds it made. The system frees a dead one's lock."""
+    if os.name == "nt":
+        yield
+        return
+    import fcntl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def build_wheel(folder: Path) -> Path:
