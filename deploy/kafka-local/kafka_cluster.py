@@ -10,7 +10,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -87,14 +87,21 @@ class _Guard:
 
 
 class Node:
-    """Broker and controller in one JVM. `client` and `controller` are its addresses, `log` what it wrote to stderr."""
+    """Broker and controller in one JVM. `client` and `controller` are its addresses, `log` what it wrote to stderr.
 
-    def __init__(self, folder: Path, ports: tuple[int, int], directory_id: str) -> None:
+    `listeners` has the addresses of those that the cluster was asked for beside them, by name.
+    """
+
+    def __init__(self, folder: Path, ports: tuple[int, int], directory_id: str, listeners: Iterable[str] = ()) -> None:
         self.folder, self.directory_id = folder, directory_id
         self.config, self.log = folder / "server.properties", folder / "broker.log"
         self._held = [_hold_port(port) for port in ports]
         self.ports = tuple(held.getsockname()[1] for held in self._held)
         self.client, self.controller = (f"127.0.0.1:{port}" for port in self.ports)
+        self.listeners: dict[str, str] = {}
+        for name in listeners:
+            self._held.append(_hold_port(0))
+            self.listeners[name] = f"127.0.0.1:{self._held[-1].getsockname()[1]}"
 
     def last_words(self) -> str:
         """The end of its log."""
@@ -112,6 +119,9 @@ class Cluster:
     `bootstrap` is what clients connect to; a node's number is its broker id. `properties` override those of every
     server, `jvm` the flags of every JVM, `cache` where jars are kept. `port` is that of the first broker, the next ones
     follow; 0 takes free ones. Not for several threads at once. Every method that waits raises KafkaLocalError.
+
+    `listeners` are doors beside the open one, each with its protocol (SASL_SSL and so on); what such a door needs, keys
+    and who may come in, is said by `properties`. `format_options` go to every format, as --add-scram does.
     """
 
     def __init__(
@@ -120,6 +130,8 @@ class Cluster:
         brokers: int = 1,
         *,
         properties: Mapping[str, object] | None = None,
+        listeners: Mapping[str, str] | None = None,
+        format_options: Sequence[str] = (),
         jvm: tuple[str, ...] = SMALL_JVM,
         cache: Path | None = None,
         port: int = 0,
@@ -133,6 +145,8 @@ class Cluster:
         self._archive = cache / f"classes-{version}.jsa"
         self._new_archive = cache / f"classes-{version}.{os.getpid()}.{os.urandom(3).hex()}"
         self._properties = dict(properties or {})
+        self._listeners = dict(listeners or {})
+        self._format_options = tuple(format_options)
         self._folder = folder.resolve()
         self.cluster_id, self.nodes = self._lay_out(brokers, port)
         self.running: dict[int, subprocess.Popen[bytes]] = {}
@@ -274,7 +288,9 @@ class Cluster:
         nodes: dict[int, Node] = {}
         for number, row in enumerate(kept["nodes"], 1):
             client = port + number - 1 if port else row["ports"][0]
-            nodes[number] = Node(self._folder / f"node{number}", (client, row["ports"][1]), row["id"])
+            nodes[number] = Node(
+                self._folder / f"node{number}", (client, row["ports"][1]), row["id"], self._listeners
+            )
             row["ports"] = list(nodes[number].ports)
         self._folder.mkdir(parents=True, exist_ok=True)
         plan.write_text(json.dumps(kept), encoding="utf-8")
@@ -291,6 +307,7 @@ class Cluster:
             if (node.folder / "data" / "meta.properties").exists():
                 continue
             form = ["format", "--config", str(node.config), "--cluster-id", self.cluster_id, "--initial-controllers", voters]
+            form += self._format_options
             forming[number] = subprocess.Popen(
                 self._java("kafka.tools.StorageTool", *form), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
@@ -309,15 +326,17 @@ class Cluster:
     def _server_properties(self, number: int) -> dict[str, object]:
         """Replicated as far as there are brokers, no topic by accident, and time-outs that suit tests and one machine."""
         node, copies = self.nodes[number], min(3, len(self.nodes))
+        doors = [f"PLAINTEXT://{node.client}", *(f"{name}://{address}" for name, address in node.listeners.items())]
+        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT", **self._listeners}
         rows: dict[str, object] = {
             "process.roles": "broker,controller",
             "node.id": number,
             "controller.quorum.bootstrap.servers": ",".join(n.controller for n in self.nodes.values()),
             "controller.listener.names": "CONTROLLER",
             "inter.broker.listener.name": "PLAINTEXT",
-            "listeners": f"PLAINTEXT://{node.client},CONTROLLER://{node.controller}",
-            "advertised.listeners": f"PLAINTEXT://{node.client}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listeners": ",".join([*doors, f"CONTROLLER://{node.controller}"]),
+            "advertised.listeners": ",".join(doors),
+            "listener.security.protocol.map": ",".join(f"{name}:{protocol}" for name, protocol in protocols.items()),
             "log.dirs": node.folder / "data",
             "auto.create.topics.enable": "false",
             "default.replication.factor": copies,
