@@ -19,6 +19,7 @@
     │   ├── LogClosed                      used after close
     │   ├── StorageError                   the disk or broker said no
     │   │   ├── LogFull                    ... because there is no room
+    │   │   ├── AccessRefused              ... because of who we are: credentials, certificates, rights
     │   │   └── Rebuilding                 the log changed, the store folds it anew (retryable)
     │   ├── UnknownOutcome                 written or not: nobody can tell yet (retryable)
     │   └── PositionUnknown                a position before or behind what is there
@@ -42,6 +43,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "AccessRefused",
     "AgentLightningError",
     "Archived",
     "AttemptTimedOut",
@@ -254,6 +256,12 @@ class LogFull(StorageError):
     """There is no room left for the write; it is known not to be in the log."""
 
     code = "log_full"
+
+
+class AccessRefused(StorageError):
+    """The broker does not let this client in, or do this; the sentence names the setting, and waiting changes nothing."""
+
+    code = "access_refused"
 
 
 class Rebuilding(StorageError):

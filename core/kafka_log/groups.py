@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from ..topics import TOPICS
+from .access import unreachable
 from .address import KafkaAddress
 from .client import (
     AIOKafkaAdminClient,
@@ -16,7 +17,6 @@ from .client import (
     TopicPartition,
 )
 from .tail import stop_quietly
-from .topics import unreachable
 
 
 class PartitionLag(msgspec.Struct, frozen=True):

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..embedded_log import check_offset
-from ..errors import InvalidInput, LogClosed, LogError, PayloadTooLarge, StorageError
+from ..errors import AccessRefused, InvalidInput, LogClosed, LogError, PayloadTooLarge, StorageError
 from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
 from ..topics import BLOBS, CONTROL, FACTS, TASKS, TOPICS, partition_of
+from .access import enter, unreachable
 from .address import KafkaAddress
 from .client import AIOKafkaConsumer, AIOKafkaProducer, KafkaError, TopicPartition
 from .lane import Lane, answer
@@ -25,7 +26,7 @@ from .mirror import Mirror, MirrorTable
 from .reading import Ends, OnEnd, PartitionReader
 from .scratch import Scratch
 from .tail import Tail, stop_quietly
-from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, identify, survey, unreachable
+from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, identify, survey
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class KafkaLog(Log):
         self._mirrors: dict[str, Mirror] = {}
         self._tails: set[Tail] = set()
         self._members: set[KafkaMember] = set()
+        self._asker: Any = None
         self._producer: Any = None
         self._producer_lock: asyncio.Lock | None = None
         self._loop = LoopThread(f"agl-kafka-{self.address.prefix}")
@@ -90,7 +92,7 @@ class KafkaLog(Log):
             try:
                 return await self._open()
             except StorageError as error:
-                if loop.time() >= deadline:
+                if isinstance(error, AccessRefused) or loop.time() >= deadline:
                     raise
                 if not told:
                     logger.warning("waiting for Kafka at %s: %s", self.address.bootstrap, error)
@@ -99,8 +101,9 @@ class KafkaLog(Log):
                 await asyncio.sleep(0.5)
 
     async def _open(self) -> str:
+        await enter(self.address)
         self._producer_lock = asyncio.Lock()
-        self._asker: Any = AIOKafkaConsumer(**self.address.client(), group_id=None)
+        self._asker = AIOKafkaConsumer(**self.address.client(), group_id=None)
         reader: Any = AIOKafkaConsumer(**self.address.client(), group_id=None, auto_offset_reset="earliest")
         try:
             await self._asker.start()
@@ -389,7 +392,7 @@ class KafkaLog(Log):
         for reader in list(self._readers.values()):
             await reader.close()
         await stop_quietly(self._producer)
-        await stop_quietly(getattr(self, "_asker", None))
+        await stop_quietly(self._asker)
 
 
 async def _all_drained(lanes: Sequence[Lane]) -> None:

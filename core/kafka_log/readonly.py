@@ -11,13 +11,14 @@ from ..embedded_log import check_offset
 from ..errors import InvalidInput
 from ..log import Done, Membership, NewRecord, Record
 from ..topics import SPANS, TOPICS, partition_of
+from .access import enter, unreachable
 from .address import KafkaAddress
 from .client import AIOKafkaConsumer, KafkaError
 from .groups import GroupLag, lags
 from .log import KafkaLog
 from .reading import Ends
 from .tail import stop_quietly
-from .topics import find_identity, survey, unreachable
+from .topics import find_identity, survey
 
 SCAN_RECORDS = 2048
 ASK_SECONDS = 60.0
@@ -40,8 +41,9 @@ class ReadOnlyKafkaLog(KafkaLog):
         return await self._open()
 
     async def _open(self) -> str:
+        await enter(self.address)
         self._producer_lock = asyncio.Lock()
-        self._asker: Any = AIOKafkaConsumer(**self.address.client(), group_id=None)
+        self._asker = AIOKafkaConsumer(**self.address.client(), group_id=None)
         reader: Any = AIOKafkaConsumer(**self.address.client(), group_id=None, auto_offset_reset="earliest")
         try:
             await self._asker.start()

@@ -11,6 +11,7 @@ import msgspec
 
 from ..errors import InvalidInput, StorageError
 from ..topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
+from .access import enter, unreachable
 from .address import KafkaAddress
 from .client import (
     AIOKafkaAdminClient,
@@ -85,6 +86,7 @@ async def create(address: KafkaAddress, counts: dict[str, int] | None = None, re
     Idempotent: topics that are there are checked, not changed. `replication`: copies of each partition; None: three, or
     as many as there are brokers. Raises `InvalidInput` where a topic that is there cannot carry a log, else `StorageError`.
     """
+    await enter(address)
     admin = AIOKafkaAdminClient(**address.client())
     try:
         await admin.start()
@@ -207,8 +209,3 @@ async def find_identity(address: KafkaAddress, consumer: Any) -> Identity | None
             except msgspec.MsgspecError:
                 continue
     return None
-
-
-def unreachable(address: KafkaAddress, error: BaseException) -> StorageError:
-    """The sentence for a broker that does not let us in."""
-    return StorageError(f"Kafka at {address.bootstrap} cannot be used: {error or type(error).__name__}")
