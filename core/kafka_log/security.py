@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,23 @@ SECRET_OPTIONS = frozenset({"sasl_password", "ssl_password", "sasl_token"})
 _SASL = frozenset({"sasl_mechanism", "sasl_username", "sasl_password", "sasl_token"})
 _SSL = frozenset({"ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_password"})
 SECURITY = frozenset({"security_protocol"}) | _SASL | _SSL
+
+
+class _Logins(logging.Filter):
+    """Keeps logins out of the client's log: at DEBUG it writes down every request, PLAIN's password and tokens in plain text.
+
+    And that PLAIN without TLS sends them so, at every connection: whoever chose it knows, docs/kafka.md says it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Logging's hook."""
+        given = record.args if isinstance(record.args, tuple) else ()
+        if any(type(one).__name__.startswith("SaslAuthenticate") for one in given):
+            return False
+        return record.msg != "Sending username and password in the clear"
+
+
+_LOGINS = _Logins()
 
 
 def checked(given: Mapping[str, str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -62,6 +80,7 @@ def client_options(security: Mapping[str, str]) -> dict[str, Any]:
     if "SSL" in protocol:
         made["ssl_context"] = _ssl_context(security)
     if "SASL" in protocol:
+        logging.getLogger("aiokafka.conn").addFilter(_LOGINS)
         made["sasl_mechanism"] = security.get("sasl_mechanism", "PLAIN")
         if made["sasl_mechanism"] == "OAUTHBEARER":
             made["sasl_oauth_token_provider"] = _token_provider(security)
