@@ -23,6 +23,7 @@ from ..core.contract import LightningStore
 from ..core.errors import AgentLightningError, InvalidInput
 from ..core.hooks import Hook
 from ..core.loglines import setup_logging
+from ..core.open_log import shown
 from .interrupts import StopFlag, announce, ignore_interrupts
 from .terminal import echo_json, json_option, log_level_option
 
@@ -110,7 +111,7 @@ def _check_store(url: str, processes: int) -> None:
     """Refuse addresses that so many processes cannot share."""
     if not url.startswith(("http://", "https://", "kafka://", "sqlite:///")):
         raise InvalidInput(
-            f"{url!r} is not the store of a runner; it looks like http://host:port, kafka://host:9092/prefix or "
+            f"{shown(url)!r} is not the store of a runner; it looks like http://host:port, kafka://host:9092/prefix or "
             "sqlite:///path"
         )
     if processes > 1 and url.startswith("sqlite:"):

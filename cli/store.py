@@ -14,6 +14,7 @@ import click
 
 from ..core.errors import AgentLightningError, InvalidInput
 from ..core.loglines import setup_logging
+from ..core.open_log import shown
 from .interrupts import StopFlag
 from .reading import DEFAULT_LOG, address_of
 from .terminal import by_status, counted, duration, echo_json, json_option, log_level_option
@@ -67,7 +68,7 @@ def store(
     check_bind(host, token or None)
     url = address_of(url)
     if url.startswith(("http://", "https://")):
-        raise InvalidInput(f"{url} is the address of a store; a store is served on a log such as {DEFAULT_LOG}")
+        raise InvalidInput(f"{shown(url)} is the address of a store; a store is served on a log such as {DEFAULT_LOG}")
     if init and url.startswith("kafka://"):
         from .kafka import make_topics
 
