@@ -10,23 +10,17 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 from ..core.archival import unpack
 from ..core.state import Rollout
+from .cold_rows import ROW, SCHEMA, ColdRows, row_of
 
 logger = logging.getLogger(__name__)
 
-FORM = "2"
+FORM = "3"
 """Form of the tables; an index of another form is thrown away and made again from the log."""
-_SCHEMA = """
-CREATE TABLE rollouts (
-    number INTEGER PRIMARY KEY, rollout_id TEXT NOT NULL, status TEXT NOT NULL, attempts INTEGER NOT NULL, body BLOB NOT NULL
-);
-CREATE UNIQUE INDEX by_id ON rollouts (rollout_id);
-CREATE INDEX by_status ON rollouts (status, attempts);
-"""
-PAGE = 500
 BATCH = 2_000
 """Rollouts that are written together."""
 MOST_PENDING = 20_000
@@ -60,6 +54,11 @@ class ColdIndex:
         self._db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT)")
         if self._meta("log_id") != log_id or self._meta("form") != FORM:  # another log lay here, or another release's
             self._begin_anew(log_id)
+        self._looking = threading.Lock()  # the second connection; who holds it may wait for a node
+        self._look: sqlite3.Connection | None = None
+        if path:
+            self._look = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._look.execute("PRAGMA query_only = ON")
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -69,8 +68,9 @@ class ColdIndex:
 
     def _begin_anew(self, log_id: str) -> None:
         self._db.execute("BEGIN")
-        self._db.execute("DROP TABLE IF EXISTS rollouts")
-        for statement in _SCHEMA.split(";"):
+        for table in ("rollouts", "bodies"):
+            self._db.execute(f"DROP TABLE IF EXISTS {table}")
+        for statement in SCHEMA.split(";"):
             self._db.execute(statement)
         self._db.execute("DELETE FROM meta")
         self._db.executemany("INSERT INTO meta VALUES (?, ?)", [("log_id", log_id), ("form", FORM)])
@@ -94,6 +94,7 @@ class ColdIndex:
                 self._pending.clear()
                 self._counts = None
                 self._complete_to = 0
+                self.moves += 1
 
     # Writing
 
@@ -129,10 +130,11 @@ class ColdIndex:
                 batch = list(self._pending.items())
                 # Kept, or the next flush would note less: a snapshot at `position` is of no use to an index behind it.
                 complete_to = self._complete_to = max(self._complete_to, position)
-            rows = [(one.number, one.rollout_id, one.status, len(one.attempts), body) for _, (one, body) in batch]
             try:
                 self._db.execute("BEGIN")
-                self._db.executemany("INSERT OR REPLACE INTO rollouts VALUES (?, ?, ?, ?, ?)", rows)
+                self._db.executemany(f"INSERT OR REPLACE INTO rollouts VALUES {ROW}", [row_of(one) for _, (one, _) in batch])
+                bodies = [(one.number, body) for _, (one, body) in batch]
+                self._db.executemany("INSERT OR REPLACE INTO bodies VALUES (?, ?)", bodies)
                 if self.whole:
                     self._db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (str(complete_to),))
                 self._db.execute("COMMIT")
@@ -148,7 +150,7 @@ class ColdIndex:
                     if self._pending.get(rollout_id) is one:
                         del self._pending[rollout_id]
                 self._count(batch)
-                self.moves += 1
+                self.moves += bool(batch)
         return True
 
     def _count(self, batch: list[tuple[str, Gone]]) -> None:
@@ -161,10 +163,13 @@ class ColdIndex:
     def remove(self, rollout_id: str) -> None:
         """The rollout is hot again. Waits for a batch that is being written: it happens seldom."""
         with self._disk:
-            self._db.execute("DELETE FROM rollouts WHERE rollout_id = ?", (rollout_id,))
+            found = self._db.execute("SELECT number FROM rollouts WHERE rollout_id = ?", (rollout_id,)).fetchall()
+            for table in ("rollouts", "bodies"):
+                self._db.executemany(f"DELETE FROM {table} WHERE number = ?", found)
             with self._ready:
                 self._pending.pop(rollout_id, None)
                 self._counts = None
+                self.moves += 1
 
     # Reading
 
@@ -175,7 +180,9 @@ class ColdIndex:
         if pending is not None:
             return pending[1]
         with self._disk:
-            row = self._db.execute("SELECT body FROM rollouts WHERE rollout_id = ?", (rollout_id,)).fetchone()
+            row = self._db.execute(
+                "SELECT body FROM rollouts JOIN bodies USING (number) WHERE rollout_id = ?", (rollout_id,)
+            ).fetchone()
         return None if row is None else bytes(row[0])
 
     def get(self, rollout_id: str) -> Rollout | None:
@@ -188,40 +195,46 @@ class ColdIndex:
         with self._ready:
             return self.moves, [rollout for rollout, _ in self._pending.values()]
 
-    def scan(self, rollout_ids: Sequence[str] | None = None, statuses: Sequence[str] | None = None) -> Iterator[Rollout]:
-        """Rollouts of the table in order of creation, of these ids and statuses (None: all), page by page."""
-        if rollout_ids is not None:
-            found = [rollout for rollout in map(self.get, dict.fromkeys(rollout_ids)) if rollout is not None]
-            yield from sorted(
-                (one for one in found if statuses is None or one.status in statuses), key=lambda one: one.number
-            )
-            return
-        where = "" if statuses is None else f" AND status IN ({','.join('?' * len(statuses))})"
-        last = -1
-        while True:
+    @contextmanager
+    def reading(self, still: bool = False) -> Generator[ColdRows, None, None]:
+        """The table as it is at one moment, and `moves` of that moment.
+
+        A file is read beside whoever writes it, by one thread at a time. A table in memory has one connection: nobody
+        writes it meanwhile. So it is with `still`, and for that the node's lock has to be held already.
+        """
+        if self._look is None or still:
             with self._disk:
-                rows = self._db.execute(
-                    f"SELECT number, body FROM rollouts WHERE number > ?{where} ORDER BY number LIMIT {PAGE}",
-                    (last, *(statuses or ())),
-                ).fetchall()
-            for number, body in rows:
-                last = int(number)
-                rollout = unpack(bytes(body))
-                if rollout is not None:
-                    yield rollout
-            if len(rows) < PAGE:
-                return
+                yield ColdRows(self._db, self.moves, self._counted())
+            return
+        with self._looking:
+            self._look.execute("BEGIN")
+            try:
+                with self._disk:  # between two flushes, so that the table and `moves` are of one moment
+                    moves, counts = self.moves, self._counted()
+                    self._look.execute("SELECT 1 FROM meta").fetchone()
+                yield ColdRows(self._look, moves, counts)
+            finally:
+                self._look.execute("COMMIT")
+
+    @property
+    def beside(self) -> bool:
+        """Whether `reading` keeps nobody from writing."""
+        return self._look is not None
+
+    def _counted(self) -> dict[str, tuple[int, int]]:
+        """Status -> (rollouts, attempts) of the table; under `_disk`. It is counted once, then the numbers are kept."""
+        if self._counts is None:
+            query = "SELECT status, count(*), sum(attempts) FROM rollouts GROUP BY status"
+            counted = {str(status): [int(rollouts), int(tries)] for status, rollouts, tries in self._db.execute(query)}
+            with self._ready:
+                self._counts = counted
+        return {status: (both[0], both[1]) for status, both in self._counts.items()}
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Status -> (rollouts, attempts), written or not. The table is counted once, then the numbers are kept."""
+        """Status -> (rollouts, attempts), written or not."""
         with self._disk:
-            if self._counts is None:
-                query = "SELECT status, count(*), sum(attempts) FROM rollouts GROUP BY status"
-                counted = {str(status): [int(rollouts), int(tries)] for status, rollouts, tries in self._db.execute(query)}
-                with self._ready:
-                    self._counts = counted
+            counts = self._counted()
             with self._ready:
-                counts = {status: (both[0], both[1]) for status, both in (self._counts or {}).items()}
                 for rollout, _ in self._pending.values():
                     rollouts, tries = counts.get(rollout.status, (0, 0))
                     counts[rollout.status] = (rollouts + 1, tries + len(rollout.attempts))
@@ -237,5 +250,8 @@ class ColdIndex:
         if self._thread is not None:
             self._thread.join()
         self.flush()
+        with self._looking:
+            if self._look is not None:
+                self._look.close()
         with self._disk:
             self._db.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ..core import decide, events, model
@@ -17,6 +17,7 @@ from . import arguments
 from .answers import NO_RESOURCES, attempt_out, attempted_out, config_in, micros, rollout_out
 from .call import current_call
 from .engine import Engine
+from .rollout_pages import RolloutPages, RolloutQuery
 
 ENQUEUE_BYTES = 800_000
 """One record carries at most about this many bytes of new rollouts; a larger batch is split, with derived ids."""
@@ -315,43 +316,9 @@ class RolloutMethods(LightningStore):
             warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
         statuses = arguments.texts_or_none(status_in if status_in is not None else status, "status_in")
         ids = arguments.texts_or_none(rollout_id_in if rollout_id_in is not None else rollout_ids, "rollout_ids")
-        filters: Any = {
-            "status": {"within": statuses},
-            "rollout_id": {"within": ids, "contains": rollout_id_contains},
-            "_aggregate": filter_logic,
-        }
-        everything = filter_logic == "or"
-        await self.engine.indexed()
-        while True:
-            moves, _ = self.engine.cold.pending()
-            cold = await asyncio.to_thread(
-                lambda: list(self.engine.cold.scan(None if everything else ids, None if everything else statuses))
-            )
-            with self.engine.node.lock:
-                moved, pending = self.engine.cold.pending()
-                if moves != moved:
-                    continue  # rollouts moved into the index after it was read: they would be in neither place
-                candidates = self._merged(cold, pending, None if everything else ids)
-                if sort_by is None:
-                    found = page(candidates, filters=filters, limit=limit, offset=offset, model=model.Rollout)
-                    items = [self._view(rollout) for rollout in found.items]
-                    return _page(items, limit, offset, found.total)
-                views = [self._view(rollout) for rollout in candidates]
-                break
-        return page(
-            views, filters=filters, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Rollout
-        )
-
-    def _merged(self, cold: list[Rollout], pending: list[Rollout], ids: Sequence[str] | None) -> list[Rollout]:
-        """Cold and hot rollouts in order of creation; hot ones win where both have it."""
-        hot: Iterable[Rollout] = self.engine.node.state.rollouts.values()
-        if ids is not None:
-            rollouts = self.engine.node.state.rollouts
-            hot = [rollouts[one] for one in dict.fromkeys(ids) if one in rollouts]
-        merged = {rollout.rollout_id: rollout for rollout in cold}
-        merged.update((rollout.rollout_id, rollout) for rollout in pending)
-        merged.update((rollout.rollout_id, rollout) for rollout in hot)
-        return sorted(merged.values(), key=lambda rollout: rollout.number)
+        contains = arguments.text_or_none(rollout_id_contains, "rollout_id_contains")
+        query = RolloutQuery(statuses, ids, contains, filter_logic, sort_by, sort_order, limit, offset)
+        return await RolloutPages(self.engine, query, self._view).answer()
 
     # Waiting
 
@@ -380,10 +347,6 @@ class RolloutMethods(LightningStore):
 def _give_up(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _page(items: list[Any], limit: int, offset: int, total: int) -> model.PaginatedResult[Any]:
-    return model.PaginatedResult[Any].model_construct(items=items, limit=limit, offset=offset, total=total)
 
 
 def _bound(new: events.NewRollout, resources_id: str) -> events.NewRollout:
