@@ -65,8 +65,8 @@ def unreachable(address: KafkaAddress, error: BaseException) -> StorageError:
     if isinstance(error, NO_RIGHT):
         who = address.security.get("sasl_username") or "this client"
         return AccessRefused(
-            f"Kafka at {address.bootstrap} cannot be used: {who} has not the rights that a log needs ({_words(error)}); "
-            f"docs/kafka.md lists the ACLs on topics and groups of {address.prefix}"
+            f"Kafka at {address.bootstrap} does not let {who} do this ({_words(error)}); a log needs ACLs on the prefix "
+            f"{address.topic('')} for Read, Write and DescribeConfigs of topics, Create for `agl kafka init`, Read of groups"
         )
     return StorageError(f"Kafka at {address.bootstrap} cannot be used: {_words(error)}")
 

@@ -26,7 +26,7 @@ from .mirror import Mirror, MirrorTable
 from .reading import Ends, OnEnd, PartitionReader
 from .scratch import Scratch
 from .tail import Tail, stop_quietly
-from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, identify, survey
+from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, identify, identity_reader, survey
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class KafkaLog(Log):
         await enter(self.address)
         self._producer_lock = asyncio.Lock()
         self._asker = AIOKafkaConsumer(**self.address.client(), group_id=None)
-        reader: Any = AIOKafkaConsumer(**self.address.client(), group_id=None, auto_offset_reset="earliest")
+        reader = identity_reader(self.address)
         try:
             await self._asker.start()
             self._partitions = await survey(self.address)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import InvalidInput, LogClosed, LogError, StorageError
 from ..log import Membership, Record
+from .access import NO_RIGHT, unreachable
 from .address import KafkaAddress
 from .client import AIOKafkaConsumer, KafkaError, RebalanceListener, StickyPartitionAssignor, TopicPartition
 from .loop import LoopThread
@@ -75,6 +76,8 @@ class KafkaMember(Membership):
             await asyncio.wait_for(self._assigned.wait(), JOIN_SECONDS)
         except (KafkaError, OSError, asyncio.TimeoutError) as error:
             await self.leave()
+            if isinstance(error, NO_RIGHT):
+                raise unreachable(self._address, error) from error
             raise StorageError(f"the group {self.group!r} does not answer: {type(error).__name__}: {error}") from error
 
     # On the loop

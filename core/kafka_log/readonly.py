@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from ..embedded_log import check_offset
 from ..errors import InvalidInput
@@ -18,7 +17,7 @@ from .groups import GroupLag, lags
 from .log import KafkaLog
 from .reading import Ends
 from .tail import stop_quietly
-from .topics import find_identity, survey
+from .topics import find_identity, identity_reader, survey
 
 SCAN_RECORDS = 2048
 ASK_SECONDS = 60.0
@@ -44,7 +43,7 @@ class ReadOnlyKafkaLog(KafkaLog):
         await enter(self.address)
         self._producer_lock = asyncio.Lock()
         self._asker = AIOKafkaConsumer(**self.address.client(), group_id=None)
-        reader: Any = AIOKafkaConsumer(**self.address.client(), group_id=None, auto_offset_reset="earliest")
+        reader = identity_reader(self.address)
         try:
             await self._asker.start()
             self._partitions = await survey(self.address)

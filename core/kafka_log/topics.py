@@ -15,14 +15,17 @@ from .access import enter, unreachable
 from .address import KafkaAddress
 from .client import (
     AIOKafkaAdminClient,
+    AIOKafkaConsumer,
     ConfigResource,
     ConfigResourceType,
     KafkaError,
     NewTopic,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     TopicPartition,
     for_code,
 )
+from .reading import IDLE_FETCH_MS
 
 META = "meta"
 """A topic beside those of the seam: one record, the log's identity."""
@@ -126,8 +129,11 @@ def _made(answer: Any) -> list[str]:
 
 
 async def _describe(admin: Any, address: KafkaAddress) -> dict[str, int]:
-    """Topic of the broker -> partitions, of this log's topics that are there."""
+    """Topic of the broker -> partitions, of this log's topics that are there. Raises the broker's word for a missing right."""
     described = await admin.describe_topics([address.topic(name) for name in SETUPS])
+    for one in described:
+        if for_code(one["error_code"]) is TopicAuthorizationFailedError:
+            raise TopicAuthorizationFailedError(one["topic"])
     return {one["topic"]: len(one["partitions"]) for one in described if not one["error_code"] and one["partitions"]}
 
 
@@ -165,6 +171,8 @@ async def check(admin: Any, address: KafkaAddress) -> None:
     settings: dict[str, str] = {}
     for answer in answers:
         for resource in answer.resources:
+            if resource[0]:  # settings that may not be seen are not settings that are right
+                raise for_code(resource[0])(f"the settings of {name} cannot be read")
             settings.update({entry[0]: entry[1] for entry in resource[4]})
     policy, retention = settings.get("cleanup.policy", "delete"), settings.get("retention.ms", "-1")
     if "compact" in policy:
@@ -176,6 +184,11 @@ async def check(admin: Any, address: KafkaAddress) -> None:
         raise InvalidInput(
             f"topic {name} forgets old events (retention.ms={retention}); set retention.ms=-1 and retention.bytes=-1"
         )
+
+
+def identity_reader(address: KafkaAddress) -> Any:
+    """The consumer for `identify` and `find_identity`. Under TLS its end waits for the fetch that is under way: a short one."""
+    return AIOKafkaConsumer(**address.client(), group_id=None, auto_offset_reset="earliest", fetch_max_wait_ms=IDLE_FETCH_MS)
 
 
 async def identify(address: KafkaAddress, consumer: Any, producer: Any) -> str:
