@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..core.errors import AgentLightningError, InvalidInput
+from ..core.errors import AgentLightningError
 from ..core.log import Log
 from ..core.open_log import open_log, path_of
 from ..core.topics import BLOBS, STORED, TOPICS
@@ -23,12 +23,11 @@ def examine(url: str) -> dict[str, Any]:
     """
     if url.startswith("kafka://"):
         return _examine_broker(url)
-    from ..core.sqlite_log import check_file
+    from ..core.sqlite_log import check_file, check_there
 
     address = url if "://" in url else f"sqlite:///{url}"
     path = path_of(address)
-    if not path.is_file():
-        raise InvalidInput(f"there is no log at {path}")
+    check_there(path)
     report = check_file(path)
     findings = list(report.findings)
     position, fingerprint = 0, ""

@@ -19,6 +19,14 @@ WATCH_SECONDS = 0.05
 _PAGE = 1024
 
 
+def check_there(path: Path) -> None:
+    """Raise `InvalidInput` with what to do instead unless `path` is a file."""
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder; a log is a file in it, such as {path / 'log.db'}")
+    if not path.is_file():
+        raise InvalidInput(f"there is no log at {path}; `agl store` begins one, and every command takes another's address")
+
+
 class ReadOnlyLog(Log):
     """A log file that this process only looks at: no lock, nothing written to it, also while its owner runs.
 
@@ -26,8 +34,7 @@ class ReadOnlyLog(Log):
     """
 
     def __init__(self, path: Path, url: str | None = None) -> None:
-        if not path.is_file():
-            raise InvalidInput(f"there is no log at {path}")
+        check_there(path)
         self.path = path.absolute()
         self.url = url or f"sqlite:///{path}"
         self._reader = Reader(self.path, owned=False)

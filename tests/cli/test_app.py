@@ -63,10 +63,14 @@ def test_wrong_usage_is_exit_code_2_and_says_where_help_is(args: list[str]) -> N
 
 
 def test_an_error_of_ours_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    said = f"there is no log at {tmp_path / 'none.db'}; `agl store` begins one, and every command takes another's address"
     code, out = invoke("replay", str(tmp_path / "none.db"))
-    assert (code, out) == (1, f"agl: there is no log at {tmp_path / 'none.db'}\n")
+    assert (code, out) == (1, f"agl: {said}\n")
     code, out = invoke("replay", str(tmp_path / "none.db"), "--json")
-    assert code == 1 and json.loads(out) == {"error": "invalid_input", "message": f"there is no log at {tmp_path / 'none.db'}"}
+    assert code == 1 and json.loads(out) == {"error": "invalid_input", "message": said}
+    for command in (["replay", str(tmp_path)], ["log", "check", "--log", str(tmp_path)]):
+        code, out = invoke(*command)
+        assert (code, out) == (1, f"agl: {tmp_path} is a folder; a log is a file in it, such as {tmp_path / 'log.db'}\n")
 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
