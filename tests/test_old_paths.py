@@ -109,7 +109,7 @@ def test_the_table_costs_nothing_until_an_old_path_is_used() -> None:
         import sys
         import agentlightning as agl
         agl.InMemoryLightningStore, agl.LitAgentRunner
-        assert not [name for name in sys.modules if "old_" in name and name.startswith("agentlightning")]
+        assert not [name for name in sys.modules if ".old_" in name and name.startswith("agentlightning")]
         import agentlightning.types, agentlightning.server, agentlightning.trainer, agentlightning.store.client_server
         heavy = [m for m in sys.modules if m.startswith(("aiohttp", "openai", "starlette", "uvicorn", "opentelemetry.i"))]
         assert not heavy, heavy
