@@ -7,14 +7,18 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import AgentLightningError, InvalidInput, NotFound
 from ..core.log import Log
+from ..core.state import Rollout
 from ..core.vocabulary import FINISHED
 from ..projections.blobs import Blobs
 from ..projections.runs import Run, RunBook, find_run, runs_from
 from .reading import logs_here, open_reading
+
+if TYPE_CHECKING:
+    from ..projections.span_book import SpanBook
 
 NO_LIMIT_MB = 1e9
 SIDE_BY_SIDE = 16
@@ -73,25 +77,36 @@ def runs_at(url: str, token: str | None) -> list[Found]:
 
 
 def runs_in(log: Log, url: str, only: str | None = None) -> list[Found]:
-    """Every run of a log, or the one that `only` names. Blocks while the log is folded once. Raises `NotFound`."""
-    from ..algorithms.script import recordings
+    """Every run of a log, or the one that `only` names. Raises `NotFound`.
+
+    Blocks: the control log is looked through for runs, and folded from its newest snapshot on.
+    """
     from ..projections.span_book import SpanBook
+    from ..projections.standing import standing
 
     blobs = Blobs(log, NO_LIMIT_MB)
     book = RunBook(log, blobs.fetch)
-    wanted = None if only is None else find_run(book.advance(), only).run_id
+    runs = book.advance()
+    shown = list(runs.values()) if only is None else [find_run(runs, only)]
+    owner = {one: run_id for one, run_id in book.early.items() if run_id in runs}
+    owner.update((one, run.run_id) for run in runs.values() for one in run.rollout_ids)
+    names = {run.run_id for run in shown}
+    stands = standing(log, [one for one, run_id in owner.items() if run_id in names])
     spans = SpanBook(log, blobs)
-    found: list[Found] = []
-    for run_id, recording in recordings(log, book).items():
-        if wanted in (None, run_id):
-            recording.run.rollout_ids = recording.rollout_ids  # those that the log accepted
-            rewards = {
-                one: _reward([span for span in spans.read(one) if span.attempt_id == recording.attempts.get(one)])
-                for one, word in recording.statuses.items()
-                if word in FINISHED
-            }
-            found.append(Found(recording.run, url, recording.statuses, rewards))
-    return found
+    members: dict[str, dict[str, Rollout]] = {run_id: {} for run_id in names}
+    for one, rollout in stands.items():
+        members[owner[one]][one] = rollout
+    return [_found(run, url, members[run.run_id], spans) for run in shown]
+
+
+def _found(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanBook) -> Found:
+    run.rollout_ids = list(rollouts)  # those that the log accepted
+    rewards: dict[str, float | None] = {}
+    for one, rollout in rollouts.items():
+        if rollout.status in FINISHED:
+            latest = rollout.attempts[-1].attempt_id if rollout.attempts else None
+            rewards[one] = _reward([span for span in spans.read(one) if span.attempt_id == latest])
+    return Found(run, url, {one: str(rollout.status) for one, rollout in rollouts.items()}, rewards)
 
 
 def _reward(spans: Sequence[Any]) -> float | None:
@@ -131,8 +146,13 @@ async def _of_store(url: str, token: str | None) -> list[Found]:
 def log_of_run(name: str, url: str | None) -> Generator[tuple[Log, str], None, None]:
     """The open log that has the run, and its address. Raises `NotFound`, `InvalidInput` where several logs have one."""
     having: list[str] = []
+    logs = logs_here(url)
+    if len(logs) == 1:  # who looks for the run in it says so where it is not there
+        with open_reading(logs[0]) as log:
+            yield log, logs[0]
+        return
     missing: AgentLightningError | None = None
-    for one in logs_here(url):
+    for one in logs:
         with open_reading(one) as log:
             try:
                 find_run(RunBook(log, Blobs(log, NO_LIMIT_MB).fetch).advance(), name)

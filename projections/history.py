@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from ..core.codec import Undecodable, UnknownEvent, decode
 from ..core.errors import InvalidInput, NotFound
 from ..core.events import AnyEvent, Claim, Proposal, RolloutsEnqueued, RolloutStarted
-from ..core.fold import Outcome
+from ..core.fold import Outcome, apply
 from ..core.log import Log
 from ..core.model import Fact
 from ..core.state import Rollout, State
 from .fact_feed import facts_of, hear
-from .replay import control_records, replay
+from .replay import control_records
+from .snapshots import read_snapshot
 
 MOST_NAMED = 10
 
@@ -85,7 +86,11 @@ def find_rollout(log: Log, prefix: str, namespace: str = "default") -> str:
 
 
 def history_of(log: Log, rollout_id: str, namespace: str = "default") -> History:
-    """Fold the log from its first event and keep what is about this rollout. Raises `NotFound`, `LogCorrupt`."""
+    """Fold the log and keep what is about this rollout. Raises `NotFound`, `LogCorrupt`.
+
+    What the fold makes of a record is known only where it is folded. So the fold begins with the newest snapshot where no
+    record before it names the rollout, else with the first event.
+    """
     steps: list[Step] = []
     last: Rollout | None = None
 
@@ -99,8 +104,29 @@ def history_of(log: Log, rollout_id: str, namespace: str = "default") -> History
         made = [] if raw is None else [f for f in facts_of(raw, namespace, log.log_id) if f.rollout_id == rollout_id]
         steps.append(Step(outcome.position, proposal, verdict.reason, outcome.duplicate, made))
 
-    state, _ = replay(log, namespace, heard=heard)
+    state, offset = _before(log, rollout_id, namespace)
+    for record in control_records(log, namespace, offset):
+        heard(apply(state, record.value), state)
+        if state.halted is not None:
+            break
     rollout = state.rollouts.get(rollout_id, last)
     if rollout is None:
         raise NotFound.rollout(rollout_id)
     return History(rollout, steps)
+
+
+def _before(log: Log, rollout_id: str, namespace: str) -> tuple[State, int]:
+    """A state before the first record that names the rollout, and the offset to go on from."""
+    restored = read_snapshot(log, namespace)
+    if restored is None:
+        return State(), 0
+    state = restored.state
+    if rollout_id in state.rollouts or state.archived.get(rollout_id) is not None:
+        return State(), 0
+    needle = rollout_id.encode("utf-8", "replace")
+    for record in control_records(log, namespace):  # refused ones too; looking is much less work than folding
+        if record.offset >= restored.next_offset:
+            break
+        if needle in record.value:
+            return State(), 0
+    return state, restored.next_offset

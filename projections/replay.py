@@ -36,10 +36,9 @@ class Replayed:
     halted: str | None = None
 
 
-def control_records(log: Log, namespace: str = "default") -> Iterator[Record]:
-    """The control records of a namespace from the first on, in order. Raises `LogCorrupt` at a damaged one."""
+def control_records(log: Log, namespace: str = "default", offset: int = 0) -> Iterator[Record]:
+    """The control records of a namespace from `offset` on, in order. Raises `LogCorrupt` at a damaged one."""
     partition = partition_of(namespace, log.partitions(CONTROL))
-    offset = 0
     while True:
         records = log.read(CONTROL, partition, offset, READ_RECORDS, headers=False)
         if not records:

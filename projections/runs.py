@@ -89,6 +89,8 @@ class RunBook:
         self._of_rollout: dict[str, str] = {}
         self._lock = threading.Lock()
         self.runs: dict[str, Run] = {}
+        self.early: dict[str, str] = {}
+        """Rollout -> the run that its metadata names, where no such run was open yet."""
 
     def advance(self) -> dict[str, Run]:
         """Read to the end of the log; the runs in the order in which they were opened."""
@@ -110,7 +112,7 @@ class RunBook:
                     self._seen.add(said.id)
                     self._said(position, said, offset)
                 return
-        if _RUN_ID in value:
+        if _RUN_ID in value or value[:1] == b"{":  # in JSON the metadata are in base64
             self._created(value)
 
     def _said(self, position: int, record: RunRecord, offset: int) -> None:
@@ -172,7 +174,9 @@ class RunBook:
     def _joins(self, rollout_id: str, run_id: str) -> None:
         """The first run that names a rollout has it."""
         run = self.runs.get(run_id)
-        if run is not None and rollout_id not in self._of_rollout:
+        if run is None:
+            self.early.setdefault(rollout_id, run_id)
+        elif rollout_id not in self._of_rollout:
             self._of_rollout[rollout_id] = run_id
             run.rollout_ids.append(rollout_id)
 

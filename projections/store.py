@@ -23,6 +23,7 @@ from .rollouts import RolloutMethods
 from .run_methods import RunMethods
 from .settings import StoreSettings
 from .spans import SpanMethods
+from .standing import index_path
 
 
 class EventLogStore(
@@ -159,16 +160,7 @@ def open_store(
     log = open_log(url, environment=environment)
     try:
         shared = url.startswith("kafka://")
-        return EventLogStore(log, settings=settings, clock=clock, index_path=_index_path(log), foreign_writers=shared)
+        return EventLogStore(log, settings=settings, clock=clock, index_path=index_path(log), foreign_writers=shared)
     except BaseException:
         log.close()
         raise
-
-
-def _index_path(log: Log) -> str | None:
-    """The cold index lies beside a log file, or in the folder where a log on a broker keeps its copies."""
-    path = getattr(log, "path", None)
-    folder = getattr(log, "state_folder", None)
-    if folder is not None:
-        return str(folder / "index.db")
-    return None if path is None else f"{path}.index"
