@@ -16,6 +16,7 @@ from .client import (
     KafkaError,
     TopicPartition,
 )
+from .reading import IDLE_FETCH_MS
 from .tail import stop_quietly
 
 
@@ -50,7 +51,8 @@ Place = tuple[str, int]
 async def lags(address: KafkaAddress) -> list[GroupLag]:
     """The groups of this prefix that read its topics. Raises `StorageError` where the broker does not let us ask."""
     admin: Any = AIOKafkaAdminClient(**address.client())
-    asker: Any = AIOKafkaConsumer(**address.client(), group_id=None)
+    # Asking for a topic's partitions makes it fetch, and the broker answers nothing else on that connection meanwhile.
+    asker: Any = AIOKafkaConsumer(**address.client(), group_id=None, fetch_max_wait_ms=IDLE_FETCH_MS)
     names = {address.topic(name): name for name in TOPICS}
     begin = address.group("")
     try:
