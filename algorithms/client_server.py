@@ -18,11 +18,11 @@ from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from ..core.model import Worker
 from .closing import until_run_closes
-from .crew import Crew
 from .environment import LightningEnvVar, resolve_bool_env_var, resolve_int_env_var, resolve_str_env_var
 from .environment import token as token_of_environment
 from .execution import AlgorithmBundle, ExecutionStrategy, Interrupts, RunnerBundle, ThreadingEvent, tell_failure
 from .parts import Part, first_error, to_the_end
+from .runner_crew import RunnerCrew
 
 __all__ = ["ClientServerExecutionStrategy"]
 
@@ -160,8 +160,7 @@ class _Execution:
         self._runner = runner
         self._event = ThreadingEvent()
         self._hurry = threading.Event()
-        self._crew: Crew | None = None
-        self._crew_failed: str | None = None
+        self._crew: RunnerCrew | None = None
 
     def stop(self) -> None:
         self._event.set()
@@ -185,7 +184,7 @@ class _Execution:
             self._run_here(store)
             return
         # Machines that run several programs of this kind each have a runner 0.
-        crew = Crew(self._runner, strategy.n_runners or 1, store, strategy.start_method, self._event.set, _host())
+        crew = RunnerCrew(self._runner, strategy.n_runners or 1, store, strategy.start_method, self._event.set, _host())
         self._crew = crew
         crew.start()
         while not self._event.wait(LOOK_SECONDS):
@@ -279,7 +278,7 @@ class _Execution:
         strategy = self._strategy
         endpoint = getattr(store, "endpoint", None)
         seen = _client(endpoint, strategy.token) if endpoint is not None else store
-        self._crew = Crew(self._runner, strategy.n_runners or 1, seen, strategy.start_method, self._crew_ended)
+        self._crew = RunnerCrew(self._runner, strategy.n_runners or 1, seen, strategy.start_method, self._crew_ended)
         self._crew.start()
 
     def _crew_ended(self) -> None:
@@ -304,7 +303,7 @@ class _Execution:
         if error is not None:
             return
         if crew.failure is not None:
-            raise RuntimeError(crew.failure)
+            raise RuntimeError(crew.failure.message)
         bad = [code for code in codes if code is not None and code not in strategy.allowed_exit_codes]
         if bad and not self._hurry.is_set():
             raise RuntimeError(f"Runner processes ended with unexpected exit codes: {bad}")

@@ -8,35 +8,39 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from ..core.errors import InvalidInput
+from ..core.errors import AgentLightningError, InvalidInput
 from .carrying import carried
 from .worker_process import (
     CANCEL,
     DONE,
     FAILED,
-    HOPELESS,
     READY,
     STOP,
     UNGUARDED,
     UNREADABLE,
     WORN_OUT,
     Assignment,
+    Job,
+    interrupts_later,
     work,
 )
 
-__all__ = ["Crew"]
+__all__ = ["KILL", "MOST_IN_VAIN", "TERMINATE", "WATCH_SECONDS", "Crew", "Place"]
 
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.05
 SHORT_LIFE_SECONDS = 10.0
+FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 30.0
-STILLBORN = 5
-"""So many deaths in a row before a process began its work are no accident."""
+MOST_IN_VAIN = 5
+"""So many lives of nothing in a row are no accident."""
+TERMINATE, KILL = "terminate", "kill"
+"""Steps of an end beside STOP and CANCEL, which processes are told."""
 
 
 @dataclass
@@ -44,42 +48,41 @@ class Place:
     """One place in the crew, and the process in it."""
 
     number: int
+    name: str
     process: Any = None
     link: Connection | None = None
+    method: str = ""
+    """How the process in it was started."""
     started: float = 0.0
     not_before: float = 0.0
     pause_seconds: float = 0.0
     ready: bool = False
-    stillborn: int = 0
     unreadable: str | None = None
+    vain: int = 0
+    """Lives in a row in which nothing was achieved."""
     done: bool = False
+    """Nothing is left to do here: when the process has ended, no other takes its place."""
 
 
 class Crew:
-    """``count`` processes that run ``bundle`` on ``store``, which has to be picklable.
+    """``count`` processes that do ``job``. Subclasses say what each is given, what it is called, and what the log says.
 
     Args:
-        start_method: ``spawn``, ``forkserver`` or ``fork``; None: spawn, and fork where the bundle cannot be carried.
-        prefix: what the workers' names in the store begin with; None: they are called by their numbers.
         ended: called once, from a thread of the crew, when it cannot go on (``failure`` says why) or all are done.
+        start_method: ``spawn``, ``forkserver`` or ``fork``; None: spawn, and fork where the job cannot be carried, or
+            processes that start from nothing come to no good with this program.
+        daemon: end the processes with this one, without a step before.
     """
 
     def __init__(
-        self,
-        bundle: Any,
-        count: int,
-        store: Any,
-        start_method: str | None,
-        ended: Callable[[], None],
-        prefix: str | None = None,
+        self, job: Job, count: int, ended: Callable[[], None], start_method: str | None = None, daemon: bool = False
     ) -> None:
-        self.failure: str | None = None
+        self.failure: AgentLightningError | None = None
         self.finished = False
-        self._bundle = bundle
-        self._store = store
+        self._job = job
         self._ended = ended
-        self._prefix = prefix
-        self._places = [Place(number) for number in range(count)]
+        self._daemon = daemon
+        self._places = [Place(number, self.name_of(number)) for number in range(count)]
         self._guard = threading.RLock()
         self._stopping = threading.Event()
         self._method = start_method or "spawn"
@@ -87,51 +90,87 @@ class Crew:
         self._carried: bytes | None = None
         if self._method != "fork":
             try:
-                self._carried = carried(bundle)
+                self._carried = carried(job)
             except InvalidInput as error:
-                self._fork_instead(f"Runners are forked: {error.message}.", error)
+                self._fork_instead(error.message, error)
 
-    def _fork_instead(self, why: str, error: Exception | None) -> None:
-        if not self._may_fork:
-            reason = why.replace("are forked", "cannot be started")
-            raise InvalidInput(f"{reason} Define the agent in a module, or use strategy='shm'.") from error
-        _log.warning("%s", why)
-        self._method, self._may_fork, self._carried = "fork", False, None
+    # What subclasses say
+
+    def name_of(self, number: int) -> str:
+        """What the process in a place is called."""
+        return f"worker-{number}"
+
+    def given(self, place: Place) -> Any:
+        """What the process in a place is told beyond the job, at its start; something that pickle takes."""
+        return None
+
+    def hear(self, place: Place, what: str, text: str) -> None:
+        """What a job tells its crew beyond the words of all crews."""
+
+    def in_vain(self, place: Place, seconds: float) -> bool:
+        """Whether a process that died after so many seconds has achieved nothing."""
+        return not place.ready
+
+    def on_start(self, place: Place) -> None:
+        """Before the first process of a place starts."""
+
+    def on_end(self, place: Place, code: int | None) -> None:
+        """A process has ended, for whatever reason."""
+
+    def on_replace(self, place: Place, code: int | None) -> None:
+        """Another process is to take the place of one that died."""
+
+    def on_fall(self, place: Place, code: int) -> None:
+        """A process has ended with an error of its own while the crew was ending."""
+
+    def on_kill(self, place: Place) -> None:
+        """Before a process that does not end is killed."""
+
+    def on_fork(self, why: str) -> None:
+        """Processes are forked from now on."""
+
+    def not_forked(self, why: str) -> str:
+        """The error where they would have to be forked and cannot."""
+        return f"No worker process can be started: {why}."
+
+    def given_up(self, place: Place, code: int | None) -> str:
+        """The error where the processes of a place die in vain, again and again; ``code`` is the last one's."""
+        return f"{place.name} ended {MOST_IN_VAIN} times before it began, last with exit code {code}"
+
+    # Starting
 
     def start(self) -> None:
         """Start the processes, and watch them from a thread of the crew's own."""
         with self._guard:
             for place in self._places:
+                self.on_start(place)
                 self._start(place)
         threading.Thread(target=self._watch, name="agl-crew", daemon=True).start()
-
-    def pids(self) -> list[int]:
-        """The process ids of those that live."""
-        with self._guard:
-            return [
-                place.process.pid for place in self._places if place.process is not None and place.process.is_alive()
-            ]
 
     def _start(self, place: Place) -> None:
         context: Any = multiprocessing.get_context(self._method)
         mine, its = context.Pipe()
-        assignment = Assignment(
-            place.number,
-            self._store,
-            self._carried,
-            self._bundle if self._carried is None else None,
-            _log_level(),
-            self._prefix,
-            os.getpid(),
-        )
+        job = self._job if self._carried is None else None
+        assignment = Assignment(place.number, self.given(place), self._carried, job, _log_level(), os.getpid())
         place.process = context.Process(
             target=work,
             args=(assignment, its, mine if self._method == "fork" else None),
-            name=f"runner-{place.number}",
+            name=place.name,
+            daemon=self._daemon,
         )
-        place.process.start()
+        with interrupts_later():
+            place.process.start()
         its.close()
-        place.link, place.started, place.ready = mine, time.monotonic(), False
+        place.link, place.method, place.started, place.ready = mine, self._method, time.monotonic(), False
+        place.unreadable = None
+
+    def _fork_instead(self, why: str, error: Exception | None) -> None:
+        if not self._may_fork:
+            raise InvalidInput(self.not_forked(why)) from error
+        self._method, self._may_fork, self._carried = "fork", False, None
+        self.on_fork(why)
+
+    # Watching
 
     def _watch(self) -> None:
         while not self._stopping.wait(WATCH_SECONDS):
@@ -139,129 +178,119 @@ class Crew:
                 if self._stopping.is_set():
                     return
                 for place in self._places:
-                    self._tend(place)
-                self.finished = all(place.done for place in self._places)
+                    if self.failure is None:
+                        self._tend(place)
+                self.finished = all(place.done and place.process is None for place in self._places)
             if self.failure is not None or self.finished:
                 self._ended()
                 return
 
     def _tend(self, place: Place) -> None:
         """Hear what the process says, and put another in its place where it died."""
-        if place.done or self.failure is not None:
-            return
         if place.process is None:
-            if time.monotonic() >= place.not_before:
+            if not place.done and time.monotonic() >= place.not_before:
                 self._start(place)
             return
         alive = place.process.is_alive()
         self._hear(place)
-        if alive or place.done or self.failure is not None:
+        if alive or self.failure is not None:
             return
-        code = place.process.exitcode
-        self._let_go(place)
-        if code == UNGUARDED:
-            self._change("fit() is called outside `if __name__ == '__main__':`")
-        elif place.unreadable is not None:
-            self._change(f"a new process does not find the agent ({place.unreadable})")
-        elif not place.ready and code and code > 0 and self._may_fork and self._method != "fork":
-            self._change("a new process fails while it imports the program")
-        elif code == HOPELESS:
-            self.failure = f"runner-{place.number} cannot work; its log says why"
-        else:
-            self._replace(place, code)
+        code = self._let_go(place)
+        why = self._no_spawning(place, code)
+        if why is None:
+            self.on_end(place, code)
+            if not place.done:
+                self._replace(place, code)
+        elif self._method != "fork":  # the first process that ends so decides for all
+            try:
+                self._fork_instead(why, None)
+            except InvalidInput as error:
+                self.failure = error
 
     def _hear(self, place: Place) -> None:
         try:
             while place.link is not None and place.link.poll():
                 what, text = place.link.recv()
                 if what == READY:
-                    place.ready, place.stillborn = True, 0
+                    place.ready = True
                 elif what == DONE:
                     place.done = True
                 elif what == FAILED:
-                    self.failure = f"runner-{place.number}: {text}"
+                    self.failure = AgentLightningError(f"{place.name}: {text}")
                 elif what == UNREADABLE:
                     place.unreadable = text
+                else:
+                    self.hear(place, what, text)
         except (EOFError, OSError):
             place.link = None
 
+    def _no_spawning(self, place: Place, code: int | None) -> str | None:
+        """Why a process that starts from nothing comes to no good here; None where that is not what ended this one."""
+        if place.method == "fork" or place.ready:
+            return None
+        if code == UNGUARDED:
+            return "fit() is called outside `if __name__ == '__main__':`"
+        if place.unreadable is not None:
+            return f"a new process does not find the agent ({place.unreadable})"
+        may_fork = self._may_fork or self._method == "fork"
+        return "a new process fails while it imports the program" if code and code > 0 and may_fork else None
+
     def _replace(self, place: Place, code: int | None) -> None:
         now = time.monotonic()
-        place.stillborn = 0 if place.ready else place.stillborn + 1
-        if place.stillborn >= STILLBORN:
-            self.failure = f"runner-{place.number} ended {STILLBORN} times before it began, last with exit code {code}"
+        seconds = now - place.started
+        place.vain = place.vain + 1 if self.in_vain(place, seconds) else 0
+        if place.vain >= MOST_IN_VAIN:
+            self.failure = AgentLightningError(self.given_up(place, code))
             return
         # A worn-out process did what it could.
-        short = code != WORN_OUT and now - place.started < SHORT_LIFE_SECONDS
-        # The first death of a process may be anything: its successor comes at once.
-        place.pause_seconds = min(max(2 * place.pause_seconds, 0.25), LONGEST_PAUSE_SECONDS) if short else 0.0
+        short = code != WORN_OUT and seconds < SHORT_LIFE_SECONDS
+        longer = min(max(2 * place.pause_seconds, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        place.pause_seconds = longer if short else 0.0
         place.not_before = now + place.pause_seconds
-        _log.warning("runner-%d ended with exit code %s; another process takes its place.", place.number, code)
-
-    def _change(self, why: str) -> None:
-        """Fork from now on, if that may be; the first process that ends so decides for all."""
-        if self._method == "fork":
-            return
-        try:
-            self._fork_instead(f"Runners are forked: {why}.", None)
-        except InvalidInput as error:
-            self.failure = error.message
+        self.on_replace(place, code)
 
     @staticmethod
-    def _let_go(place: Place) -> None:
+    def _let_go(place: Place) -> int | None:
+        """Forget the process, which has ended; its exit code."""
+        process = place.process
         if place.link is not None:
             place.link.close()
-        place.process.join()
+        process.join()
         place.link = place.process = None
+        return process.exitcode
 
-    def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
-        """Ask, cancel, terminate, kill, with a pause after each; the exit codes of those that ended as they were told to.
+    # Ending
 
-        Who ends by itself in the first two steps, because its agent took it along, cost that attempt and nothing
-        else, as at any other time: it gets a line in the log and no place in the result. ``hurry`` goes straight
-        to the kill.
+    def end(self, steps: Sequence[tuple[str, float]], last_seconds: float, hurry: threading.Event) -> list[int | None]:
+        """End in steps, each with its pause in seconds, and kill what is left; exit codes of those that ended as told.
+
+        Steps are STOP, CANCEL and TERMINATE. Who ends with an error of its own after STOP or CANCEL, because its agent
+        took it along, cost that attempt and nothing else, as at any other time: it has no place in the result. Nor does
+        a place that has no process any more. What even a kill does not end is None. ``hurry`` goes straight to the kill.
         """
         self._stopping.set()
+        codes: list[int | None] = []
         with self._guard:
-            places = [place for place in self._places if place.process is not None]
-
-            def terminate(place: Place) -> None:
-                place.process.terminate()
-
-            steps: list[tuple[Callable[[Place], None], float]] = [
-                (lambda place: self._say(place, STOP), grace_seconds),
-                (lambda place: self._say(place, CANCEL), step_seconds),
-                (terminate, step_seconds),
-            ]
-            for act, seconds in steps:
-                self._do(places, act)
-                ended = hurry.is_set() or self._all_end(places, seconds, hurry)
-                if act is not terminate:
-                    places = [place for place in places if not self._fell(place)]
-                if ended:
+            for step, seconds in steps:
+                self._act(step)
+                codes += self._wait_for_ends(step, seconds, hurry)
+                if hurry.is_set():
                     break
-            self._do(places, lambda place: place.process.kill())
-            self._all_end(places, step_seconds, threading.Event())
-            codes = [place.process.exitcode for place in places]
-            for place in places:
-                if place.process.exitcode is not None:
-                    self._let_go(place)
-        return codes
+            self._act(KILL)
+            codes += self._wait_for_ends(KILL, last_seconds, threading.Event())
+            return codes + [None for place in self._places if place.process is not None]
 
-    def _fell(self, place: Place) -> bool:
-        """Whether the process has ended by itself with an error; it is let go then."""
-        code = place.process.exitcode
-        if not code:
-            return False
-        self._let_go(place)
-        _log.warning("runner-%d ended with exit code %s while the run was closing.", place.number, code)
-        return True
-
-    @staticmethod
-    def _do(places: list[Place], act: Callable[[Place], None]) -> None:
-        for place in places:
-            if place.process.is_alive():
-                act(place)
+    def _act(self, step: str) -> None:
+        for place in self._places:
+            if place.process is None or not place.process.is_alive():
+                continue
+            if step == TERMINATE:
+                place.process.terminate()
+            elif step == KILL:
+                self.on_kill(place)
+                place.process.kill()
+            else:
+                self._say(place, step)
 
     @staticmethod
     def _say(place: Place, word: str) -> None:
@@ -269,16 +298,23 @@ class Crew:
             if place.link is not None:
                 place.link.send(word)
         except OSError as error:
-            _log.debug("runner-%d does not listen any more: %s", place.number, error)
+            _log.debug("%s does not listen any more: %s", place.name, error)
 
-    @staticmethod
-    def _all_end(places: list[Place], seconds: float, hurry: threading.Event) -> bool:
+    def _wait_for_ends(self, step: str, seconds: float, hurry: threading.Event) -> list[int | None]:
+        codes: list[int | None] = []
         end = time.monotonic() + seconds
         while True:
-            if not any(place.process.is_alive() for place in places):
-                return True
-            if time.monotonic() >= end or hurry.wait(WATCH_SECONDS):
-                return False
+            here = [place for place in self._places if place.process is not None]
+            for place in here:
+                if not place.process.is_alive():
+                    code = self._let_go(place)
+                    self.on_end(place, code)
+                    if code and step in (STOP, CANCEL):
+                        self.on_fall(place, code)
+                    else:
+                        codes.append(code)
+            if all(place.process is None for place in here) or time.monotonic() >= end or hurry.wait(WATCH_SECONDS):
+                return codes
 
 
 def _can_fork() -> bool:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import pickle
-import signal
-import sys
 import threading
-import time
 import uuid
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.errors import AgentLightningError, InvalidInput
-from ..core.loglines import setup_logging
+from ..core.errors import InvalidInput
 from ..projections.rest.dev_tasks import DevTaskLoader
-from ..projections.rest.legacy_client import AgentLightningClient
+from ..projections.rest.legacy_client import AgentLightningClient, StopSign
 from ..runners.agentops_tracer import AgentOpsTracer
 from ..runners.decorators import as_agent
 from ..runners.legacy_runner import LegacyAgentRunner
 from ..runners.tracer import Tracer
 from .adapters.triplets import TracerTraceToTriplet
-from .carrying import carried
+from .crew import MOST_IN_VAIN, WATCH_SECONDS, Crew, Place
 from .execution import Interrupts
-from .worker_process import UNGUARDED
+from .worker_process import DONE, STOP, WORN_OUT, Desk, Job, leave, leave_if_a_worker_imports
 
 __all__ = ["fit_v0"]
 
@@ -37,12 +27,10 @@ _log = logging.getLogger("agentlightning.trainer")
 
 GRACE_SECONDS = 10.0
 """How long a worker may go on with its task once Ctrl+C was pressed."""
-LOOK_SECONDS = 0.25
-HUNG = 5
-"""Exit code of a worker whose agent does not return."""
 HASTY_SECONDS = 5.0
 """A worker that dies sooner after its start has not worked; so many of them in a row, and no more are started."""
-HASTY_DEATHS = 5
+TASK_DONE = "task done"
+"""What a worker tells its crew after every task."""
 
 
 def fit_v0(
@@ -58,15 +46,12 @@ def fit_v0(
 ) -> None:
     """Run `agent` on the tasks of the server at `backend` until `max_tasks` a worker, or Ctrl+C; returns after both.
 
-    One worker runs in this process, more are processes of their own, spawned, or forked where the script has no
-    ``if __name__ == "__main__"``. One that dies is replaced, and
+    One worker runs in this process, more are processes of their own, spawned, or forked where the agent cannot be carried
+    or the script has no ``if __name__ == "__main__"``. One that dies is replaced, and
     its task is given to another one; AgentLightningError when none of them lives long enough to work. `backend` may be a
     client too, such as a `DevTaskLoader`, of which each worker process has a copy. ValueError for what is no address.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        # A worker process imports the script that started it, and came here: the script calls fit() without asking for
-        # __name__ == "__main__", as the tutorial's does. Its parent has to start workers in another way.
-        os._exit(UNGUARDED)
+    leave_if_a_worker_imports()  # as the tutorial's does, whose script calls fit() without a guard
     if n_workers < 1:
         raise InvalidInput(f"n_workers is {n_workers}; it takes 1 or more")
     _log.info("Initializing Trainer...")
@@ -81,13 +66,13 @@ def fit_v0(
         client.endpoint,
     )
     _log.info("Trainer main initialization complete.")
-    job = _Job(agent, client, tracer, adapter, max_tasks)
+    job = LegacyJob(agent, client, tracer, adapter)
     if n_workers == 1:
-        _work_here(job)
+        _work_here(job, max_tasks)
         return
     kind = "asynchronous" if agent.is_async() else "synchronous"
     _log.info("Running with n_workers=%d (%s multiprocessing).", n_workers, kind)
-    _Crew(job, n_workers, daemon).run()
+    LegacyCrew(job, n_workers, max_tasks, daemon).run()
 
 
 def _client(backend: str | AgentLightningClient, token: str | None) -> AgentLightningClient:
@@ -100,29 +85,76 @@ def _client(backend: str | AgentLightningClient, token: str | None) -> AgentLigh
     return client
 
 
-def _level() -> int | None:
-    """What workers are to log, where this process has set logging up; what others configure does not reach them."""
-    base = logging.getLogger("agentlightning")
-    return base.getEffectiveLevel() if base.handlers else None
-
-
-@dataclass
-class _Job:
-    """What a worker needs to know; it is pickled for worker processes."""
+@dataclass(frozen=True)
+class LegacyJob(Job):
+    """Runs the agent on the server's tasks; a worker is given how many it may take, or None."""
 
     agent: Any
     client: AgentLightningClient
     tracer: Tracer
     adapter: Any
-    max_tasks: int | None
     crew: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+
+    orphan_seconds = GRACE_SECONDS
+
+    @property
+    def serves(self) -> bool:
+        """Whether the tasks come from a server, which knows its workers; a list of tasks does not."""
+        return not isinstance(self.client, DevTaskLoader)
 
     def name(self, worker_id: int) -> str:
         """The worker as the server knows it: two machines may each have a worker 0."""
         return f"Worker-{worker_id}-{self.crew}"
 
+    def work(self, desk: Desk) -> int:
+        """See :class:`Job`."""
+        number = desk.number
+        _log.info("[Worker %d] Setting up trainer environment...", number)
+        kind = "Async" if self.agent.is_async() else "Sync"
+        _log.info("[Worker %d] %s worker process started.", number, kind)
+        try:
+            self.run(number, desk.given, desk.stop, lambda: desk.tell(TASK_DONE), lambda: leave(WORN_OUT))
+        except Exception:
+            _log.exception("[Worker %d] Failed.", number)
+            return 1
+        desk.tell(DONE)
+        return 0
 
-def _work_here(job: _Job) -> None:
+    def orphaned(self, desk: Desk) -> None:
+        """See :class:`Job`."""
+        _log.warning("[Worker %d] The trainer is gone.", desk.number)
+
+    def run(
+        self,
+        worker_id: int,
+        max_tasks: int | None,
+        stop: StopSign,
+        done: Callable[[], None] | None = None,
+        hung: Callable[[], None] | None = None,
+    ) -> None:
+        """Be a worker of this process; for the arguments see `LegacyAgentRunner`."""
+        self.tracer.init()
+        self.tracer.init_worker(worker_id)
+        try:
+            runner = LegacyAgentRunner(
+                self.agent,
+                self.client,
+                self.tracer,
+                self.adapter,
+                worker_id,
+                max_tasks,
+                name=self.name(worker_id) if self.serves else None,
+                stop=stop,
+                done=done,
+                hung=hung,
+            )
+            runner.iter()
+        finally:
+            self.tracer.teardown_worker(worker_id)
+            self.tracer.teardown()
+
+
+def _work_here(job: LegacyJob, max_tasks: int | None) -> None:
     """The only worker, in this process."""
     stop = threading.Event()
 
@@ -131,235 +163,79 @@ def _work_here(job: _Job) -> None:
 
     with Interrupts(stop.set, hurry, GRACE_SECONDS):
         try:
-            _work(job, 0, stop)
+            job.run(0, max_tasks, stop)
         except KeyboardInterrupt:
             _log.warning("The task that ran is handed out again when the server misses it.")
 
 
-def _work(job: _Job, worker_id: int, stop: threading.Event, done: Any = None, hung: Any = None) -> None:
-    job.tracer.init()
-    job.tracer.init_worker(worker_id)
-    name = None if isinstance(job.client, DevTaskLoader) else job.name(worker_id)
-    try:
-        runner = LegacyAgentRunner(
-            job.agent,
-            job.client,
-            job.tracer,
-            job.adapter,
-            worker_id,
-            job.max_tasks,
-            name=name,
-            stop=stop,
-            done=done,
-            hung=hung,
-        )
-        runner.iter()
-    finally:
-        job.tracer.teardown_worker(worker_id)
-        job.tracer.teardown()
+class LegacyCrew(Crew):
+    """Workers that take ``max_tasks`` each, counted over all lives of a worker."""
 
-
-def _worker_main(level: int | None, job_carried: bytes, worker_id: int, parent: Connection) -> None:
-    """A worker process, until it has done its tasks, is asked to stop, or has no parent any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches every process of a terminal; the parent decides
-    if level is not None:
-        setup_logging(level)
-    job: _Job = pickle.loads(job_carried)
-    stop = threading.Event()
-
-    threading.Thread(target=_listen, args=(parent, stop, worker_id, os.getppid()), name="agl-parent", daemon=True).start()
-    _log.info("[Worker %d] Setting up trainer environment...", worker_id)
-    kind = "Async" if job.agent.is_async() else "Sync"
-    _log.info("[Worker %d] %s worker process started.", worker_id, kind)
-    try:
-        _work(job, worker_id, stop, lambda: _tell(parent), lambda: _leave(HUNG))
-    except Exception:
-        _log.exception("[Worker %d] Failed.", worker_id)
-        _leave(1)
-    _leave(0)
-
-
-def _leave(code: int) -> None:
-    """End this process now: threads that agents left behind would keep it."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError) as error:
-            _log.debug("an output could not be flushed: %s", error)
-    logging.shutdown()
-    os._exit(code)
-
-
-def _listen(parent: Connection, stop: threading.Event, worker_id: int, parent_pid: int) -> None:
-    """Stop when the parent says so; where it is gone, end soon."""
-    try:
-        # A forked process holds the other end too, and so sees no end of the file.
-        while not parent.poll(LOOK_SECONDS):
-            if os.getppid() != parent_pid:
-                raise EOFError("another parent")
-        parent.recv_bytes()
-    except (EOFError, OSError) as error:
-        _log.warning("[Worker %d] The trainer is gone (%s).", worker_id, type(error).__name__)
-        stop.set()
-        time.sleep(GRACE_SECONDS)
-        os._exit(1)
-    stop.set()
-
-
-def _tell(parent: Connection) -> None:
-    try:
-        parent.send_bytes(b"1")
-    except OSError as error:
-        _log.debug("nobody counts the tasks any more: %s", error)
-
-
-@dataclass
-class _Member:
-    """A worker of the crew and the process that is it now."""
-
-    worker_id: int
-    process: BaseProcess
-    pipe: Connection
-    began: float
-    left: int | None
-    hasty: int = 0
-
-
-class _Crew:
-    """Starts the workers, replaces those that die, and stops them."""
-
-    def __init__(self, job: _Job, n_workers: int, daemon: bool) -> None:
-        self._job = job
-        self._daemon = daemon
-        self._count = n_workers
-        self._members: list[_Member] = []
-        self._stopping_since: float | None = None
-        self._hurried = False
-        self._context: Any = multiprocessing.get_context("spawn")
+    def __init__(self, job: LegacyJob, n_workers: int, max_tasks: int | None, daemon: bool) -> None:
+        self._legacy = job
+        self._left = dict.fromkeys(range(n_workers), max_tasks)
+        self._over = threading.Event()
+        super().__init__(job, n_workers, self._over.set, daemon=daemon)
 
     def run(self) -> None:
-        """Until every worker is done."""
-        with Interrupts(self._stop, self._hurry, GRACE_SECONDS):
+        """Until every worker is done, or Ctrl+C. AgentLightningError where they cannot work."""
+        hurry = threading.Event()
+        interrupts = Interrupts(self._over.set, hurry.set, GRACE_SECONDS)
+        with interrupts:
             try:
-                for worker_id in range(self._count):
-                    _log.info("Starting worker process %d...", worker_id)
-                    self._members.append(self._started(worker_id, self._job.max_tasks))
-                while self._members:
-                    self._turn()
+                self.start()
+                while not self._over.wait(WATCH_SECONDS):
+                    pass
             finally:
-                self._kill()
-        if self._stopping_since is None:
-            _log.info("All %d worker processes have completed.", self._count)
+                self.end([(STOP, GRACE_SECONDS)] if interrupts.count else [], GRACE_SECONDS, hurry)
+        if self.failure is not None:
+            raise self.failure
+        if not interrupts.count:
+            _log.info("All %d worker processes have completed.", len(self._left))
 
-    def _stop(self) -> None:
-        self._stopping_since = time.monotonic()
-        for member in self._members:
-            try:
-                member.pipe.send_bytes(b"stop")
-            except OSError as error:
-                _log.debug("worker %d is gone already: %s", member.worker_id, error)
+    def name_of(self, number: int) -> str:
+        return f"AgentLightning-Worker-{number}"
 
-    def _hurry(self) -> None:
-        self._hurried = True
+    def given(self, place: Place) -> int | None:
+        return self._left[place.number]
 
-    def _started(self, worker_id: int, left: int | None) -> _Member:
-        ours, theirs = self._context.Pipe(duplex=True)
-        job = self._job if left is None else replace(self._job, max_tasks=left)
-        process = self._context.Process(
-            target=_worker_main,
-            args=(_level(), carried(job), worker_id, theirs),
-            name=f"AgentLightning-Worker-{worker_id}",
-            daemon=self._daemon,
-        )
-        with _deaf():
-            process.start()
-        theirs.close()
-        return _Member(worker_id, process, ours, time.monotonic(), left)
+    def hear(self, place: Place, what: str, text: str) -> None:
+        place.vain = 0
+        left = self._left[place.number]
+        if what == TASK_DONE and left is not None:
+            self._left[place.number] = left - 1
+            place.done = place.done or left == 1
 
-    def _turn(self) -> None:
-        """Wait for news of the workers: tasks done, processes ended."""
-        waited: list[Any] = [member.process.sentinel for member in self._members]
-        waited += [member.pipe for member in self._members if not member.pipe.closed]
-        ready = wait(waited, 0.2)
-        for member in self._members:
-            if member.pipe in ready:
-                self._count_done(member)
-        for member in list(self._members):
-            if not member.process.is_alive():
-                self._ended(member)
-        since = self._stopping_since
-        if since is not None and (self._hurried or time.monotonic() - since > GRACE_SECONDS):
-            self._kill()
+    def in_vain(self, place: Place, seconds: float) -> bool:
+        return seconds < HASTY_SECONDS
 
-    def _count_done(self, member: _Member) -> None:
-        try:
-            while member.pipe.poll():
-                member.pipe.recv_bytes()
-                member.hasty = 0
-                if member.left is not None:
-                    member.left -= 1
-        except (EOFError, OSError):
-            member.pipe.close()  # the process ended; its sentinel says so too
+    def on_start(self, place: Place) -> None:
+        _log.info("Starting worker process %d...", place.number)
 
-    def _ended(self, member: _Member) -> None:
-        process = member.process
-        process.join()
-        self._count_done(member) if not member.pipe.closed else None
-        member.pipe.close()
-        self._members.remove(member)
-        code = process.exitcode
-        if code == UNGUARDED and self._stopping_since is None:
-            self._fork_from_now_on()
-            self._members.append(self._started(member.worker_id, member.left))
-            return
-        _log.info("Worker process %d (%s) joined with exit code %s.", member.worker_id, process.name, code)
-        if code == 0:
-            return
-        if not isinstance(self._job.client, DevTaskLoader):
-            given = self._job.client.give_back_of(self._job.name(member.worker_id))
+    def on_end(self, place: Place, code: int | None) -> None:
+        _log.info("Worker process %d (%s) joined with exit code %s.", place.number, place.name, code)
+        if code != 0 and self._legacy.serves:
+            given = self._legacy.client.give_back_of(self._legacy.name(place.number))
             if given is not None:
                 _log.warning("Its task %s is handed out again.", given)
-        if self._stopping_since is not None or member.left == 0:
-            return
-        hasty = member.hasty + 1 if time.monotonic() - member.began < HASTY_SECONDS else 0
-        if hasty >= HASTY_DEATHS:
-            raise AgentLightningError(
-                f"Worker process {member.worker_id} ended {hasty} times within {HASTY_SECONDS:g} s of its start, "
-                f"the last time with exit code {code}; no other one is started."
-            )
-        _log.warning("Starting worker process %d again...", member.worker_id)
-        successor = self._started(member.worker_id, member.left)
-        successor.hasty = hasty
-        self._members.append(successor)
 
-    def _fork_from_now_on(self) -> None:
-        if self._context.get_start_method() == "fork":
-            return
-        why = "fit() is called outside `if __name__ == '__main__':`"
-        # On macOS the system's own libraries do not survive it.
-        if sys.platform == "darwin" or "fork" not in multiprocessing.get_all_start_methods():
-            raise InvalidInput(f"{why}, so no worker process can be started: put the call under that line")
+    def on_replace(self, place: Place, code: int | None) -> None:
+        _log.warning("Starting worker process %d again...", place.number)
+
+    def on_kill(self, place: Place) -> None:
+        _log.warning("Worker process %d is ended in the middle of its task.", place.number)
+
+    def on_fork(self, why: str) -> None:
         _log.info("%s, so the worker processes are forked.", why)
-        self._context = multiprocessing.get_context("fork")
 
-    def _kill(self) -> None:
-        """End what still runs. The server gives its tasks to others when it misses the heartbeats."""
-        for member in self._members:
-            if member.process.is_alive():
-                _log.warning("Worker process %d is ended in the middle of its task.", member.worker_id)
-                member.process.kill()
-        for member in self._members:
-            member.process.join()
+    def not_forked(self, why: str) -> str:
+        return (
+            f"{why}, so no worker process can be started: "
+            "define the agent in a module, and call fit() under `if __name__ == '__main__':`"
+        )
 
-
-@contextmanager
-def _deaf() -> Generator[None, None, None]:
-    """While a process starts: it inherits that it ignores Ctrl+C, so none comes before it can say so itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def given_up(self, place: Place, code: int | None) -> str:
+        return (
+            f"Worker process {place.number} ended {MOST_IN_VAIN} times within {HASTY_SECONDS:g} s of its start, "
+            f"the last time with exit code {code}; no other one is started."
+        )

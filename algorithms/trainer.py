@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
@@ -26,7 +24,7 @@ from .fit_result import FitResult
 from .making import RunnerMaker, TracerMaker
 from .recorder import RunStart
 from .store_keeper import StoreKeeper
-from .worker_process import UNGUARDED
+from .worker_process import leave_if_a_worker_imports
 
 __all__ = ["Trainer"]
 
@@ -248,9 +246,7 @@ class Trainer:
         )
 
     def _fit(self, agent: Any, algorithm: Algorithm | None, train_dataset: Any, val_dataset: Any) -> FitResult:
-        if getattr(multiprocessing.current_process(), "_inheriting", False):
-            # A worker process that imports the program came here: its parent has to start workers in another way.
-            os._exit(UNGUARDED)
+        leave_if_a_worker_imports()
         agent = as_agent(agent)
         agent.set_trainer(self)
         side = AlgorithmSide(

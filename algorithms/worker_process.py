@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import multiprocessing
 import os
 import pickle
-import secrets
 import signal
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, ClassVar
 
 from .execution import ThreadingEvent
-from .parts import Part
 
 __all__ = [
     "CANCEL",
@@ -30,6 +31,11 @@ __all__ = [
     "UNREADABLE",
     "WORN_OUT",
     "Assignment",
+    "Desk",
+    "Job",
+    "interrupts_later",
+    "leave",
+    "leave_if_a_worker_imports",
     "work",
 ]
 
@@ -44,23 +50,66 @@ WORN_OUT = 4
 """Exit code of a child that an agent of its own keeps busy for ever, in a thread or on its event loop."""
 UNGUARDED = 5
 """Exit code of a child that came to ``fit`` again while it read the main module."""
-ORPHAN_SECONDS = 0.5
-"""How long an orphan may take to end well."""
+LOOK_SECONDS = 0.25
+
+
+class Desk:
+    """What a job finds in its process: the number of its place, what that place was ``given``, the way to the parent.
+
+    ``stop`` is set once the parent asks for the end, or is gone.
+    """
+
+    def __init__(self, number: int, given: Any, link: Connection) -> None:
+        self.number = number
+        self.given = given
+        self.stop = ThreadingEvent()
+        self._link = link
+        self._cancelled = False
+        self._cancel: Callable[[], None] = lambda: None
+
+    def tell(self, what: str, text: str = "") -> None:
+        """Tell the parent; nothing happens where it is gone."""
+        try:
+            self._link.send((what, text))
+        except OSError as error:
+            _log.debug("The parent is gone: %s", error)
+
+    def when_cancelled(self, act: Callable[[], None]) -> None:
+        """Have ``act`` called, from another thread and perhaps twice, when what runs is to end, or at once if it is."""
+        self._cancel = act
+        if self._cancelled:
+            act()
+
+    def cancel(self) -> None:
+        """Ask to end what runs."""
+        self._cancelled = True
+        self._cancel()
+
+
+class Job(ABC):
+    """What each process of a crew does. It is carried to all of them, so all that is in it must be something that can be."""
+
+    orphan_seconds: ClassVar[float] = 0.5
+    """How long a process may take to end well when its parent is gone."""
+
+    @abstractmethod
+    def work(self, desk: Desk) -> int:
+        """Do it, until the end or soon after ``desk.stop``; the exit code of the process."""
+
+    def orphaned(self, desk: Desk) -> None:
+        """Called in another thread when the parent is gone, before the process is stopped."""
+        _log.debug("The parent is gone.")
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a worker process does. ``carried``: the runner bundle as bytes; ``bundle``: itself, in a forked process.
-
-    ``prefix``: what its name in the store begins with; None: it is called by its number.
-    """
+    """What a process starts from. ``carried``: the job as bytes; ``job``: itself, in a forked process."""
 
     number: int
-    store: Any
+    given: Any
     carried: bytes | None
-    bundle: Any
+    job: Job | None
     log_level: int | None
-    prefix: str | None
     parent_pid: int
 
 
@@ -69,88 +118,80 @@ def work(assignment: Assignment, link: Connection, parents_end: Connection | Non
     if parents_end is not None:  # forked: with its own copy open it would never see the parent's end close
         parents_end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; a terminal tells the whole group
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if assignment.log_level is not None and not logging.getLogger("agentlightning").handlers:
         from ..core.loglines import setup_logging
 
         setup_logging(assignment.log_level)
-    code = _run(assignment, link)
+    leave(_run(assignment, link))
+
+
+def leave(code: int) -> None:
+    """End this process now: threads that an agent left behind would keep it."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError) as error:
             _log.debug("An output could not be flushed: %s", error)
     logging.shutdown()
-    # Threads that an agent left behind would keep the process.
     os._exit(code)
 
 
 def _run(assignment: Assignment, link: Connection) -> int:
-    event = ThreadingEvent()
+    desk = Desk(assignment.number, assignment.given, link)
     try:
-        bundle = assignment.bundle if assignment.carried is None else pickle.loads(assignment.carried)
+        job: Any = assignment.job if assignment.carried is None else pickle.loads(assignment.carried)
     except Exception as error:
         # Reading it imports the user's modules, which may raise anything.
-        _tell(link, UNREADABLE, f"{type(error).__name__}: {error}")
+        desk.tell(UNREADABLE, f"{type(error).__name__}: {error}")
         return HOPELESS
-    part = Part(f"runner-{assignment.number}", lambda: _on_store(bundle, assignment, event), lambda part: None)
     threading.Thread(
-        target=_listen, args=(link, event, part.cancel, assignment.parent_pid), name="agl-link", daemon=True
+        target=_listen, args=(link, desk, job, assignment.parent_pid), name="agl-link", daemon=True
     ).start()
-    if hasattr(bundle, "on_stuck"):
-        bundle.on_stuck = _leave_stuck
-        bundle.worker_name = f"{assignment.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if assignment.prefix else None
-    _tell(link, READY, "")
-    part.run()
-    if part.error is not None:
-        _log.error("Runner %d failed.", assignment.number, exc_info=part.error)
-        _tell(link, FAILED, f"{type(part.error).__name__}: {part.error}")
-        return HOPELESS
-    if getattr(bundle, "given_up", 0) and not event.is_set():
-        return WORN_OUT
-    _tell(link, DONE, "")
-    return 0
+    desk.tell(READY)
+    return job.work(desk)
 
 
-def _leave_stuck(prefix: str) -> None:
-    """End this process at once, in the middle of an agent that lets nothing else run; the crew starts another."""
-    _log.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
-    os._exit(WORN_OUT)
-
-
-def _on_store(bundle: Any, assignment: Assignment, event: ThreadingEvent) -> Awaitable[None]:
-    async def run() -> None:
-        store = assignment.store
-        try:
-            await bundle(store, assignment.number, event)
-        finally:
-            close: Callable[[], Any] | None = getattr(store, "close", None)
-            if close is not None and asyncio.iscoroutinefunction(close):
-                await close()
-
-    return run()
-
-
-def _tell(link: Connection, what: str, text: str) -> None:
-    try:
-        link.send((what, text))
-    except OSError as error:
-        _log.debug("The parent is gone: %s", error)
-
-
-def _listen(link: Connection, event: ThreadingEvent, cancel: Callable[[], None], parent_pid: int) -> None:
+def _listen(link: Connection, desk: Desk, job: Job, parent_pid: int) -> None:
     """Do what the parent says; end soon where it is gone, however it ended."""
     try:
         while True:
-            if link.poll(0.25):
+            if link.poll(LOOK_SECONDS):
                 word = link.recv()
-                event.set()
+                desk.stop.set()
                 if word == CANCEL:
-                    cancel()
-            elif os.getppid() != parent_pid:
+                    desk.cancel()
+            elif os.getppid() != parent_pid:  # a forked process holds its siblings' ends too, and sees none close
                 break
-    except (EOFError, OSError):
-        event.set()
-    event.set()
-    cancel()
-    time.sleep(ORPHAN_SECONDS)
+    except (EOFError, OSError) as error:
+        _log.debug("The link to the parent is closed: %r", error)
+    job.orphaned(desk)
+    desk.stop.set()
+    desk.cancel()
+    time.sleep(job.orphan_seconds)
     os._exit(1)
+
+
+def leave_if_a_worker_imports() -> None:
+    """What ``fit`` begins with: a worker process that imports the program and comes here ends.
+
+    The program calls ``fit`` without asking for ``__name__ == "__main__"``; the parent, who sees the exit code, has to
+    start its workers in another way.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
+
+
+@contextmanager
+def interrupts_later() -> Generator[None, None, None]:
+    """While a process starts: Ctrl+C waits until afterwards here, and there until :func:`work` ignores it."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and lifts the block then
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -31,6 +31,8 @@ class Agent(agl.LitAgent):
             threading.Thread(target=time.sleep, args=(600,)).start()
         if task == "die":
             os._exit(9)
+        if task == "five":
+            os._exit(5)
         return 0.5
 
 if __name__ == "__main__":
@@ -71,6 +73,40 @@ def test_a_death_in_between_is_made_up_for_and_tasks_are_counted_over_all_lives(
     said, _ = run('"ok", "die"', tmp_path)
     assert said.count("exit code 9") == 4 and "All 2 worker processes have completed." in said, said
     assert "FAILED" not in said
+
+
+def test_an_agents_exit_code_is_not_taken_for_a_program_without_a_guard(tmp_path: Path) -> None:
+    said, _ = run('"ok", "five"', tmp_path)
+    assert said.count("exit code 5") == 4 and "All 2 worker processes have completed." in said, said
+    assert "forked" not in said
+
+
+LOCAL = """
+import agentlightning as agl
+
+def main():
+    class Agent(agl.LitAgent):
+        def training_rollout(self, task, rollout_id, resources):
+            return 0.5
+
+    agl.setup_logging(color=False)
+    loader = agl.DevTaskLoader(["ok"], {"p": agl.PromptTemplate(template="x", engine="f-string")})
+    agl.Trainer(n_runners=2, max_rollouts=1, tracer=agl.OtelTracer()).fit(Agent(), backend=loader)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="processes are not forked here")
+def test_an_agent_that_no_other_process_finds_is_forked(tmp_path: Path) -> None:
+    (tmp_path / "local.py").write_text(LOCAL, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "local.py"], cwd=tmp_path, capture_output=True, text=True, timeout=90, check=False
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and said.count("so the worker processes are forked") == 1, said
+    assert said.count("Processed 1 tasks.") == 2 and "All 2 worker processes have completed." in said, said
 
 
 def test_wrong_backends_are_refused() -> None:

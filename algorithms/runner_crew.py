@@ -1,0 +1,115 @@
+"""The crew of a fit: worker processes that each run the runners' side of it on a store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .crew import TERMINATE, Crew, Place
+from .parts import Part
+from .worker_process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORN_OUT, Desk, Job
+
+__all__ = ["RunnerCrew"]
+
+_log = logging.getLogger(__name__)
+
+
+class RunnerCrew(Crew):
+    """``count`` processes that run ``bundle`` on ``store``, which has to be picklable.
+
+    Args:
+        ended, start_method: see :class:`Crew`.
+        prefix: what the workers' names in the store begin with; None: they are called by their numbers.
+    """
+
+    def __init__(
+        self,
+        bundle: Any,
+        count: int,
+        store: Any,
+        start_method: str | None,
+        ended: Callable[[], None],
+        prefix: str | None = None,
+    ) -> None:
+        self._given = Given(store, prefix)
+        super().__init__(RunnerJob(bundle), count, ended, start_method)
+
+    def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
+        """Ask, cancel, terminate, kill, with a pause after each; returns what :meth:`Crew.end` does."""
+        return self.end([(STOP, grace_seconds), (CANCEL, step_seconds), (TERMINATE, step_seconds)], step_seconds, hurry)
+
+    def name_of(self, number: int) -> str:
+        return f"runner-{number}"
+
+    def given(self, place: Place) -> Given:
+        return self._given
+
+    def on_replace(self, place: Place, code: int | None) -> None:
+        _log.warning("%s ended with exit code %s; another process takes its place.", place.name, code)
+
+    def on_fall(self, place: Place, code: int) -> None:
+        _log.warning("%s ended with exit code %s while the run was closing.", place.name, code)
+
+    def on_fork(self, why: str) -> None:
+        _log.warning("Runners are forked: %s.", why)
+
+    def not_forked(self, why: str) -> str:
+        return f"Runners cannot be started: {why}. Define the agent in a module, or use strategy='shm'."
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a process is told beside the bundle: the store, and what its name there begins with."""
+
+    store: Any
+    prefix: str | None
+
+
+@dataclass(frozen=True)
+class RunnerJob(Job):
+    """Runs a runner bundle in an event loop of its own."""
+
+    bundle: Any
+
+    def work(self, desk: Desk) -> int:
+        """See :class:`Job`; what the bundle raises is told and does not get better by starting again."""
+        bundle, given = self.bundle, desk.given
+        if hasattr(bundle, "on_stuck"):
+            bundle.on_stuck = _leave_stuck
+            bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
+        part = Part(f"runner-{desk.number}", lambda: _on_store(bundle, desk), lambda part: None)
+        desk.when_cancelled(part.cancel)
+        part.run()
+        if part.error is not None:
+            _log.error("Runner %d failed.", desk.number, exc_info=part.error)
+            desk.tell(FAILED, f"{type(part.error).__name__}: {part.error}")
+            return HOPELESS
+        if getattr(bundle, "given_up", 0) and not desk.stop.is_set():
+            return WORN_OUT
+        desk.tell(DONE)
+        return 0
+
+
+def _leave_stuck(prefix: str) -> None:
+    """End this process at once, in the middle of an agent that lets nothing else run; the crew starts another."""
+    _log.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
+    os._exit(WORN_OUT)
+
+
+def _on_store(bundle: Any, desk: Desk) -> Awaitable[None]:
+    async def run() -> None:
+        store = desk.given.store
+        try:
+            await bundle(store, desk.number, desk.stop)
+        finally:
+            close: Callable[[], Any] | None = getattr(store, "close", None)
+            if close is not None and asyncio.iscoroutinefunction(close):
+                await close()
+
+    return run()
