@@ -90,7 +90,7 @@ class RunBook:
         self._lock = threading.Lock()
         self.runs: dict[str, Run] = {}
         self.early: dict[str, str] = {}
-        """Rollout -> the run that its metadata names, where no such run was open yet."""
+        """Rollout -> the run that its metadata names, where no such run was open yet or the record is in JSON."""
 
     def advance(self) -> dict[str, Run]:
         """Read to the end of the log; the runs in the order in which they were opened."""
@@ -112,8 +112,10 @@ class RunBook:
                     self._seen.add(said.id)
                     self._said(position, said, offset)
                 return
-        if _RUN_ID in value or value[:1] == b"{":  # in JSON the metadata are in base64
-            self._created(value)
+        if _RUN_ID in value:
+            self._created(value, self._joins)
+        elif value[:1] == b"{":  # in JSON the metadata are in base64; runs of golden logs do not list what those name
+            self._created(value, self.early.setdefault)
 
     def _said(self, position: int, record: RunRecord, offset: int) -> None:
         event, time = record.event, record.time_us / 1_000_000
@@ -161,7 +163,7 @@ class RunBook:
         except AgentLightningError as error:
             return f"<{error.message}>"
 
-    def _created(self, value: bytes) -> None:
+    def _created(self, value: bytes, joins: Callable[[str, str], object]) -> None:
         try:
             event = codec.decode(value).event
         except (UnknownEvent, Undecodable):
@@ -169,7 +171,7 @@ class RunBook:
         for new in created_by(event):
             run_id = run_of(new.metadata)
             if run_id is not None:
-                self._joins(new.rollout_id, run_id)
+                joins(new.rollout_id, run_id)
 
     def _joins(self, rollout_id: str, run_id: str) -> None:
         """The first run that names a rollout has it."""
