@@ -216,7 +216,12 @@ async def test_spans_arrive_while_the_agent_runs(store: InMemoryLightningStore, 
                 break
             await asyncio.sleep(0.01)
         assert [agl.get_message_value(span) for span in await recorded(store, rollout)] == ["early"]
-        attempt = await store.get_latest_attempt(rollout.rollout_id)
+        attempt = None
+        for _ in range(200):  # the sign of life follows the span into the log
+            attempt = await store.get_latest_attempt(rollout.rollout_id)
+            if attempt is not None and attempt.status == "running":
+                break
+            await asyncio.sleep(0.01)
         assert attempt is not None and attempt.status == "running"
 
 
