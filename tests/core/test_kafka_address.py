@@ -12,6 +12,7 @@ import pytest
 from agentlightning.core.errors import InvalidInput
 from agentlightning.core.kafka_log import KafkaAddress
 from agentlightning.core.open_log import open_log
+from tests.cli.support import invoke
 
 SECRET = "s3cr3t-w0rd"
 SASL = "security_protocol=SASL_SSL&sasl_mechanism=SCRAM-SHA-512&sasl_username=ann"
@@ -150,3 +151,10 @@ def test_an_address_of_no_known_form_is_repeated_without_its_secrets(url: str) -
     with pytest.raises(InvalidInput) as raised:
         open_log(url)
     assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("command", ["runner x:y --store", "store --log", "log tail --log", "lag --log"])
+def test_a_command_repeats_an_address_that_it_cannot_use_without_its_secrets(command: str) -> None:
+    for form in ("kafak", "mongodb"):
+        code, out = invoke(*command.split(), f"{form}://ann:{SECRET}@h/p?sasl_password={SECRET}")
+        assert code in (1, 2) and SECRET not in out
