@@ -22,6 +22,7 @@ from .agents import LitAgent
 from .attributes import format_exception_attributes
 from .capture import Output, captured
 from .emitters import emit_exception
+from .failures import error_text, say_failure
 from .findings import check_trace, say_findings, sentence
 from .patience import patiently
 from .readers import find_final_reward
@@ -70,6 +71,7 @@ class AttemptRun:
     spans: list[Span] = field(default_factory=lambda: list[Span]())
     output: Output = field(default_factory=Output)
     _told: BaseException | None = None
+    _began: bool = False
     _metadata: dict[str, Any] | None = None
 
     async def run(self) -> Exception | None:
@@ -84,9 +86,9 @@ class AttemptRun:
                 _log.warning("%s The store did not answer; it will find out by the silence.", self.prefix)
             raise
         except Exception as error:
-            _log.error("%s Exception during rollout.", self.prefix, exc_info=error)
+            say_failure(error, self.prefix, f"Traceback: `agl show {self.rollout.rollout_id}`, or log level DEBUG.")
             status: AttemptStatus = "timeout" if isinstance(error, AttemptTimedOut) else "failed"
-            await self._end(status, {"error": f"{type(error).__name__}: {error}"[:LONGEST_ERROR]}, error)
+            await self._end(status, {"error": error_text(error)[:LONGEST_ERROR]}, error)
             return error
         await self._end("succeeded", self._metadata, None)
         return None
@@ -94,10 +96,12 @@ class AttemptRun:
     async def _end(self, status: AttemptStatus, metadata: dict[str, Any] | None, error: Exception | None) -> None:
         await self._store_rest(error)
         await self._finish(status, metadata)
-        await self._call_hooks("on_rollout_end", spans=self.spans)
+        if self._began:
+            await self._call_hooks("on_rollout_end", spans=self.spans)
 
     async def _execute(self) -> None:
         resources = await self._resources()
+        self._began = True
         await self._call_hooks("on_rollout_start")
         started = time.monotonic()
         attempt_id = self.rollout.attempt.attempt_id
@@ -180,16 +184,18 @@ class AttemptRun:
         rest: list[SpanCoreFields] = []
         if error is not None and error is not self._told:
             fields = format_exception_attributes(error)
-            status = TraceStatus(status_code="ERROR", description=f"{type(error).__name__}: {error}")
+            status = TraceStatus(status_code="ERROR", description=error_text(error))
             rest.append(_moment(AGL_EXCEPTION, fields, status))
         printed = self.output.attributes()
         if printed is not None:
             rest.append(_moment(AGL_OUTPUT, printed, TraceStatus(status_code="OK")))
         try:
             await add_spans([bound_span(core, self.rollout) for core in rest], self.store)
-        except Exception:
+        except Exception as refusal:
             # The verdict of the attempt does not depend on it.
-            _log.exception("%s What the attempt printed or raised could not be stored.", self.prefix)
+            _log.error("%s What the attempt printed or raised could not be stored.", self.prefix, exc_info=refusal)
+            if error is not None:
+                _log.error("%s It had raised:", self.prefix, exc_info=error)
 
     async def _finish(self, status: AttemptStatus, metadata: dict[str, Any] | None) -> None:
         rollout_id, attempt_id = self.rollout.rollout_id, self.rollout.attempt.attempt_id
@@ -214,7 +220,7 @@ class AttemptRun:
         for hook in self.hooks:
             try:
                 await getattr(hook, name)(agent=self.agent, runner=self.runner, rollout=self.rollout, **arguments)
-            except Exception:
+            except (Exception, SystemExit):
                 _log.exception("%s Exception during %s hook.", self.prefix, name)
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from ..core.errors import InvalidInput
 from ..core.spans import Attributes, AttributeValue
+from .failures import message_of
 
 __all__ = [
     "check_attributes_sanity",
@@ -162,20 +163,12 @@ def format_exception_attributes(exception: BaseException) -> Attributes:
     """The attributes that describe an exception, with its traceback."""
     return {
         "exception.type": type(exception).__name__,
-        "exception.message": _message(exception),
+        "exception.message": message_of(exception),
         "exception.escaped": True,
         "exception.stacktrace": "".join(
             traceback.format_exception(type(exception), exception, exception.__traceback__)
         ),
     }
-
-
-def _message(exception: BaseException) -> str:
-    try:
-        return str(exception)
-    except Exception as error:
-        # An exception that cannot say what it is must not replace itself by another one.
-        return f"<message that cannot be written: {type(error).__name__}>"
 
 
 def full_qualified_name(kind: type[Any]) -> str:

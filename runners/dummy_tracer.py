@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from ..core.spans import Attributes, SpanCoreFields, SpanRecordingContext, StatusCode, TraceStatus
 from .attributes import format_exception_attributes, sanitize_attributes
+from .failures import message_of
 from .tracer import Tracer
 
 __all__ = ["DummyTracer"]
@@ -45,7 +46,7 @@ class DummyTracer(Tracer):
             yield context
         except BaseException as error:
             context.record_exception(error)
-            context.record_status("ERROR", str(error))
+            context.record_status("ERROR", message_of(error))
             raise
         finally:
             context.end(time.time() if end_time is None else end_time)

@@ -19,6 +19,7 @@ from ..projections.rest.legacy_results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY
 from .agent_call import AttemptTimedOut
 from .agents import LitAgent, call_for
 from .decorators import as_agent
+from .failures import error_text, say_failure
 from .legacy_values import as_posted
 from .threads import contained, run_in_thread
 from .tracer import Tracer
@@ -148,9 +149,9 @@ class LegacyAgentRunner:
             _log.error("%s %s. The server has handed it out again.", prefix, error)
             return True
         except Exception as error:
-            _log.error("%s Exception during rollout.", prefix, exc_info=error)
+            say_failure(error, prefix, "Traceback: metadata of the result, or log level DEBUG.")
             result.metadata = {
-                ERROR_KEY: f"{type(error).__name__}: {error}",
+                ERROR_KEY: error_text(error),
                 "traceback": "".join(traceback.format_exception(error))[-20_000:],
             }
         else:

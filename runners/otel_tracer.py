@@ -22,7 +22,8 @@ from ..core.spans import (
     convert_timestamp,
 )
 from .active import clear_active_tracer, set_active_tracer
-from .attributes import sanitize_attributes
+from .attributes import format_exception_attributes, sanitize_attributes
+from .failures import message_of
 from .instrumentation import instrument_all
 from .recording import CURRENT, Recording
 from .tracer import Tracer
@@ -216,7 +217,7 @@ class OtelTracer(Tracer):
                 yield context
         except BaseException as error:
             context.record_exception(error)
-            context.record_status("ERROR", str(error))
+            context.record_status("ERROR", message_of(error))
             raise
         finally:
             span.end(end_time=None if end_time is None else int(end_time * _NANOSECONDS))
@@ -229,7 +230,11 @@ class _OtelRecordingContext:
         self._span = span
 
     def record_exception(self, exception: BaseException) -> None:
-        self._span.record_exception(exception)
+        try:
+            self._span.record_exception(exception)
+        except Exception:
+            # OpenTelemetry asks for the message, and the exception has none.
+            self._span.add_event("exception", format_exception_attributes(exception))
 
     def record_attributes(self, attributes: Attributes) -> None:
         self._span.set_attributes(sanitize_attributes(attributes))

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import TypeVar
 
+from .failures import error_text
+
 __all__ = ["contained", "run_in_thread"]
 
 R = TypeVar("R")
@@ -74,7 +76,7 @@ def _as_exception(error: BaseException) -> Exception:
     """What can travel through a future: SystemExit and its like would end the loop, or pass for a cancellation of ours."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    failure = RuntimeError(f"{type(error).__name__}: {error}")
+    failure = RuntimeError(error_text(error))
     failure.__cause__ = error
     return failure
 
