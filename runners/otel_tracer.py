@@ -165,9 +165,9 @@ class OtelTracer(Tracer):
                 span.end()
 
     def get_last_trace(self) -> list[Span]:
-        """As :meth:`Tracer.get_last_trace`, with the numbers that the store gave."""
+        """As :meth:`Tracer.get_last_trace`, with the numbers that the store gave; 0 for a span on its way there."""
         recording = self._last_here.get() or self._last
-        return list(recording.spans) if recording is not None else []
+        return recording.all() if recording is not None else []
 
     def get_langchain_handler(self, tags: list[str] | None = None) -> Any:
         """A handler that records chains, graph nodes and tools: see :mod:`.langchain_handler`."""

@@ -38,6 +38,7 @@ class Recording:
         self.open: dict[int, Any] = {}
         self.closed = False
         self._waiting: list[Span] = []
+        self._sent: list[Span] = []
         self._lock = threading.Lock()
         self._sending = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -58,6 +59,11 @@ class Recording:
             self._waiting.extend(spans)
         if self.store is not None:
             self._loop.call_soon_threadsafe(self._wake.set)
+
+    def all(self) -> list[Span]:
+        """``spans``, and behind them those that are on their way to the store, whose ``sequence_id`` is 0."""
+        with self._lock:
+            return [*self.spans, *self._sent, *self._waiting]
 
     async def close(self) -> None:
         """Take no more spans and store the rest; raises what the store raised."""
@@ -86,14 +92,18 @@ class Recording:
         while True:
             with self._lock:
                 batch, self._waiting = self._waiting[:BATCH_SPANS], self._waiting[BATCH_SPANS:]
+                self._sent = batch
             if not batch:
                 return
             try:
-                self.spans.extend(await self._store(batch))
+                stored = await self._store(batch)
             except BaseException:
                 with self._lock:
-                    self._waiting = batch + self._waiting
+                    self._waiting, self._sent = batch + self._waiting, []
                 raise
+            with self._lock:
+                self.spans.extend(stored)
+                self._sent = []
 
     async def _store(self, batch: list[Span]) -> list[Span]:
         store = self.store
