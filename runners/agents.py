@@ -139,16 +139,32 @@ def call_for(
 ) -> Callable[[], Any]:
     """The call that executes a rollout of this mode, with the first generation's parameters or with today's.
 
-    An agent that only has a training method is validated by it, as in the first generation.
+    An agent that only has a training method is validated by it, as in the first generation. ``resources`` and
+    ``rollout`` are passed by name, so that their order is the agent's affair, and by place where it calls them otherwise.
     """
-
-    def own(name: str) -> bool:
-        kinds = (name, f"{name}_async")
-        return any(getattr(type(agent), kind) is not getattr(LitAgent, kind) for kind in kinds)
-
-    only_training = own("training_rollout") and not own("validation_rollout") and not own("rollout")
+    only_training = _own(agent, "training_rollout") and not (_own(agent, "validation_rollout") or _own(agent, "rollout"))
     name = "training_rollout" if mode == "train" or only_training else "validation_rollout"
-    method = getattr(agent, f"{name}_async" if agent.is_async() else name)
-    if is_v0_1_rollout_api(method):
+    kind = "_async" if agent.is_async() else ""
+    method = getattr(agent, name + kind)
+    # One that is not overridden passes its arguments on.
+    inherited = getattr(method, "__func__", None) is getattr(LitAgent, name + kind)
+    target = getattr(agent, f"rollout{kind}") if inherited else method
+    if is_v0_1_rollout_api(target):
         return lambda: method(task, rollout_id=rollout_id, resources=resources)
+    if _takes(target, "resources", "rollout"):
+        return lambda: method(task, resources=resources, rollout=rollout)
     return lambda: method(task, resources, rollout)
+
+
+def _own(agent: LitAgent[Any], name: str) -> bool:
+    kinds = (name, f"{name}_async")
+    return any(getattr(type(agent), kind) is not getattr(LitAgent, kind) for kind in kinds)
+
+
+def _takes(func: Callable[..., Any], *names: str) -> bool:
+    """Whether all of these may be passed by name."""
+    parameters = inspect.signature(func).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return True
+    by_name = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}
+    return by_name.issuperset(names)

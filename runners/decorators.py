@@ -26,7 +26,8 @@ class FunctionalLitAgent(LitAgent[T]):
 
     The task is passed first. Further parameters are filled by name: ``rollout`` with the claimed rollout,
     ``resources`` with all resources, and any other with the resource of that name. Where there is no such one,
-    ``llm`` and ``prompt_template`` get the first resource of their kind, and others keep their default.
+    ``llm`` and ``prompt_template`` get the first resource of their kind, and others keep their default. What a
+    ``functools.partial`` has filled in stays.
     With ``strip_proxy`` a proxied model is handed over as a plain one whose endpoint is routed to the attempt.
     ``strict_prompts`` as in :class:`LitAgent`.
     """
@@ -37,10 +38,11 @@ class FunctionalLitAgent(LitAgent[T]):
         self._func = rollout_func
         self._strip_proxy = strip_proxy
         self._is_async = _is_coroutine(rollout_func)
+        given = getattr(rollout_func, "keywords", {}) if type(rollout_func) is functools.partial else {}
         self._parameters = {
             name: parameter.default is inspect.Parameter.empty
             for name, parameter in list(inspect.signature(rollout_func).parameters.items())[1:]
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY) and name not in given
         }
         functools.update_wrapper(cast(Any, self), rollout_func, updated=())
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from ..core.model import AttemptedRollout
 from ..core.spans import Span, SpanCoreFields
+from .attributes import full_qualified_name
 from .emitters import emit_reward
 from .otel_tracer import OtelTracer
 from .patience import patiently
@@ -35,13 +38,14 @@ async def store_result(
         return tracer.get_last_trace()
     if isinstance(result, bool):
         _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
-    if isinstance(result, (int, float)):
-        core = emit_reward(float(result), propagate=False)
+    if isinstance(result, Real):
+        core = emit_reward(cast(float, result), propagate=False)
         return [*tracer.get_last_trace(), *await add_spans([bound_span(core, rollout)], store)]
     if not isinstance(result, list):
+        kind = full_qualified_name(cast("type[Any]", type(result)))
         raise TypeError(
             "Invalid raw result type. It's expected to be none, float, or a list of ReadableSpan or Span, "
-            f"but got: {type(result).__name__}"
+            f"but got: {kind}{_closed(result)}"
         )
     items = cast("list[Any]", result)
     if not items:
@@ -52,6 +56,14 @@ async def store_result(
     if all(isinstance(item, SpanCoreFields) for item in items):
         return await add_spans([bound_span(item, rollout) for item in items], store)
     return await _add_otel(items, rollout, store, tracer, prefix)
+
+
+def _closed(result: Any) -> str:
+    """What to do about a coroutine, which is closed: Python would warn later, and elsewhere, that nobody awaited it."""
+    if not inspect.iscoroutine(result):
+        return ""
+    result.close()
+    return " (an asynchronous agent is a function made by `async def`, or a class that overrides rollout_async)"
 
 
 def bound_span(core: SpanCoreFields, rollout: AttemptedRollout) -> Span:
@@ -83,9 +95,10 @@ async def _add_otel(
         )
     if isinstance(tracer, OtelTracer):
         _log.warning("%s The tracer records OpenTelemetry spans itself; those returned may be there twice.", prefix)
+    ids = (rollout.rollout_id, rollout.attempt.attempt_id)
     stored: list[Span] = []
     for item in cast("list[ReadableSpan]", items):
-        span = await store.add_otel_span(rollout.rollout_id, rollout.attempt.attempt_id, item)
+        span = await patiently(lambda item=item: store.add_otel_span(*ids, item), "Storing spans")
         if span is None:
             _log.error("%s The span %r was stored before.", prefix, item.name)
         else:
