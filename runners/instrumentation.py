@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from .token_ids import tap_openai, untap_openai
+from .token_ids import drop_omitted, tap_openai, untap_openai
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -40,6 +40,7 @@ def instrument_all(tracer_provider: TracerProvider | None = None) -> bool:
         if not instrumentor.is_instrumented_by_opentelemetry:
             tap_openai()
             instrumentor.instrument(tracer_provider=tracer_provider)
+            drop_omitted()
         return True
 
 

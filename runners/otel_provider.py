@@ -6,6 +6,7 @@ import asyncio
 
 # Before OpenTelemetry: its fork handler deadlocks a forked child otherwise.
 import concurrent.futures.thread as _threads  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import logging
 import threading
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from ..core.semconv import LightningResourceAttributes
 from ..core.spans import Span
 from .openai_attributes import normalised
 from .recording import CURRENT, Recording
+from .token_ids import tokens_so_far
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import Span as SdkSpan
 
 __all__ = ["LightningSpanProcessor", "process_provider", "process_tracer", "watch_global_provider"]
+
+_log = logging.getLogger(__name__)
 
 
 class LightningSpanProcessor(SpanProcessor):
@@ -68,11 +72,18 @@ class LightningSpanProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the ended span, translated, for the store."""
-        recording = self._owner(span)
+        recording, live = self._owner(span)
         if recording is not None:
             # Sequence 0: the store gives the number.
-            stored = Span.from_opentelemetry(span, recording.rollout_id, recording.attempt_id, 0)
-            recording.add(normalised(stored))
+            try:
+                stored = Span.from_opentelemetry(span, recording.rollout_id, recording.attempt_id, 0)
+                stored.attributes = {**tokens_so_far(live), **stored.attributes}
+                spans = normalised(stored)
+            except Exception as error:
+                # It would be raised where the agent ends its span, which is none of its fault.
+                _log.error("Span %r of %s cannot be recorded: %s", span.name, recording.rollout_id, error)
+            else:
+                recording.add(spans)
 
     def shutdown(self) -> None:
         """Nothing to release: recordings are closed by whoever opened them."""
@@ -89,15 +100,17 @@ class LightningSpanProcessor(SpanProcessor):
             self._watched.add(id(provider))
         provider.add_span_processor(self)
 
-    def _owner(self, span: ReadableSpan) -> Recording | None:
+    def _owner(self, span: ReadableSpan) -> tuple[Recording | None, Any]:
+        """The recording, and the very span: what is given to us is a copy of it."""
         context = span.context
         if context is None:
-            return None
+            return None, None
         with self._lock:
             for recording in self._recordings:
-                if recording.open.pop(context.span_id, None) is not None:
-                    return recording
-        return None
+                live = recording.open.pop(context.span_id, None)
+                if live is not None:
+                    return recording, live
+        return None, None
 
     def _current(self) -> Recording | None:
         """The recording of this context.

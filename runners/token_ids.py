@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from ..core.spans import Attributes
 
-__all__ = ["Tokens", "tap_openai", "untap_openai"]
+__all__ = ["Tokens", "drop_omitted", "tap_openai", "tokens_so_far", "untap_openai"]
 
 _TAPPED = (
     ("openai.resources.chat.completions", "Completions", "create"),
@@ -19,6 +19,10 @@ _TAPPED = (
     ("openai.resources.completions", "Completions", "create"),
     ("openai.resources.completions", "AsyncCompletions", "create"),
 )
+_RESPONSES = tuple(("openai.resources.responses", owner, "create") for owner in ("Responses", "AsyncResponses"))
+_LEFT_OUT = ("Omit", "NotGiven")
+"""Classes of the client: the first is missing in older versions."""
+_SO_FAR = "_agentlightning_tokens"
 
 
 class Tokens:
@@ -84,9 +88,32 @@ def tap_openai() -> None:
     from wrapt import wrap_function_wrapper
 
     for module, owner, method in _TAPPED:
-        held = cast("dict[str, Any]", vars(getattr(importlib.import_module(module), owner))).get(method)
+        held = _held(module, owner, method)
         if held is not None and not any(_is_ours(layer) for layer in _layers(held)):
             wrap_function_wrapper(module, f"{owner}.{method}", _call_async if owner.startswith("Async") else _call)
+
+
+def drop_omitted() -> None:
+    """Leave out arguments that say they are left out, as ``chat.completions.stream`` and frameworks pass them.
+
+    To be done after the instrumentation patched the client: it would warn of each of them, eight times a call.
+    """
+    from wrapt import wrap_function_wrapper
+
+    for module, owner, method in (*_TAPPED, *_RESPONSES):
+        if _held(module, owner, method) is not None:
+            wrap_function_wrapper(module, f"{owner}.{method}", _given)
+
+
+def _held(module: str, owner: str, method: str) -> Any:
+    try:
+        return cast("dict[str, Any]", vars(getattr(importlib.import_module(module), owner))).get(method)
+    except (ImportError, AttributeError):
+        return None  # older than that
+
+
+def _given(wrapped: Callable[..., Any], instance: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    return wrapped(*args, **{name: value for name, value in kwargs.items() if type(value).__name__ not in _LEFT_OUT})
 
 
 def untap_openai(scope: str) -> None:
@@ -117,7 +144,7 @@ def _layers(function: Any) -> Iterator[Any]:
 
 
 def _is_ours(layer: Any) -> bool:
-    return getattr(layer, "_self_wrapper", None) in (_call, _call_async)
+    return getattr(layer, "_self_wrapper", None) in (_call, _call_async, _given)
 
 
 def _is_of(layer: Any, scope: str) -> bool:
@@ -142,6 +169,8 @@ def _noted(answer: Any) -> Any:
         return answer
     tokens = Tokens()
     pieces: Any = getattr(answer, "_iterator", None)
+    if hasattr(pieces, "__next__") or hasattr(pieces, "__anext__"):
+        setattr(span, _SO_FAR, tokens)
     if hasattr(pieces, "__next__"):
         setattr(answer, "_iterator", _watched(pieces, tokens, span))  # noqa: B010 (not ours: no type knows it)
     elif hasattr(pieces, "__anext__"):
@@ -154,6 +183,12 @@ def _noted(answer: Any) -> Any:
         tokens.take(answer.parse())
         span.set_attributes(tokens.attributes())
     return answer
+
+
+def tokens_so_far(span: Any) -> Attributes:
+    """Those of a stream that nobody read to its end, when its span ends; empty for other spans."""
+    tokens = getattr(span, _SO_FAR, None)
+    return tokens.attributes() if isinstance(tokens, Tokens) else {}
 
 
 def _is_answer(raw: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
@@ -69,3 +70,43 @@ def test_odd_answers_have_no_token_ids(answer: Any) -> None:
     tokens = Tokens()
     tokens.take(answer)
     assert tokens.attributes() == {}
+
+
+async def _left_sync(stub: Stub) -> None:
+    answer: Any = OpenAI(base_url=stub.base_url, api_key="none").chat.completions.create(**ASK, stream=True)
+    assert [next(answer).choices[0].token_ids for _ in range(2)] == [[token] for token in TOKENS[:2]]
+
+
+async def _left_async(stub: Stub) -> None:
+    async with AsyncOpenAI(base_url=stub.base_url, api_key="none") as client:
+        answer: Any = await client.chat.completions.create(**ASK, stream=True)
+        assert [(await answer.__anext__()).choices[0].token_ids for _ in range(2)] == [[token] for token in TOKENS[:2]]
+        await answer.close()
+
+
+@pytest.mark.parametrize("leave", [_left_sync, _left_async])
+async def test_a_stream_that_is_left_keeps_the_ids_of_what_was_read(
+    store: InMemoryLightningStore, tracer: agl.OtelTracer, stub: Stub, leave: Any
+) -> None:
+    rollout = await store.start_rollout("x")
+    async with tracer.trace_context(rollout_id=rollout.rollout_id, attempt_id=rollout.attempt.attempt_id):
+        await leave(stub)
+    (span,) = await store.query_spans(rollout.rollout_id, name="openai.chat.completion")
+    assert span.attributes["prompt_token_ids"] == PROMPT_TOKENS
+    assert span.attributes["response_token_ids"] == TOKENS[:2]
+
+
+async def test_arguments_that_are_left_out_are_not_warned_of(
+    store: InMemoryLightningStore, tracer: agl.OtelTracer, stub: Stub, caplog: pytest.LogCaptureFixture
+) -> None:
+    rollout = await store.start_rollout("x")
+    client = OpenAI(base_url=stub.base_url, api_key="none")
+    async with tracer.trace_context(rollout_id=rollout.rollout_id, attempt_id=rollout.attempt.attempt_id):
+        # The helper passes every argument on, given or not.
+        with client.chat.completions.stream(model="m-tokens", messages=ASK["messages"]) as stream:
+            assert [event.type for event in stream][-1] == "content.done"
+        client.responses.create(model="m", input="Why?", temperature=openai.NOT_GIVEN)  # type: ignore[arg-type]
+    (span,) = await store.query_spans(rollout.rollout_id, name="openai.chat.completion")
+    assert span.attributes["response_token_ids"] == TOKENS
+    assert not [name for name in span.attributes if "temperature" in name or "max_tokens" in name]
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry")] == []

@@ -283,3 +283,14 @@ def test_loading_the_instrumentation_leaves_the_collector_as_it_was(before: bool
         assert gc.isenabled() is before
     finally:
         (gc.enable if running else gc.disable)()
+
+
+async def test_a_span_that_cannot_be_translated_does_not_fail_where_it_ends(
+    store: InMemoryLightningStore, tracer: agl.OtelTracer, caplog: pytest.LogCaptureFixture
+) -> None:
+    rollout = await store.start_rollout("x")
+    async with tracer.trace_context(rollout_id=rollout.rollout_id, attempt_id=rollout.attempt.attempt_id) as otel:
+        otel.start_span(7).end()  # type: ignore[arg-type]
+        agl.emit_message("goes on")
+    spans = await store.query_spans(rollout.rollout_id)
+    assert "Span 7 of" in caplog.text and "goes on" in [agl.get_message_value(span) for span in spans]
