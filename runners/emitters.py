@@ -90,7 +90,10 @@ def emit_object(
     """Record a value: primitives and bytes literally, the rest as JSON. RuntimeError when it has none."""
     tracer = _tracer(propagate, "object")
     fields = _flat(attributes)
-    literal = _literal(object)
+    try:
+        literal = _literal(object)
+    except ValueError as error:
+        raise RuntimeError(f"The object cannot be written as text: {error}") from error
     if literal is not None:
         fields[LightningSpanAttributes.OBJECT_TYPE.value] = literal[0]
         fields[LightningSpanAttributes.OBJECT_LITERAL.value] = literal[1]
@@ -115,6 +118,8 @@ def emit_exception(
 
 def emit_annotation(annotation: Mapping[str, Any], propagate: bool = True) -> SpanCoreFields:
     """Record key-value pairs, nested or not. ValueError for values that no span can hold, None too."""
+    if not isinstance(annotation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput(f"An annotation is a mapping, not {type(annotation).__name__}")
     fields: Attributes = {}
     for key, value in flatten_attributes(annotation).items():
         try:

@@ -138,3 +138,11 @@ def test_attributes_are_flattened_and_nested_again() -> None:
     assert filter_and_unflatten_attributes(flat, "a") == {"b": [{"c": 1}, {"c": 2}]}
     with pytest.raises(ValueError):
         filter_and_unflatten_attributes({"a": 1}, "a")
+
+
+def test_what_is_no_mapping_is_no_annotation_and_a_number_without_end_no_object() -> None:
+    for odd in ([1, 2], "text", 7):
+        with pytest.raises(ValueError, match="An annotation is a mapping"):
+            agl.emit_annotation(odd, propagate=False)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="cannot be written as text"):
+        agl.emit_object(10**5000, propagate=False)
