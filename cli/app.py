@@ -28,6 +28,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 """Name -> (module, relative to this room; the command in it; the line that `agl --help` prints without loading it)."""
 
+GONE = {
+    "agentops": "none is needed: agl.AgentOpsTracer records without a server of its own",
+    "prometheus": "there are no metrics backends here: `agl log topics` and store.statistics() say what a store did",
+    "vllm": "start the server with vLLM's own command, and give agents an agl.LLM resource with its endpoint",
+}
+"""Commands of older releases that have no successor, and what to do instead."""
+
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
@@ -41,6 +48,8 @@ class LazyCommands(click.Group):
         """The command, imported now. An ImportError becomes one sentence: other commands are not harmed by it."""
         entry = COMMANDS.get(cmd_name)
         if entry is None:
+            if cmd_name in GONE:
+                raise click.UsageError(f"There is no agl {cmd_name} in this release: {GONE[cmd_name]}", ctx)
             return None
         module, name, _ = entry
         try:

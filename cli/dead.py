@@ -13,7 +13,7 @@ import msgspec
 
 from ..core.dead import ROLLOUT, SUBSCRIBER, DeadLetter
 from ..core.errors import InvalidInput
-from .reading import DEFAULT_LOG, open_reading
+from .reading import DEFAULT_LOG, address_of, open_reading
 from .terminal import counted, echo_json, json_option, plain, printable, short, table, when
 
 log_option = click.option(
@@ -27,7 +27,7 @@ def dead() -> None:
     """Dead letters: rollouts that were given up, facts that a subscriber did not take, records that nobody can read."""
 
 
-@dead.command()
+@dead.command(short_help="List what is there and still open.")
 @click.option("--all", "settled", is_flag=True, help="Those too that a retry has settled.")
 @click.option("--kind", type=click.Choice(["rollout", "record", "subscriber"]), help="One kind only.")
 @log_option
@@ -58,7 +58,7 @@ def ls(settled: bool, kind: str | None, url: str, token: str | None, as_json: bo
         click.echo("No dead letters" + (f" that are open; {counted(hidden, 'settled one')} with --all" if hidden else ""))
 
 
-@dead.command()
+@dead.command(short_help="Show one letter in full.")
 @click.argument("name", metavar="ID")
 @log_option
 @token_option
@@ -88,7 +88,7 @@ def show(name: str, url: str, token: str | None, as_json: bool) -> None:
         click.echo(json.dumps(plain(letter.data), indent=2))
 
 
-@dead.command()
+@dead.command(short_help="Try one again.")
 @click.argument("name", metavar="ID")
 @click.option("--function", metavar="MODULE:FUNCTION", help="The subscriber to hand a fact to, if not the one it failed in.")
 @log_option
@@ -145,7 +145,12 @@ async def _retry(name: str, function: str | None, url: str, token: str | None) -
     from ..projections.dead_letters import HANDLED, REQUEUED, entries_from, requeue, settle
     from ..projections.store import open_store
 
-    address = url if "://" in url else f"sqlite:///{url}"
+    address = address_of(url)
+    if address.startswith("sqlite:"):
+        from ..core.open_log import path_of
+        from ..core.sqlite_log.readonly import check_there
+
+        check_there(path_of(address))  # a store would begin a log where there is none
     store: Any = await asyncio.to_thread(open_store, address, token=token, environment=os.environ)
     try:
         letter: DeadLetter = _find(entries_from(await store.query_dead_letters()), name).letter

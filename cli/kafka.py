@@ -25,7 +25,7 @@ def kafka() -> None:
     """Make the topics of a log on Apache Kafka."""
 
 
-@kafka.command()
+@kafka.command(short_help="Make the topics that are missing, check those that are there.")
 @click.option("--log", "url", required=True, metavar="URL", help="Where the log is to be: kafka://host:9092/prefix.")
 @click.option("--partitions", "counts", multiple=True, metavar="TOPIC=N",
               help="Partitions of a new topic, such as spans=32; repeatable. Fixed for the life of the log.")  # fmt: skip

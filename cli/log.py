@@ -51,7 +51,7 @@ def _given(rollout: str | None, attempt: str | None, kind: str | None, since: Bo
     return Filters(rollout, attempt, kind, since or Bound(), until or Bound())
 
 
-@log.command()
+@log.command(short_help="List the topics: partitions, records, how long they are kept.")
 @published_option
 @log_option
 @json_option
@@ -120,7 +120,7 @@ def _present(source: Log, name: str) -> int:
     return count
 
 
-@log.command()
+@log.command(short_help="Print the last records of a topic; -f follows it.")
 @click.argument("topic", default=CONTROL)
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="How many records.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl+C.")
@@ -160,7 +160,7 @@ def tail(
             reader.follow(filters, show)
 
 
-@log.command("show")
+@log.command("show", short_help="Print the record at a position in full.")
 @click.argument("position", type=click.IntRange(min=0))
 @click.argument("topic", default=CONTROL)
 @click.option("--raw", is_flag=True, help="The bytes of the value, in hex.")
@@ -192,7 +192,7 @@ def show_record(position: int, topic: str, raw: bool, published: bool, url: str,
         click.echo(record.value.hex() if raw or view.problem else json.dumps(plain(view.body), indent=2))
 
 
-@log.command()
+@log.command(short_help="Find records by a regular expression.")
 @click.argument("pattern")
 @click.argument("topic_names", metavar="[TOPIC]...", nargs=-1)
 @click.option("-i", "--ignore-case", is_flag=True, help="Upper and lower case are the same.")
@@ -240,7 +240,7 @@ def _searched(record: Record, view: View) -> str:
     return f"{view.key} {view.type} {headers} {json.dumps(plain(view.body), ensure_ascii=False)}"
 
 
-@log.command()
+@log.command(short_help="Say whether the log is sound.")
 @log_option
 @json_option
 def check(url: str, as_json: bool) -> int:
@@ -263,7 +263,7 @@ def check(url: str, as_json: bool) -> int:
     return 0 if report["sound"] else 1
 
 
-@log.command()
+@log.command(short_help="Copy a log into a new one: a backup that can be opened at once.")
 @click.argument("source")
 @click.argument("destination")
 @json_option

@@ -139,3 +139,21 @@ def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch, value: str | None
 
 def test_commands_are_click_commands() -> None:
     assert isinstance(app.agl, click.Group)
+
+
+@pytest.mark.parametrize("name", sorted(app.GONE))
+def test_a_command_that_is_gone_says_what_to_do_instead(name: str) -> None:
+    code, out = invoke(name, "--port", "4748")
+    assert code == app.USAGE and app.GONE[name] in out
+
+
+@pytest.mark.parametrize("group", ["dead", "kafka", "log"])
+def test_the_lines_about_sub_commands_are_whole_sentences(group: str) -> None:
+    code, out = invoke(group, "--help")
+    assert code == 0 and "..." not in out.partition("Commands:")[2]
+
+
+def test_a_retry_begins_no_log_where_there_is_none(tmp_path: Path) -> None:
+    code, out = invoke("dead", "retry", "x", "--log", str(tmp_path / "gone" / "none.db"))
+    assert code == app.FAILED and "there is no log at" in out
+    assert list(tmp_path.iterdir()) == []
