@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...core.errors import InvalidInput
 from ...core.model import RolloutLegacy, Task
-from ...core.resources import NamedResources, ResourcesUpdate
+from ...core.resources import NamedResources, ResourcesUpdate, validate_resources
 from .legacy_client import AgentLightningClient, StopSign
 
 __all__ = ["DevTaskLoader"]
@@ -20,20 +20,26 @@ _LOCAL = "local"
 class DevTaskLoader(AgentLightningClient):
     """Hands out `tasks` over and over, and keeps what is posted in :attr:`rollouts`; use it with ``max_tasks``.
 
-    `tasks`: inputs, or :class:`Task` objects; both together and an empty list are a ValueError. Inputs get the ids
-    ``local_task_001`` and so on, and no mode. Worker processes have copies: their rollouts stay with them.
+    `tasks`: inputs, or :class:`Task` objects; both together, an empty list and one text are a ValueError. Inputs get the
+    ids ``local_task_001`` and so on, and no mode. A text among `resources` stands for a prompt template. Worker processes
+    have copies: their rollouts stay with them.
     """
 
-    def __init__(self, tasks: Sequence[Any], resources: NamedResources | ResourcesUpdate, **kwargs: Any) -> None:
+    def __init__(
+        self, tasks: Sequence[Any], resources: NamedResources | Mapping[str, Any] | ResourcesUpdate, **kwargs: Any
+    ) -> None:
         super().__init__("http://local", **kwargs)
         self.endpoint = "local://"
+        if isinstance(tasks, (str, bytes)):
+            raise InvalidInput("DevTaskLoader takes a list of tasks, and a text would be one task for each character")
         if not tasks:
             raise InvalidInput("DevTaskLoader needs at least one task")
         if len({isinstance(task, Task) for task in tasks}) > 1:
             raise InvalidInput("The tasks are all Task objects or all inputs, not a mix")
         self._tasks = list(tasks)
         if not isinstance(resources, ResourcesUpdate):
-            update: dict[str, Any] = {"create_time": 0.0, "update_time": 0.0, "version": 1, "resources": resources}
+            update: dict[str, Any] = {"create_time": 0.0, "update_time": 0.0, "version": 1}
+            update["resources"] = validate_resources(resources)
             resources = ResourcesUpdate.model_validate({"resources_id": _LOCAL, **update})
         self._update = resources
         self.rollouts: list[RolloutLegacy] = []

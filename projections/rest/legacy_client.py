@@ -52,8 +52,7 @@ class AgentLightningClient:
     def __init__(
         self, endpoint: str, poll_interval: float = 5.0, timeout: float = 10.0, *, token: str | None = None
     ) -> None:
-        parts = urllib.parse.urlsplit(endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(endpoint):
             raise InvalidInput(f"{endpoint!r} is no address of a server: it looks like http://127.0.0.1:9997")
         self.endpoint = endpoint.rstrip("/")
         self.poll_interval = poll_interval
@@ -212,6 +211,15 @@ class AgentLightningClient:
         except (OSError, ValueError, http.client.HTTPException) as error:
             _log.debug("%s %s: %s", method, path, error)
             return 0, None
+
+
+def _is_address(endpoint: str) -> bool:
+    """Whether a server may be there. A port that is no port would be waited for without end."""
+    try:
+        parts = urllib.parse.urlsplit(endpoint)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _opener(endpoint: str) -> urllib.request.OpenerDirector:

@@ -125,11 +125,25 @@ def test_the_loader_goes_round_and_refuses_what_is_no_list_of_tasks(tracer: agl.
     assert LegacyAgentRunner(Agent(0.5), loader, tracer, None, 0, 3).iter() == 3
     assert [rollout.rollout_id for rollout in loader.rollouts] == ["local_task_001", "local_task_002", "local_task_003"]
     assert loader.rollouts[2].task is not None and loader.rollouts[2].task.input == "a"
-    for tasks in ([], ["a", Task(rollout_id="r", input="b")]):
+    for tasks in ([], "abc", ["a", Task(rollout_id="r", input="b")]):
         with pytest.raises(ValueError):
             DevTaskLoader(tasks, RESOURCES)
     with pytest.raises(ValueError):
         loader.get_resources_by_id("other")
+
+
+def test_a_text_among_the_loaders_resources_is_a_prompt_template_as_on_a_server() -> None:
+    update = DevTaskLoader(["a"], {"prompt": "Be brief."}).get_latest_resources()
+    assert update is not None
+    assert update.resources["prompt"] == agl.PromptTemplate(template="Be brief.", engine="f-string")
+    with pytest.raises(ValueError):
+        DevTaskLoader(["a"], {"prompt": 3})
+
+
+@pytest.mark.parametrize("endpoint", ["", "ftp://h", "http://", "http://h:99999", "http://h:x", "http://h:0", "http://[h"])
+def test_an_endpoint_where_no_server_can_be_is_refused_at_once(endpoint: str) -> None:
+    with pytest.raises(ValueError, match="is no address of a server"):
+        agl.AgentLightningClient(endpoint)
 
 
 def test_a_stop_ends_the_iteration(tracer: agl.OtelTracer) -> None:
