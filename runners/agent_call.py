@@ -39,7 +39,7 @@ class GivenUp:
         self.count = 0
         self._on_change = on_change
         self._on_stuck = on_stuck
-        self._deadlines: dict[int, tuple[float, str]] = {}
+        self._deadlines: dict[object, tuple[float, str]] = {}
         self._lock = threading.Lock()
         self._watching = False
 
@@ -56,7 +56,7 @@ class GivenUp:
         if limit_seconds is None:
             yield
             return
-        key = id(object())
+        key = object()  # the object and not its id, which the next object may have
         with self._lock:
             self._deadlines[key] = (time.monotonic() + limit_seconds + CANCEL_SECONDS + STUCK_SECONDS, prefix)
             if not self._watching:

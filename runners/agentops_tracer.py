@@ -29,6 +29,8 @@ class AgentOpsTracer(OtelTracer):
         daemon: part of the older interface; there is no process to be one.
     """
 
+    session_span = True
+
     def __init__(self, *, agentops_managed: bool = True, instrument_managed: bool = True, daemon: bool = True) -> None:
         super().__init__(instrument_managed=instrument_managed)
         self._agentops_managed = agentops_managed

@@ -7,7 +7,7 @@ import logging
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from .otel_provider import process_provider, process_tracer, watch_global_provider
+from .otel_provider import UnlimitedTracerProvider, process_tracer, watch_global_provider
 
 __all__ = ["get_tracer", "get_tracer_provider"]
 
@@ -19,9 +19,7 @@ def get_tracer_provider(inspect: bool = True) -> TracerProvider:
 
     ``inspect`` logs which one it is, at DEBUG.
     """
-    watch_global_provider()
-    current = trace.get_tracer_provider()
-    provider = current if isinstance(current, TracerProvider) else process_provider()[0]
+    provider = watch_global_provider()
     if inspect:
         _log.debug(
             "Spans are recorded from %s with the resource %s", type(provider).__name__, provider.resource.attributes
@@ -33,4 +31,4 @@ def get_tracer(use_active_span_processor: bool = True) -> trace.Tracer:
     """A tracer whose spans are recorded; with False one whose spans nobody receives."""
     if use_active_span_processor:
         return process_tracer()
-    return TracerProvider(shutdown_on_exit=False).get_tracer("agentlightning")
+    return UnlimitedTracerProvider({}).get_tracer("agentlightning")

@@ -8,12 +8,13 @@ import asyncio
 import concurrent.futures.thread as _threads  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import logging
 import threading
+import weakref
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from ..core.semconv import LightningResourceAttributes
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
     from opentelemetry.sdk.trace import Span as SdkSpan
 
-__all__ = ["LightningSpanProcessor", "process_provider", "process_tracer", "watch_global_provider"]
+__all__ = [
+    "LightningSpanProcessor",
+    "UnlimitedTracerProvider",
+    "process_provider",
+    "process_tracer",
+    "watch_global_provider",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +47,7 @@ class LightningSpanProcessor(SpanProcessor):
 
     def __init__(self) -> None:
         self._recordings: set[Recording] = set()
-        self._watched: set[int] = set()
+        self._watched: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
         self._lock = threading.Lock()
 
     def opened(self, recording: Recording) -> None:
@@ -78,6 +85,7 @@ class LightningSpanProcessor(SpanProcessor):
             try:
                 stored = Span.from_opentelemetry(span, recording.rollout_id, recording.attempt_id, 0)
                 stored.attributes = {**tokens_so_far(live), **stored.attributes}
+                stored.resource.attributes = {**stored.resource.attributes, **recording.resource_attributes}
                 spans = normalised(stored)
             except Exception as error:
                 # It would be raised where the agent ends its span, which is none of its fault.
@@ -95,9 +103,9 @@ class LightningSpanProcessor(SpanProcessor):
     def watch(self, provider: TracerProvider) -> None:
         """Receive the spans of another provider too; once per provider."""
         with self._lock:
-            if id(provider) in self._watched:
+            if provider in self._watched:
                 return
-            self._watched.add(id(provider))
+            self._watched.add(provider)
         provider.add_span_processor(self)
 
     def _owner(self, span: ReadableSpan) -> tuple[Recording | None, Any]:
@@ -131,18 +139,41 @@ class LightningSpanProcessor(SpanProcessor):
         return None
 
 
+class UnlimitedTracerProvider(TracerProvider):
+    """A provider whose spans are recorded whole, whatever the environment says about OpenTelemetry.
+
+    The ``OTEL_`` variables are meant for what a program exports. Rewards and prompts are read from these spans: one that is
+    sampled away or cut off at 128 attributes changes what is learned.
+    """
+
+    def __init__(self, attributes: dict[str, Any]) -> None:
+        super().__init__(
+            sampler=ALWAYS_ON,
+            # Not Resource.create(), which runs the detectors that the environment names.
+            resource=Resource(attributes),
+            shutdown_on_exit=False,
+            span_limits=_unlimited(),
+        )
+        self._disabled = False  # OTEL_SDK_DISABLED
+
+
+def _unlimited() -> SpanLimits:
+    names = ("attributes", "events", "links", "span_attributes", "event_attributes", "link_attributes")
+    lengths = ("attribute_length", "span_attribute_length")
+    return SpanLimits(**{f"max_{name}": SpanLimits.UNSET for name in (*names, *lengths)})
+
+
 @cache
 def process_provider() -> tuple[TracerProvider, LightningSpanProcessor]:
     """The provider that all our tracers of this process share, and its processor.
 
-    Shared because the OpenAI client can be patched once only. It samples everything, exports
-    nothing by itself and reads no ``OTEL_`` variable that would make it drop spans.
+    Shared because the OpenAI client can be patched once only. It exports nothing by itself.
     """
     attributes: dict[str, Any] = {
         "service.name": "agentlightning",
         LightningResourceAttributes.TRACER_NAME.value: "otel",
     }
-    provider = TracerProvider(sampler=ALWAYS_ON, resource=Resource(attributes), shutdown_on_exit=False)
+    provider = UnlimitedTracerProvider(attributes)
     processor = LightningSpanProcessor()
     processor.watch(provider)
     return provider, processor
@@ -153,15 +184,22 @@ def process_tracer() -> trace.Tracer:
     return process_provider()[0].get_tracer("agentlightning")
 
 
-def watch_global_provider() -> None:
-    """Record what agents trace through OpenTelemetry's global functions.
+def watch_global_provider() -> TracerProvider:
+    """Record what agents trace through OpenTelemetry's global functions; the provider whose spans these are.
 
     An SDK provider that somebody else installed stays and is watched too. Only where there is
     none does ours become the global one, since nothing else reaches ``trace.get_tracer()``.
     """
     provider, processor = process_provider()
-    current = trace.get_tracer_provider()
+    try:
+        current = trace.get_tracer_provider()
+    except Exception as error:
+        # It is what OTEL_PYTHON_TRACER_PROVIDER names, and OpenTelemetry raises whatever loading that raises.
+        _log.warning("Spans of OpenTelemetry's global provider are not recorded; it cannot be loaded: %r", error)
+        return provider
     if isinstance(current, TracerProvider):
         processor.watch(current)
-    elif isinstance(current, trace.ProxyTracerProvider):
+        return current
+    if isinstance(current, trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)
+    return provider

@@ -50,13 +50,14 @@ class OtelTracer(Tracer):
 
     Args:
         instrument_managed: patch the OpenAI client when the worker starts.
-        session_span: put a root span ``<rollout_id>.session`` around each attempt.
     """
 
-    def __init__(self, *, instrument_managed: bool = True, session_span: bool = True) -> None:
+    session_span = False
+    """Whether each attempt gets a root span ``<rollout_id>.session``."""
+
+    def __init__(self, *, instrument_managed: bool = True) -> None:
         super().__init__()
         self._instrument_managed = instrument_managed
-        self._session_span = session_span
         self._store: LightningStore | None = None
         self._ready = False
         self._last: Recording | None = None
@@ -147,7 +148,7 @@ class OtelTracer(Tracer):
         # A fresh context: the attempt is a trace of its own, whatever span surrounds the runner.
         context = otel_context.set_value(_CONTENT_KEY, True, otel_context.Context())
         span = None
-        if self._session_span:
+        if self.session_span:
             attributes = {"agentops.span.kind": "session", "operation.name": name}
             span = process_tracer().start_span(f"{name}.session", context=context, attributes=attributes)
             context = set_span_in_context(span, context)

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
-from ..core.spans import Span
+from ..core.semconv import LightningResourceAttributes
+from ..core.spans import Attributes, Span
 from .patience import patiently
 
 __all__ = ["CURRENT", "Recording"]
@@ -34,6 +35,10 @@ class Recording:
         self.rollout_id = rollout_id
         self.attempt_id = attempt_id
         self.store = store
+        self.resource_attributes: Attributes = {
+            LightningResourceAttributes.ROLLOUT_ID.value: rollout_id,
+            LightningResourceAttributes.ATTEMPT_ID.value: attempt_id,
+        }
         self.spans: list[Span] = []
         self.open: dict[int, Any] = {}
         self.closed = False

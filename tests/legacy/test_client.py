@@ -19,7 +19,7 @@ RESOURCES: dict[str, Any] = {"prompt": agl.PromptTemplate(template="{q}", engine
 
 @pytest.fixture
 def tracer() -> Iterator[agl.OtelTracer]:
-    made = agl.OtelTracer()
+    made = agl.AgentOpsTracer(agentops_managed=False)
     made.init()
     made.init_worker(0)
     yield made

@@ -210,3 +210,17 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     first, second = done.stdout.splitlines()
     assert second == f"{first} ['succeeded', 'succeeded']", done.stderr
+
+
+@pytest.mark.parametrize("limits", [(0.0, 1000.0), (1000.0, 0.0)])
+def test_an_attempt_that_blocks_the_event_loop_is_noticed_beside_another(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[float, float]
+) -> None:
+    for name, seconds in (("CANCEL_SECONDS", 0.0), ("STUCK_SECONDS", 0.0), ("_CHECK_SECONDS", 0.01)):
+        monkeypatch.setattr(agent_call, name, seconds)
+    stuck: list[str] = []
+    noticed = threading.Event()
+    given_up = agent_call.GivenUp(lambda: None, lambda prefix: (stuck.append(prefix), noticed.set()))
+    outer, inner = limits
+    with given_up.watched(outer, f"limit {outer:g}"), given_up.watched(inner, f"limit {inner:g}"):
+        assert noticed.wait(3) and stuck == ["limit 0"]

@@ -33,7 +33,7 @@ async def run(
     """The spans of each of so many rollouts, run side by side."""
     await store.add_resources({"llm": agl.LLM(endpoint=stub.base_url, model=model, api_key="none")})
     rollouts = [await store.enqueue_rollout(f"Question {number}") for number in range(count)]
-    runner = agl.LitAgentRunner[str](tracer=agl.OtelTracer(), max_rollouts=count, slots=count)
+    runner = agl.LitAgentRunner[str](tracer=agl.AgentOpsTracer(agentops_managed=False), max_rollouts=count, slots=count)
     with runner.run_context(agent=agent, store=store):
         await runner.iter()
     return [list(await store.query_spans(rollout.rollout_id)) for rollout in rollouts]

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +23,7 @@ from agentlightning.core.spans import Span
 from agentlightning.projections.memory_store import InMemoryLightningStore
 from agentlightning.runners.instrumentation import instrument_all
 
-from ..openai_stub import ANSWER, Stub
+from ..openai_stub import ANSWER, Stub, openai_stub
 
 QUESTION = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}]
 TOOLS = [
@@ -26,6 +32,14 @@ TOOLS = [
         "function": {"name": "get_weather", "description": "Weather of a city", "parameters": {"type": "object"}},
     }
 ]
+
+
+@pytest.fixture
+def tracer(store: InMemoryLightningStore) -> Iterator[agl.OtelTracer]:
+    """The tracer of a Trainer: it puts a root span around each attempt."""
+    made = agl.AgentOpsTracer(agentops_managed=False)
+    with made.lifespan(store):
+        yield made
 
 
 def client(stub: Stub) -> Any:
@@ -294,3 +308,100 @@ async def test_a_span_that_cannot_be_translated_does_not_fail_where_it_ends(
         agl.emit_message("goes on")
     spans = await store.query_spans(rollout.rollout_id)
     assert "Span 7 of" in caplog.text and "goes on" in [agl.get_message_value(span) for span in spans]
+
+
+async def test_an_otel_tracer_adds_no_span_and_every_span_names_its_attempt(store: InMemoryLightningStore) -> None:
+    rollout = await store.start_rollout("x")
+    tracer = agl.OtelTracer()
+    with tracer.lifespan(store):
+        async with inside(tracer, rollout) as tracing:
+            with tracing.start_as_current_span("step"):
+                agl.emit_message("hello")
+            agl.emit_reward(1.0)
+    spans = await recorded(store, rollout)
+    assert [span.name for span in spans] == ["agentlightning.message", "step", "agentlightning.annotation"]
+    assert [span.parent_id for span in spans] == [spans[1].span_id, None, None]
+    for span in spans:
+        ids = {key: span.resource.attributes[f"agentlightning.{key}"] for key in ("rollout_id", "attempt_id")}
+        assert ids == {"rollout_id": rollout.rollout_id, "attempt_id": rollout.attempt.attempt_id}
+
+
+def test_spans_are_whole_whatever_opentelemetrys_environment_says(tmp_path: Path) -> None:
+    """In a process of its own: the variables are read where the provider is made and the client is patched."""
+    program = tmp_path / "program.py"
+    program.write_text(_WHOLE, encoding="utf-8")
+    hostile = {
+        "OTEL_SDK_DISABLED": "true",
+        "OTEL_TRACES_SAMPLER": "always_off",
+        "OTEL_PYTHON_TRACER_PROVIDER": "there_is_no_such_provider",
+        "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "there_is_no_such_detector",
+        "OTEL_RESOURCE_ATTRIBUTES": "service.name=other",
+        **{f"OTEL_{kind}ATTRIBUTE_COUNT_LIMIT": "1" for kind in ("", "SPAN_", "EVENT_", "LINK_")},
+        **{f"OTEL_{kind}ATTRIBUTE_VALUE_LENGTH_LIMIT": "3" for kind in ("", "SPAN_")},
+        "OTEL_SPAN_EVENT_COUNT_LIMIT": "0",
+        "OTEL_SPAN_LINK_COUNT_LIMIT": "0",
+    }
+    with openai_stub() as stub:
+        run = subprocess.run(
+            [sys.executable, str(program), stub.base_url],
+            env={**os.environ, **hostile},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert run.returncode == 0, run.stderr
+    found = {span["name"]: span for span in json.loads(run.stdout)}
+    annotation = found["agentlightning.annotation"]["attributes"]
+    assert len([key for key in annotation if key.endswith(".value")]) == 200
+    operation = found["agentlightning.operation"]
+    assert len(operation["attributes"]) > 160 and operation["status"]["status_code"] == "ERROR"
+    assert operation["events"][0]["attributes"]["exception.message"] == "a long message"
+    call = found["openai.chat.completion"]["attributes"]
+    assert (call["gen_ai.prompt.0.content"], call["gen_ai.completion.0.content"]) == ("Why?", ANSWER)
+    assert found["by hand"]["attributes"]["text"] == "longer than three" and len(found["by hand"]["links"]) == 1
+    assert found["by hand"]["resource"]["attributes"]["service.name"] == "agentlightning"
+
+
+_WHOLE = """
+import asyncio
+import json
+import sys
+import threading
+
+import agentlightning as agl
+from openai import OpenAI
+from opentelemetry import trace
+
+
+def call():
+    OpenAI(base_url=sys.argv[1], api_key="none").chat.completions.create(
+        model="m", messages=[{"role": "user", "content": "Why?"}]
+    )
+
+
+async def main():
+    store = agl.open_store("memory://")
+    rollout = await store.start_rollout("x")
+    tracer = agl.OtelTracer()
+    with tracer.lifespan(store):
+        ids = {"rollout_id": rollout.rollout_id, "attempt_id": rollout.attempt.attempt_id}
+        async with tracer.trace_context(**ids) as tracing:
+            agl.emit_reward({f"rubric_{number}": number / 200 for number in range(200)}, primary_key="rubric_7")
+            try:
+                with agl.operation(kind="plan") as block:
+                    block.set_input(history=[{"role": "user", "content": f"turn {number}"} for number in range(80)])
+                    raise RuntimeError("a long message")
+            except RuntimeError:
+                pass
+            with tracing.start_as_current_span("outer") as outer:
+                link = trace.Link(outer.get_span_context(), {"why": "because"})
+                tracing.start_span("by hand", links=[link], attributes={"text": "longer than three"}).end()
+            thread = threading.Thread(target=call)  # a thread without the context of the attempt
+            thread.start()
+            await asyncio.to_thread(thread.join)
+    print(json.dumps([span.model_dump(mode="json") for span in await store.query_spans(rollout.rollout_id)]))
+    store.close()
+
+
+asyncio.run(main())
+"""
