@@ -20,7 +20,7 @@ from ..core.run_events import RunEvent
 from ..core.state import FINISHED, Attempt, Rollout, State
 from .blobs import Blobs
 from .call import Call, current_call, refusal
-from .cold import ColdIndex
+from .cold import ColdIndex, Mark
 from .dispatch import Dispatch
 from .fact_feed import FactFeed
 from .liveness import Liveness
@@ -41,6 +41,20 @@ T = TypeVar("T")
 RACES = frozenset({"stale_generation", "stale_attempt", "not_claimable", "archived", "version_conflict"})
 """Refusals that mean: somebody else was first, look again and go on under a derived id."""
 MAX_RACES = 64
+
+
+class _Proof:
+    """Listens to the fold until it passes the mark of an index: `proven` if its fingerprint there is the same."""
+
+    def __init__(self, node: Node, mark: Mark) -> None:
+        self._node = node
+        self._mark = mark
+        self.proven = False
+
+    def __call__(self, outcome: Outcome) -> None:
+        state = self._node.state
+        if state.position == self._mark[0]:
+            self.proven = state.fingerprint == self._mark[1]
 
 
 class Engine:
@@ -81,7 +95,8 @@ class Engine:
     def _open(self) -> None:
         node = self.node
         restored = read_snapshot(self.log, node.namespace)
-        behind = restored is not None and self.cold.position < restored.state.position
+        mark = self.cold.mark
+        behind = restored is not None and mark[0] < restored.state.position
         if behind and not self.shared:
             restored = None  # the index lost what the snapshot relies on: everything again from the first record
         if restored is None or behind:
@@ -89,18 +104,28 @@ class Engine:
             self.cold.whole = restored is None
         self.restored_at = restored.state.position if restored is not None else 0
         self._snapshot_at = self.restored_at
-        node.listeners.append(self._archive)
+        self.cold.on_broken = self._index_broken
+        fits = _Proof(node, mark)  # before the index takes anything from the records that follow
+        node.listeners += [fits, self._archive]
+        if restored is not None and mark == (restored.state.position, restored.state.fingerprint):
+            fits.proven = True
         node.open(restored)
-        self.cold.flush(node.state.position)
+        self.cold.flush(node.state.position, node.state.fingerprint)
         with node.lock:
+            node.listeners.remove(fits)
+            if restored is not None and not behind and not (fits.proven and self._index_holds()):
+                logger.warning("The index of finished rollouts is not of this log's history; it is made anew from the log.")
+                self.cold.clear()
+                self.cold.whole = False
+            refill_to = self.restored_at if behind else node.state.position
             self.dispatch.load(node.state)
             self.liveness.load()
             self.timekeeper.load()
             self.facts.start()
             node.listeners.append(self._heard)
         self.cold.start()
-        if not self.cold.whole:
-            self.refill = Refill(self.log, node, self.cold, self.restored_at)
+        if not self.cold.whole and self.refill is None:
+            self.refill = Refill(self.log, node, self.cold, refill_to)
             self.refill.start()
         self.timekeeper.start()
         if self.peers is not None:
@@ -110,9 +135,20 @@ class Engine:
 
     def _archive(self, outcome: Outcome) -> None:
         if outcome.archived:
-            self.cold.add(outcome.archived, outcome.position + 1)
+            self.cold.add(outcome.archived, outcome.position + 1, self.node.state.fingerprint)
         if outcome.facts and outcome.facts[0][0] == "rollout.restored":
-            self.cold.remove(str(outcome.facts[0][1]))
+            self.cold.remove(str(outcome.facts[0][1]), outcome.position + 1, self.node.state.fingerprint)
+
+    def _index_holds(self) -> bool:
+        """Whether the index has as many rollouts as the fold says have left hot state. Under the node's lock."""
+        state = self.node.state
+        return self.cold.holds(state.created - len(state.rollouts))
+
+    def _index_broken(self) -> None:
+        """The index cannot be read: another one is filled from the log, and questions wait for it."""
+        if not self.closed:
+            self.refill = Refill(self.log, self.node, self.cold, None)
+            self.refill.start()
 
     def _heard(self, outcome: Outcome) -> None:
         proposal = outcome.proposal
@@ -177,7 +213,7 @@ class Engine:
 
     def _write_snapshot(self, image: bytes, at: tuple[int, int, bytes]) -> None:
         try:
-            self.cold.flush(at[0])  # first: a snapshot that is ahead of the index would not be used
+            self.cold.flush(at[0], at[2])  # first: a snapshot that is ahead of the index would not be used
             write_snapshot(self.log, self.node.namespace, self.node.writer, image, at)
         except LogError as error:
             logger.warning("The snapshot at position %d was not written: %s", at[0], error)
@@ -195,7 +231,7 @@ class Engine:
         self._end_threads()
         self.log.close()  # finishes the appends under way, whose commands get their answers
         self.node.close()
-        self.cold.flush(self.node.state.position)
+        self.cold.flush(self.node.state.position, self.node.state.fingerprint)
         with self.node.lock:
             self._end_waits(LogClosed("the store was closed"))
         self.cold.close()
@@ -275,7 +311,8 @@ class Engine:
     async def restore(self, sentence: str) -> None:
         """Bring the archived rollout that `sentence` ("Rollout X is archived") names back into hot state."""
         rollout_id = sentence.split(" ")[1]
-        body = await asyncio.to_thread(self.cold.body, rollout_id)
+        expected = self.node.state.archived.get(rollout_id)
+        body = await asyncio.to_thread(self.cold.body, rollout_id, expected)
         if body is None:
             self._check_index(rollout_id)
             raise NotFound.rollout(rollout_id)
@@ -329,8 +366,9 @@ class Engine:
     def rollout(self, rollout_id: str) -> Rollout | None:
         """The rollout, hot or cold; a hot one is the state's own object, so copy before the lock is left."""
         rollout = self.node.state.rollouts.get(rollout_id)
-        if rollout is None and self.node.state.archived.get(rollout_id) is not None:
-            rollout = self.cold.get(rollout_id)
+        expected = self.node.state.archived.get(rollout_id) if rollout is None else None
+        if expected is not None:
+            rollout = self.cold.get(rollout_id, expected)
             if rollout is None:
                 self._check_index(rollout_id)
         return rollout

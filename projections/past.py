@@ -96,9 +96,9 @@ class PastEngine:
         if outcome.proposal is not None:
             self.time_us = outcome.proposal.time_us
         if outcome.archived:
-            self.cold.add(outcome.archived, outcome.position + 1)
+            self.cold.add(outcome.archived, outcome.position + 1, state.fingerprint)
         if outcome.facts and outcome.facts[0][0] == "rollout.restored":
-            self.cold.remove(str(outcome.facts[0][1]))
+            self.cold.remove(str(outcome.facts[0][1]), outcome.position + 1, state.fingerprint)
         heard = hear(outcome, state)
         if heard is not None:
             self.heard.append(heard)
@@ -106,8 +106,9 @@ class PastEngine:
     def rollout(self, rollout_id: str) -> Rollout | None:
         """The rollout, hot or archived by then."""
         rollout = self.node.state.rollouts.get(rollout_id)
-        if rollout is None and self.node.state.archived.get(rollout_id) is not None:
-            rollout = self.cold.get(rollout_id)
+        expected = self.node.state.archived.get(rollout_id) if rollout is None else None
+        if expected is not None:
+            rollout = self.cold.get(rollout_id, expected)
         return rollout
 
     def is_finished(self, rollout_id: str) -> bool | None:

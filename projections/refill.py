@@ -28,9 +28,9 @@ RETRY_SECONDS = 2.0
 
 
 class Refill:
-    """Fills the cold index up to `position` from a thread."""
+    """Fills the cold index up to `position` from a thread; None: it broke, and is replaced and filled up to now."""
 
-    def __init__(self, log: Log, node: Node, cold: ColdIndex, position: int) -> None:
+    def __init__(self, log: Log, node: Node, cold: ColdIndex, position: int | None) -> None:
         self._log = log
         self._node = node
         self._cold = cold
@@ -56,6 +56,10 @@ class Refill:
 
     def _run(self) -> None:
         began = time.monotonic()
+        if self._position is None:
+            self._cold.renew()
+            with self._node.lock:
+                self._position = self._node.state.position
         state, offset = State(), 0
         while state.position < self._position and not self._closed.is_set():
             try:
@@ -76,8 +80,8 @@ class Refill:
             return
         with self._node.lock:
             self._cold.whole = True
-            position = self._node.state.position
-        self._cold.flush(position)
+            position, fingerprint = self._node.state.position, self._node.state.fingerprint
+        self._cold.flush(position, fingerprint)
         self.done.set()
         logger.info("The index of finished rollouts was made in %.1f s.", time.monotonic() - began)
 
@@ -88,4 +92,4 @@ class Refill:
         with self._node.lock:
             table = self._node.state.archived
             gone = [(one, body) for one, body in archived if table.get(one.rollout_id) == hash_of(body)]
-            self._cold.add(gone, self._node.state.position)
+            self._cold.add(gone, self._node.state.position, self._node.state.fingerprint)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core import model
 from ..core.archival import unpack
+from ..core.errors import Rebuilding
 from ..core.pages import compile_filter, page
 from ..core.state import FINISHED, Rollout
 from .cold_rows import MOST, SORT_KEYS, ColdRows, Where
@@ -123,8 +124,10 @@ class RolloutPages:
             bodies = table.bodies([number for _, number, one in shown if one is None])
         for number, body in bodies.items():
             rollout = unpack(body)
-            if rollout is not None:
-                views[number] = self._view(rollout)
+            if rollout is None or rollout.number != number:
+                self._engine.cold.fail(f"its row {number} is not a rollout")
+                raise Rebuilding("the index of finished rollouts is made anew; try again in a moment")
+            views[number] = self._view(rollout)
         return self._result([views[number] for _, number, _ in shown if number in views], total + len(found))
 
     def _rows(self, table: ColdRows, skipped: int) -> list[Found]:

@@ -1,8 +1,9 @@
 """Snapshots of the folded state: written in chunks with the manifest last, read back only if every byte fits.
 
 A chunk's key is namespace, position, writer and number, so two writers never overwrite each other's chunks. The manifest
-names the chunks with their hashes, the fingerprint, and the log offset to go on from. In doubt the snapshot before is
-taken, then the whole log.
+names the chunks with their hashes, the fingerprint, the log offset to go on from, and the hash of the last record that was
+folded: a log that has another record there, or none, is another history. In doubt the snapshot before is taken, then the
+whole log.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: bytes
     chunks: list[str]
     hashes: list[bytes]
+    last: bytes = b""
+    """Hash of the control record before `offset`; empty in manifests of older releases, which are not used."""
 
 
 @dataclass
@@ -56,6 +59,10 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
     """
     position, offset, fingerprint = state_at
     partitions = log.partitions(SNAPSHOTS)
+    last = _hash_before(log, namespace, offset)
+    if not last:
+        logger.warning("The snapshot at position %d was not written: the log does not have its last record", position)
+        return
     packed = zlib.compress(image, 1)
     pieces = [packed[at : at + CHUNK_BYTES] for at in range(0, len(packed), CHUNK_BYTES)]
     keys = [f"{namespace}/{position}/{writer}/{number}" for number in range(len(pieces))]
@@ -78,6 +85,7 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
         fingerprint=fingerprint,
         chunks=keys,
         hashes=[blake2b(piece, digest_size=16).digest() for piece in pieces],
+        last=last,
     )
     slots = _manifests(log, namespace)
     slot = min(range(KEPT), key=lambda one: slots[one].position if one in slots else -1)
@@ -112,8 +120,13 @@ def _manifests(log: Log, namespace: str) -> dict[int, Manifest]:
 def _restore(log: Log, manifest: Manifest) -> Restored | None:
     if manifest.log_id != log.log_id or manifest.fold_version != FOLD_VERSION:
         return None
-    if manifest.offset > log.ends(CONTROL, partition_of(manifest.namespace, log.partitions(CONTROL)))[1]:
-        logger.warning("The snapshot at position %d is ahead of its log; it is ignored", manifest.position)
+    try:
+        last = _hash_before(log, manifest.namespace, manifest.offset)
+    except LogError as error:
+        logger.warning("The snapshot at position %d cannot be checked (%s); it is ignored", manifest.position, error)
+        return None
+    if not last or last != manifest.last:
+        logger.warning("The snapshot at position %d is not of this log's history; it is ignored", manifest.position)
         return None
     pieces: list[bytes] = []
     for key, expected in zip(manifest.chunks, manifest.hashes):
@@ -134,6 +147,17 @@ def _restore(log: Log, manifest: Manifest) -> Restored | None:
     if state.position != manifest.position or state.fingerprint != manifest.fingerprint:
         return None
     return Restored(state, manifest.offset)
+
+
+def _hash_before(log: Log, namespace: str, offset: int) -> bytes:
+    """The hash of the control record before `offset`; empty where the log has none there."""
+    partition = partition_of(namespace, log.partitions(CONTROL))
+    if not 0 < offset <= log.ends(CONTROL, partition)[1]:
+        return b""
+    for record in log.read(CONTROL, partition, offset - 1, 1, headers=False):
+        if record.offset == offset - 1:
+            return blake2b(record.key.encode() + b"/" + record.value, digest_size=16).digest()
+    return b""
 
 
 def image_of(state: State) -> bytes:

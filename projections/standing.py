@@ -14,7 +14,7 @@ from ..core.archival import hash_of, unpack
 from ..core.fold import apply
 from ..core.log import Log
 from ..core.state import Rollout, State
-from .cold import FORM
+from .cold import FORM, has_these_tables_only
 from .replay import control_records
 from .snapshots import read_snapshot
 
@@ -73,14 +73,16 @@ def _indexed(log: Log, rollout_ids: Sequence[str]) -> dict[str, bytes]:
     try:
         db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro{still}", uri=True)
         try:
+            if not has_these_tables_only(db):
+                return {}
             meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('form', 'log_id')").fetchall())
-            if meta != {"form": FORM, "log_id": log.log_id}:
+            if meta != {"form": FORM, "log_id": log.log_id}:  # its bytes are checked one by one, by the fold's hashes
                 return {}
             for at in range(0, len(rollout_ids), AT_ONCE):
                 some = rollout_ids[at : at + AT_ONCE]
                 marks = ",".join("?" * len(some))
                 query = f"SELECT rollout_id, body FROM rollouts JOIN bodies USING (number) WHERE rollout_id IN ({marks})"
-                found.update(db.execute(query, some).fetchall())
+                found.update((one, body) for one, body in db.execute(query, some) if isinstance(body, bytes))
         finally:
             db.close()
     except sqlite3.Error:  # whatever it is, the log has everything

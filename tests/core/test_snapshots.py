@@ -163,6 +163,26 @@ def test_a_snapshot_of_another_log_or_ahead_of_its_log_is_ignored() -> None:
         assert read_snapshot(other, "default") is not None
 
 
+def test_a_snapshot_of_another_history_of_the_same_log_is_ignored() -> None:
+    with MemoryLog() as log, MemoryLog() as other:
+        writer, elsewhere = Writer(log, "a"), Writer(other, "a")
+        writer.more(20)
+        writer.snapshot()
+        elsewhere.more(30)  # as many records and more, but not these
+        other.log_id = log.log_id
+        append(other, SNAPSHOTS, [NewRecord(one.key, one.value, 0) for one in log.read(SNAPSHOTS, 0, 0)])
+        assert read_snapshot(log, "default") is not None
+        assert read_snapshot(other, "default") is None
+
+
+def test_a_snapshot_ahead_of_its_log_is_not_written() -> None:
+    with MemoryLog() as log, MemoryLog() as shorter:
+        writer = Writer(log, "a")
+        writer.more(20)
+        writer.snapshot(shorter)
+        assert shorter.ends(SNAPSHOTS, 0)[1] == 0
+
+
 def test_old_snapshots_leave_nothing_behind() -> None:
     with MemoryLog() as log:
         writer = Writer(log, "a")

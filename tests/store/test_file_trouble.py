@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.errors import LogError, LogLocked, PayloadTooLarge, StorageError
+from agentlightning.core.errors import LogError, LogLocked, PayloadTooLarge, Rebuilding, StorageError
 from agentlightning.core.fold import fold
 from agentlightning.core.sqlite_log import SqliteLog
 from agentlightning.core.topics import BLOBS
@@ -218,3 +221,158 @@ async def test_large_payloads_go_by_reference_and_too_large_ones_are_refused() -
     with InMemoryLightningStore() as store:
         with pytest.raises(PayloadTooLarge, match="64 MB"):
             await store.enqueue_rollout(b"x" * 64_100_000)
+
+
+ARCHIVING = StoreSettings(snapshot_every=40, archive_after=10)
+
+
+def archiving(path: Path) -> Any:
+    return open_store(f"sqlite:///{path}", settings=ARCHIVING)
+
+
+async def finish(store: Any, count: int, name: str) -> None:
+    for number in range(count):
+        attempted = await store.start_rollout(f"{name} {number}")
+        await store.update_attempt(attempted.rollout_id, "latest", status="succeeded")
+
+
+def copied(path: Path, folder: Path) -> Path:
+    """A copy of the log alone, as it is after the store was closed."""
+    folder.mkdir()
+    return Path(shutil.copy(path, folder / path.name))
+
+
+@pytest.mark.parametrize("then", ["nothing", "another history"])
+async def test_an_index_that_is_ahead_of_its_log_or_of_another_history_is_made_anew(tmp_path: Path, then: str) -> None:
+    path = tmp_path / "log.db"
+    with archiving(path) as store:
+        await finish(store, 40, "kept")
+    backup = copied(path, tmp_path / "backup")
+    with archiving(path) as store:
+        await finish(store, 40, "lost")
+        store.engine.snapshot()
+    shutil.copy(backup, path)  # only the log is put back
+    if then == "another history":
+        os.rename(f"{path}.index", tmp_path / "ahead")
+        with archiving(path) as store:
+            await finish(store, 60, "instead")
+        os.replace(tmp_path / "ahead", f"{path}.index")
+    with archiving(path) as store:
+        await store.engine.indexed()
+        found = await store.query_rollouts()
+        inputs = [one.input for one in found]
+        wanted = [f"kept {number}" for number in range(40)]
+        wanted += [f"instead {number}" for number in range(60)] if then == "another history" else []
+        assert inputs == wanted and found.total == len(wanted)
+        everything = list(found)
+        assert store.engine.refill is not None or store.report()["from_snapshot"] == 0
+    with archiving(path) as store:
+        assert store.engine.refill is None and store.report()["from_snapshot"] > 0, "the new index fits"
+        assert list(await store.query_rollouts()) == everything
+
+
+def garble(index: Path) -> None:
+    index.write_bytes(b"no database at all" * 400)
+
+
+def tear(index: Path) -> None:
+    content = bytearray(index.read_bytes())
+    content[4096:] = os.urandom(len(content) - 4096)
+    index.write_bytes(content)
+
+
+def folder(index: Path) -> None:
+    index.unlink()
+    index.mkdir()
+
+
+def link(index: Path) -> None:
+    index.rename(index.with_name("elsewhere"))
+    index.symlink_to(index.with_name("elsewhere"))
+
+
+def _sql(statement: str) -> Callable[[Path], None]:
+    def run(index: Path) -> None:
+        with contextlib.closing(sqlite3.connect(index)) as db, db:
+            db.execute(statement)
+
+    return run
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "garbage": garble,
+    "torn pages": tear,
+    "half of it": lambda index: os.truncate(index, index.stat().st_size // 2),
+    "a folder": folder,
+    "a link": link,
+    "a trigger": _sql("CREATE TRIGGER t AFTER INSERT ON rollouts BEGIN DELETE FROM bodies; END"),
+    "a text as position": _sql("UPDATE meta SET value = 'far' WHERE key = 'position'"),
+    "a lost row": _sql("DELETE FROM rollouts WHERE number = 3"),
+    "a lost body": _sql("DELETE FROM bodies WHERE number = 3"),
+    "a table that is gone": _sql("DROP TABLE bodies"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_an_index_that_cannot_be_read_is_made_anew_and_stops_nothing(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "log.db"
+    with archiving(path) as store:
+        await finish(store, 40, "task")
+        everything = list(await store.query_rollouts())
+    DAMAGE[damage](Path(f"{path}.index"))
+    with archiving(path) as store:
+        assert list(await store.query_rollouts()) == everything
+        await store.update_rollout(everything[0].rollout_id, status="queuing")
+        await finish(store, 20, "more")
+        assert len(await store.query_rollouts()) == 60
+        everything = list(await store.query_rollouts())
+    if damage == "a link":
+        assert not Path(f"{path}.index").is_symlink()
+    with archiving(path) as store:
+        assert list(await store.query_rollouts()) == everything
+
+
+@pytest.mark.parametrize("damage", ["altered", "unreadable"])
+async def test_an_index_that_is_damaged_while_it_is_used_is_made_anew(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "log.db"
+    with archiving(path) as store:
+        await finish(store, 40, "task")
+        everything = list(await store.query_rollouts())
+        store.engine.cold.flush()
+        assert not store.engine.cold.pending()[1]
+        with store.engine.cold._disk:
+            if damage == "altered":
+                store.engine.cold._db.execute("UPDATE bodies SET body = 'text' WHERE number = 1")
+            else:
+                store.engine.cold._db.execute("DROP TABLE bodies")
+        for _ in range(2):
+            try:
+                assert await store.get_rollout_by_id(everything[0].rollout_id) == everything[0]
+                break
+            except Rebuilding:
+                await store.engine.indexed()
+        else:
+            pytest.fail("the rollout is not found again")
+        await store.update_rollout(everything[1].rollout_id, status="queuing")
+        await finish(store, 20, "more")
+        assert len(await store.query_rollouts()) == 60
+
+
+async def test_an_index_that_cannot_be_written_keeps_the_store_going(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with archiving(tmp_path / "log.db") as store:
+        await finish(store, 40, "task")
+        first = (await store.query_rollouts())[0]
+        store.engine.cold.flush()
+
+        def full(*_: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(store.engine.cold, "_write", full)
+        await store.update_rollout(first.rollout_id, status="queuing")  # out of the index
+        await finish(store, 20, "more")
+        assert (await store.get_rollout_by_id(first.rollout_id)).status == "queuing"
+        monkeypatch.undo()
+        found = await store.query_rollouts()
+        assert len(found) == found.total == 60 and found[0].status == "queuing"
