@@ -9,14 +9,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import LogError, StorageError, UnknownOutcome
 from ..log import Ack
 from ..log_records import PendingAppend
-from .client import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError, TopicAuthorizationFailedError
+from .address import KafkaAddress
+from .client import (
+    AIOKafkaProducer,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    TopicAuthorizationFailedError,
+)
 from .records import headers_out, millis
+from .tail import stop_quietly
+from .topics import MAX_BLOB_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +38,54 @@ NOT_WRITTEN = (
 )
 """The broker's answers that mean: nothing of it is in the log. After every other error it may be."""
 
+BATCH_OVERHEAD_BYTES = 64 << 10
+"""What a batch may have beside its values."""
+
+
+class Producer:
+    """A client for writing, made at its first use and again after an error that it does not retry; on the log's loop."""
+
+    def __init__(self, address: KafkaAddress, compression: Literal["zstd"] | None) -> None:
+        self._address = address
+        self._compression = compression
+        self._client: Any = None
+        self._lock = asyncio.Lock()
+        self._stopping: asyncio.Task[None] | None = None
+
+    async def get(self) -> Any:
+        """The client, connected."""
+        async with self._lock:
+            if self._client is None:
+                client = AIOKafkaProducer(
+                    **self._address.client(),
+                    acks="all",
+                    enable_idempotence=True,
+                    compression_type=self._compression,
+                    max_batch_size=MAX_BLOB_BYTES,
+                    max_request_size=MAX_BLOB_BYTES + BATCH_OVERHEAD_BYTES,
+                )
+                try:
+                    await client.start()
+                except BaseException:
+                    await stop_quietly(client)
+                    raise
+                self._client = client
+            return self._client
+
+    def failed(self, client: Any, error: BaseException) -> None:
+        """A client that met an error which it does not retry is not used again: its sequence numbers may have a hole."""
+        if client is self._client:
+            logger.warning("The producer failed (%s: %s); another one takes its place.", type(error).__name__, error)
+            self._client = None
+            self._stopping = asyncio.get_running_loop().create_task(stop_quietly(client))
+
+    async def stop(self) -> None:
+        """Close the client."""
+        await stop_quietly(self._client)
+
 
 class Lane:
-    """The appends to one partition, on the log's loop. `producer` gives the producer, `failed` is told what it failed with."""
+    """The appends to one partition, on the log's loop."""
 
     def __init__(
         self,
@@ -40,17 +93,13 @@ class Lane:
         partition: int,
         *,
         wait_seconds: float,
-        producer: Callable[[], Awaitable[Any]],
-        failed: Callable[[Any, BaseException], None],
-        before: Callable[[PendingAppend], Awaitable[None] | None],
+        producer: Producer,
     ) -> None:
         self.topic = topic
         self.partition = partition
         self.task: asyncio.Task[None] | None = None
         self._wait_seconds = wait_seconds
         self._producer = producer
-        self._failed = failed
-        self._before = before
         self._waiting: deque[PendingAppend] = deque()
 
     def put(self, pending: PendingAppend) -> None:
@@ -58,11 +107,6 @@ class Lane:
         self._waiting.append(pending)
         if self.task is None:
             self.task = asyncio.get_running_loop().create_task(self._work())
-
-    async def drained(self) -> None:
-        """Wait until nothing is under way."""
-        while self.task is not None:
-            await asyncio.wait([self.task])
 
     async def abandon(self, wait_seconds: float) -> None:
         """Finish what is under way within so many seconds; what is not finished then is answered with `UnknownOutcome`."""
@@ -105,9 +149,6 @@ class Lane:
 
     async def _send(self, batch: list[PendingAppend]) -> int | LogError:
         """The batch's base offset (-1 where the broker cannot tell), or why it has none."""
-        waited = self._before(batch[0])
-        if waited is not None:
-            await waited
         using: list[Any] = []
         try:
             return await asyncio.wait_for(self._write(batch, using), self._wait_seconds)
@@ -120,14 +161,14 @@ class Lane:
             )
         except (KafkaError, OSError) as error:
             for producer in using:
-                self._failed(producer, error)
+                self._producer.failed(producer, error)
             return UnknownOutcome(
                 f"writing to {self.topic} failed ({type(error).__name__}: {error}); whether it took effect is not known"
             )
 
 
     async def _write(self, batch: list[PendingAppend], using: list[Any]) -> int | LogError:
-        producer = await self._producer()
+        producer = await self._producer.get()
         using.append(producer)
         builder = producer.create_batch()
         for pending in batch:

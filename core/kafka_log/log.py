@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from ..errors import AccessRefused, InvalidInput, LogClosed, LogError, PayloadTo
 from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
-from ..topics import BLOBS, CONTROL, FACTS, TASKS, TOPICS, partition_of
+from ..topics import BLOBS, FACTS, TASKS, TOPICS, partition_of
 from .access import enter, unreachable
 from .address import KafkaAddress
-from .client import AIOKafkaConsumer, AIOKafkaProducer, KafkaError, TopicPartition
-from .lane import Lane, answer
+from .client import AIOKafkaConsumer, KafkaError, TopicPartition
+from .lane import BATCH_OVERHEAD_BYTES, Lane, Producer, answer
 from .loop import LoopThread
 from .membership import KafkaMember
 from .mirror import Mirror, MirrorTable
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 OPEN_SECONDS = 60.0
 CLOSE_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
-_ROOM = 64 << 10
-"""What a batch may have beside its values."""
 _RECORD_BYTES = 256
 """About what a published record has beside key and value."""
 
@@ -62,8 +60,10 @@ class KafkaLog(Log):
         self._tails: set[Tail] = set()
         self._members: set[KafkaMember] = set()
         self._asker: Any = None
-        self._producer: Any = None
-        self._producer_lock: asyncio.Lock | None = None
+        self._producer = Producer(self.address, "zstd")
+        # A client sends a server one request at a time, so blobs have a client of their own. Compressing 64 MB takes the
+        # loop's thread a second; the topic's setting lets the broker do it.
+        self._blob_producer = Producer(self.address, None)
         self._loop = LoopThread(f"agl-kafka-{self.address.prefix}")
         self._scratch = None if self.address.state else Scratch()
         self.state_folder = self._scratch.path if self._scratch is not None else Path(self.address.state or ".")
@@ -102,14 +102,13 @@ class KafkaLog(Log):
 
     async def _open(self) -> str:
         await enter(self.address)
-        self._producer_lock = asyncio.Lock()
         self._asker = AIOKafkaConsumer(**self.address.client(), group_id=None)
         reader = identity_reader(self.address)
         try:
             await self._asker.start()
             self._partitions = await survey(self.address)
             await reader.start()
-            return await identify(self.address, reader, await self._get_producer())
+            return await identify(self.address, reader, await self._producer.get())
         except (KafkaError, OSError) as error:
             raise unreachable(self.address, error) from error
         finally:
@@ -118,33 +117,6 @@ class KafkaLog(Log):
 
     # Writing
 
-    async def _get_producer(self) -> Any:
-        assert self._producer_lock is not None
-        async with self._producer_lock:
-            if self._producer is None:
-                producer = AIOKafkaProducer(
-                    **self.address.client(),
-                    acks="all",
-                    enable_idempotence=True,
-                    compression_type="zstd",
-                    max_batch_size=MAX_BLOB_BYTES,
-                    max_request_size=MAX_BLOB_BYTES + _ROOM,
-                )
-                try:
-                    await producer.start()
-                except BaseException:
-                    await stop_quietly(producer)
-                    raise
-                self._producer = producer
-            return self._producer
-
-    def _producer_failed(self, producer: Any, error: BaseException) -> None:
-        """A producer that met an error which it does not retry is not used again: its sequence numbers may have a hole."""
-        if producer is self._producer:
-            logger.warning("The producer failed (%s: %s); another one takes its place.", type(error).__name__, error)
-            self._producer = None
-            self._stopping = asyncio.get_running_loop().create_task(stop_quietly(producer))
-
     def _lane(self, topic: str, partition: int) -> Lane:
         lane = self._lanes.get((topic, partition))
         if lane is None:
@@ -152,18 +124,9 @@ class KafkaLog(Log):
                 self.address.topic(topic),
                 partition,
                 wait_seconds=self.address.wait_seconds,
-                producer=self._get_producer,
-                failed=self._producer_failed,
-                before=self._before,
+                producer=self._blob_producer if topic == BLOBS else self._producer,
             )
         return lane
-
-    def _before(self, pending: PendingAppend) -> Awaitable[None] | None:
-        """A control event may refer to a blob that was appended before it, so that one has to be there first."""
-        if pending.topic != CONTROL:
-            return None
-        busy = [lane for (topic, _), lane in self._lanes.items() if topic == BLOBS and lane.task is not None]
-        return _all_drained(busy) if busy else None
 
     def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
         """See `Log.append`. Raises `InvalidInput` at once for what no log could store, `LogClosed` in a forked child."""
@@ -183,8 +146,8 @@ class KafkaLog(Log):
 
     def _put(self, pending: PendingAppend) -> None:
         limit = MAX_BLOB_BYTES if pending.topic == BLOBS else MAX_MESSAGE_BYTES
-        if pending.size > limit - _ROOM:
-            raise PayloadTooLarge(limit=limit - _ROOM, size=pending.size)
+        if pending.size > limit - BATCH_OVERHEAD_BYTES:
+            raise PayloadTooLarge(limit=limit - BATCH_OVERHEAD_BYTES, size=pending.size)
         with self._gate:
             if not self._closed:
                 self._inbox.append(pending)
@@ -391,10 +354,6 @@ class KafkaLog(Log):
             await member.leave()
         for reader in list(self._readers.values()):
             await reader.close()
-        await stop_quietly(self._producer)
+        await self._producer.stop()
+        await self._blob_producer.stop()
         await stop_quietly(self._asker)
-
-
-async def _all_drained(lanes: Sequence[Lane]) -> None:
-    for lane in lanes:
-        await lane.drained()

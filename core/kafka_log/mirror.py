@@ -11,8 +11,9 @@ import asyncio
 import logging
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +32,74 @@ logger = logging.getLogger(__name__)
 
 MIRROR_RECORDS = 8192
 POLL_MS = 1000
+RETRY_SECONDS = 0.5
 REACH_SECONDS = 60.0
 """How long a question waits for a mirror that has to read on."""
 _COLUMNS = "offset, ts, key, headers, value"
 
 
 class MirrorTable:
-    """The SQLite side: written by one thread, read by any."""
+    """The SQLite side: written by one thread, read by any. A file that cannot be read is thrown away."""
 
-    def __init__(self, path: Path | None, topic: str, partitions: int, log_id: str) -> None:
+    def __init__(self, path: Path, topic: str, partitions: int, log_id: str) -> None:
+        self._path = path
         self._topic = topic
+        self._partitions = partitions
+        self._log_id = log_id
         self._compacted = TOPICS[topic].compacted
         self._lock = threading.Lock()
-        self._db = sqlite3.connect(str(path) if path else ":memory:", check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = OFF")
-        self._db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT)")
-        row = self._db.execute("SELECT value FROM meta WHERE name = 'log_id'").fetchone()
-        if row is None or row[0] != log_id:
-            for part in range(partitions):
-                self._db.execute(f"DROP TABLE IF EXISTS p{part}")
-            self._db.execute("DELETE FROM meta")
-            self._db.execute("INSERT INTO meta VALUES ('log_id', ?)", (log_id,))
-        for part in range(partitions):
-            self._db.execute(
-                f"CREATE TABLE IF NOT EXISTS p{part} (offset INTEGER PRIMARY KEY, ts INTEGER NOT NULL, key TEXT NOT NULL, "
-                "headers BLOB NOT NULL, value BLOB NOT NULL)"
-            )
-            self._db.execute(f"CREATE INDEX IF NOT EXISTS p{part}_by_key ON p{part} (key, offset)")
+        self.damaged = False
+        """Set by a read that failed: the copy has to be made anew."""
+        try:
+            self._db = self._open()
+        except sqlite3.Error as error:
+            logger.warning("The copy of %s in %s cannot be used (%s); it is made anew.", topic, path, error)
+            self._remove()
+            self._db = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        db = sqlite3.connect(str(self._path), check_same_thread=False, isolation_level=None)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = OFF")
+            db.execute("CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT)")
+            row = db.execute("SELECT value FROM meta WHERE name = 'log_id'").fetchone()
+            if row is None or row[0] != self._log_id:
+                for part in range(self._partitions):
+                    db.execute(f"DROP TABLE IF EXISTS p{part}")
+                db.execute("DELETE FROM meta")
+                db.execute("INSERT INTO meta VALUES ('log_id', ?)", (self._log_id,))
+            for part in range(self._partitions):
+                db.execute(
+                    f"CREATE TABLE IF NOT EXISTS p{part} (offset INTEGER PRIMARY KEY, ts INTEGER NOT NULL, "
+                    "key TEXT NOT NULL, headers BLOB NOT NULL, value BLOB NOT NULL)"
+                )
+                db.execute(f"CREATE INDEX IF NOT EXISTS p{part}_by_key ON p{part} (key, offset)")
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _remove(self) -> None:
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+
+    def renew(self) -> None:
+        """Throw the copy away and begin an empty one. Raises `sqlite3.Error` or `OSError` where the disk takes none."""
+        with self._lock:
+            self._db.close()
+            self._remove()
+            self._db = self._open()
+            self.damaged = False
+
+    @contextmanager
+    def _reading(self) -> Generator[sqlite3.Connection, None, None]:
+        with self._lock:
+            try:
+                yield self._db
+            except sqlite3.Error as error:
+                self.damaged = True
+                raise StorageError(f"the copy of {self._topic} cannot be read ({error}); it is being made anew") from error
 
     def position(self, partition: int) -> int | None:
         """Up to which offset the partition was copied; None for one that was not begun."""
@@ -68,8 +109,7 @@ class MirrorTable:
 
     def write(self, batches: Mapping[int, Sequence[Record]], positions: Mapping[int, int]) -> None:
         """Copy records and note the positions, together."""
-        with self._lock:
-            self._db.execute("BEGIN")
+        with self._lock, self._transaction():
             for part, records in batches.items():
                 rows = [
                     (one.offset, one.timestamp_us, one.key, encode_headers(one.headers), one.value) for one in records
@@ -80,7 +120,17 @@ class MirrorTable:
                     self._db.executemany(f"DELETE FROM p{part} WHERE key = ? AND offset < ?", list(newest.items()))
             marks = [(f"p{part}", str(position)) for part, position in positions.items()]
             self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", marks)
+
+    @contextmanager
+    def _transaction(self) -> Generator[None, None, None]:
+        self._db.execute("BEGIN")
+        try:
+            yield
             self._db.execute("COMMIT")
+        except sqlite3.Error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
 
     def clear(self, partition: int) -> None:
         """Forget a partition whose offsets are not those of the topic any more."""
@@ -96,8 +146,8 @@ class MirrorTable:
     def select(self, partition: int, where: str, values: tuple[object, ...], limit: int | None) -> list[Record]:
         """Records in order of offset."""
         query = f"SELECT {_COLUMNS} FROM p{partition} WHERE {where} ORDER BY offset LIMIT ?"
-        with self._lock:
-            rows = self._db.execute(query, (*values, -1 if limit is None else limit)).fetchall()
+        with self._reading() as db:
+            rows = db.execute(query, (*values, -1 if limit is None else limit)).fetchall()
         return [
             Record(self._topic, partition, offset, key, value, stamp, decode_headers(headers))
             for offset, stamp, key, headers, value in rows
@@ -105,8 +155,8 @@ class MirrorTable:
 
     def first(self, partition: int) -> int | None:
         """The lowest offset that is kept; None where there is none."""
-        with self._lock:
-            row = self._db.execute(f"SELECT min(offset) FROM p{partition}").fetchone()
+        with self._reading() as db:
+            row = db.execute(f"SELECT min(offset) FROM p{partition}").fetchone()
         return None if row[0] is None else int(row[0])
 
     def close(self) -> None:
@@ -159,29 +209,47 @@ class Mirror:
         consumer: Any = None
         while not self.closed:
             try:
+                if self.table.damaged:
+                    raise sqlite3.DatabaseError("a read failed")
                 if consumer is None:
                     consumer = make_consumer(self._address)
                     await consumer.start()
                     consumer.assign(self._places)
                     await self._seek(consumer)
-                await self._step(consumer)
-            except OffsetOutOfRangeError as error:
-                lost: Any = error.args[0] if error.args else self._places
-                for place in self._places:
-                    if place not in lost:
-                        continue
-                    logger.warning("%s[%d] is not what it was; its copy is made anew.", place.topic, place.partition)
-                    self.table.clear(place.partition)
-                    self._positions[place.partition] = 0
-                await self._seek(consumer)
+                try:
+                    await self._step(consumer)
+                except OffsetOutOfRangeError as error:
+                    self._clear(error.args[0] if error.args else self._places)
+                    await self._seek(consumer)
+            except sqlite3.Error as error:
+                await self._renew(error)
+                await stop_quietly(consumer)
+                consumer = None
             except (KafkaError, OSError) as error:
                 logger.warning("Copying %s failed (%s); it goes on as soon as the broker answers.", self.topic, error)
                 await stop_quietly(consumer)
                 consumer = None
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(RETRY_SECONDS)
             except asyncio.CancelledError:
                 break
         await stop_quietly(consumer)
+
+    def _clear(self, lost: Any) -> None:
+        for place in self._places:
+            if place in lost:
+                logger.warning("%s[%d] is not what it was; its copy is made anew.", place.topic, place.partition)
+                self.table.clear(place.partition)
+                self._positions[place.partition] = 0
+
+    async def _renew(self, error: sqlite3.Error) -> None:
+        """The copy follows from the topic: one that cannot be read or written is thrown away and read again."""
+        logger.warning("The copy of %s on this machine failed (%s); it is made anew.", self.topic, error)
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._hands, self.table.renew)
+        except (sqlite3.Error, OSError) as refused:
+            logger.warning("The copy of %s cannot be made (%s); trying again.", self.topic, refused)
+            await asyncio.sleep(RETRY_SECONDS)
+        self._positions = dict.fromkeys(self._positions, 0)
 
     async def _seek(self, consumer: Any) -> None:
         first = await consumer.beginning_offsets(self._places)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,7 +40,6 @@ class ReadOnlyKafkaLog(KafkaLog):
 
     async def _open(self) -> str:
         await enter(self.address)
-        self._producer_lock = asyncio.Lock()
         self._asker = AIOKafkaConsumer(**self.address.client(), group_id=None)
         reader = identity_reader(self.address)
         try:

@@ -55,7 +55,7 @@ SETUPS: dict[str, Setup] = {
     CONTROL: Setup(1, {**_FOREVER, "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
     SPANS: Setup(8, {**_FOREVER, "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
     LIVENESS: Setup(1, {**_NEWEST_OF_A_WEEK, "segment.ms": "600000", "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
-    BLOBS: Setup(4, {**_NEWEST, "max.message.bytes": str(MAX_BLOB_BYTES)}),
+    BLOBS: Setup(4, {**_NEWEST, "max.message.bytes": str(MAX_BLOB_BYTES), "compression.type": "zstd"}),
     SNAPSHOTS: Setup(1, {**_NEWEST, "segment.bytes": str(64 << 20), "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
     DEAD: Setup(1, {**_FOREVER, "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
     TASKS: Setup(16, {**_WEEKS, "retention.ms": str(7 * 86_400_000)}),

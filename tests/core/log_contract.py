@@ -11,7 +11,7 @@ import pytest
 
 from agentlightning.core.errors import InvalidInput, LogClosed, LogError, OffsetLost, StorageError
 from agentlightning.core.log import Ack, Headers, Log, NewRecord, Record
-from agentlightning.core.topics import BLOBS, CONTROL, LIVENESS, SPANS, TASKS, partition_of
+from agentlightning.core.topics import CONTROL, LIVENESS, SPANS, TASKS, partition_of
 
 PATIENCE_SECONDS = 20.0
 
@@ -163,12 +163,6 @@ class LogContract:
         found = log.read(CONTROL, 0, 0)
         for writer in range(8):
             assert values([one for one in found if one.key == f"w{writer}"]) == [b"%d" % n for n in range(100)]
-
-    def test_what_was_appended_before_to_another_topic_is_there_with_the_second_answer(self, log: Log) -> None:
-        for number in range(50):
-            log.append(BLOBS, partition_of("hash", self.partitions), [new(number, "hash")], Answer())
-            append(log, CONTROL, new(number))
-            assert values(log.read_key(BLOBS, "hash"))[-1:] == [b"%d" % number]
 
     def test_an_append_may_come_from_inside_an_answer(self, log: Log) -> None:
         last = Answer()

@@ -85,7 +85,7 @@ def test_a_producer_that_failed_is_replaced(kafka_url: str) -> None:
     log: Any = KafkaLog(make_topics(kafka_url))
     with log:
         assert try_append(log, CONTROL, new(1)) == Ack(0, 1)
-        first = log._producer
+        first = log._producer._client
 
         async def broken(*_: Any, **__: Any) -> None:
             raise OutOfOrderSequenceNumber()
@@ -93,7 +93,7 @@ def test_a_producer_that_failed_is_replaced(kafka_url: str) -> None:
         first.send_batch = broken
         assert isinstance(try_append(log, CONTROL, new(2)), UnknownOutcome)
         assert try_append(log, CONTROL, new(3)) == Ack(1, 1)
-        assert log._producer is not None and log._producer is not first
+        assert log._producer._client is not None and log._producer._client is not first
 
 
 async def test_an_acknowledgement_that_was_lost_is_found_out_and_nothing_happens_twice(kafka_url: str) -> None:
@@ -101,7 +101,7 @@ async def test_an_acknowledgement_that_was_lost_is_found_out_and_nothing_happens
     log: Any = store.engine.log
     try:
         await store.enqueue_rollout("first")
-        producer = log._producer
+        producer = log._producer._client
         send = producer.send_batch
 
         async def answerless(*args: Any, **options: Any) -> Any:
