@@ -13,6 +13,7 @@ from ..core.errors import InvalidInput
 from ..core.model import AttemptedRollout, Dataset, Rollout, RolloutMode
 from ..core.spans import Span
 from ..runners.patience import patiently
+from ..runners.readers import find_final_reward
 from .base import Algorithm
 from .helpers import with_llm_proxy
 from .pulse import Pulse
@@ -62,6 +63,7 @@ class Baseline(FastAlgorithm):
         self.max_queue_length = max_queue_length
         self.span_verbosity = span_verbosity
         self._finished = 0
+        self._rewards: list[float | None] = []
 
     async def run(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, train_dataset: Dataset[Any] | None = None, val_dataset: Dataset[Any] | None = None
@@ -85,11 +87,15 @@ class Baseline(FastAlgorithm):
         else:
             resources_id = (await store.update_resources("default", resources)).resources_id
             _log.info("Initial resources set: %s", resources)
-        self._finished = 0
+        self._finished, self._rewards = 0, []
         async with Pulse(store, _NEWS, self.polling_interval) as pulse:
             for epoch in range(self.n_epochs):
                 _log.info("Proceeding epoch %d/%d.", epoch + 1, self.n_epochs)
                 await self._epoch(samples, resources_id, pulse)
+        known = [reward for reward in self._rewards if reward is not None]
+        mean = f"{sum(known) / len(known):.4g}" if known else "unknown"
+        missing = len(self._rewards) - len(known)
+        _log.info("Mean reward: %s, of %d rollouts; %d have no reward.", mean, len(known), missing)
 
     async def _epoch(self, samples: Sequence[tuple[RolloutMode, Any]], resources_id: str | None, pulse: Pulse) -> None:
         harvests: set[asyncio.Task[None]] = set()
@@ -154,6 +160,7 @@ class Baseline(FastAlgorithm):
             spans = list(await store.query_spans(rollout_id, attempt.attempt_id))
             for span in spans if self.span_verbosity != "none" else ():
                 self._say(span)
+        self._rewards.append(find_final_reward(spans))
         try:
             adapted = self.get_adapter().adapt(spans)
         except Exception as error:

@@ -52,16 +52,21 @@ class FitResult:
         return sum(known) / len(known) if known else None
 
     @property
+    def missing_rewards(self) -> int:
+        """The number of rollouts that :attr:`mean_reward` says nothing about, because they have no reward."""
+        return sum(reward is None for reward in self.rewards.values())
+
+    @property
     def summary(self) -> dict[str, Any]:
         """The figures that the log keeps of the run."""
         counts: dict[str, int] = {}
         for status in self.statuses.values():
             counts[status] = counts.get(status, 0) + 1
-        rewarded = sum(reward is not None for reward in self.rewards.values())
         return {
             "rollouts": len(self.statuses),
             "statuses": counts,
-            "rewarded": rewarded,
+            "rewarded": len(self.rewards) - self.missing_rewards,
+            "missing_rewards": self.missing_rewards,
             "mean_reward": self.mean_reward,
         }
 
@@ -82,7 +87,7 @@ async def collect(
 
     found = dict(zip(rollout_ids, await asyncio.gather(*(read(one) for one in rollout_ids))))
     resources, resources_id, version = await _named(store, best)
-    return FitResult(
+    result = FitResult(
         run_id=run_id,
         outcome=outcome,
         best_resources=resources,
@@ -91,6 +96,10 @@ async def collect(
         rewards={one: reward for one, (_, reward) in found.items()},
         statuses={one: status for one, (status, _) in found.items()},
     )
+    mean, missing = result.mean_reward, result.missing_rewards
+    if mean is not None and missing:
+        _log.warning("The mean reward %.4g leaves out %d of %d rollouts, which have none.", mean, missing, len(found))
+    return result
 
 
 async def _named(store: LightningStore, best: Best | None) -> tuple[NamedResources | None, str | None, int | None]:

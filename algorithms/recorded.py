@@ -12,6 +12,7 @@ from ..core.contract import LightningStore
 from ..core.model import AttemptedRollout, EnqueueRolloutRequest, Fact, Rollout, RolloutConfig, RolloutMode, TaskInput
 from ..core.resources import ResourcesUpdate, validate_resources
 from ..core.run_events import RUN_ID, digest_of
+from ..core.scalars import model_data
 from ..core.store_terms import LightningStoreCapabilities
 from ..projections.rest.delegation import Delegating
 
@@ -42,7 +43,7 @@ def rollouts_content(rollouts: Sequence[Rollout], requests: Sequence[EnqueueRoll
 def request_digest(request: EnqueueRolloutRequest) -> str:
     """The digest of one request: input, mode, resources and config as the algorithm gave them, its metadata too."""
     metadata = {key: value for key, value in (request.metadata or {}).items() if key != RUN_ID}
-    config = request.config.model_dump(mode="json") if request.config is not None else None
+    config = model_data(request.config) if request.config is not None else None
     return digest_of([request.input, request.mode, request.resources_id, config, metadata])
 
 
@@ -60,7 +61,7 @@ def resources_content(update: ResourcesUpdate, asked: Mapping[str, Any], new: bo
 def resources_digest(asked: Mapping[str, Any]) -> str:
     """The digest of named resources, whatever form they were given in. Raises `InvalidInput` for what are none."""
     found = validate_resources(asked)
-    return digest_of({name: resource.model_dump(mode="json") for name, resource in found.items()})
+    return digest_of({name: model_data(resource) for name, resource in found.items()})
 
 
 def best_content(best: Mapping[str, Any] | ResourcesUpdate | str | None) -> dict[str, Any] | None:

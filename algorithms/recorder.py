@@ -23,6 +23,7 @@ from ..core.errors import InvalidInput, InvalidPayload, PayloadTooLarge
 from ..core.ids import uuid7_hex
 from ..core.model import Dataset
 from ..core.resources import validate_resources
+from ..core.scalars import model_data
 from .recorded import RecordedStore, position_of
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _fields_of(start: RunStart) -> dict[str, Any]:
     kept: dict[str, Any] = {name: samples for name, samples in datasets.items() if samples is not None}
     if start.initial_resources is not None:
         found = validate_resources(start.initial_resources)
-        kept["initial_resources"] = {name: resource.model_dump(mode="json") for name, resource in found.items()}
+        kept["initial_resources"] = {name: model_data(resource) for name, resource in found.items()}
     return {**fields, "datasets": kept} if kept else fields
 
 

@@ -28,6 +28,7 @@ from ..core.model import (
 )
 from ..core.resources import ResourcesUpdate, validate_resources
 from ..core.run_events import digest_of
+from ..core.scalars import model_data
 from ..core.spans import Span
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
 from ..projections.answers import resources_out
@@ -342,7 +343,7 @@ class ReplayStore(PastStore):
 
 
 def _plain(resources: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: one.model_dump(mode="json") for name, one in resources.items()}
+    return {name: model_data(one) for name, one in resources.items()}
 
 
 def _short(value: Any) -> str:

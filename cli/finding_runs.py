@@ -44,6 +44,11 @@ class Found:
         known = [one for one in self.rewards.values() if one is not None]
         return sum(known) / len(known) if known else None
 
+    @property
+    def missing_rewards(self) -> int:
+        """The number of finished rollouts that have no reward."""
+        return sum(one is None for one in self.rewards.values())
+
     def summary(self) -> dict[str, Any]:
         """The row of `agl ps --json`."""
         run = self.run
@@ -61,7 +66,8 @@ class Found:
             "closed_at": run.closed_at,
             "rollouts": dict(sorted(Counter(self.statuses.values()).items())),
             "decisions": run.decided,
-            "rewarded": sum(1 for one in self.rewards.values() if one is not None),
+            "rewarded": len(self.rewards) - self.missing_rewards,
+            "missing_rewards": self.missing_rewards,
             "mean_reward": self.mean_reward,
             "best_resources_id": run.best_resources_id,
             "best_resources_version": run.best_resources_version,

@@ -46,13 +46,14 @@ def _row(found: Found) -> list[str]:
     run, summary = found.run, found.summary()
     ended = run.closed_time if run.closed_time is not None else time.time()
     reward = found.mean_reward
+    missing = f" ({found.missing_rewards} without)" if found.missing_rewards else ""
     return [
         printable(run.run_id),
         short(run.name, NAME_WIDTH) or "-",
         short(run.algorithm, NAME_WIDTH) or "-",
         status(printable(found.state)),
         by_status(summary["rollouts"]),
-        "-" if reward is None else f"{reward:.3f}",
+        "-" if reward is None else f"{reward:.3f}" + missing,
         when(run.opened_time),
         duration(max(ended - run.opened_time, 0.0)),
     ]

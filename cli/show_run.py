@@ -54,6 +54,7 @@ def _print_head(found: Found) -> None:
     best = run.best_resources_id and f"{run.best_resources_id} version {run.best_resources_version or '-'}"
     sizes = [f"{size:,} {name}" for name, size in (("train", run.train_size), ("val", run.val_size)) if size >= 0]
     reward = found.mean_reward
+    without = f"; {counted(row['missing_rewards'], 'rollout')} without a reward" if row["missing_rewards"] else ""
     click.echo(f"{printable(run.run_id)}  {status(printable(found.state))}" + (f"  {printable(run.name)}" if run.name else ""))
     for head, text in (
         ("algorithm", printable(run.algorithm)),
@@ -65,7 +66,7 @@ def _print_head(found: Found) -> None:
         ("parameters", short(run.parameters) if run.parameters is not None else ""),
         ("resources", printable(run.resources_id or "")),
         ("rollouts", by_status(row["rollouts"])),
-        ("reward", "" if reward is None else f"{reward:.4g} on average of {counted(row['rewarded'], 'rollout')}"),
+        ("reward", "" if reward is None else f"{reward:.4g} on average of {counted(row['rewarded'], 'rollout')}{without}"),
         ("best", printable(best or "")),
         ("summary", short(run.summary) if run.summary is not None else ""),
         ("log", printable(found.url)),

@@ -1,9 +1,10 @@
 """The nouns of the first protocol (v0.1): tasks that clients poll and rollouts that they post."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from .scalars import number
 from .spans import ReadableSpan
 from .vocabulary import RolloutMode, TaskInput
 
@@ -17,6 +18,17 @@ __all__ = [
 ]
 
 
+def _as_number(value: Any) -> float | None:
+    """NaN passes, since results of older releases may hold it; whoever makes or stores a reward refuses it."""
+    found = number(value)
+    if value is not None and found is None:
+        raise ValueError(f"a reward must be a number, not {type(value).__name__}")
+    return found
+
+
+RewardOrNone = Annotated[float | None, BeforeValidator(_as_number)]
+
+
 class Triplet(BaseModel):
     """One step of an agent as a trainer sees it."""
 
@@ -24,7 +36,7 @@ class Triplet(BaseModel):
 
     prompt: Any
     response: Any
-    reward: float | None = None
+    reward: RewardOrNone = None
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -55,7 +67,7 @@ class RolloutLegacy(BaseModel):
 
     rollout_id: str
     task: Task | None = None
-    final_reward: float | None = None
+    final_reward: RewardOrNone = None
     triplets: list[Triplet] | None = None
     trace: list[dict[str, Any]] | None = None
     logs: list[str] | None = None

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from .errors import InvalidInput
 from .model import FilterOptions, PaginatedResult
+from .scalars import plain_scalar
 
 __all__ = ["IncompletePage", "compile_filter", "page", "sort_items"]
 
@@ -74,6 +75,7 @@ def page(
             limit below -1.
         TypeError: a filter of the wrong shape.
     """
+    limit, offset = plain_scalar(limit), plain_scalar(offset)
     for name, value in (("limit", limit), ("offset", offset)):
         if not isinstance(cast(object, value), int):
             raise InvalidInput(f"The {name} must be a whole number, not {value!r:.100}")

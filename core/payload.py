@@ -17,6 +17,7 @@ import msgspec
 
 from .errors import InvalidPayload, PayloadTooLarge
 from .nesting import deeper_than, json_deeper_than
+from .scalars import plain_data
 
 INLINE_LIMIT_BYTES = 900_000
 """Payloads above this go to the blobs topic: a Kafka record may have about 1 MB (its default message.max.bytes)."""
@@ -36,26 +37,12 @@ class Reference(msgspec.Struct, frozen=True):
     size: int
 
 
-def _plain(value: object) -> Any:
-    """Turn what msgspec does not know into builtins, or raise TypeError."""
-    dump = getattr(value, "model_dump", None)  # pydantic models
-    if callable(dump):
-        return dump(mode="json")
-    item = getattr(value, "item", None)  # numpy scalars
-    if callable(item) and getattr(value, "shape", None) == ():
-        return item()
-    tolist = getattr(value, "tolist", None)  # numpy arrays
-    if callable(tolist):
-        return tolist()
-    raise TypeError(f"a {type(value).__qualname__} cannot be stored; pass JSON-like data")
-
-
 def _too_deep(what: str) -> InvalidPayload:
     return InvalidPayload(f"{what} is nested deeper than {MAX_DEPTH} levels")
 
 
 def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB) -> bytes:
-    """Encode JSON-like user data (also dataclasses, pydantic models, numpy values, bytes, datetimes).
+    """Encode JSON-like user data (also dataclasses, pydantic models, numpy and pandas values, bytes, datetimes).
 
     Raises `InvalidPayload` (nesting beyond MAX_DEPTH, values of unknown types) and `PayloadTooLarge`.
     """
@@ -63,9 +50,9 @@ def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB
         return NULL
     try:
         try:
-            data = b"m" + msgspec.msgpack.encode(value, enc_hook=_plain)
+            data = b"m" + msgspec.msgpack.encode(value, enc_hook=plain_data)
         except (OverflowError, UnicodeEncodeError, msgspec.ValidationError):
-            builtins = msgspec.to_builtins(value, enc_hook=_plain, builtin_types=(), str_keys=True)
+            builtins = msgspec.to_builtins(value, enc_hook=plain_data, builtin_types=(), str_keys=True)
             data = b"j" + json.dumps(builtins, separators=(",", ":")).encode("ascii")
     except RecursionError:  # a cycle, or far too deep; what the stack just allowed is counted below
         raise _too_deep(what) from None

@@ -20,6 +20,8 @@ from typing import (
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from .scalars import plain_scalar
+
 __all__ = [
     "AttributeValue",
     "Attributes",
@@ -44,7 +46,6 @@ StatusCode = Literal["UNSET", "OK", "ERROR"]
 
 # Above this a number of seconds would be a date 31,000 years ahead: it is nanoseconds.
 _NANOSECONDS_FROM = 1e12
-_PRIMITIVES = (str, int, float)  # bool is an int
 _EXACT_PRIMITIVES: frozenset[type] = frozenset((str, bool, int, float))
 
 
@@ -62,7 +63,9 @@ def _checked_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, (list, tuple)):
             attributes[key] = _checked_list(key, cast(Sequence[Any], value))
-        elif not isinstance(value, _PRIMITIVES):
+            continue
+        attributes[key] = plain_scalar(value)
+        if type(attributes[key]) not in _EXACT_PRIMITIVES:
             raise ValueError(
                 f"attribute {key!r} must be a str, bool, int, float or a list of one of them, "
                 f"not {type(value).__name__}"
@@ -71,14 +74,17 @@ def _checked_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked_list(key: str, values: Sequence[Any]) -> Sequence[Any]:
-    kinds: set[type[Any]] = {type(value) for value in values}
-    if len(kinds) > 1:
-        if kinds == {int, float}:
-            return [float(value) for value in values]
-        raise ValueError(f"the list in attribute {key!r} mixes types")
-    if not all(issubclass(kind, _PRIMITIVES) for kind in kinds):
+    plain = list(values)
+    if not {type(value) for value in plain} <= _EXACT_PRIMITIVES:
+        plain = [plain_scalar(value) for value in plain]
+    kinds: set[type[Any]] = {type(value) for value in plain}
+    if not kinds <= _EXACT_PRIMITIVES:
         raise ValueError(f"the list in attribute {key!r} must hold str, bool, int or float")
-    return list(values)
+    if kinds == {int, float}:
+        return [float(value) for value in plain]
+    if len(kinds) > 1:
+        raise ValueError(f"the list in attribute {key!r} mixes types")
+    return plain
 
 
 class _AttributesSchema:
@@ -106,7 +112,9 @@ def plain_attributes(source: Mapping[str, Any] | None) -> Attributes:
         return {}
     plain: Attributes = {}
     for key, value in source.items():
-        if isinstance(value, _PRIMITIVES):
+        if type(value) not in _EXACT_PRIMITIVES:
+            value = plain_scalar(value)
+        if type(value) in _EXACT_PRIMITIVES:
             plain[str(key)] = value
         elif value is not None:
             plain[str(key)] = _plain_value(str(key), value)
@@ -130,6 +138,9 @@ def json_value(value: Any) -> Any:
         return value
     if isinstance(value, Enum):
         return value.name
+    value = plain_scalar(value)
+    if value is None or type(value) in _EXACT_PRIMITIVES:
+        return value
     if isinstance(value, Mapping):
         return {str(key): json_value(item) for key, item in cast(Mapping[Any, Any], value).items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -7,13 +7,15 @@ an event as text or number passes through here first. Everything raises `Invalid
 from __future__ import annotations
 
 import math
-import numbers
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
+from ..core import scalars
 from ..core.errors import InvalidInput
 from ..core.model import EnqueueRolloutRequest, RolloutConfig
+from ..core.rewards import check_reward_attributes
+from ..core.scalars import plain_scalar
 from ..core.spans import Span
 
 ROLLOUT_STATUSES = frozenset(("queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing"))
@@ -38,7 +40,7 @@ def text(value: object, name: str) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise InvalidInput(f"{name} holds half of a surrogate pair, which has no bytes in UTF-8") from None
-    return value
+    return cast(str, plain_scalar(value))
 
 
 def text_or_none(value: object, name: str) -> str | None:
@@ -48,9 +50,10 @@ def text_or_none(value: object, name: str) -> str | None:
 
 def named(value: object, name: str) -> str:
     """As `text`, and not empty."""
-    if not text(value, name):
+    found = text(value, name)
+    if not found:
         raise InvalidInput(f"{name} must not be empty")
-    return cast(str, value)
+    return found
 
 
 def id_or_none(value: object, name: str) -> str | None:
@@ -72,15 +75,16 @@ def texts_or_none(values: object, name: str) -> list[str] | None:
 
 def number(value: object, name: str) -> float:
     """A number, infinity too; NaN is refused: no comparison with it comes true, so nothing would ever end."""
-    if not isinstance(value, numbers.Real) or math.isnan(value):
+    found = scalars.number(value)
+    if found is None or math.isnan(found):
         raise InvalidInput(f"{name} must be a number, not {value!r:.100}")
-    return float(value)
+    return found
 
 
 def whole(value: object, name: str) -> int:
     """A whole number, of any type that stands for one."""
     try:
-        return operator.index(cast(Any, value))
+        return int(operator.index(cast(Any, value)))
     except TypeError:
         raise InvalidInput(f"{name} must be a whole number, not {value!r:.100}") from None
 
@@ -90,7 +94,7 @@ def one_of(value: object, allowed: frozenset[Any], name: str) -> Any:
     if not (value is None or isinstance(value, str)) or value not in allowed:
         words = ", ".join(sorted(str(one) for one in allowed if one is not None))
         raise InvalidInput(f"{name} is {value!r:.100}; it takes one of {words}")
-    return value
+    return plain_scalar(value)
 
 
 def mapping_or_none(value: object, name: str) -> dict[str, Any] | None:
@@ -153,6 +157,7 @@ def span(value: object) -> CheckedSpan:
     checked = Span.model_validate(fields)
     for name in ("rollout_id", "attempt_id", "span_id"):
         text(getattr(checked, name), name)
+    check_reward_attributes(checked.name, checked.attributes, f"The reward of rollout {checked.rollout_id}")
     if checked.sequence_id > SEQUENCE_LIMIT:
         raise InvalidInput(f"sequence_id is {checked.sequence_id}; it takes {SEQUENCE_LIMIT} at most")
     return CheckedSpan(checked, fields)

@@ -10,6 +10,7 @@ from ..core.contract import LightningStore
 from ..core.model import PaginatedResult, Worker
 from ..core.pages import page
 from ..core.resources import ResourcesUpdate, validate_resources
+from ..core.scalars import model_data
 from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
 from ..core.vocabulary import WorkerStatus
 from . import arguments
@@ -30,7 +31,7 @@ class ResourceMethods(LightningStore):
 
     async def _publish(self, resources_id: str | None, resources: Mapping[str, Any]) -> ResourcesUpdate:
         checked = validate_resources(resources)
-        plain = {name: one.model_dump(mode="json", warnings=False) for name, one in checked.items()}
+        plain = {name: model_data(one) for name, one in checked.items()}
         validate_resources(plain)  # fields of a model may have been assigned unchecked; what is stored has to read back
         blobs = self.engine.blobs
         body = await blobs.settle(blobs.encode(plain, "the resources"))
@@ -48,7 +49,7 @@ class ResourceMethods(LightningStore):
         )
 
     async def get_resources_by_id(self, resources_id: str, version: int | None = None) -> ResourcesUpdate | None:
-        arguments.text(resources_id, "resources_id")
+        resources_id = arguments.text(resources_id, "resources_id")
         version = None if version is None else arguments.whole(version, "version")
         with self.engine.node.lock:
             versions = self.engine.node.state.resources.get(resources_id)
@@ -86,7 +87,7 @@ class ResourceMethods(LightningStore):
         )
 
     async def query_resource_versions(self, resources_id: str) -> PaginatedResult[ResourcesUpdate]:
-        arguments.text(resources_id, "resources_id")
+        resources_id = arguments.text(resources_id, "resources_id")
         with self.engine.node.lock:
             versions = list(self.engine.node.state.resources.get(resources_id, ()))
         return page([resources_out(entry, self.engine.fetch) for entry in versions], model=ResourcesUpdate)
@@ -105,7 +106,7 @@ class WorkerMethods(LightningStore):
         incarnation: str | None = None,
         attempts: Sequence[tuple[str, str]] | None = None,
     ) -> Worker:
-        arguments.named(worker_id, "worker_id")
+        worker_id = arguments.named(worker_id, "worker_id")
         incarnation = arguments.text_or_none(incarnation, "incarnation")
         alive = [] if attempts is None else arguments.pairs(attempts, "attempts")
         stats: bytes | None = None
@@ -142,7 +143,7 @@ class WorkerMethods(LightningStore):
         )
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
-        arguments.text(worker_id, "worker_id")
+        worker_id = arguments.text(worker_id, "worker_id")
         with self.engine.node.lock:
             if worker_id not in self.engine.node.state.workers and worker_id not in self.engine.liveness.workers:
                 return None

@@ -9,6 +9,7 @@ from typing import Any
 from ..core.clock import Clock
 from ..core.errors import InvalidInput
 from ..core.memory_log import MemoryLog
+from ..core.scalars import plain_scalar
 from ..core.spans import Span
 from ..core.store_terms import LightningStoreCapabilities
 from .settings import StoreSettings
@@ -58,6 +59,7 @@ def _check_thresholds(eviction: float | int | None, safe: float | int | None) ->
 
 def _bytes(threshold: object, name: str) -> int:
     """A ratio (a float) of this machine's memory, or a number of bytes (an int), in bytes."""
+    threshold = plain_scalar(threshold)
     if isinstance(threshold, int):
         return threshold
     if not isinstance(threshold, float) or not 0 <= threshold <= 1:

@@ -11,6 +11,7 @@ from ..core import decide, events, model
 from ..core.contract import LightningStore
 from ..core.errors import Refused
 from ..core.pages import page
+from ..core.scalars import plain_scalar
 from ..core.state import Attempt, Rollout, State
 from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
 from . import arguments
@@ -138,7 +139,7 @@ class RolloutMethods(LightningStore):
     # Changing
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> model.AttemptedRollout:
-        arguments.text(rollout_id, "rollout_id")
+        rollout_id = arguments.text(rollout_id, "rollout_id")
         return await self.engine.command(
             lambda state, command_id: decide.start_attempt(
                 state, rollout_id, self._claimer(command_id, worker_id, None, False)
@@ -157,7 +158,7 @@ class RolloutMethods(LightningStore):
         metadata: dict[str, Any] | None | Unset = UNSET,
     ) -> model.Rollout:
         blobs = self.engine.blobs
-        arguments.text(rollout_id, "rollout_id")
+        rollout_id = arguments.text(rollout_id, "rollout_id")
         given: dict[str, Any] = {}
         if not isinstance(mode, Unset):
             given["mode"] = arguments.one_of(mode, arguments.MODES, "mode")
@@ -191,8 +192,8 @@ class RolloutMethods(LightningStore):
         metadata: dict[str, Any] | Unset = UNSET,
     ) -> model.Attempt:
         blobs, engine = self.engine.blobs, self.engine
-        arguments.text(rollout_id, "rollout_id")
-        arguments.text(attempt_id, "attempt_id")
+        rollout_id = arguments.text(rollout_id, "rollout_id")
+        attempt_id = arguments.text(attempt_id, "attempt_id")
         new_status = None if isinstance(status, Unset) else arguments.one_of(status, arguments.ATTEMPT_STATUSES, "status")
         # "" stands for nobody: None in the event leaves the worker as it is
         worker = None if isinstance(worker_id, Unset) else arguments.text_or_none(worker_id, "worker_id") or ""
@@ -264,13 +265,13 @@ class RolloutMethods(LightningStore):
         return attempted_out(rollout, latest, self.engine.beat_us(rollout, latest), self.engine.fetch)
 
     async def get_rollout_by_id(self, rollout_id: str) -> model.AttemptedRollout | model.Rollout | None:
-        arguments.text(rollout_id, "rollout_id")
+        rollout_id = arguments.text(rollout_id, "rollout_id")
         with self.engine.node.lock:
             rollout = self.engine.rollout(rollout_id)
             return None if rollout is None else self._view(rollout)
 
     async def get_latest_attempt(self, rollout_id: str) -> model.Attempt | None:
-        arguments.text(rollout_id, "rollout_id")
+        rollout_id = arguments.text(rollout_id, "rollout_id")
         with self.engine.node.lock:
             rollout = self.engine.rollout(rollout_id)
             if rollout is None or not rollout.attempts:
@@ -287,7 +288,7 @@ class RolloutMethods(LightningStore):
         limit: int = -1,
         offset: int = 0,
     ) -> model.PaginatedResult[model.Attempt]:
-        arguments.text(rollout_id, "rollout_id")
+        rollout_id = arguments.text(rollout_id, "rollout_id")
         with self.engine.node.lock:
             rollout = self.engine.rollout(rollout_id)
             attempts = [] if rollout is None else [
@@ -317,6 +318,7 @@ class RolloutMethods(LightningStore):
         statuses = arguments.texts_or_none(status_in if status_in is not None else status, "status_in")
         ids = arguments.texts_or_none(rollout_id_in if rollout_id_in is not None else rollout_ids, "rollout_ids")
         contains = arguments.text_or_none(rollout_id_contains, "rollout_id_contains")
+        limit, offset = plain_scalar(limit), plain_scalar(offset)
         query = RolloutQuery(statuses, ids, contains, filter_logic, sort_by, sort_order, limit, offset)
         return await RolloutPages(self.engine, query, self._view).answer()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..core.errors import InvalidInput
+from ..core.scalars import plain_scalar
 from ..core.state import DEFAULT_ARCHIVE_AFTER, DEFAULT_WINDOW
 
 
@@ -30,6 +31,8 @@ class StoreSettings:
     archive_after: int = DEFAULT_ARCHIVE_AFTER
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain_scalar(value))
         for name in ("worker_lost_seconds", "claim_confirm_seconds", "max_payload_mb"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not value > 0:

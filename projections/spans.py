@@ -102,7 +102,7 @@ class SpanMethods(LightningStore):
         sort_by: str | None = "sequence_id",
         sort_order: SortOrder = "asc",
     ) -> PaginatedResult[Span]:
-        arguments.text(rollout_id, "rollout_id")
+        rollout_id = arguments.text(rollout_id, "rollout_id")
         if attempt_id == "latest":
             with self.engine.node.lock:
                 rollout = self.engine.rollout(rollout_id)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from ..core.errors import InvalidInput
+from ..core.scalars import plain_data, plain_scalar
 from ..core.spans import Attributes, AttributeValue
 from .failures import message_of
 
@@ -50,20 +51,21 @@ def _flatten(prefix: str, value: Any, flat: dict[str, Any], expand: bool, levels
         for key, item in cast(Mapping[Any, Any], value).items():
             if not isinstance(key, str):
                 raise InvalidInput(f"The keys of attributes must be strings, not {key!r}")
+            key = str(plain_scalar(key))
             _flatten(f"{prefix}.{key}" if prefix else key, item, flat, expand, levels - 1)
     elif isinstance(value, (list, tuple)):
-        items = cast(Sequence[Any], value)
+        items = [plain_scalar(item) for item in cast(Sequence[Any], value)]
         kinds: set[type[Any]] = {type(item) for item in items}
         if items and kinds <= set(_PRIMITIVES) and not expand:
             if len(kinds) == 1 and prefix:
-                flat[prefix] = list(items)
+                flat[prefix] = items
                 return
             if len(kinds) > 1:
                 _log.warning("The list in attribute %r mixes types and is stored item by item.", prefix)
         for index, item in enumerate(items):
             _flatten(f"{prefix}.{index}" if prefix else str(index), item, flat, expand, levels - 1)
     else:
-        flat[prefix] = value
+        flat[prefix] = plain_scalar(value)
 
 
 def unflatten_attributes(flat: Mapping[str, Any]) -> Any:
@@ -118,9 +120,9 @@ def sanitize_attribute_value(value: Any, force: bool = True) -> AttributeValue:
     A list of int and float becomes one of float. With ``force`` nothing fails: what JSON cannot
     hold is written with ``str``, and what cannot be written at all by its type.
     """
-    given: Any = value
-    if isinstance(value, _PRIMITIVES):
-        return value
+    given: Any = plain_scalar(value)
+    if type(given) in _PRIMITIVES:
+        return given
     if isinstance(value, (list, tuple)):
         try:
             return sanitize_list_attribute_sanity(list(cast(Sequence[Any], given)))
@@ -129,19 +131,28 @@ def sanitize_attribute_value(value: Any, force: bool = True) -> AttributeValue:
     if not force:
         raise InvalidInput(f"A span cannot hold this value: {given!r}")
     try:
-        return json.dumps(given, default=str)
+        return json.dumps(given, default=_written)
     except Exception as error:
         # It may be a value that holds itself, or any error of somebody's __str__.
         return f"<{type(given).__name__} that cannot be written: {type(error).__name__}>"
 
 
+def _written(value: Any) -> Any:
+    """For JSON: what stands for a plain value as that, the rest as text."""
+    try:
+        return plain_data(value)
+    except TypeError:
+        return str(value)
+
+
 def sanitize_list_attribute_sanity(values: Sequence[Any]) -> list[str] | list[bool] | list[int] | list[float]:
     """A list of one type: all str, all bool, all int, or numbers as float. ValueError for any other."""
+    plain: list[Any] = [plain_scalar(item) for item in values]
     for kind in (str, bool, int):
-        if all(type(item) is kind for item in values):
-            return list(values)
-    if all(type(item) in (int, float) for item in values):
-        return [float(item) for item in values]
+        if all(type(item) is kind for item in plain):
+            return plain
+    if all(type(item) in (int, float) for item in plain):
+        return [float(item) for item in plain]
     raise InvalidInput("A span can only hold lists of str, of bool, or of numbers")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, cast
 
 from ..core.errors import InvalidInput
+from ..core.rewards import check_reward_attributes, reward_number
+from ..core.scalars import number, plain_data, plain_scalar
 from ..core.semconv import (
     AGL_ANNOTATION,
     AGL_EXCEPTION,
@@ -27,6 +28,7 @@ from .attributes import (
     sanitize_attributes,
 )
 from .dummy_tracer import DummyTracer
+from .recording import CURRENT
 from .tracer import Tracer
 
 __all__ = [
@@ -61,25 +63,24 @@ def emit_message(message: str, attributes: Mapping[str, Any] | None = None, prop
     if not isinstance(message, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"A message must be a string, not {type(message).__name__}")
     tracer = _tracer(propagate, "message")
-    fields = {**_flat(attributes), LightningSpanAttributes.MESSAGE_BODY.value: message}
+    fields = {**_flat(attributes), LightningSpanAttributes.MESSAGE_BODY.value: str(plain_scalar(message))}
     tracer.create_span(AGL_MESSAGE, fields, status=TraceStatus(status_code="UNSET"))
 
 
 def _literal(value: Any) -> tuple[str, str] | None:
     """Type and text of a primitive; None for other values.
 
-    A subclass (an IntEnum, a float of numpy) is written as the primitive that it is, since only
-    primitives can be read back.
+    A subclass (an IntEnum) or a scalar of numpy is written as the primitive that it stands for, since
+    only primitives can be read back.
     """
+    value = plain_scalar(value)
     if isinstance(value, bytes):
         return "bytes", base64.b64encode(value).decode("ascii")
     if isinstance(value, bool):
         return "bool", str(value)
-    if isinstance(value, int):
-        return "int", int.__repr__(value)
-    if isinstance(value, float):
-        return "float", float.__repr__(value)
-    return ("str", str.__str__(value)) if isinstance(value, str) else None
+    if isinstance(value, (int, float)):
+        return type(value).__name__, repr(value)
+    return ("str", value) if isinstance(value, str) else None
 
 
 def emit_object(
@@ -99,7 +100,7 @@ def emit_object(
         fields[LightningSpanAttributes.OBJECT_LITERAL.value] = literal[1]
         return tracer.create_span(AGL_OBJECT, fields)
     try:
-        fields[LightningSpanAttributes.OBJECT_JSON.value] = json.dumps(object)
+        fields[LightningSpanAttributes.OBJECT_JSON.value] = json.dumps(object, default=plain_data)
     except (TypeError, ValueError, RecursionError) as error:
         raise RuntimeError(f"The object cannot be written as JSON: {error}") from error
     fields[LightningSpanAttributes.OBJECT_TYPE.value] = full_qualified_name(cast("type[Any]", type(object)))
@@ -117,7 +118,10 @@ def emit_exception(
 
 
 def emit_annotation(annotation: Mapping[str, Any], propagate: bool = True) -> SpanCoreFields:
-    """Record key-value pairs, nested or not. ValueError for values that no span can hold, None too."""
+    """Record key-value pairs, nested or not.
+
+    ValueError for values that no span can hold, None too, and for a reward that is no finite number.
+    """
     if not isinstance(annotation, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"An annotation is a mapping, not {type(annotation).__name__}")
     fields: Attributes = {}
@@ -126,6 +130,7 @@ def emit_annotation(annotation: Mapping[str, Any], propagate: bool = True) -> Sp
             fields[key] = sanitize_attribute_value(value, force=False)
         except ValueError as error:
             raise InvalidInput(f"Annotation {key!r}: {error}") from None
+    check_reward_attributes(AGL_ANNOTATION, fields, _the_reward())
     return _tracer(propagate, "annotation").create_span(AGL_ANNOTATION, fields)
 
 
@@ -138,21 +143,22 @@ def emit_reward(
 ) -> SpanCoreFields:
     """Record a reward, or several dimensions of one; ``primary_key`` names the one that counts.
 
-    A number is whatever Python counts as real: int, bool, float, a Fraction, numpy's numbers.
-    TypeError for a scalar that is none; ValueError for a dict without ``primary_key`` or with a
-    value that is none, and for a number larger than any float. NaN is a number.
+    A number is any real one: int, bool, float, Decimal, Fraction, and numpy's. TypeError for a scalar
+    that is none, a text too; ValueError for NaN and infinities, for a dict without ``primary_key``,
+    and for one with a value that is no number.
     """
     return emit_annotation({**reward_attributes(reward, primary_key), **(attributes or {})}, propagate)
 
 
 def reward_attributes(reward: Any, primary_key: str | None = None) -> Attributes:
     """The attributes of a reward span: ``agentlightning.reward.<i>.name`` and ``.value``, primary first."""
+    what = _the_reward()
     if isinstance(reward, Mapping):
-        dimensions = _dimensions(cast(Mapping[str, Any], reward), primary_key)
-    elif isinstance(reward, Real):
-        dimensions = {"primary": _float(reward)}
+        dimensions = _dimensions(cast(Mapping[str, Any], reward), primary_key, what)
+    elif number(reward) is None:
+        raise TypeError(f"{what} must be a number or a mapping of numbers, not {type(reward).__name__}")
     else:
-        raise TypeError(f"A reward must be a number or a mapping of numbers, not {type(reward).__name__}")
+        dimensions = {"primary": reward_number(reward, what)}
     fields: Attributes = {}
     for index, (name, value) in enumerate(dimensions.items()):
         prefix = f"{LightningSpanAttributes.REWARD.value}.{index}"
@@ -161,20 +167,19 @@ def reward_attributes(reward: Any, primary_key: str | None = None) -> Attributes
     return fields
 
 
-def _dimensions(reward: Mapping[str, Any], primary_key: str | None) -> dict[str, float]:
+def _the_reward() -> str:
+    """How errors name a reward: with the rollout whose attempt runs in this context."""
+    recording = CURRENT.get()
+    return "The reward" if recording is None else f"The reward of rollout {recording.rollout_id}"
+
+
+def _dimensions(reward: Mapping[str, Any], primary_key: str | None, what: str) -> dict[str, float]:
     if primary_key is None:
         raise InvalidInput("primary_key is required for a reward of several dimensions")
     if primary_key not in reward:
         raise InvalidInput(f"primary_key {primary_key!r} is no dimension of the reward: {list(reward)}")
     for key, value in reward.items():
-        if not isinstance(value, Real):
+        if number(value) is None:
             raise InvalidInput(f"Reward value must be a number, got: {value!r} for key {key}")
-    first = {primary_key: _float(reward[primary_key])}
-    return {**first, **{key: _float(value) for key, value in reward.items() if key != primary_key}}
-
-
-def _float(number: Real) -> float:
-    try:
-        return float(number)
-    except OverflowError:
-        raise InvalidInput("The reward is larger than any float") from None
+    ordered = {primary_key: reward[primary_key], **reward}
+    return {key: reward_number(value, f"{what} for key {key}") for key, value in ordered.items()}

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from ..core.model import RolloutLegacy, Task, Triplet
+from ..core.rewards import check_posted
+from ..core.scalars import number
 from ..core.spans import Span
 from .readers import find_final_reward
 
@@ -21,16 +23,16 @@ def as_posted(value: Any, task: Task, spans: Sequence[Span], exporter: Any, pref
 
     `spans` are what the tracer recorded; they are the trace unless the agent returned one, and triplets are made of
     them unless the agent returned some. Without a reward of its own the rollout has that of its last triplet, or the
-    last one that was emitted. TypeError for anything else.
+    last one that was emitted. TypeError for anything else, ValueError for NaN and infinities as rewards.
     """
     rollout = RolloutLegacy(rollout_id=task.rollout_id, task=task)
     returned: Sequence[Any] = ()
     if isinstance(value, RolloutLegacy):
         rollout = value.model_copy(update={"rollout_id": task.rollout_id, "task": task})
-    elif isinstance(value, (int, float)):
+    elif number(value) is not None:
         if isinstance(value, bool):
             _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
-        rollout.final_reward = float(value)
+        rollout.final_reward = number(value)
     elif isinstance(value, list):
         items = cast("list[Any]", value)
         if items and all(isinstance(item, Triplet) for item in items):
@@ -49,6 +51,7 @@ def as_posted(value: Any, task: Task, spans: Sequence[Span], exporter: Any, pref
     if rollout.final_reward is None:
         last = rollout.triplets[-1].reward if rollout.triplets else None
         rollout.final_reward = last if last is not None else find_final_reward(spans)
+    check_posted(rollout)
     return rollout
 
 

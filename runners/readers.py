@@ -5,17 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
+from ..core.rewards import dimensions_of, is_current, primary_reward
+from ..core.scalars import number
 from ..core.semconv import (
-    AGL_ANNOTATION,
     AGL_MESSAGE,
     AGL_OBJECT,
-    AGL_REWARD,
     LightningSpanAttributes,
-    RewardAttributes,
     RewardPydanticModel,
 )
 from ..core.spans import SpanAttributeNames
@@ -33,10 +33,8 @@ __all__ = [
 S = TypeVar("S")
 
 _log = logging.getLogger(__name__)
-_PREFIX = LightningSpanAttributes.REWARD.value + "."
 # Before release 0.3 these were the whole names.
 _OLD_MESSAGE, _OLD_OBJECT = SpanAttributeNames.MESSAGE.value, SpanAttributeNames.OBJECT.value
-_AGENTOPS_OUTPUTS = ("agentops.task.output", "agentops.entity.output")
 
 
 def _attributes(span: Any) -> Mapping[str, Any]:
@@ -46,48 +44,24 @@ def _attributes(span: Any) -> Mapping[str, Any]:
 def get_rewards_from_span(span: Any) -> list[RewardPydanticModel]:
     """All dimensions of a reward span, the primary first; empty for other spans.
 
-    A dimension without a name is called ``primary``; one without a number is left out.
+    A dimension without a name is called ``primary``; one without a finite number is left out.
     """
-    return [reward for reward in _dimensions(span).values() if reward is not None]
-
-
-def _dimensions(span: Any) -> dict[int, RewardPydanticModel | None]:
-    """Index -> dimension, in order; None for one without a number."""
-    found: dict[int, dict[str, Any]] = {}
-    for key, value in _attributes(span).items():
-        if key.startswith(_PREFIX):
-            index, _, field = key[len(_PREFIX) :].partition(".")
-            # More digits than this are no index, and int() refuses thousands of them.
-            if index.isascii() and index.isdigit() and len(index) < 10:
-                found.setdefault(int(index), {})[field] = value
-    rewards: dict[int, RewardPydanticModel | None] = {}
-    for index, fields in sorted(found.items()):
-        value = _number(fields.get(RewardAttributes.REWARD_VALUE.value))
-        name = str(fields.get(RewardAttributes.REWARD_NAME.value, "primary"))
-        rewards[index] = None if value is None else RewardPydanticModel(name=name, value=value)
-    return rewards
+    found = ((name, _finite(value)) for name, value in dimensions_of(_attributes(span)).values())
+    return [RewardPydanticModel(name=name, value=value) for name, value in found if value is not None]
 
 
 def get_reward_value(span: Any) -> float | None:
     """The primary reward of a span of any version; None when it has none.
 
-    A span with dimensions whose primary one is no number has none: another dimension never
+    A span with dimensions whose primary one is no finite number has none: another dimension never
     stands in for it.
     """
-    dimensions = _dimensions(span)
-    if dimensions:
-        primary = dimensions.get(0)
-        return None if primary is None else primary.value
-    attributes = _attributes(span)
-    for key in _AGENTOPS_OUTPUTS:
-        output = _mapping(attributes.get(key))
-        if output is not None and output.get("type") == "reward":
-            _say_deprecated(key)
-            return _number(output.get("value"))
-    if span.name in (AGL_REWARD, AGL_ANNOTATION) and "reward" in attributes:
-        _say_deprecated("reward")
-        return _number(attributes["reward"])
-    return None
+    found = primary_reward(span.name, _attributes(span))
+    if found is None:
+        return None
+    if not is_current(found[0]):
+        _say_deprecated(found[0])
+    return _finite(found[1])
 
 
 @cache
@@ -96,20 +70,10 @@ def _say_deprecated(key: str) -> None:
     _log.warning("Reading a reward from the attribute %r is deprecated; use emit_reward.", key)
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return float(value) if isinstance(value, (int, float)) else None
-    except OverflowError:
-        return None  # an integer of hundreds of digits is no reward
-
-
-def _mapping(value: Any) -> dict[str, Any] | None:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+def _finite(value: Any) -> float | None:
+    """The number; None for what is none, and for NaN and infinities, which older releases stored."""
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
 
 
 def is_reward_span(span: Any) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from ..core.model import AttemptedRollout
+from ..core.rewards import reward_number
+from ..core.scalars import number
 from ..core.spans import Span, SpanCoreFields
 from .attributes import full_qualified_name
 from .emitters import emit_reward
@@ -32,14 +33,16 @@ async def store_result(
     """Store what the agent returned and give all spans of the attempt, or those that it returned.
 
     None adds nothing. A number becomes a reward span behind all others, the root of a trace of
-    its own. A list of spans of one kind is stored as it is. TypeError or ValueError for the rest.
+    its own. A list of spans of one kind is stored as it is. TypeError or ValueError for the rest,
+    NaN and infinities too.
     """
     if result is None:
         return tracer.get_last_trace()
     if isinstance(result, bool):
         _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
-    if isinstance(result, Real):
-        core = emit_reward(cast(float, result), propagate=False)
+    if number(result) is not None:
+        reward = reward_number(result, f"The reward that the agent returned for rollout {rollout.rollout_id}")
+        core = emit_reward(reward, propagate=False)
         return [*tracer.get_last_trace(), *await add_spans([bound_span(core, rollout)], store)]
     if not isinstance(result, list):
         kind = full_qualified_name(cast("type[Any]", type(result)))

@@ -7,9 +7,9 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, TypeVar, cast
 
+from ..core.scalars import number
 from ..core.semconv import AGL_REWARD
 from .active import get_active_tracer
 from .emitters import emit_reward
@@ -28,7 +28,7 @@ def reward(fn: F) -> F:
     The call is an operation named ``agentlightning.reward``, so that model calls made inside of it
     are a judge's and become no triplets; the reward itself follows as a span of its own. A result
     that is no number is passed on and records no reward, with a warning; so is any result where
-    no trace is open.
+    no trace is open. NaN and infinities are refused as :func:`emit_reward` refuses them.
     """
     warnings.warn("agl.reward is deprecated; call agl.emit_reward.", DeprecationWarning, stacklevel=2)
     recorded = operation(fn, name=AGL_REWARD)
@@ -50,7 +50,7 @@ def reward(fn: F) -> F:
 
 def _record(fn: Callable[..., Any], result: Any) -> Any:
     name = getattr(fn, "__name__", type(fn).__name__)
-    if not isinstance(result, Real):
+    if number(result) is None:
         _log.warning("%s returned %s, which is no reward; none is recorded.", name, type(result).__name__)
     elif get_active_tracer() is None:
         _log.warning("%s was called outside of a trace; its reward is not recorded.", name)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from ...core.rewards import primary_reward
+from ...core.scalars import number
 from ...core.semconv import AGL_OPERATION, AGL_REWARD, LightningSpanAttributes
 from ...core.spans import Span
 from ...runners.attributes import unflatten_attributes
@@ -199,11 +200,12 @@ def agent_name(span: Span) -> str | None:
 
 
 def reward_of(span: Span, odd: Counter[str]) -> float | None:
-    """The span's reward; None without one. NaN and infinity are counted and are no reward to learn from."""
+    """The span's reward; None without one. What is no finite number is counted and is no reward to learn from."""
     value = get_reward_value(span)
-    if value is not None and not math.isfinite(value):
-        odd[f"reward of {value}"] += 1
-        return None
+    stored = primary_reward(span.name, span.attributes) if value is None else None
+    if stored is not None and stored[1] is not None:
+        found = number(stored[1])
+        odd["reward that is no number" if found is None else f"reward of {found}"] += 1
     return value
 
 
@@ -211,7 +213,7 @@ def is_reward(span: Span) -> bool:
     """Whether the span is a reward or the work of a function that computes one."""
     if span.name == AGL_OPERATION and span.attributes.get(_NAME) == AGL_REWARD:
         return True
-    return get_reward_value(span) is not None
+    return primary_reward(span.name, span.attributes) is not None
 
 
 def looks_like_model_call(span: Span) -> bool:

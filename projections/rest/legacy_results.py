@@ -15,6 +15,7 @@ from ...core.contract import LightningStore
 from ...core.errors import NotFound
 from ...core.ids import span_id as new_span_id
 from ...core.model import Attempt, AttemptedRollout, AttemptStatus, Rollout, RolloutLegacy
+from ...core.rewards import check_posted, check_reward_attributes
 from ...core.semconv import AGL_OBJECT, LightningSpanAttributes, RewardAttributes
 from ...core.spans import Span, TraceStatus
 
@@ -38,8 +39,10 @@ async def keep_result(store: LightningStore, posted: RolloutLegacy) -> bool:
     """Put what a client posted into the log: its spans, then one that holds the rest, then the outcome.
 
     The first result that arrives for a rollout counts, whichever of its attempts made it; True for that one.
-    A later one is kept beside it and changes nothing: False. Raises `NotFound` for an unknown rollout.
+    A later one is kept beside it and changes nothing: False. Raises `NotFound` for an unknown rollout,
+    and `InvalidInput` for a reward that is no finite number.
     """
+    check_posted(posted)
     rollout = await store.get_rollout_by_id(posted.rollout_id)
     if rollout is None:
         raise NotFound.rollout(posted.rollout_id)
@@ -133,9 +136,10 @@ def _span_of(item: Mapping[str, Any], rollout_id: str, attempt_id: str) -> Span 
     """A span of today or one as OpenTelemetry writes it to JSON; None for neither."""
     ids = {"rollout_id": rollout_id, "attempt_id": attempt_id, "sequence_id": 0}
     try:
-        if "trace_id" in item:
-            return Span.model_validate({**item, **ids})
-        return Span.model_validate({**_from_otel_json(item), **ids})
+        fields = dict(item) if "trace_id" in item else _from_otel_json(item)
+        span = Span.model_validate({**fields, **ids})
+        check_reward_attributes(span.name, span.attributes)
+        return span
     except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
         log.debug("Not a span: %s", error)
         return None

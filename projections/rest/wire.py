@@ -18,6 +18,7 @@ from ...core import errors
 from ...core.model import Attempt, AttemptedRollout, PaginatedResult, Rollout, Worker
 from ...core.pages import IncompletePage
 from ...core.resources import ResourcesUpdate
+from ...core.scalars import plain_data
 from ...core.spans import Span
 
 _STATUS_OF: tuple[tuple[type[BaseException], int], ...] = (
@@ -40,13 +41,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         extra = value.__pydantic_extra__
         return {**value.__dict__, **extra} if extra else value.__dict__
-    item = getattr(value, "item", None)
-    if callable(item) and getattr(value, "shape", None) == ():
-        return item()
-    tolist = getattr(value, "tolist", None)
-    if callable(tolist):
-        return tolist()
-    raise TypeError(f"a {type(value).__qualname__} cannot be sent; pass JSON-like data")
+    return plain_data(value, "sent")
 
 
 _pack = msgspec.msgpack.Encoder(enc_hook=plain).encode

@@ -150,4 +150,4 @@ def test_rewards_that_are_missing_stay_missing() -> None:
     spans = [*fixture("tool-agent-without-roles"), reward("n/a", 9), reward(float("nan"), 10)]
     adapter = agl.TracerTraceToTriplet()
     assert [triplet.reward for triplet in adapter(spans)] == [None, None]
-    assert adapter.oddities == {"reward of nan": 1}
+    assert adapter.oddities == {"reward of nan": 1, "reward that is no number": 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
@@ -70,6 +71,8 @@ async def test_a_task_goes_out_and_its_result_comes_back_once(
     posted = RolloutLegacy(
         rollout_id=rollout_id, task=task, final_reward=0.5, triplets=[triplet], trace=[OTEL_SPAN], logs=["one"]
     )
+    for refused in ({"final_reward": math.nan}, {"triplets": [triplet.model_copy(update={"reward": math.inf})]}):
+        assert await client.post_rollout_async(posted.model_copy(update=refused)) is None and client.refused
     assert (await client.post_rollout_async(posted) or {})["status"] == "ok"
     result = await server.poll_completed_rollout(rollout_id, timeout=5)
     assert result is not None and result.final_reward == 0.5 and result.triplets == [triplet] and result.logs == ["one"]

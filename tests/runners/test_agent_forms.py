@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import warnings
+from decimal import Decimal
 from fractions import Fraction
 from numbers import Real
 from typing import Any
@@ -95,9 +96,40 @@ class Half:
 Real.register(Half)
 
 
-@pytest.mark.parametrize("value", [Half(), Fraction(1, 2)])
+@pytest.mark.parametrize("value", [Half(), Fraction(1, 2), Decimal("0.5")])
 async def test_a_number_of_any_kind_is_a_reward_as_for_emit_reward(store: InMemoryLightningStore, value: Any) -> None:
     assert await reward_of(store, lambda task: value) == 0.5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (float("nan"), "The reward that the agent returned for rollout {} is nan; a reward is a finite number"),
+        (Decimal("Infinity"), "The reward that the agent returned for rollout {} is inf; a reward is a finite number"),
+        ("1.0", "Invalid raw result type"),
+    ],
+)
+@pytest.mark.parametrize("how", ["returned", "emitted", "decorated"])
+async def test_what_is_no_finite_number_fails_the_attempt_and_names_the_rollout(
+    store: InMemoryLightningStore, value: Any, reason: str, how: str
+) -> None:
+    def agent(task: str) -> Any:
+        if task == "bad" and how == "emitted":
+            agl.emit_reward(value)
+        if task == "bad" and how == "decorated":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                agl.reward(lambda: value)()
+        return value if task == "bad" and how == "returned" else 1.0
+
+    attempt, spans, _ = await run_two(store, agent)
+    if how == "decorated" and isinstance(value, str):
+        assert attempt.status == "succeeded"  # passed on: the decorator is for functions that may compute no reward
+        return
+    assert attempt.status == "failed" and agl.find_final_reward(spans) is None
+    expected = reason if how == "returned" else reason.replace(" that the agent returned for rollout", " of rollout")
+    expected = "The reward of rollout {} must be a number" if how == "emitted" and isinstance(value, str) else expected
+    assert expected.format(attempt.rollout_id) in told(spans)["message"]
 
 
 async def test_a_coroutine_as_result_fails_with_a_hint_and_leaves_no_warning(store: InMemoryLightningStore) -> None:
