@@ -14,6 +14,7 @@ import click
 from ..core.errors import AgentLightningError
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "best": ("show_run", "best", "The best prompt or model of a run, and what it is worth; saves it to a file."),
     "dead": ("dead", "dead", "Dead letters: what was given up and why; try it again."),
     "demo": ("demo.command", "demo", "A real language model on this machine, two runners, the best prompt of several."),
     "kafka": ("kafka", "kafka", "Make the topics of a log on Apache Kafka."),
@@ -22,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ps": ("ps", "ps", "The runs of a log or a store: what was fitted, how far it is, and what it reached."),
     "replay": ("replay", "replay", "Fold a log to its state then; play a run again, or play it to an algorithm."),
     "runner": ("runner", "runner", "Run an agent on the rollouts of a store."),
-    "show": ("show", "show", "One rollout, or one run, as a person wants to read it."),
+    "show": ("show", "show", "One run, one rollout or the versions of resources, as a person wants to read it."),
     "store": ("store", "store", "Serve the store over HTTP on an event log."),
     "subscribe": ("subscribe", "subscribe", "Hand the facts of a store to a Python function, in a process of its own."),
 }

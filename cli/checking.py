@@ -1,8 +1,7 @@
-"""What `agl log check` examines: a file as SQLite and our check sums see it, a Kafka by its offsets, and whether it folds."""
+"""What `agl log check` examines: a file by SQLite and our check sums, a Kafka or a store by its offsets, and the fold."""
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ..core.errors import AgentLightningError
@@ -10,19 +9,20 @@ from ..core.log import Log
 from ..core.open_log import open_log, path_of
 from ..core.topics import BLOBS, STORED, TOPICS
 from ..projections.replay import replay
+from .reading import open_reading
 
 CHECK_RECORDS = 2048
 CHECK_BLOBS = 8
 """Blobs have up to 64 MB each."""
 
 
-def examine(url: str) -> dict[str, Any]:
+def examine(url: str, token: str | None = None) -> dict[str, Any]:
     """path, log_id, sound, findings (sentences), records by topic, position and hex fingerprint of the control log.
 
     A file that is missing or damaged is a finding, never an exception. Nothing is changed.
     """
-    if url.startswith("kafka://"):
-        return _examine_broker(url)
+    if url.startswith(("kafka://", "http://", "https://")):
+        return _examine_topics(url, token)
     from ..core.sqlite_log import check_file, check_there
 
     address = url if "://" in url else f"sqlite:///{url}"
@@ -40,9 +40,9 @@ def examine(url: str) -> dict[str, Any]:
     return _report(str(path), report.log_id, findings, report.records, position, fingerprint)
 
 
-def _examine_broker(url: str) -> dict[str, Any]:
+def _examine_topics(url: str, token: str | None) -> dict[str, Any]:
     """Topics that are missing or set wrongly end the opening, which says so; everything else is a finding."""
-    with open_log(url, readonly=True, environment=os.environ) as log:
+    with open_reading(url, token) as log:
         findings: list[str] = []
         records = dict.fromkeys(STORED, 0)
         position, fingerprint = 0, ""

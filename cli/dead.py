@@ -13,13 +13,9 @@ import msgspec
 
 from ..core.dead import ROLLOUT, SUBSCRIBER, DeadLetter
 from ..core.errors import InvalidInput
-from .reading import DEFAULT_LOG, address_of, open_reading
-from .terminal import counted, echo_json, json_option, plain, printable, short, table, when
-
-log_option = click.option(
-    "--log", "--store", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="The log, or a store at http://."
-)
-token_option = click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="The store's token; also AGL_TOKEN.")
+from .finding_runs import LOOKING_SECONDS
+from .reading import address_of, log_option, open_reading
+from .terminal import counted, echo_json, examples, json_option, plain, printable, short, table, when
 
 
 @click.group()
@@ -27,19 +23,19 @@ def dead() -> None:
     """Dead letters: rollouts that were given up, facts that a subscriber did not take, records that nobody can read."""
 
 
-@dead.command(short_help="List what is there and still open.")
+@dead.command(
+    short_help="List what is there and still open.", epilog=examples("agl dead ls", "agl dead ls --all --kind rollout --json")
+)
 @click.option("--all", "settled", is_flag=True, help="Those too that a retry has settled.")
 @click.option("--kind", type=click.Choice(["rollout", "record", "subscriber"]), help="One kind only.")
-@log_option
-@token_option
+@log_option()
 @json_option
 def ls(settled: bool, kind: str | None, url: str, token: str | None, as_json: bool) -> None:
     """What is there and still open, the oldest first: id, source, when, how often, and why."""
     entries = _read(url, token)
     shown = [one for one in entries if (settled or not one.letter.settled) and kind in (None, one.letter.kind)]
     if as_json:
-        for entry in shown:
-            echo_json(msgspec.to_builtins(entry))
+        echo_json([msgspec.to_builtins(entry) for entry in shown])
         return
     hidden = len([one for one in entries if one.letter.settled and not settled])
     rows = [
@@ -58,10 +54,11 @@ def ls(settled: bool, kind: str | None, url: str, token: str | None, as_json: bo
         click.echo("No dead letters" + (f" that are open; {counted(hidden, 'settled one')} with --all" if hidden else ""))
 
 
-@dead.command(short_help="Show one letter in full.")
+@dead.command(
+    short_help="Show one letter in full.", epilog=examples("agl dead show ro-1d18988581cd", "agl dead show dl-3f --json")
+)
 @click.argument("name", metavar="ID")
-@log_option
-@token_option
+@log_option()
 @json_option
 def show(name: str, url: str, token: str | None, as_json: bool) -> None:
     """One letter in full. ID is its id, the beginning of it, or the rollout that it is about."""
@@ -88,11 +85,13 @@ def show(name: str, url: str, token: str | None, as_json: bool) -> None:
         click.echo(json.dumps(plain(letter.data), indent=2))
 
 
-@dead.command(short_help="Try one again.")
+@dead.command(
+    short_help="Try one again.",
+    epilog=examples("agl dead retry ro-1d18988581cd --log http://127.0.0.1:4747", "agl dead retry dl-3f --function app:keep"),
+)
 @click.argument("name", metavar="ID")
 @click.option("--function", metavar="MODULE:FUNCTION", help="The subscriber to hand a fact to, if not the one it failed in.")
-@log_option
-@token_option
+@log_option()
 @json_option
 def retry(name: str, function: str | None, url: str, token: str | None, as_json: bool) -> None:
     """Try one again: a rollout goes back into the queue as a new generation, a fact to its function once more.
@@ -118,7 +117,7 @@ def _read(url: str, token: str | None) -> list[Any]:
     async def ask() -> list[dict[str, Any]]:
         from ..projections.rest.client import LightningStoreClient
 
-        client = LightningStoreClient(url, token=token)
+        client = LightningStoreClient(url, token=token, patience_seconds=LOOKING_SECONDS)
         try:
             return await client.query_dead_letters()
         finally:

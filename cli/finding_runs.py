@@ -1,31 +1,35 @@
-"""Runs for the commands: found in a log, in all logs of this folder, or in a store over HTTP, with what they reached."""
+"""Runs, rollouts and resources for the commands: found by id, beginning or name in the logs of this folder or in a store."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from ..core.errors import AgentLightningError, InvalidInput, NotFound
+import click
+
+from ..core.errors import InvalidInput, NotFound
 from ..core.log import Log
 from ..core.state import Rollout
 from ..core.vocabulary import FINISHED
 from ..projections.blobs import Blobs
-from ..projections.runs import Run, RunBook, find_run, runs_from
+from ..projections.history import find_rollout
+from ..projections.runs import LATEST, Run, RunBook, find_run, runs_from
+from ..projections.span_book import SpanBook
 from .reading import logs_here, open_reading
-
-if TYPE_CHECKING:
-    from ..projections.span_book import SpanBook
+from .terminal import printable
 
 NO_LIMIT_MB = 1e9
 SIDE_BY_SIDE = 16
 
+Kind = Literal["run", "rollout", "resources"]
+
 
 @dataclass
-class Found:
+class RunSummary:
     """A run, where it is, the statuses of its rollouts, and their final rewards: rollout -> reward or None for none."""
 
     run: Run
@@ -74,7 +78,7 @@ class Found:
         }
 
 
-def runs_at(url: str, token: str | None) -> list[Found]:
+def runs_at(url: str, token: str | None) -> list[RunSummary]:
     """Every run of a log or a store, the oldest first. Blocks; raises what opening and reading raise."""
     if url.startswith(("http://", "https://")):
         return asyncio.run(_of_store(url, token))
@@ -82,12 +86,11 @@ def runs_at(url: str, token: str | None) -> list[Found]:
         return runs_in(log, url)
 
 
-def runs_in(log: Log, url: str, only: str | None = None) -> list[Found]:
+def runs_in(log: Log, url: str, only: str | None = None) -> list[RunSummary]:
     """Every run of a log, or the one that `only` names. Raises `NotFound`.
 
     Blocks: the control log is looked through for runs, and folded from its newest snapshot on.
     """
-    from ..projections.span_book import SpanBook
     from ..projections.standing import standing
 
     blobs = Blobs(log, NO_LIMIT_MB)
@@ -102,17 +105,17 @@ def runs_in(log: Log, url: str, only: str | None = None) -> list[Found]:
     members: dict[str, dict[str, Rollout]] = {run_id: {} for run_id in names}
     for one, rollout in stands.items():
         members[owner[one]][one] = rollout
-    return [_found(run, url, members[run.run_id], spans) for run in shown]
+    return [_summary(run, url, members[run.run_id], spans) for run in shown]
 
 
-def _found(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanBook) -> Found:
+def _summary(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanBook) -> RunSummary:
     run.rollout_ids = list(rollouts)  # those that the log accepted
     rewards: dict[str, float | None] = {}
     for one, rollout in rollouts.items():
         if rollout.status in FINISHED:
             latest = rollout.attempts[-1].attempt_id if rollout.attempts else None
             rewards[one] = _reward([span for span in spans.read(one) if span.attempt_id == latest])
-    return Found(run, url, {one: str(rollout.status) for one, rollout in rollouts.items()}, rewards)
+    return RunSummary(run, url, {one: str(rollout.status) for one, rollout in rollouts.items()}, rewards)
 
 
 def _reward(spans: Sequence[Any]) -> float | None:
@@ -122,10 +125,10 @@ def _reward(spans: Sequence[Any]) -> float | None:
     return find_final_reward(sorted(spans, key=lambda span: span.sequence_id))
 
 
-async def _of_store(url: str, token: str | None) -> list[Found]:
+async def _of_store(url: str, token: str | None) -> list[RunSummary]:
     from ..projections.rest.client import LightningStoreClient
 
-    client = LightningStoreClient(url, token=token)
+    client = LightningStoreClient(url, token=token, patience_seconds=LOOKING_SECONDS)
     gate = asyncio.Semaphore(SIDE_BY_SIDE)
 
     async def reward(rollout_id: str) -> tuple[str, float | None]:
@@ -133,7 +136,7 @@ async def _of_store(url: str, token: str | None) -> list[Found]:
             return rollout_id, _reward(list(await client.query_spans(rollout_id, "latest")))
 
     try:
-        found: list[Found] = []
+        found: list[RunSummary] = []
         for brief in runs_from(await client.query_runs(brief=True)):
             [run] = runs_from(await client.query_runs(brief.run_id))
             statuses: dict[str, str] = {}
@@ -142,33 +145,92 @@ async def _of_store(url: str, token: str | None) -> list[Found]:
                 statuses = {one.rollout_id: str(one.status) for one in page}
             over = [one for one, word in statuses.items() if word in FINISHED]
             rewards = dict(await asyncio.gather(*(reward(one) for one in over)))
-            found.append(Found(run, url, statuses, rewards))
+            found.append(RunSummary(run, url, statuses, rewards))
         return found
     finally:
         await client.close()
 
 
+@dataclass
+class Located:
+    """What a name stands for: the open log that has it, its address, what it is, and its whole id; `run` for a run."""
+
+    log: Log
+    url: str
+    kind: Kind
+    id: str
+    book: RunBook
+    run: Run | None = None
+
+
 @contextmanager
-def log_of_run(name: str, url: str | None) -> Generator[tuple[Log, str], None, None]:
-    """The open log that has the run, and its address. Raises `NotFound`, `InvalidInput` where several logs have one."""
-    having: list[str] = []
-    logs = logs_here(url)
-    if len(logs) == 1:  # who looks for the run in it says so where it is not there
-        with open_reading(logs[0]) as log:
-            yield log, logs[0]
-        return
-    missing: AgentLightningError | None = None
-    for one in logs:
-        with open_reading(one) as log:
+def located(
+    name: str, url: str | None, token: str | None, kinds: Sequence[Kind] = ("run", "rollout", "resources")
+) -> Generator[Located, None, None]:
+    """The one thing of these kinds that `name` stands for, in the log at `url` or in all logs of this folder.
+
+    A run is found by its id, its name, `latest`, or the beginning of its id; of several with the same name the newest is
+    taken, and a line on standard error says which. Raises `NotFound`, and `InvalidInput` where several logs have the id.
+    """
+    found: list[Located] = []
+    missing: NotFound | None = None
+    with ExitStack() as stack:
+        namesakes = 0
+        for one in logs_here(url):
+            log = stack.enter_context(open_reading(one, token))
+            book = RunBook(log, Blobs(log, NO_LIMIT_MB).fetch)
+            namesakes += sum(run.name == name for run in book.advance().values())
             try:
-                find_run(RunBook(log, Blobs(log, NO_LIMIT_MB).fetch).advance(), name)
+                found.append(_matching(Located(log, one, "run", name, book), name, kinds))
             except NotFound as error:
-                missing = error
-            else:
-                having.append(one)
-    if not having:
-        raise missing or NotFound(f"there is no run {name}")
-    if len(having) > 1:
-        raise InvalidInput(f"{name} is a run of {', '.join(having)}; name one with --log")
-    with open_reading(having[0]) as log:
-        yield log, having[0]
+                missing = missing or error
+        if not found:
+            raise missing or NotFound(f"there is nothing of the name {name}")
+        newest = max(found, key=lambda one: one.run.opened_time if one.run is not None else 0.0)
+        by_name = all(one.run is not None and name in (one.run.name, LATEST) for one in found)
+        if len(found) > 1 and not by_name:
+            raise InvalidInput(f"{name} is in {', '.join(one.url for one in found)}; name one with --log")
+        if namesakes > 1 and newest.kind == "run" and newest.id != name:
+            click.echo(f"{namesakes} runs are named {printable(name)}; this is the newest, {newest.id}.", err=True)
+        yield newest
+
+
+def _matching(place: Located, name: str, kinds: Sequence[Kind]) -> Located:
+    """What a name stands for in one log. A run's name comes before the beginnings of ids. Raises `NotFound`."""
+    runs = place.book.runs
+    begins = next((kind for prefix, kind in _PREFIXES.items() if name.startswith(prefix)), None)
+    named = name in runs or any(run.name == name for run in runs.values()) or name == LATEST
+    if "run" in kinds and (named or begins == "run" or len(kinds) == 1):
+        run = find_run(runs, name)
+        return replace(place, id=run.run_id, run=run)
+    if "rollout" in kinds and begins != "resources":
+        try:
+            return replace(place, kind="rollout", id=find_rollout(place.log, name))
+        except NotFound:
+            if begins == "rollout":
+                raise
+    if "resources" in kinds and begins != "rollout":
+        found = resources_named(place.log, name)
+        if found is not None:
+            return replace(place, kind="resources", id=found)
+    raise NotFound(f"there is no run, no rollout and no resources of the id or name {name}; `agl ps` lists the runs")
+
+
+_PREFIXES: dict[str, Kind] = {"run-": "run", "rs-": "resources", "ro-": "rollout", "at-": "rollout"}
+
+
+def resources_named(log: Log, name: str) -> str | None:
+    """The resources id that is `name`, or the only one that begins so. Raises `InvalidInput` for several."""
+    from ..algorithms.run_report import LogReader
+
+    known = list(LogReader(log).resources())
+    if name in known:
+        return name
+    found = [one for one in known if name.startswith("rs-") and one.startswith(name)]
+    if len(found) > 1:
+        raise InvalidInput(f"{name} may be any of {len(found)} resources: {', '.join(found[:10])}")
+    return found[0] if found else None
+
+
+LOOKING_SECONDS = 5.0
+"""How long a command that only looks waits for a store that does not answer."""

@@ -14,7 +14,7 @@ from ..core.open_log import shown
 from ..core.topics import CONTROL, TOPICS
 from .checking import first_hole
 from .reading import quieten_clients
-from .terminal import echo_json, json_option, table
+from .terminal import echo_json, examples, json_option, table
 
 LOOKED_AT = 2000
 """Records at each end of a control partition in which `init` looks for holes; `agl log check` looks at all of them."""
@@ -25,8 +25,14 @@ def kafka() -> None:
     """Make the topics of a log on Apache Kafka."""
 
 
-@kafka.command(short_help="Make the topics that are missing, check those that are there.")
-@click.option("--log", "url", required=True, metavar="URL", help="Where the log is to be: kafka://host:9092/prefix.")
+@kafka.command(
+    short_help="Make the topics that are missing, check those that are there.",
+    epilog=examples(
+        "agl kafka init --log kafka://localhost:9092/dev",
+        "agl kafka init --log kafka://localhost:9092/prod --partitions spans=32",
+    ),
+)
+@click.option("--log", "--store", "url", required=True, metavar="URL", help="Where the log is to be: kafka://host:9092/prefix.")
 @click.option("--partitions", "counts", multiple=True, metavar="TOPIC=N",
               help="Partitions of a new topic, such as spans=32; repeatable. Fixed for the life of the log.")  # fmt: skip
 @click.option("--replication", type=click.IntRange(1, 32767), metavar="N",

@@ -11,15 +11,19 @@ import msgspec
 from ..core.errors import InvalidInput
 from ..core.open_log import shown
 from .reading import open_reading
-from .terminal import counted, echo_json, json_option, printable, table
+from .terminal import counted, echo_json, examples, json_lines_option, printable, table
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "agl lag --log kafka://localhost:9092/dev", "agl lag --log kafka://localhost:9092/dev --group runners -f"
+    )
+)
 @click.option("--log", "--store", "url", required=True, metavar="URL", help="The log on Kafka: kafka://host:9092/prefix.")
 @click.option("--group", metavar="GROUP", help="One group only: runners, timekeeper, or a subscriber's.")
 @click.option("-f", "--follow", is_flag=True, help="Say it again and again, until Ctrl+C.")
 @click.option("--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between with --follow.")
-@json_option
+@json_lines_option
 def lag(url: str, group: str | None, follow: bool, every: float, as_json: bool) -> None:
     """For each consumer group and partition: what was committed, where the partition ends, the lag, and who has it.
 

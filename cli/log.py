@@ -11,17 +11,27 @@ import click
 
 from ..core.errors import InvalidInput
 from ..core.log import Log, Record
-from ..core.topics import CONTROL, TOPICS
-from .reading import DEFAULT_LOG, Bound, BoundType, Filters, TopicReader, on_broker, open_reading
+from ..core.topics import CONTROL, FACTS, SPANS, TOPICS
+from .activity import follow_activities, last_activities
+from .reading import Bound, BoundType, Filters, TopicReader, log_option, on_broker, open_reading
 from .records import View, summary
-from .terminal import counted, echo_json, json_option, plain, printable, short, table, when
+from .terminal import (
+    counted,
+    echo_json,
+    examples,
+    fit,
+    json_lines_option,
+    json_option,
+    no_records,
+    plain,
+    printable,
+    short,
+    table,
+    when,
+)
 
 DERIVE_LIMIT = 200_000
 """Control records up to which `topics` folds the log to count its derived topics; some seconds."""
-
-log_option = click.option(
-    "--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL", help="Address or file of the log."
-)
 
 published_option = click.option(
     "--published", is_flag=True, help="Tasks and facts as the Kafka has them, instead of derived from control."
@@ -51,16 +61,19 @@ def _given(rollout: str | None, attempt: str | None, kind: str | None, since: Bo
     return Filters(rollout, attempt, kind, since or Bound(), until or Bound())
 
 
-@log.command(short_help="List the topics: partitions, records, how long they are kept.")
+@log.command(
+    short_help="List the topics: partitions, records, how long they are kept.",
+    epilog=examples("agl log topics", "agl log topics --log kafka://localhost:9092/dev --json"),
+)
 @published_option
-@log_option
+@log_option()
 @json_option
-def topics(published: bool, url: str, as_json: bool) -> None:
+def topics(published: bool, url: str, token: str | None, as_json: bool) -> None:
     """Every topic: its partitions and records, when it was last written, and how long records are kept.
 
     On a Kafka, the records of topics that keep the newest of a key are not counted: that means to read all of them.
     """
-    with open_reading(url) as source:
+    with open_reading(url, token) as source:
         rows = [_topic_row(source, name, published) for name in TOPICS]
     if as_json:
         echo_json(rows)
@@ -120,22 +133,26 @@ def _present(source: Log, name: str) -> int:
     return count
 
 
-@log.command(short_help="Print the last records of a topic; -f follows it.")
-@click.argument("topic", default=CONTROL)
+@log.command(
+    short_help="Print what happened last, or the last records of a topic; -f follows.",
+    epilog=examples("agl log tail -f", "agl log tail spans -n 3 --json", "agl log tail facts --rollout ro-1d18 --type rollout"),
+)
+@click.argument("topic", required=False)
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=10, show_default=True, help="How many records.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on, until Ctrl+C.")
 @click.option("--raw", is_flag=True, help="The bytes of the values, in hex, instead of their meaning.")
 @published_option
 @_filters
-@log_option
-@json_option
+@log_option()
+@json_lines_option
 def tail(
-    topic: str,
+    topic: str | None,
     lines: int,
     follow: bool,
     raw: bool,
     published: bool,
     url: str,
+    token: str | None,
     as_json: bool,
     rollout: str | None,
     attempt: str | None,
@@ -143,34 +160,55 @@ def tail(
     since: Bound | None,
     until: Bound | None,
 ) -> None:
-    """The last records of TOPIC (control unless given) that match the filters.
+    """What happened last: rollouts queued, claimed and completed with their rewards, resources, runs.
 
-    Positions are offsets in the topic; those of facts and tasks are the positions of the control records they follow from.
+    With TOPIC, and with --json (then control), the last records of that topic which match the filters. Positions are offsets
+    in the topic; those of facts and tasks are the positions of the control records they follow from.
     """
     filters = _given(rollout, attempt, kind, since, until)
-    with open_reading(url) as source:
-        reader = TopicReader(source, topic, published=published)
+    with open_reading(url, token) as source:
+        if topic is None and not (as_json or raw or published):
+            _tail_activities(source, filters, lines, follow)
+            return
+        reader = TopicReader(source, topic or CONTROL, published=published)
+        filters.check_type(topic or CONTROL)
 
         def show(record: Record, view: View) -> None:
             _echo(record, view, raw, as_json)
 
-        for record, view in reader.last(filters, lines):
+        found = reader.last(filters, lines)
+        for record, view in found:
             show(record, view)
         if follow:
             reader.follow(filters, show)
+        elif as_json and not found:
+            no_records()
 
 
-@log.command("show", short_help="Print the record at a position in full.")
+def _tail_activities(source: Log, filters: Filters, lines: int, follow: bool) -> None:
+    filters.check_type(CONTROL, FACTS)
+    found, reader = last_activities(source, filters, lines)
+    for one in found:
+        click.echo(fit(one.line()))
+    if follow:
+        follow_activities(reader, filters, lambda one: click.echo(fit(one.line())))
+
+
+@log.command(
+    "show",
+    short_help="Print the record at a position in full.",
+    epilog=examples("agl log show 1877", "agl log show 12 spans --json"),
+)
 @click.argument("position", type=click.IntRange(min=0))
 @click.argument("topic", default=CONTROL)
 @click.option("--raw", is_flag=True, help="The bytes of the value, in hex.")
 @published_option
-@log_option
-@json_option
-def show_record(position: int, topic: str, raw: bool, published: bool, url: str, as_json: bool) -> None:
+@log_option()
+@json_lines_option
+def show_record(position: int, topic: str, raw: bool, published: bool, url: str, token: str | None, as_json: bool) -> None:
     """The records at POSITION of TOPIC in full: key, headers and everything in them."""
     filters = Filters(since=Bound(position), until=Bound(position + 1))
-    with open_reading(url) as source:
+    with open_reading(url, token) as source:
         found = list(TopicReader(source, topic, published=published).records(filters))
     if not found:
         raise InvalidInput(f"{topic} has no record at position {position}")
@@ -192,15 +230,18 @@ def show_record(position: int, topic: str, raw: bool, published: bool, url: str,
         click.echo(record.value.hex() if raw or view.problem else json.dumps(plain(view.body), indent=2))
 
 
-@log.command(short_help="Find records by a regular expression.")
+@log.command(
+    short_help="Find records by a regular expression.",
+    epilog=examples("agl log grep Timeout spans", "agl log grep -i 'room b' --since 2026-01-31T12:00 --json"),
+)
 @click.argument("pattern")
 @click.argument("topic_names", metavar="[TOPIC]...", nargs=-1)
 @click.option("-i", "--ignore-case", is_flag=True, help="Upper and lower case are the same.")
 @click.option("--raw", is_flag=True, help="Print the bytes of the values in hex; the search is in their meaning anyway.")
 @published_option
 @_filters
-@log_option
-@json_option
+@log_option()
+@json_lines_option
 def grep(
     pattern: str,
     topic_names: tuple[str, ...],
@@ -208,6 +249,7 @@ def grep(
     raw: bool,
     published: bool,
     url: str,
+    token: str | None,
     as_json: bool,
     rollout: str | None,
     attempt: str | None,
@@ -225,12 +267,16 @@ def grep(
         raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", param_hint="PATTERN") from None
     filters = _given(rollout, attempt, kind, since, until)
     hits = 0
-    with open_reading(url) as source:
-        for topic in topic_names or (CONTROL, "spans"):
+    with open_reading(url, token) as source:
+        topics = topic_names or (CONTROL, SPANS)
+        filters.check_type(*topics)
+        for topic in topics:
             for record, view in TopicReader(source, topic, published=published).records(filters):
                 if wanted.search(_searched(record, view)):
                     hits += 1
                     _echo(record, view, raw, as_json, with_topic=True)
+    if as_json and not hits:
+        no_records()
     return 0 if hits else 1
 
 
@@ -240,17 +286,20 @@ def _searched(record: Record, view: View) -> str:
     return f"{view.key} {view.type} {headers} {json.dumps(plain(view.body), ensure_ascii=False)}"
 
 
-@log.command(short_help="Say whether the log is sound.")
-@log_option
+@log.command(
+    short_help="Say whether the log is sound.",
+    epilog=examples("agl log check --log backup.db", "agl log check --log kafka://localhost:9092/dev --json"),
+)
+@log_option()
 @json_option
-def check(url: str, as_json: bool) -> int:
+def check(url: str, token: str | None, as_json: bool) -> int:
     """Say whether the log is sound: structure, check sums, gaps, and whether the control log folds. Exit code 1 if not.
 
     On a Kafka it reads every topic to its end: settings of the control topic, gaps, and whether the control log folds.
     """
     from .checking import examine
 
-    report = examine(url)
+    report = examine(url, token)
     if as_json:
         echo_json(report)
     elif report["sound"]:
@@ -263,7 +312,10 @@ def check(url: str, as_json: bool) -> int:
     return 0 if report["sound"] else 1
 
 
-@log.command(short_help="Copy a log into a new one: a backup that can be opened at once.")
+@log.command(
+    short_help="Copy a log into a new one: a backup that can be opened at once.",
+    epilog=examples("agl log copy .agl/log.db backup.db", "agl log copy kafka://localhost:9092/prod backup.db"),
+)
 @click.argument("source")
 @click.argument("destination")
 @json_option
@@ -304,4 +356,4 @@ def _echo(record: Record, view: View, raw: bool, as_json: bool, with_topic: bool
     what = record.value.hex() if raw else summary(view)
     parts = [f"{view.topic:8}" if with_topic else "", f"{where:>6}", when(view.time), f"{view.type:18}"]
     named = printable(who) if who else short(view.key, 60)
-    click.echo("  ".join(part for part in [*parts, f"{named:15}", what] if part).rstrip())
+    click.echo(fit("  ".join(part for part in [*parts, f"{named:15}", what] if part).rstrip()))

@@ -5,17 +5,23 @@ from __future__ import annotations
 import datetime
 import logging
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import click
 
+from ..core.codec import TYPES
+from ..core.dead import RECORD, ROLLOUT, SUBSCRIBER
 from ..core.errors import InvalidInput
 from ..core.log import Log, Record
-from ..core.topics import TOPICS
+from ..core.run_events import CLOSED, DECIDED, OPENED
+from ..core.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS, TOPICS
+from ..core.vocabulary import AttemptStatus, RolloutStatus
 from ..projections.derived import DerivedTopic
 from .records import Decoder, View
 
@@ -26,18 +32,45 @@ POLL_SECONDS = 0.2
 CHUNK = 2048
 
 
+def log_option(default: str | None = DEFAULT_LOG) -> Any:
+    """`--log`, with `--store` as another name of it, and `--token`: they reach the command as `url` and `token`."""
+    where = "all logs in ./.agl/ if left out" if default is None else f"{DEFAULT_LOG} if left out"
+
+    def add(command: Any) -> Any:
+        command = click.option(
+            "--token", envvar="AGL_TOKEN", metavar="TOKEN", help="The token of a store at http://; also read from AGL_TOKEN."
+        )(command)
+        return click.option(
+            "--log", "--store", "url", default=default, metavar="URL",
+            help=f"The log (a file or kafka://) or the store (http://) to look at; {where}.",
+        )(command)  # fmt: skip
+
+    return add
+
+
 def address_of(log: str) -> str:
-    """The address that was meant: an address itself, or the path of a file."""
-    return log if "://" in log else f"sqlite:///{log}"
+    """The address that was meant: an address itself, or the path of a file. Raises `InvalidInput` for host:port."""
+    if "://" in log:
+        return log
+    if re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}(/.*)?", log) and not os.path.exists(log):
+        raise InvalidInput(f"{log!r} is not the address of a log or a store; for the store at that port write http://{log}")
+    return f"sqlite:///{log}"
 
 
-def open_reading(url: str) -> Log:
-    """Open a log only to look at it: an address, or simply the path of a file. Works while a store writes it."""
+def open_reading(url: str, token: str | None = None) -> Log:
+    """Open a log only to look at it: an address, or simply the path of a file. Works while a store writes it.
+
+    That of a store at http:// is read through the store, which `token` is for.
+    """
     from ..core.open_log import open_log
 
     url = address_of(url)
     if url.startswith("memory:"):
-        raise InvalidInput("a log in memory belongs to one process; give the address of a file")
+        raise InvalidInput("a log in memory:// belongs to the process that made it; give the address of a file or a store")
+    if url.startswith(("http://", "https://")):
+        from ..projections.rest.remote_log import RemoteLog
+
+        return RemoteLog(url, token)
     quieten_clients()
     return open_log(url, readonly=True, environment=os.environ)
 
@@ -115,6 +148,13 @@ class Filters:
             return False
         return self.until.time is None or (view.time is not None and view.time < self.until.time)
 
+    def check_type(self, *topics: str) -> None:
+        """Raise `InvalidInput` where no record of any of the topics can be of this type."""
+        known = sorted(frozenset[str]().union(*(TYPES_OF.get(topic, frozenset[str]()) for topic in topics)))
+        if self.type is None or any(one == self.type or one.startswith(self.type.rstrip(".") + ".") for one in known):
+            return
+        raise InvalidInput(f"no record of {', '.join(topics)} is of type {self.type!r}; types are {', '.join(known)}")
+
     @property
     def everything(self) -> bool:
         """True where every record matches."""
@@ -124,6 +164,25 @@ class Filters:
 def _begins(texts: Sequence[str], prefix: str) -> bool:
     return any(text.startswith(prefix) for text in texts)
 
+
+_OF_ATTEMPTS = ("claimed", "confirmed", "updated", "late", *get_args(AttemptStatus))
+_OF_ROLLOUTS = ("enqueued", "claimable", "backoff", "completed", "reopened", "updated", "restored", *get_args(RolloutStatus))
+FACT_TYPES = frozenset(
+    {"log.opened", "fold.activated", "resources.published", "time.passed"}
+    | {f"attempt.{one}" for one in _OF_ATTEMPTS}
+    | {f"rollout.{one}" for one in _OF_ROLLOUTS}
+)
+TYPES_OF: dict[str, frozenset[str]] = {
+    CONTROL: TYPES | {OPENED, CLOSED, DECIDED},
+    FACTS: FACT_TYPES,
+    TASKS: frozenset({"rollout.claimable"}),
+    SPANS: frozenset({"span", "sequence"}),
+    BLOBS: frozenset({"blob"}),
+    LIVENESS: frozenset({"heartbeat"}),
+    SNAPSHOTS: frozenset({"manifest", "chunk", "cursor"}),
+    DEAD: frozenset({ROLLOUT, RECORD, SUBSCRIBER}),
+}
+"""Topic -> the types that its records can have; what an older or newer release wrote has another type only in control."""
 
 Pair = tuple[Record, View]
 

@@ -7,28 +7,35 @@ from typing import Any
 
 import click
 
+from ..core.errors import NotFound
+from ..core.log import Log
 from ..core.state import State
-from ..projections.replay import Replayed
+from ..projections.replay import Replayed, position_at
 from ..projections.replay import replay as fold_log
-from .finding_runs import log_of_run
-from .reading import DEFAULT_LOG, open_reading
-from .terminal import by_status, counted, echo_json, json_option, printable, when
+from .finding_runs import located
+from .reading import DEFAULT_LOG, Bound, BoundType, log_option, open_reading
+from .terminal import by_status, counted, echo_json, examples, json_lines_option, printable, when
 
 
-@click.command()
-@click.argument("what", metavar="[LOG|RUN]", default=DEFAULT_LOG)
-@click.option("--to", type=click.IntRange(min=0), metavar="POSITION", help="Stop after so many events; all if left out.")
-@click.option("--log", "url", metavar="URL", help="The log that has the run; all logs in ./.agl/ if left out.")
+@click.command(
+    epilog=examples(
+        "agl replay latest", "agl replay .agl/log.db --to 2026-01-31T12:00", "agl replay nightly --algorithm app.py:search"
+    )
+)
+@click.argument("what", metavar="[LOG|RUN]", required=False)
+@click.option("--to", type=BoundType(), metavar="POSITION|TIME", help="Stop before this event, or before this time.")
+@log_option(default=None)
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), metavar="X", help="Of a run: X times as fast as it was.")
 @click.option("--instant", is_flag=True, help="Of a run: everything at once, as without --speed.")
 @click.option("--algorithm", metavar="MODULE:ALGO", help="Play the run to this algorithm or subscriber, and compare.")
 @click.option("--train-dataset", metavar="MODULE:NAME", help="For --algorithm, where the run was recorded without it.")
 @click.option("--val-dataset", metavar="MODULE:NAME", help="As --train-dataset.")
-@json_option
+@json_lines_option
 def replay(
-    what: str,
-    to: int | None,
+    what: str | None,
+    to: Bound | None,
     url: str | None,
+    token: str | None,
     speed: float | None,
     instant: bool,
     algorithm: str | None,
@@ -36,45 +43,54 @@ def replay(
     val_dataset: str | None,
     as_json: bool,
 ) -> int:
-    """Fold LOG (an address or a file) from its first event and say what the state is then; or replay a RUN.
+    """Fold LOG (an address or a file) from its first event and print the state; or replay a RUN.
 
     The position is the number of control events that were folded. It and the fingerprint are those of every store that
     holds the same log. No snapshot is used and nothing is written. Exit code 1 where this release cannot fold on.
 
-    RUN is the id of a run, its beginning, or its name. It is told as it happened: every event of it in order. With
-    --algorithm its record is played to an algorithm, with no runner and no model: recorded completions and spans are what it
-    sees, and its decisions are compared with the recorded ones. Exit code 1 where it departs; the first difference is named.
+    RUN is the id of a run, its beginning, its name, or `latest`: every event of it in order. With --algorithm its record is
+    played to an algorithm, with no runner and no model: recorded completions and spans are what it sees, and its decisions
+    are compared with the recorded ones. Exit code 1 where it departs; the first difference is named.
     """
     if speed is not None and instant:
         raise click.UsageError("--speed and --instant exclude each other")
     if algorithm is None and (train_dataset or val_dataset):
         raise click.UsageError("datasets are for --algorithm")
-    if not _is_run(what, url, speed is not None or instant or algorithm is not None):
-        return _fold(what, to, as_json)
     if algorithm is not None and to is not None:
-        raise click.UsageError("--algorithm plays a whole run; --to is for telling one")
-    from .replay_run import play, play_to
-
-    with log_of_run(what, url) as (log, _):
-        if algorithm is not None:
-            return play_to(log, what, algorithm, (train_dataset, val_dataset), as_json)
-        return play(log, what, to, speed, as_json)
-
-
-def _is_run(what: str, url: str | None, asked: bool) -> bool:
-    """A file, a folder's path and an address are logs; ids of runs begin with `run-`, and other words are names of runs."""
-    if "://" in what:
+        raise click.UsageError("--algorithm plays a whole run; --to is for printing one")
+    asked = speed is not None or instant or algorithm is not None
+    if what is None or _is_address(what):
         if asked:
             raise click.UsageError("name a RUN; the address of its log goes to --log")
-        return False
-    if what.startswith("run-") or url is not None or asked:
-        return True
-    return not os.path.exists(what) and os.sep not in what and not what.endswith(".db")
+        return _fold(what or url or DEFAULT_LOG, token, to, as_json)
+    from .replay_run import play, play_to
+
+    try:
+        with located(what, url, token, ("run",)) as place:
+            assert place.run is not None
+            if algorithm is not None:
+                return play_to(place.log, place.id, algorithm, (train_dataset, val_dataset), as_json)
+            return play(place.log, place.id, _position(place.log, to), speed, as_json)
+    except NotFound:
+        if asked or url is not None or not os.path.isfile(what):
+            raise
+    return _fold(what, token, to, as_json)
 
 
-def _fold(log: str, to: int | None, as_json: bool) -> int:
-    with open_reading(log) as source:
-        state, met = fold_log(source, to=to)
+def _is_address(what: str) -> bool:
+    """Whether the word can only be a log: other words are names of runs, and files where no run has the name."""
+    return "://" in what or os.sep in what or what.endswith(".db")
+
+
+def _position(log: Log, to: Bound | None) -> int | None:
+    if to is None or to.time is None:
+        return None if to is None else to.position
+    return position_at(log, to.time)
+
+
+def _fold(log: str, token: str | None, to: Bound | None, as_json: bool) -> int:
+    with open_reading(log, token) as source:
+        state, met = fold_log(source, to=_position(source, to))
         report = _report(source.url, source.log_id, state, met)
     if as_json:
         echo_json(report)

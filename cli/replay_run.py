@@ -24,7 +24,7 @@ from ..projections.history import rollouts_of
 from ..projections.replay import control_records
 from .finding_runs import runs_in
 from .records import Decoder
-from .terminal import echo_json, printable, short, status
+from .terminal import echo_json, fit, no_records, printable, short, status
 
 DEPARTED = 1
 
@@ -58,8 +58,10 @@ def play(log: Log, name: str, to: int | None, speed: float | None, as_json: bool
         if as_json:
             echo_json({key: getattr(one, key) for key in ("position", "time", "type", "rollouts", "detail")})
         else:
-            click.echo(f"{one.position:>8,}  {one.time - began:>+10.3f} s  {one.type:20} {one.text}".rstrip())
-    if not as_json and not count:
+            click.echo(fit(f"{one.position:>8,}  {one.time - began:>+10.3f} s  {one.type:20} {one.text}".rstrip()))
+    if not count and as_json:
+        no_records()
+    elif not count:
         click.echo(f"Nothing of {printable(found.run.run_id)} happened before position {to}.")
     return 0
 

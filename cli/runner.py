@@ -25,7 +25,7 @@ from ..core.hooks import Hook
 from ..core.loglines import setup_logging
 from ..core.open_log import shown
 from .interrupts import StopFlag, announce, ignore_interrupts
-from .terminal import echo_json, json_option, log_level_option
+from .terminal import echo_json, examples, json_option, log_level_option
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
 TOKEN_VARIABLE = "AGL_TOKEN"
@@ -44,9 +44,12 @@ _STOPPING = "Stopping after the rollouts that run; press Ctrl+C again to end at 
 logger = logging.getLogger(__name__)
 
 
-@click.command()
+@click.command(
+    epilog=examples("agl runner app.py:agent -n 4", "agl runner app:agent --store kafka://localhost:9092/dev --slots 8")
+)
 @click.argument("agent", metavar="MODULE:AGENT")
-@click.option("--store", "url", default=DEFAULT_STORE, show_default=True, metavar="URL", help="http://, kafka:// or a file.")
+@click.option("--store", "--log", "url", default=DEFAULT_STORE, show_default=True, metavar="URL",
+              help="http://, kafka:// or a file.")  # fmt: skip
 @click.option("-n", "--n", "processes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes.")
 @click.option("--slots", type=click.IntRange(1, 1024), default=1, show_default=True, help="Rollouts at a time, each process.")
 @click.option("--group", default="runners", show_default=True, help="Consumer group that shares the work (kafka:// only).")

@@ -1,75 +1,59 @@
-"""`agl show`: one rollout, read from the log alone: its attempts, what became of it, its spans and rewards."""
+"""`agl show`: a run, a rollout with its attempts, spans and rewards, or versions of resources, read from the log alone."""
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import click
 
+from ..algorithms.run_report import LogReader
 from ..core.codec import type_of
-from ..core.errors import NotFound
 from ..core.log import Log
 from ..core.spans import Span
 from ..core.state import Attempt
 from ..projections.answers import seconds
 from ..projections.blobs import Blobs
-from ..projections.history import History, Step, find_rollout, history_of
-from ..projections.runs import RunBook
+from ..projections.history import History, Step, history_of
 from ..projections.span_book import SpanBook
 from .conversation import as_text, exchange
 from .ending import ending_lines, ending_of
-from .finding_runs import log_of_run
-from .reading import logs_here, open_reading
+from .finding_runs import NO_LIMIT_MB, Located, located
+from .reading import log_option
 from .records import Decoder
-from .show_run import show_run
+from .show_run import content_lines, show_run
 from .span_tree import lines_of
-from .terminal import counted, duration, echo_json, json_option, printable, short, status, table, when
+from .terminal import counted, duration, echo_json, examples, json_option, printable, short, status, table, when
 
 LATE = "attempt.late"
-_NO_LIMIT_MB = 1e9
 
 
-@click.command()
+@click.command(
+    epilog=examples("agl show latest", "agl show ro-1d18988581cd --full", "agl show rs-04f1 --log http://127.0.0.1:4747")
+)
 @click.argument("name", metavar="ID")
-@click.option("--log", "url", metavar="URL", help="Address or file of the log; all logs in ./.agl/ if left out.")
+@log_option(default=None)
 @click.option("--full", is_flag=True, help="Inputs, prompts and answers in full instead of shortened, and every line.")
 @json_option
-def show(name: str, url: str | None, full: bool, as_json: bool) -> None:
-    """One rollout, or one run, as a person wants to read it.
+def show(name: str, url: str | None, token: str | None, full: bool, as_json: bool) -> None:
+    """One run, one rollout, or the versions of some resources, as a person wants to read it.
 
-    ID is the id of a rollout, of one of its attempts, or of a run; its beginning is enough where no other id begins so. A
-    run is found by its name too.
+    ID is the id of a run, of a rollout, of one of its attempts, or of resources; its beginning is enough where no other id
+    begins so. A run is found by its name too, and `latest` is the run that was opened last.
     """
-    found = _log_of_rollout(name, url)
-    if found is None:
-        with log_of_run(name, url) as (log, address):
-            show_run(log, address, name, full, as_json)
-        return
-    _show_rollout(*found, full, as_json)
+    with located(name, url, token) as place:
+        if place.kind == "run":
+            show_run(place, full, as_json)
+        elif place.kind == "resources":
+            _show_resources(place, as_json)
+        else:
+            _show_rollout(place, full, as_json)
 
 
-def _log_of_rollout(name: str, url: str | None) -> tuple[str, str] | None:
-    """(address of the log, id of the rollout), or None where a run is meant. Raises what looking for it raises."""
-    missing: NotFound | None = None
-    for one in logs_here(url) if not name.startswith("run-") else ():
-        with open_reading(one) as log:
-            try:
-                return one, find_rollout(log, name)
-            except NotFound as error:
-                missing = error
-                blobs = Blobs(log, _NO_LIMIT_MB)
-                if any(run.name == name for run in RunBook(log, blobs.fetch).advance().values()):
-                    return None
-    if missing is not None:
-        raise missing
-    return None
-
-
-def _show_rollout(url: str, name: str, full: bool, as_json: bool) -> None:
-    with open_reading(url) as log:
-        history = history_of(log, find_rollout(log, name))
-        spans = SpanBook(log, Blobs(log, _NO_LIMIT_MB)).read(history.rollout.rollout_id)
-        found = _gather(log, history, spans)
+def _show_rollout(place: Located, full: bool, as_json: bool) -> None:
+    history = history_of(place.log, place.id)
+    spans = SpanBook(place.log, Blobs(place.log, NO_LIMIT_MB)).read(history.rollout.rollout_id)
+    found = _gather(place.log, history, spans)
     if as_json:
         echo_json(found)
         return
@@ -80,6 +64,32 @@ def _show_rollout(url: str, name: str, full: bool, as_json: bool) -> None:
     _print_talk(found, full)
     for attempt in found["attempts"]:
         click.echo("".join(f"{line}\n" for line in ending_lines(attempt, full)), nl=False)
+
+
+def _show_resources(place: Located, as_json: bool) -> None:
+    """Every version, the newest in full, each with what changed against the version before."""
+    versions = LogReader(place.log).resources()[place.id]
+    if as_json:
+        echo_json(
+            {
+                "resources_id": place.id,
+                "versions": [
+                    {"version": one.version, "create_time": seconds(one.updated_us), "resources": content}
+                    for one, content in versions
+                ],
+            }
+        )
+        return
+    click.echo(f"{printable(place.id)}  {counted(len(versions), 'version')}")
+    before: list[str] = []
+    for one, content in versions:
+        lines = content_lines(content)
+        click.echo(f"\nVersion {one.version}  {when(seconds(one.updated_us))}")
+        changed = difflib.unified_diff(before, lines, lineterm="", n=1) if before else [f" {line}" for line in lines]
+        for line in changed:
+            if not line.startswith(("---", "+++", "@@")):
+                click.echo(f"  {click.style(line, fg={'+': 'green', '-': 'red'}.get(line[:1]))}")
+        before = lines
 
 
 def _gather(log: Log, history: History, spans: list[Span]) -> dict[str, Any]:

@@ -1,61 +1,112 @@
-"""`agl show RUN`: one run: what it was given, its rollouts, what its algorithm decided, and what came of it."""
+"""`agl show RUN` and `agl best RUN`: what a run reached, candidate by candidate, and why some of its rollouts failed."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 
-from ..core.log import Log
+from ..algorithms.run_report import Candidate, Failure, LogReader, RolloutRow, RunReport
+from ..core.errors import NotFound
 from ..projections.blobs import Blobs
 from ..projections.runs import Decision, datasets_of
-from .finding_runs import NO_LIMIT_MB, Found, runs_in
-from .terminal import by_status, counted, duration, echo_json, printable, short, status, table, when
+from .finding_runs import NO_LIMIT_MB, Located, RunSummary, located
+from .reading import log_option
+from .terminal import (
+    by_status,
+    counted,
+    duration,
+    echo_json,
+    examples,
+    json_option,
+    mapping,
+    plain,
+    printable,
+    short,
+    status,
+    table,
+    when,
+)
 
 MOST_LINES = 20
+MOST_TASKS = 3
+"""Inputs that are shown of a group of failures."""
 
 
-def show_run(log: Log, url: str, name: str, full: bool, as_json: bool) -> None:
-    """Print the run that `name` names. Raises `NotFound`, `InvalidInput` for several."""
-    (found,) = runs_in(log, url, only=name)
+def show_run(place: Located, full: bool, as_json: bool) -> None:
+    """Print the run. Blocks: its spans are read, and the log is folded from its newest snapshot on."""
+    assert place.run is not None
+    report = LogReader(place.log).report(place.book, place.run)
+    summary = _summary(report, place.url)
     if as_json:
-        echo_json(document(log, found))
+        echo_json(_document(place, report, summary))
         return
-    _print_head(found)
-    _print_rollouts(found, full)
-    _print_decisions(found.run.decisions, full)
+    _print_head(report, summary)
+    _print_candidates(report, full)
+    _print_failures(report.failures, full)
+    _print_rollouts(report.rows, full)
+    _print_decisions(report.run.decisions, full)
 
 
-def document(log: Log, found: Found) -> dict[str, Any]:
-    """The document of `--json`; `datasets` has their sizes where the run was recorded with them."""
-    run = found.run
-    rollouts = [
-        {"rollout_id": one, "status": found.statuses.get(one), "reward": found.rewards.get(one)} for one in run.rollout_ids
-    ]
-    recorded = datasets_of(log, run, Blobs(log, NO_LIMIT_MB).fetch)
+def _summary(report: RunReport, url: str) -> RunSummary:
+    over = {row.rollout_id: row.reward for row in report.rows if row.finished}
+    report.run.rollout_ids = [row.rollout_id for row in report.rows]  # those that the log accepted
+    return RunSummary(report.run, url, {row.rollout_id: row.status for row in report.rows}, over)
+
+
+def _document(place: Located, report: RunReport, summary: RunSummary) -> dict[str, Any]:
+    """The document of `--json`; `recorded` names the datasets that the run was recorded with."""
+    run = report.run
     return {
-        **found.summary(),
+        **summary.summary(),
         "parameters": run.parameters,
         "resources_id": run.resources_id,
         "resources_version": run.resources_version,
         "train_size": run.train_size,
         "val_size": run.val_size,
-        "recorded": sorted(recorded),
+        "recorded": sorted(datasets_of(place.log, run, Blobs(place.log, NO_LIMIT_MB).fetch)),
         "summary": run.summary,
-        "rollouts": rollouts,
+        "candidates": [_candidate(one) for one in report.candidates],
+        "failures": [
+            {"error": one.error, "line": one.line, "rollout_ids": one.rollout_ids} for one in report.failures
+        ],
+        "rollouts": [
+            {
+                "rollout_id": row.rollout_id, "status": row.status, "mode": row.mode, "resources_id": row.resources_id,
+                "resources_version": row.resources_version, "input": row.input, "reward": row.reward,
+                "answer": row.answer, "error": row.error, "line": row.line,
+            }
+            for row in report.rows
+        ],
         "decisions": [msgspec.to_builtins(one) for one in run.decisions],
+    }  # fmt: skip
+
+
+def _candidate(one: Candidate) -> dict[str, Any]:
+    return {
+        "resources_id": one.resources_id,
+        "version": one.version,
+        "rollouts": one.rollouts,
+        "rewarded": one.rewarded,
+        "missing": one.missing,
+        "failed": one.failed,
+        "mean_reward": one.mean,
+        "half_width": one.half_width,
+        "best": one.best,
+        "resources": one.content,
     }
 
 
-def _print_head(found: Found) -> None:
-    run, row = found.run, found.summary()
+def _print_head(report: RunReport, summary: RunSummary) -> None:
+    run = report.run
     took = None if run.closed_time is None else run.closed_time - run.opened_time
-    best = run.best_resources_id and f"{run.best_resources_id} version {run.best_resources_version or '-'}"
     sizes = [f"{size:,} {name}" for name, size in (("train", run.train_size), ("val", run.val_size)) if size >= 0]
-    reward = found.mean_reward
-    without = f"; {counted(row['missing_rewards'], 'rollout')} without a reward" if row["missing_rewards"] else ""
-    click.echo(f"{printable(run.run_id)}  {status(printable(found.state))}" + (f"  {printable(run.name)}" if run.name else ""))
+    click.echo(
+        f"{printable(run.run_id)}  {status(printable(summary.state))}" + (f"  {printable(run.name)}" if run.name else "")
+    )
     for head, text in (
         ("algorithm", printable(run.algorithm)),
         ("agent", printable(run.agent)),
@@ -65,26 +116,106 @@ def _print_head(found: Found) -> None:
         ("samples", ", ".join(sizes)),
         ("parameters", short(run.parameters) if run.parameters is not None else ""),
         ("resources", printable(run.resources_id or "")),
-        ("rollouts", by_status(row["rollouts"])),
-        ("reward", "" if reward is None else f"{reward:.4g} on average of {counted(row['rewarded'], 'rollout')}{without}"),
-        ("best", printable(best or "")),
+        ("rollouts", by_status(summary.summary()["rollouts"])),
+        ("reward", _reward_line(summary)),
         ("summary", short(run.summary) if run.summary is not None else ""),
-        ("log", printable(found.url)),
+        ("log", printable(summary.url)),
     ):
         if text:
             click.echo(f"{head:12} {text}")
 
 
-def _print_rollouts(found: Found, full: bool) -> None:
-    ids = found.run.rollout_ids if full else found.run.rollout_ids[:MOST_LINES]
-    rows: list[list[str]] = []
-    for one in ids:
-        reward = found.rewards.get(one)
-        rows.append([printable(one), status(found.statuses.get(one, "-")), "-" if reward is None else f"{reward:.4g}"])
+def _reward_line(summary: RunSummary) -> str:
+    mean, missing = summary.mean_reward, summary.missing_rewards
+    if mean is None:
+        return ""
+    rest = f"; {counted(missing, 'rollout')} without a reward" if missing else ""
+    return f"{mean:.4g} on average of {counted(len(summary.rewards) - missing, 'rollout')}{rest}"
+
+
+def _print_candidates(report: RunReport, full: bool) -> None:
+    if not report.candidates:
+        return
+    best = report.best
+    shown = report.candidates if full else report.candidates[-MOST_LINES:]
+    rows = [
+        [
+            "*" if one is best else "",
+            f"{printable(one.resources_id)} v{one.version or '-'}",
+            str(one.rollouts),
+            _mean(one),
+            f"{one.missing}" if one.missing else "",
+            f"{one.failed}" if one.failed else "",
+            short(text_of(one)),
+        ]
+        for one in shown
+    ]
+    click.echo("\nCandidates")
+    click.echo("\n".join(table(rows, ("", "resources", "n", "mean reward", "missing", "failed", "content"), "  ")))
+    _more(len(report.candidates) - len(shown), "candidate")
+    if best is not None and best.content:
+        word = "Best" if best.best else "Best so far"
+        click.echo(f"\n{word}: {printable(best.resources_id)} v{best.version or '-'}, mean reward {_mean(best)}")
+        for line in content_lines(best.content):
+            click.echo(f"  {line}")
+
+
+def _mean(one: Candidate) -> str:
+    if one.mean is None:
+        return "-"
+    return f"{one.mean:.3f}" + ("" if one.half_width is None else f" ±{one.half_width:.3f}")
+
+
+def text_of(one: Candidate) -> str:
+    """The first prompt of a candidate, else all of it as JSON; empty where nothing is known of it."""
+    templates = [fields.get("template") for fields in map(mapping, one.content.values()) if fields is not None]
+    text = next((template for template in templates if isinstance(template, str)), None)
+    return text if text is not None else json.dumps(plain(one.content), ensure_ascii=False) if one.content else ""
+
+
+def content_lines(content: Any) -> list[str]:
+    """Named resources as lines: a prompt's text as it is, everything else as JSON."""
+    lines: list[str] = []
+    for name, resource in (mapping(content) or {}).items():
+        fields = mapping(resource) or {}
+        template = fields.get("template")
+        kind = fields.get("engine") or fields.get("resource_type") or ""
+        lines.append(f"{printable(str(name))}" + (f" ({printable(str(kind))})" if kind else ""))
+        text = template if isinstance(template, str) else json.dumps(plain(resource), indent=2, ensure_ascii=False)
+        lines += [f"  {printable(line)}" for line in text.splitlines()]
+    return lines
+
+
+def _print_failures(failures: list[Failure], full: bool) -> None:
+    if not failures:
+        return
+    click.echo("\nFailures")
+    for one in failures if full else failures[:MOST_LINES]:
+        click.echo(f"  {counted(len(one.rollout_ids), 'rollout')}: {click.style(short(one.error), fg='red')}")
+        if one.line:
+            click.echo(f"    at {short(one.line)}")
+        for rollout_id, given in list(zip(one.rollout_ids, one.inputs))[: None if full else MOST_TASKS]:
+            click.echo(f"    {printable(rollout_id)}  {short(given, 80)}")
+        _more(len(one.rollout_ids) - MOST_TASKS if not full else 0, "rollout", "    ")
+    _more(len(failures) - MOST_LINES if not full else 0, "kind")
+
+
+def _print_rollouts(found: list[RolloutRow], full: bool) -> None:
+    shown = found if full else found[:MOST_LINES]
+    rows = [
+        [
+            printable(row.rollout_id),
+            status(row.status),
+            "-" if row.reward is None else f"{row.reward:.4g}",
+            short(row.input, 60),
+            short(row.error or row.answer, 60),
+        ]
+        for row in shown
+    ]
     if rows:
         click.echo("\nRollouts")
-        click.echo("\n".join(table(rows, ("rollout", "status", "reward"), "  ")))
-    _more(len(found.run.rollout_ids) - len(ids), "rollout")
+        click.echo("\n".join(table(rows, ("rollout", "status", "reward", "input", "answer or error"), "  ")))
+    _more(len(found) - len(shown), "rollout")
 
 
 def _print_decisions(decisions: list[Decision], full: bool) -> None:
@@ -99,6 +230,51 @@ def _print_decisions(decisions: list[Decision], full: bool) -> None:
     _more(len(decisions) - len(shown), "decision")
 
 
-def _more(left: int, noun: str) -> None:
+def _more(left: int, noun: str, indent: str = "  ") -> None:
     if left > 0:
-        click.echo(f"  ... and {counted(left, noun)} more, with --full")
+        click.echo(f"{indent}... and {counted(left, noun)} more, with --full")
+
+
+@click.command(epilog=examples("agl best latest", "agl best nightly --save prompt.txt", "agl best run-81c2 --json"))
+@click.argument("name", metavar="RUN", default="latest")
+@click.option(
+    "--save",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the prompt's text to FILE; JSON where FILE ends in .json or there are several resources.",
+)
+@log_option(default=None)
+@json_option
+def best(name: str, save: Path | None, url: str | None, token: str | None, as_json: bool) -> None:
+    """The best resources of a run: what its algorithm named the best, else those with the highest mean reward so far.
+
+    RUN is an id, the beginning of one, a name, or `latest`.
+    """
+    with located(name, url, token, ("run",)) as place:
+        assert place.run is not None
+        report = LogReader(place.log).report(place.book, place.run)
+    found = report.best
+    if found is None:
+        raise NotFound(f"{report.run.run_id} has no best resources: its algorithm named none, and no rollout has a reward")
+    if save is not None:
+        save.write_text(_saved(found, save), encoding="utf-8")
+    if as_json:
+        echo_json({"run_id": report.run.run_id, **_candidate(found), "saved": None if save is None else str(save)})
+        return
+    word = "named best by the algorithm" if found.best else "the highest mean so far"
+    name = f"{printable(found.resources_id)} v{found.version or '-'}"
+    click.echo(f"{name}  {word}, mean reward {_mean(found)} of {counted(found.rewarded, 'rollout')}")
+    if save is not None:
+        click.echo(f"Saved to {save}")
+        return
+    for line in content_lines(found.content):
+        click.echo(line)
+
+
+def _saved(found: Candidate, file: Path) -> str:
+    """The prompt alone where the resources are one prompt, so that the file can be used as it is; else JSON."""
+    fields = mapping(next(iter(found.content.values()))) if len(found.content) == 1 else None
+    template = fields.get("template") if fields is not None else None
+    if file.suffix != ".json" and isinstance(template, str):
+        return template if template.endswith("\n") else template + "\n"
+    return json.dumps(plain(found.content), indent=2, ensure_ascii=False) + "\n"

@@ -17,7 +17,7 @@ from ..core.loglines import setup_logging
 from ..core.open_log import shown
 from .interrupts import StopFlag
 from .reading import DEFAULT_LOG, address_of
-from .terminal import by_status, counted, duration, echo_json, json_option, log_level_option
+from .terminal import by_status, counted, duration, echo_json, examples, json_option, log_level_option
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +28,12 @@ class CannotServe(AgentLightningError):
     code = "cannot_serve"
 
 
-@click.command()
+@click.command(
+    epilog=examples("agl store", "agl store --log runs.db --port 8000", "agl store --log kafka://localhost:9092/dev --init")
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind; others than loopback need a token.")
 @click.option("--port", type=click.IntRange(0, 65535), default=4747, show_default=True, help="0 takes a free one.")
-@click.option("--log", "url", default=DEFAULT_LOG, show_default=True, metavar="URL",
+@click.option("--log", "--store", "url", default=DEFAULT_LOG, show_default=True, metavar="URL",
               help="The event log: a file, made if missing, or kafka://host:9092/prefix.")  # fmt: skip
 @click.option("--init", is_flag=True, help="Make the topics of a log on Kafka that are missing, as `agl kafka init` does.")
 @click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="Ask every caller for it; also read from AGL_TOKEN.")

@@ -16,7 +16,7 @@ from ..core.errors import InvalidInput
 from ..core.loglines import setup_logging
 from ..core.open_log import shown
 from .interrupts import StopFlag, announce
-from .terminal import echo_json, json_option, log_level_option
+from .terminal import echo_json, examples, json_option, log_level_option
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
 DEFAULT_STATE = "./.agl/subscribers"
@@ -39,9 +39,12 @@ class Options:
     run: str | None = None
 
 
-@click.command()
+@click.command(
+    epilog=examples("agl subscribe app.py:curate", "agl subscribe app:curate --store kafka://localhost:9092/dev --group two")
+)
 @click.argument("spec", metavar="MODULE:FUNCTION")
-@click.option("--store", "url", default=DEFAULT_STORE, show_default=True, metavar="URL", help="The store, or its Kafka.")
+@click.option("--store", "--log", "url", default=DEFAULT_STORE, show_default=True, metavar="URL",
+              help="The store, or its Kafka.")  # fmt: skip
 @click.option("--group", metavar="GROUP", help="Under this name the position is kept; the function's name if left out.")
 @click.option("--retries", type=click.IntRange(min=0), default=5, show_default=True, help="Further tries of a fact.")
 @click.option("--backoff-seconds", type=click.FloatRange(min=0.01), default=0.5, show_default=True,

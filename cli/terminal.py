@@ -5,6 +5,10 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
+import re
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -22,12 +26,48 @@ COLORS = {
     "cancelled": "magenta",
 }
 SHORT = 160
+NARROWEST = 8
+"""Columns of a table are not made narrower than this many characters."""
+_WHOLE = re.compile(r"(ro|at|rs|run|dl)-\S+|\d{4}-\d\d-\d\d .*|[\d.,%+± -]+")
+"""Cells that are of no use when they are cut: ids, times and numbers."""
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 def json_option(command: Any) -> Any:
-    """`--json` as every command has it."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs instead of text.")(command)
+    """`--json` as every command has it: one document."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(command)
+
+
+def json_lines_option(command: Any) -> Any:
+    """`--json` of the commands that print records: a document in each line; where there is none, that of `no_records`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON lines, one a record, instead of text.")(command)
+
+
+def no_records() -> None:
+    """What the commands with JSON lines print instead of nothing, so that a program can tell it from a failure."""
+    echo_json({"records": 0})
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command's help: lines that can be typed as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def columns() -> int | None:
+    """How many characters a line may have: COLUMNS, else those of the terminal; None where the output is no terminal."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fit(line: str, indent: int = 0) -> str:
+    """The line, cut to the terminal's width less `indent`; a coloured one loses its colours with its end."""
+    width = columns()
+    bare = click.unstyle(line)
+    if width is None or len(bare) <= width - indent:
+        return line
+    return bare[: max(width - indent, NARROWEST) - 1] + "…"
 
 
 def log_level_option(command: Any) -> Any:
@@ -74,14 +114,16 @@ def printable(text: str) -> str:
     )
 
 
-def short(value: Any, width: int = SHORT) -> str:
+def short(value: Any, width: int | None = None) -> str:
     """A value in one line of at most `width` characters, the end replaced by its length where it is longer."""
+    width = min(SHORT, max((columns() or SHORT) - 14, 20)) if width is None else width
     text = value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
     # A prompt may have megabytes: only what may be seen is looked at.
     line = printable(" ".join(text[: 8 * width].split()))
     if len(line) <= width and len(text) <= 8 * width:
         return line
-    return f"{line[: width - 1]}… ({len(text):,} characters)"
+    rest = f"… ({len(text):,} characters)"
+    return line[: max(width - len(rest), 1)] + rest
 
 
 def status(word: str) -> str:
@@ -114,18 +156,41 @@ def duration(seconds: float | None) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], heads: Sequence[str], indent: str = "") -> list[str]:
-    """Aligned lines; columns are as wide as their widest cell, colours not counted, numbers to the right."""
+    """Aligned lines that fit the terminal; columns are as wide as their widest cell, numbers stand to the right.
+
+    Where a line is too long for the terminal, the widest texts are cut; ids, times and numbers never are.
+    """
     cells = [list(heads), *[list(row) for row in rows]]
     widths = [max(len(click.unstyle(row[column])) for row in cells) for column in range(len(heads))]
     numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(heads))]
+    _narrow(widths, rows, len(indent))
     lines: list[str] = []
     for row in cells:
         parts: list[str] = []
         for column, cell in enumerate(row):
+            if len(click.unstyle(cell)) > widths[column]:
+                cell = click.unstyle(cell)[: widths[column] - 1] + "…"
             space = " " * (widths[column] - len(click.unstyle(cell)))
             parts.append(space + cell if numeric[column] else cell + space)
         lines.append((indent + "  ".join(parts)).rstrip())
     return lines
+
+
+def _narrow(widths: list[int], rows: Sequence[Sequence[str]], indent: int) -> None:
+    """Reduce the widest columns of texts until the table fits the terminal, or none can be reduced."""
+    room = columns()
+    if room is None:
+        return
+    texts = [
+        column for column in range(len(widths)) if not all(_WHOLE.fullmatch(click.unstyle(row[column])) for row in rows)
+    ]
+    spare = room - indent - 2 * (len(widths) - 1) - sum(widths)
+    while spare < 0 and texts:
+        widest = max(texts, key=lambda column: widths[column])
+        if widths[widest] <= NARROWEST:
+            return
+        widths[widest] -= 1
+        spare += 1
 
 
 def _is_number(cell: str) -> bool:

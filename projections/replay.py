@@ -49,6 +49,20 @@ def control_records(log: Log, namespace: str = "default", offset: int = 0) -> It
         offset = records[-1].offset + 1
 
 
+def position_at(log: Log, time: float, namespace: str = "default") -> int:
+    """How many records of the namespace stand before the first that was written at `time` (Unix seconds) or later.
+
+    Times are those of the writers' clocks. Where all are older, the position is that of the end of the log.
+    """
+    moment_us = round(time * 1_000_000)
+    position = 0
+    for record in control_records(log, namespace):
+        if record.timestamp_us >= moment_us:
+            break
+        position += 1
+    return position
+
+
 def replay(
     log: Log,
     namespace: str = "default",

@@ -23,6 +23,8 @@ from ..core.topics import CONTROL, partition_of
 
 READ_RECORDS = 8192
 MOST_NAMED = 10
+LATEST = "latest"
+"""The name under which every command finds the run that was opened last."""
 _RUN_ID = RUN_ID.encode()
 
 
@@ -223,18 +225,24 @@ def _entry(value: Any, key: str) -> Any:
     return cast("dict[Any, Any]", value).get(key) if isinstance(value, dict) else None
 
 
-def find_run(runs: Mapping[str, Run], prefix: str) -> Run:
-    """The one run whose id or name is `prefix`, or whose id begins so. Raises `NotFound`, and `InvalidInput` for several."""
-    if prefix in runs:
-        return runs[prefix]
-    found = [run for run in runs.values() if run.name == prefix] or [
-        run for run in runs.values() if prefix and run.run_id.startswith(prefix)
-    ]
+def find_run(runs: Mapping[str, Run], name: str) -> Run:
+    """The run of this id; else the newest of this name, or the newest of all for `latest`; else the one whose id begins so.
+
+    Raises `NotFound`, and `InvalidInput` where several ids begin so.
+    """
+    if name in runs:
+        return runs[name]
+    named = [run for run in runs.values() if run.name == name] or (list(runs.values()) if name == LATEST else [])
+    if named:
+        return max(named, key=lambda run: (run.opened_time, run.opened_at))
+    found = [run for run in runs.values() if name and run.run_id.startswith(name)]
     if not found:
-        raise NotFound(f"there is no run whose id begins with {prefix}, and none of that name")
+        known = list(dict.fromkeys(run.name or run.run_id for run in reversed(list(runs.values()))))
+        newest = f"the newest are {', '.join(known[:MOST_NAMED])}" if known else "the log has no run yet"
+        raise NotFound(f"there is no run whose id begins with {name}, and none of that name; {newest}")
     if len(found) > 1:
         several = ", ".join(run.run_id for run in found[:MOST_NAMED])
-        raise InvalidInput(f"{prefix} may be any of {len(found)} runs: {several}")
+        raise InvalidInput(f"{name} may be any of {len(found)} runs: {several}")
     return found[0]
 
 

@@ -26,15 +26,21 @@ def standing(log: Log, wanted: Collection[str], namespace: str = "default") -> d
 
     Blocks for the I/O, and writes nothing. A log that this release cannot fold on stands where it stops.
     """
-    if not wanted:
-        return {}
+    return end_of(log, wanted, namespace)[0] if wanted else {}
+
+
+def end_of(log: Log, wanted: Collection[str], namespace: str = "default") -> tuple[dict[str, Rollout], State]:
+    """As `standing`, with the whole state at the end of the log, which has every version of every resources id."""
     restored = read_snapshot(log, namespace)
     found = None
+    state = State()
     if restored is not None:
-        found = _fold(log, namespace, restored.state, restored.next_offset, wanted)
+        state = restored.state
+        found = _fold(log, namespace, state, restored.next_offset, wanted)
     if found is None:
-        found = _fold(log, namespace, State(), 0, wanted) or {}
-    return dict(sorted(found.items(), key=lambda one: one[1].number))
+        state = State()
+        found = _fold(log, namespace, state, 0, wanted) or {}
+    return dict(sorted(found.items(), key=lambda one: one[1].number)), state
 
 
 def _fold(log: Log, namespace: str, state: State, offset: int, wanted: Collection[str]) -> dict[str, Rollout] | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..terminal import examples
+
 if TYPE_CHECKING:
     from .run import Finished, Options
     from .screen import Screen
@@ -18,7 +20,9 @@ _INTERRUPTED = 130
 """Exit code after Ctrl+C, as shells have it."""
 
 
-@click.command()
+@click.command(
+    epilog=examples("agl demo --short", "agl demo --base-url http://localhost:11434/v1 --model llama3.2 --chat")
+)
 @click.option(
     "--base-url", help="Ask the OpenAI-compatible endpoint at this address instead of the model on this machine."
 )

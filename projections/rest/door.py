@@ -38,10 +38,12 @@ from .events import stream_events
 from .handlers import RouteHandler
 from .openapi import describe
 from .otlp import OtlpHandler
+from .remote_log import describe_log, read_records
 from .routes import (
     CALLS_PATH,
     EVENTS_PATH,
     HEALTH_PATH,
+    LOG_PATH,
     METHODS,
     OPENAPI_PATH,
     OTLP_TRACES_PATH,
@@ -108,6 +110,8 @@ class Door:
             StarletteRoute("/health", _health, methods=["GET"]),
             StarletteRoute(OPENAPI_PATH, _openapi, methods=["GET"]),
             StarletteRoute(EVENTS_PATH, self._events, methods=["GET"]),
+            StarletteRoute(LOG_PATH, self._log, methods=["GET"]),
+            StarletteRoute(LOG_PATH + "/{topic}", self._records, methods=["GET"]),
             StarletteRoute(OTLP_TRACES_PATH, otlp.traces, methods=["POST"]),
             *(StarletteRoute(path, _unsupported, methods=["POST"]) for path in OTLP_UNSUPPORTED),
         ]
@@ -216,6 +220,12 @@ class Door:
 
     async def _events(self, request: Request) -> Response:
         return await stream_events(request, self.calls)
+
+    async def _log(self, _: Request) -> Response:
+        return await describe_log(self.calls.store)
+
+    async def _records(self, request: Request) -> Response:
+        return await read_records(request, self.calls.store)
 
 
 def _malformed(frame: Any, error: Exception) -> Exception:

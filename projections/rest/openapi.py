@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from .routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, METHODS, OTLP_TRACES_PATH, ROUTES, Route
+from .routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, LOG_PATH, METHODS, OTLP_TRACES_PATH, ROUTES, Route
 
 _REFUSALS = {
     "400": "A value that cannot be used; `detail` says which.",
@@ -33,6 +33,8 @@ def describe() -> dict[str, Any]:
         paths.setdefault(route.path, {})[route.verb.lower()] = operation
     paths[HEALTH_PATH] = {"get": _plain("The store serves.")}
     paths[EVENTS_PATH] = {"get": _plain("Facts as server-sent events: types (repeated), since (a position).")}
+    paths[LOG_PATH] = {"get": _plain("The log's id, and the first and next offset of each partition of each topic.")}
+    paths[LOG_PATH + "/{topic}"] = {"get": _plain("Records of a topic: partition, offset and limit, or key and after.")}
     paths[CALLS_PATH] = {
         "post": _plain("Several calls in one request, in msgpack: [[id, method, arguments, basis], ...].")
     }

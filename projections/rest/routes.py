@@ -15,6 +15,7 @@ CALLS_PATH = PREFIX + "/calls"
 EVENTS_PATH = PREFIX + "/events"
 HEALTH_PATH = PREFIX + "/health"
 OPENAPI_PATH = PREFIX + "/openapi.json"
+LOG_PATH = PREFIX + "/log"
 OTLP_TRACES_PATH = "/v1/traces"
 OTLP_UNSUPPORTED = ("/v1/metrics", "/v1/logs", "/v1/development/profiles")
 

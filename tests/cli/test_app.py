@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -43,6 +45,33 @@ def test_a_broken_sub_command_harms_no_other(monkeypatch: pytest.MonkeyPatch, ca
 def test_every_sub_command_of_the_table_loads_and_has_help(name: str) -> None:
     code, out = invoke(name, "--help")
     assert code == 0 and out.startswith(f"Usage: agl {name}")
+
+
+def commands() -> Iterator[tuple[list[str], click.Command]]:
+    """Every command that does something, with the words that call it."""
+    for name in sorted(app.COMMANDS):
+        command = app.agl.get_command(click.Context(app.agl), name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from (([name, sub], command.commands[sub]) for sub in sorted(command.commands))
+        else:
+            yield [name], command
+
+
+@pytest.mark.parametrize(("words", "command"), [pytest.param(*each, id=" ".join(each[0])) for each in commands()])
+def test_every_command_has_two_examples_that_it_would_take(words: list[str], command: click.Command) -> None:
+    out = invoke(*words, "--help")[1]
+    lines = [shlex.split(line) for line in out.splitlines() if line.startswith("    agl ")]
+    assert len(lines) >= 2, out
+    for line in lines:
+        assert line[: 1 + len(words)] == ["agl", *words]
+        command.make_context(" ".join(words), line[1 + len(words) :])
+
+
+@pytest.mark.parametrize(("words", "command"), [pytest.param(*each, id=" ".join(each[0])) for each in commands()])
+def test_log_and_store_are_one_option(words: list[str], command: click.Command) -> None:
+    named = [one.opts for one in command.params if {"--log", "--store"} & set(one.opts)]
+    assert all({"--log", "--store"} <= set(opts) for opts in named)
 
 
 @pytest.mark.parametrize(

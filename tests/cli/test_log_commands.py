@@ -39,6 +39,19 @@ def test_tail_shows_the_last_records_decoded(made: dict[str, Any]) -> None:
     assert documents("log", "tail", "-n", "0", "--log", made["file"]) == []
 
 
+def test_tail_without_a_topic_is_what_happened(made: dict[str, Any]) -> None:
+    code, out = invoke("log", "tail", "-n", "99", "--log", made["file"])
+    lines = out.splitlines()
+    assert code == 0 and len(lines) == 6, "two rollouts, two claims, a failure that is retried, an outcome"
+    assert "in the queue" in lines[0] and "attempt 1 claimed by worker-0" in lines[1]
+    assert "attempt 1 failed" in lines[2] and "attempt 2 claimed by worker-1" in lines[3]
+    assert lines[4].endswith("succeeded, reward 0.75") and made["rollout_id"] in lines[4]
+    assert made["waiting_id"] in lines[5]
+    assert invoke("log", "tail", "-n", "2", "--log", made["file"])[1].splitlines() == lines[-2:]
+    only = invoke("log", "tail", "--type", "rollout.completed", "--log", made["file"])[1]
+    assert only.splitlines() == lines[4:5]
+
+
 def test_filters_by_rollout_attempt_and_type(made: dict[str, Any]) -> None:
     rollout, attempt = made["rollout_id"], made["attempts"][0]
 
@@ -51,7 +64,10 @@ def test_filters_by_rollout_attempt_and_type(made: dict[str, Any]) -> None:
     assert types("spans", "--attempt", attempt[:6]) == ["span", "span"]
     assert set(types("--type", "attempt")) == {"attempt.claimed", "attempt.observed", "attempt.updated"}
     assert types("--type", "attempt.claimed") == ["attempt.claimed"] * 2
-    assert types("--type", "attempt.cl") == []
+    assert types("--type", "attempt.expired") == []
+    code, out = invoke("log", "tail", "--type", "attempt.cl", "--log", made["file"])
+    assert code == 1 and "attempt.claimed" in out, "a type that no record can have is an error that lists the types"
+    assert invoke("log", "grep", "x", "--type", "nothing", "--log", made["file"])[0] == 1
 
 
 def test_filters_by_position_and_time(made: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def here(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ps_lists_the_runs_of_all_logs_here(made: dict[str, Any]) -> None:
-    first, second = documents("ps")
+    first, second = document("ps")
     assert [first["run_id"], second["run_id"]] == made["ids"]
     assert (first["name"], first["state"], first["rollouts"], first["seed"]) == ("capitals", "succeeded", {"succeeded": 6}, 5)
     expected = (3 * len("Answer: {question}") + 3 * len("Think first, then answer: {question}")) / 600
@@ -97,7 +97,7 @@ def test_ps_lists_the_runs_of_all_logs_here(made: dict[str, Any]) -> None:
     code, out = invoke("ps")
     lines = out.splitlines()
     assert code == 0 and len(lines) == 3 and lines[0].split()[:3] == ["run", "name", "algorithm"]
-    assert "6 succeeded" in lines[1] and f"{expected:.3f}" in lines[1] and made["ids"][1] in lines[2]
+    assert " 6 " in lines[1] and f"{expected:.3f}" in lines[1] and made["ids"][1] in lines[2]
 
 
 def test_ps_looks_into_every_log_of_the_folder(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_ps_looks_into_every_log_of_the_folder(made: dict[str, Any], tmp_path: P
     for name in ("log.db", "log-2.db"):
         target = f"sqlite:///.agl/{name}"
         assert invoke("log", "copy", made["log"], target)[0] == 0
-    rows = documents("ps")
+    rows = document("ps")
     assert [row["run_id"] for row in rows] == made["ids"] * 2 and len({row["log"] for row in rows}) == 2
     assert invoke("show", made["ids"][0])[0] == 1, "it is in both"
     assert document("show", made["ids"][0], "--log", ".agl/log-2.db")["run_id"] == made["ids"][0]
@@ -127,7 +127,7 @@ async def test_ps_asks_a_store_over_http(made: dict[str, Any]) -> None:
     server = agl.LightningStoreServer(store, host="127.0.0.1", port=0)
     await server.start()
     try:
-        rows = await asyncio.to_thread(documents, "ps", "--log", server.endpoint)
+        rows = await asyncio.to_thread(document, "ps", "--log", server.endpoint)
     finally:
         await server.stop()
         store.close()
@@ -231,3 +231,114 @@ def test_the_log_commands_read_events_of_runs(made: dict[str, Any]) -> None:
     rows = documents("log", "grep", "", "--type", "run", "--log", made["log"])
     assert [row["type"] for row in rows] == ["run.opened", "run.closed"] * 2
     assert rows[0]["body"]["event"]["parameters"]["n_runners"] == 2
+
+
+def test_show_run_has_candidates_with_the_best_one_in_full_and_rows_that_say_what_was_asked(made: dict[str, Any]) -> None:
+    found = document("show", "capitals")
+    first, second = found["candidates"]
+    assert (first["rollouts"], second["rollouts"], first["missing"], first["failed"]) == (3, 3, 0, 0)
+    assert first["mean_reward"] == pytest.approx(0.18) and second["mean_reward"] == pytest.approx(0.36)
+    assert (first["best"], second["best"]) == (False, True)
+    assert second["resources"]["prompt"]["template"] == "Think first, then answer: {question}"
+    assert {one["input"]["question"] for one in found["rollouts"]} == {"the sky", "the sea", "the sun"}
+    code, out = invoke("show", "capitals")
+    assert code == 0 and "Candidates" in out and "\n    Think first, then answer: {question}\n" in out
+    assert "the sea" in out
+
+
+def test_latest_is_the_newest_run_and_the_newest_of_a_name_is_named(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert document("show", "latest")["run_id"] == made["ids"][1]
+    assert document("best", "latest")["run_id"] == document("best")["run_id"] == made["ids"][1]
+    monkeypatch.chdir(tmp_path)
+    Path("r").mkdir()
+    with agl.open_store("sqlite:///./.agl/log.db") as store:  # type: ignore[attr-defined]
+        old, new = (start_run(store, "r") for _ in range(2))
+        start_run(store, "other")
+    for command in ("show", "replay"):
+        code, out = invoke(command, "r")
+        assert code == 0 and new in out and f"2 runs are named r; this is the newest, {new}" in out, "r begins run- and ro-"
+    assert document("show", old)["run_id"] == old
+
+
+def start_run(store: Any, name: str) -> str:
+    import asyncio
+
+    from agentlightning.algorithms.recorder import RunStart, recorder_for
+
+    return asyncio.run(recorder_for(store).opened(RunStart(name, "search")))
+
+
+def test_best_saves_the_text_of_the_prompt(made: dict[str, Any], tmp_path: Path) -> None:
+    code, out = invoke("best", "capitals", "--save", str(tmp_path / "best.txt"))
+    assert code == 0 and "named best by the algorithm" in out and "0.360" in out
+    assert (tmp_path / "best.txt").read_text() == "Think first, then answer: {question}\n"
+    assert invoke("best", "capitals", "--save", str(tmp_path / "best.json"))[0] == 0
+    assert json.loads((tmp_path / "best.json").read_text())["prompt"]["engine"] == "f-string"
+    assert "Think first" in invoke("best", "capitals")[1]
+
+
+def test_show_resources_is_every_version_with_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import asyncio
+
+    monkeypatch.chdir(tmp_path)
+
+    async def publish(store: Any) -> None:
+        for text in ("Answer.\nBe brief.", "Answer.\nBe kind."):
+            await store.update_resources("rs-prompt", {"main": agl.PromptTemplate(template=text, engine="f-string")})
+
+    with agl.open_store("sqlite:///./.agl/log.db") as store:  # type: ignore[attr-defined]
+        asyncio.run(publish(store))
+    assert [one["version"] for one in document("show", "rs-prompt")["versions"]] == [1, 2]
+    code, out = invoke("show", "rs-pro")
+    assert code == 0 and "  -  Be brief." in out and "  +  Be kind." in out
+
+
+async def test_every_looking_command_reads_a_store_over_http(made: dict[str, Any]) -> None:
+    import asyncio
+
+    store: Any = agl.open_store(f"sqlite:///{made['log']}")
+    server = agl.LightningStoreServer(store, host="127.0.0.1", port=0, token="secret")
+    await server.start()
+    where = ("--log", server.endpoint, "--token", "secret")
+    try:
+        code, out = await asyncio.to_thread(invoke, "show", "capitals", "--log", server.endpoint)
+        assert code == 1 and "token" in out
+        for command in (
+            ("show", "capitals"), ("best", "capitals"), ("replay", "capitals"), ("replay",), ("log", "topics"),
+            ("log", "tail"), ("log", "tail", "spans"), ("log", "grep", "sky"), ("log", "show", "1"), ("log", "check"),
+        ):  # fmt: skip
+            there = await asyncio.to_thread(invoke, *command, *where)
+            here = await asyncio.to_thread(invoke, *command, "--log", made["log"])
+            if command == ("log", "check"):
+                assert "is sound" in there[1] and there[1].split("position")[1] == here[1].split("position")[1]
+                continue
+            assert there[0] == here[0] == 0
+            same = [[line for line in out.splitlines() if not line.startswith("log ")] for _, out in (there, here)]
+            assert same[0] == same[1], command
+        rollout = (await asyncio.to_thread(document, "show", "capitals", *where))["rollouts"][0]["rollout_id"]
+        assert (await asyncio.to_thread(document, "show", rollout, *where))["attempts"][0]["status"] == "succeeded"
+    finally:
+        await server.stop()
+        store.close()
+
+
+def test_a_store_that_is_down_is_one_line_within_seconds() -> None:
+    began = time.monotonic()
+    for command in (("ps",), ("show", "latest"), ("log", "tail"), ("dead", "ls"), ("replay",)):
+        code, out = invoke(*command, "--log", "http://127.0.0.1:9")
+        assert code == 1 and "127.0.0.1:9" in out and "Traceback" not in out
+    assert time.monotonic() - began < 20
+    code, out = invoke("ps", "--log", "localhost:4747")
+    assert code == 1 and "http://localhost:4747" in out
+
+
+def test_tables_fit_the_terminal_and_keep_ids(made: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for width in (80, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        for command in (("ps",), ("show", "capitals"), ("replay", "capitals"), ("log", "tail", "control"), ("log", "tail")):
+            out = invoke(*command)[1]
+            wide = [line for line in out.splitlines() if len(line) > width and not line.startswith("log ")]
+            assert wide == [], command
+        assert made["ids"][0] in invoke("ps")[1]

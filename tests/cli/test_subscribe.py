@@ -119,13 +119,13 @@ def test_what_a_subscriber_decides_is_a_run_that_replays(store: str, tmp_path: P
     finish_rollouts(store, ["a", "skip"])
     args = ("subscribe", "curator.py:harder", "--store", store, "--run", "curator")
     with running(*args, cwd=tmp_path) as process:
-        until(20, lambda: documents("ps", "--log", store) and documents("ps", "--log", store)[0]["decisions"] == 1)
+        until(20, lambda: document("ps", "--log", store) and document("ps", "--log", store)[0]["decisions"] == 1)
         assert process.end(signal.SIGTERM) == 0
     finish_rollouts(store, ["b"])
     with running(*args, cwd=tmp_path) as process:
-        until(20, lambda: documents("ps", "--log", store)[0]["decisions"] == 2)
+        until(20, lambda: document("ps", "--log", store)[0]["decisions"] == 2)
         assert process.end(signal.SIGTERM) == 0
-    (run,) = documents("ps", "--log", store)
+    (run,) = document("ps", "--log", store)
     assert (run["name"], run["state"], run["rollouts"]) == ("curator", "open", {"queuing": 2})
     monkeypatch.chdir(tmp_path)
     report = document("replay", "curator", "--log", log, "--algorithm", "curator.py:harder")
@@ -160,7 +160,7 @@ def test_what_is_never_taken_is_dead_and_the_next_one_follows(store: str, tmp_pa
     ]
     assert lines[1]["reason"] == "ValueError: a bad one"
     for where in (("--store", store), ("--log", str(tmp_path / "log.db"))):
-        (entry,) = documents("dead", "ls", *where)
+        (entry,) = document("dead", "ls", *where)
         assert (entry["letter"]["kind"], entry["letter"]["rollout_id"], entry["times"]) == ("subscriber", bad, 1)
         assert document("dead", "show", bad, *where)["letter"]["reason"] == "ValueError: a bad one"
         code, text = invoke("dead", "ls", *where)
@@ -176,11 +176,11 @@ def retry_it(store: str, tmp_path: Path, bad: str) -> None:
     function = ("--function", f"{tmp_path}/subs.py:picky")
     code, text = invoke("dead", "retry", bad, "--store", store, *function)
     assert code == 1 and "did not take it: ValueError: a bad one" in text
-    assert len(documents("dead", "ls", "--store", store)) == 1
+    assert len(document("dead", "ls", "--store", store)) == 1
     (tmp_path / "handled.txt.mended").touch()
     assert document("dead", "retry", bad, "--store", store, *function)["event"] == "handled"
-    assert documents("dead", "ls", "--store", store) == []
-    assert [one["letter"]["settled"] for one in documents("dead", "ls", "--all", "--store", store)] == ["handled"]
+    assert document("dead", "ls", "--store", store) == []
+    assert [one["letter"]["settled"] for one in document("dead", "ls", "--all", "--store", store)] == ["handled"]
     code, text = invoke("dead", "ls", "--store", store)
     assert code == 0 and text == "No dead letters that are open; 1 settled one with --all\n"
     code, text = invoke("dead", "retry", bad, "--store", store, *function)
@@ -202,7 +202,7 @@ def test_a_rollout_that_was_given_up_is_queued_again(store: str, tmp_path: Path)
 
     asyncio.run(tell())
     assert document("dead", "retry", rollout_id, "--store", store)["event"] == "requeued"
-    assert documents("dead", "ls", "--store", store) == []
+    assert document("dead", "ls", "--store", store) == []
     shown = document("show", rollout_id, "--log", str(tmp_path / "log.db"))
     assert shown["status"] == "queuing"
     code, text = invoke("dead", "retry", "nothing", "--store", store)

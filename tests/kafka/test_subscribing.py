@@ -103,10 +103,10 @@ def test_a_fact_that_nobody_takes_is_dead_on_the_broker_and_is_retried(url: str,
     args = ("subscribe", "subs.py:picky", "--store", url, "--retries", "1", "--backoff-seconds", "0.01", "--json")
     with running(*args, cwd=tmp_path) as process:
         events = [json.loads(Process.wait_for(process.out, "event")) for _ in range(2)]
-        until(30, lambda: len(documents("dead", "ls", "--log", url)) == 2)
+        until(30, lambda: len(document("dead", "ls", "--log", url)) == 2)
         assert process.end(signal.SIGTERM) == 0
     assert {(one["event"], one["fact"]["rollout_id"]) for one in events} == {("handled", good), ("given_up", bad)}
-    letters = {one["letter"]["kind"]: one["letter"] for one in documents("dead", "ls", "--log", url)}
+    letters = {one["letter"]["kind"]: one["letter"] for one in document("dead", "ls", "--log", url)}
     assert letters["subscriber"]["rollout_id"] == bad and letters["subscriber"]["tries"] == 2
     assert letters["record"]["id"].startswith("record/facts/0/") and "no fact" in letters["record"]["reason"]
     code, text = invoke("dead", "retry", letters["record"]["id"], "--log", url)
@@ -115,7 +115,7 @@ def test_a_fact_that_nobody_takes_is_dead_on_the_broker_and_is_retried(url: str,
     function = ("--function", f"{tmp_path}/subs.py:picky")
     (tmp_path / "handled.txt.mended").touch()
     assert document("dead", "retry", letters["subscriber"]["id"], "--log", url, *function)["event"] == "handled"
-    assert [one["letter"]["kind"] for one in documents("dead", "ls", "--log", url)] == ["record"]
+    assert [one["letter"]["kind"] for one in document("dead", "ls", "--log", url)] == ["record"]
 
 
 def letter_is_readable_with_any_tool(url: str, bad: str) -> None:
@@ -138,16 +138,16 @@ def test_a_rollout_that_was_given_up_is_queued_again_on_the_broker(url: str) -> 
     store: Any = open_store(url)
     try:
         rollout_id = asyncio.run(fail(store))
-        until(30, lambda: documents("dead", "ls", "--log", url))
+        until(30, lambda: document("dead", "ls", "--log", url))
     finally:
         store.close()
-    (entry,) = documents("dead", "ls", "--log", url)
+    (entry,) = document("dead", "ls", "--log", url)
     assert (entry["letter"]["kind"], entry["letter"]["rollout_id"]) == ("rollout", rollout_id)
     cursor = documents("log", "tail", "snapshots", "--type", "cursor", "--log", url)[-1]
     assert cursor["body"]["position"] >= entry["letter"]["position"]
     assert document("dead", "retry", rollout_id, "--log", url)["event"] == "requeued"
     assert document("show", rollout_id, "--log", url)["status"] == "queuing"
-    assert documents("dead", "ls", "--log", url) == []
+    assert document("dead", "ls", "--log", url) == []
 
 
 def test_a_store_process_makes_its_topics_when_told_to(kafka_url: str, tmp_path: Path) -> None:
