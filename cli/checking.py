@@ -43,7 +43,7 @@ def examine(url: str, token: str | None = None) -> dict[str, Any]:
 def _examine_topics(url: str, token: str | None) -> dict[str, Any]:
     """Topics that are missing or set wrongly end the opening, which says so; everything else is a finding."""
     with open_reading(url, token) as log:
-        findings: list[str] = []
+        findings: list[str] = list(getattr(log, "findings", ()))
         records = dict.fromkeys(STORED, 0)
         position, fingerprint = 0, ""
         try:

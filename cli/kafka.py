@@ -13,6 +13,7 @@ from ..core.errors import InvalidInput
 from ..core.open_log import shown
 from ..core.topics import CONTROL, TOPICS
 from .checking import first_hole
+from .interrupts import announce
 from .reading import quieten_clients
 from .terminal import echo_json, examples, json_option, table
 
@@ -48,6 +49,8 @@ def init(url: str, counts: tuple[str, ...], replication: int | None, as_json: bo
     if as_json:
         echo_json(report)
         return
+    for notice in report["notices"]:
+        announce(f"Notice: {notice}.")
     rows = [
         (
             row["name"],
@@ -73,7 +76,8 @@ def make_topics(url: str, counts: Mapping[str, int] | None = None, replication: 
     quieten_clients()
     address = KafkaAddress.parse(url, os.environ)
     made = set(asyncio.run(create(address, dict(counts or {}), replication)))
-    with ReadOnlyKafkaLog(address) as log:
+    with ReadOnlyKafkaLog(address) as opened:
+        log: Any = opened
         _refuse_holes(log, address.topic(CONTROL))
         rows: list[dict[str, Any]] = []
         for topic in TOPICS:
@@ -82,7 +86,8 @@ def make_topics(url: str, counts: Mapping[str, int] | None = None, replication: 
             differs = asked is not None and asked != there
             rows.append({"topic": topic, "name": name, "partitions": there, "made": name in made, "asked": asked,
                          "differs": differs})  # fmt: skip
-    return {"log": address.url, "topics": rows}
+        notices = list(log.notices)
+    return {"log": address.url, "topics": rows, "notices": notices}
 
 
 def _refuse_holes(log: Any, name: str) -> None:

@@ -17,7 +17,7 @@ Rules for every implementation (tests/core/log_contract.py runs them all):
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Literal
 
@@ -144,16 +144,30 @@ class Log(ABC):
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         """Return (first offset that is still there, offset of the next record)."""
 
-    def ask_end(self, topic: str, partition: int, done: Callable[[int | LogError], None]) -> None:
+    def ask_end(
+        self, topic: str, partition: int, done: Callable[[int | LogError], None], at_least: int = 0
+    ) -> None:
         """Give `done` the offset of the next record, asked after this call: what was acknowledged before lies below it.
 
         Does not block where the answer comes over a network; `done` is called once, from here or from a thread of the log.
+        `at_least`: an end that another process was given; a broker whose answer is lower is asked again for some seconds.
         """
         try:
             end: int | LogError = self.ends(topic, partition)[1]
         except LogError as error:
             end = error
         done(end)
+
+    def known_ends(self, topic: str) -> Mapping[int, int]:
+        """Partition -> end below which this process knows of records, where an end that is asked for may be too low.
+
+        Empty where `ask_end` is always right, as in a log of this machine.
+        """
+        return {}
+
+    def append_limit(self, topic: str) -> int:
+        """Bytes up to which one append is surely taken: who joins commands of several callers keeps below it."""
+        return 1 << 62
 
     @abstractmethod
     def follow(

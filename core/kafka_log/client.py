@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiokafka
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, conn
+from aiokafka import TopicPartition, conn
 from aiokafka.abc import AbstractTokenProvider
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -31,9 +33,48 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 
 RebalanceListener: Any = aiokafka.ConsumerRebalanceListener
+_Consumer: Any = aiokafka.AIOKafkaConsumer
+_Producer: Any = aiokafka.AIOKafkaProducer
 _conn: Any = conn
 create_conn = _conn.create_conn
 get_ip_port_afi = _conn.get_ip_port_afi
+
+
+class AIOKafkaConsumer(_Consumer):
+    """A consumer that finds brokers again whose addresses all changed."""
+
+    def __init__(self, *topics: str, **options: Any) -> None:
+        super().__init__(*topics, **options)  # pyright: ignore[reportUnknownMemberType]
+        _ask_bootstrap_again(self._client)
+
+    def update_metadata(self) -> None:
+        """Ask the brokers now who leads which partition; does not wait for the answer."""
+        self._client.force_metadata_update()
+
+
+class AIOKafkaProducer(_Producer):
+    """A producer that finds brokers again whose addresses all changed."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
+        _ask_bootstrap_again(self.client)
+
+
+def _ask_bootstrap_again(client: Any) -> None:
+    """The library asks only the brokers that it knows; when none of them answers, ask those of the address, as others do."""
+    update: Callable[[Any, Any], Awaitable[bool]] = client._metadata_update
+
+    async def updated(cluster: Any, topics: Any) -> bool:
+        if await update(cluster, topics):
+            return True
+        try:
+            await client.bootstrap()
+        except (KafkaError, OSError, asyncio.TimeoutError):
+            return False
+        return await update(cluster, topics)
+
+    client._metadata_update = updated
+
 
 __all__ = [
     "AIOKafkaAdminClient",

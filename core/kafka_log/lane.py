@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from ..errors import LogError, StorageError, UnknownOutcome
@@ -31,12 +32,8 @@ logger = logging.getLogger(__name__)
 BATCH_BYTES = 900_000
 """Appends that wait together go out together up to this size; a larger append goes alone."""
 
-NOT_WRITTEN = (
-    TopicAuthorizationFailedError,
-    MessageSizeTooLargeError,
-    RecordListTooLargeError,
-)
-"""The broker's answers that mean: nothing of it is in the log. After every other error it may be."""
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""With `TopicAuthorizationFailedError` the answers that mean: nothing of it is in the log. After every other it may be."""
 
 BATCH_OVERHEAD_BYTES = 64 << 10
 """What a batch may have beside its values."""
@@ -94,12 +91,16 @@ class Lane:
         *,
         wait_seconds: float,
         producer: Producer,
+        written: Callable[[int, Sequence[PendingAppend]], None],
+        batch_bytes: int = BATCH_BYTES,
     ) -> None:
         self.topic = topic
         self.partition = partition
         self.task: asyncio.Task[None] | None = None
         self._wait_seconds = wait_seconds
         self._producer = producer
+        self._written = written
+        self._batch_bytes = min(batch_bytes, BATCH_BYTES)
         self._waiting: deque[PendingAppend] = deque()
 
     def put(self, pending: PendingAppend) -> None:
@@ -124,13 +125,12 @@ class Lane:
             while self._waiting:
                 batch = self._next()
                 outcome = await self._send(batch)
-                offset = outcome if isinstance(outcome, int) else -1
-                for pending in batch:
-                    if isinstance(outcome, LogError):
-                        answer(pending, outcome)
-                    else:
-                        answer(pending, Ack(offset, len(pending.records)))
-                        offset += len(pending.records) if offset >= 0 else 0
+                if outcome is None:  # too large together: each append for itself
+                    self._waiting.extendleft(reversed(batch))
+                    self._batch_bytes = 0
+                    batch = []
+                    continue
+                self._answer(batch, outcome)
                 batch = []
         finally:  # with something left only where the log is closed under it
             left = UnknownOutcome(f"the log was closed before records for {self.topic} were acknowledged")
@@ -139,20 +139,39 @@ class Lane:
             self._waiting.clear()
             self.task = None
 
+    def _answer(self, batch: list[PendingAppend], outcome: int | LogError) -> None:
+        if isinstance(outcome, LogError):
+            for pending in batch:
+                answer(pending, outcome)
+            return
+        if outcome >= 0:
+            self._written(outcome, batch)
+        offset = outcome
+        for pending in batch:
+            answer(pending, Ack(offset, len(pending.records)))
+            offset += len(pending.records) if offset >= 0 else 0
+
     def _next(self) -> list[PendingAppend]:
         batch = [self._waiting.popleft()]
         size = batch[0].size
-        while self._waiting and size + self._waiting[0].size <= BATCH_BYTES:
+        while self._waiting and size + self._waiting[0].size <= self._batch_bytes:
             size += self._waiting[0].size
             batch.append(self._waiting.popleft())
         return batch
 
-    async def _send(self, batch: list[PendingAppend]) -> int | LogError:
-        """The batch's base offset (-1 where the broker cannot tell), or why it has none."""
+    async def _send(self, batch: list[PendingAppend]) -> int | LogError | None:
+        """The batch's base offset (-1 where the broker cannot tell), or why it has none. None: it is too large together."""
         using: list[Any] = []
         try:
             return await asyncio.wait_for(self._write(batch, using), self._wait_seconds)
-        except NOT_WRITTEN as error:
+        except TOO_LARGE:
+            if len(batch) > 1:
+                return None
+            return StorageError(
+                f"{self.topic} takes no batch as large as this append ({batch[0].size:,} bytes before compression); set its "
+                "max.message.bytes as `agl kafka init` says; nothing was written"
+            )
+        except TopicAuthorizationFailedError as error:
             return StorageError(f"the broker refused records for {self.topic}: {error}; nothing was written")
         except (TimeoutError, asyncio.TimeoutError):
             return UnknownOutcome(

@@ -6,27 +6,29 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..embedded_log import check_offset
-from ..errors import AccessRefused, InvalidInput, LogClosed, LogError, PayloadTooLarge, StorageError
+from ..errors import AccessRefused, InvalidInput, LogClosed, LogCorrupt, LogError, PayloadTooLarge, StorageError
 from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
-from ..topics import BLOBS, FACTS, TASKS, TOPICS, partition_of
+from ..topics import BLOBS, CONTROL, FACTS, TASKS, TOPICS, partition_of
 from .access import enter, unreachable
 from .address import KafkaAddress
-from .client import AIOKafkaConsumer, KafkaError, TopicPartition
+from .client import KafkaError, TopicPartition
+from .ends import Ends, OnEnd
+from .identity import Identity, Verified, digest_of, identify, identity_reader, write_identity
 from .lane import BATCH_OVERHEAD_BYTES, Lane, Producer, answer
 from .loop import LoopThread
 from .membership import KafkaMember
 from .mirror import Mirror, MirrorTable
-from .reading import Ends, OnEnd, PartitionReader
+from .reading import PartitionReader
 from .scratch import Scratch
 from .tail import Tail, stop_quietly
-from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, identify, identity_reader, survey
+from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, Survey, survey
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +54,18 @@ class KafkaLog(Log):
         self._gate = threading.Lock()
         self._closed = False
         self._inbox: list[PendingAppend] = []
-        self._asked: list[tuple[TopicPartition, OnEnd]] = []
+        self._asked: list[tuple[TopicPartition, OnEnd, int]] = []
         self._partitions: dict[str, int] = {}
+        self._limits: dict[str, int] = {}
+        self._first: dict[str, str] = {}
+        self.notices: tuple[str, ...] = ()
+        """What of the topics' settings should be mended, as sentences."""
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._readers: dict[tuple[str, int], PartitionReader] = {}
         self._mirrors: dict[str, Mirror] = {}
         self._tails: set[Tail] = set()
         self._members: set[KafkaMember] = set()
-        self._asker: Any = None
+        self._ends = Ends(self.address)
         self._producer = Producer(self.address, "zstd")
         # A client sends a server one request at a time, so blobs have a client of their own. Compressing 64 MB takes the
         # loop's thread a second; the topic's setting lets the broker do it.
@@ -70,9 +76,14 @@ class KafkaLog(Log):
         self.state_folder.mkdir(parents=True, exist_ok=True)
         try:
             self.log_id = self._loop.call(self._insist(), self.address.wait_seconds + OPEN_SECONDS)
+            self._tell()
         except BaseException:
             self._abandon()
             raise
+
+    def _tell(self) -> None:
+        for notice in self.notices:
+            logger.warning("%s", notice)
 
     def _abandon(self) -> None:
         self._closed = True
@@ -97,23 +108,30 @@ class KafkaLog(Log):
                 if not told:
                     logger.warning("waiting for Kafka at %s: %s", self.address.bootstrap, error)
                     told = True
-                await stop_quietly(self._asker)
+                await stop_quietly(self._ends)
                 await asyncio.sleep(0.5)
 
     async def _open(self) -> str:
         await enter(self.address)
-        self._asker = AIOKafkaConsumer(**self.address.client(), group_id=None)
+        self._ends = Ends(self.address)
         reader = identity_reader(self.address)
         try:
-            await self._asker.start()
-            self._partitions = await survey(self.address)
+            await self._ends.start()
+            found = await survey(self.address)
             await reader.start()
-            return await identify(self.address, reader, await self._producer.get())
+            verified = await self._identify(reader, found)
         except (KafkaError, OSError) as error:
             raise unreachable(self.address, error) from error
         finally:
             await stop_quietly(reader)
-            self._ends = Ends(self._asker, self.address.wait_seconds)
+        self._partitions = {**found.partitions, **verified.partitions}
+        self._limits = found.limits
+        self._first = verified.first
+        self.notices = (*found.notices, *verified.notices)
+        return verified.log_id
+
+    async def _identify(self, reader: Any, found: Survey) -> Verified:
+        return await identify(self.address, reader, await self._producer.get(), found.partitions)
 
     # Writing
 
@@ -125,8 +143,30 @@ class KafkaLog(Log):
                 partition,
                 wait_seconds=self.address.wait_seconds,
                 producer=self._blob_producer if topic == BLOBS else self._producer,
+                written=lambda offset, batch: self._written(topic, partition, offset, batch),
+                batch_bytes=self.append_limit(topic),
             )
         return lane
+
+    def _written(self, topic: str, partition: int, offset: int, batch: Sequence[PendingAppend]) -> None:
+        """A batch has its offset; before the appends of it are answered."""
+        count = sum(len(pending.records) for pending in batch)
+        self._ends.acknowledged(self._place(topic, partition), offset + count)
+        if topic == CONTROL and offset == 0 and str(partition) not in self._first:
+            self._first[str(partition)] = digest_of(batch[0].records[0])
+            self._noting = asyncio.get_running_loop().create_task(self._note_first())
+
+    async def _note_first(self) -> None:
+        """Write down with which event the log begins. The next opening does it where this fails."""
+        try:
+            said = Identity(self.log_id, partitions=self._partitions, first=dict(self._first))
+            await write_identity(self.address, await self._producer.get(), said)
+        except (KafkaError, OSError) as error:
+            logger.warning("The beginning of the log was not noted in %s: %s", self.address.topic("meta"), error)
+
+    def append_limit(self, topic: str) -> int:
+        """See `Log.append_limit`: what the topic takes by its max.message.bytes."""
+        return max(self._limits.get(topic, MAX_MESSAGE_BYTES) - BATCH_OVERHEAD_BYTES, BATCH_OVERHEAD_BYTES)
 
     def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
         """See `Log.append`. Raises `InvalidInput` at once for what no log could store, `LogClosed` in a forked child."""
@@ -201,7 +241,14 @@ class KafkaLog(Log):
         if TOPICS[topic].compacted:
             mirror = self._loop.call(self._reached(topic, partition))
             return mirror.table.select(partition, "offset >= ?", (offset,), max_records)
-        return self._loop.call(self._reader(topic, partition).read(offset, max_records))
+        records = self._loop.call(self._reader(topic, partition).read(offset, max_records))
+        if topic == CONTROL and records and records[-1].offset - offset != len(records) - 1:
+            hole = next(at for at, record in enumerate(records, offset) if record.offset != at)
+            raise LogCorrupt(
+                f"{self.address.topic(topic)}[{partition}] has no record at offset {hole}: records were compacted away, "
+                "removed, or written in a transaction", position=hole, topic=topic, partition=partition,
+            )  # fmt: skip
+        return records
 
     def _reader(self, topic: str, partition: int) -> PartitionReader:
         with self._gate:
@@ -247,20 +294,27 @@ class KafkaLog(Log):
             return (end if first is None else first), end
         return await self._ends.first(place), await self._ends.end(place)
 
-    def ask_end(self, topic: str, partition: int, done: Callable[[int | LogError], None]) -> None:
-        """See `Log.ask_end`. Many that ask at once share one question to the broker."""
+    def known_ends(self, topic: str) -> Mapping[int, int]:
+        """See `Log.known_ends`."""
+        check_topic(topic)
+        return self._ends.known(self.address.topic(topic))
+
+    def ask_end(
+        self, topic: str, partition: int, done: Callable[[int | LogError], None], at_least: int = 0
+    ) -> None:
+        """See `Log.ask_end`. Many that ask about a partition at once share one question to the broker."""
         self._check_place(topic, partition)
         self._check_open()
         with self._gate:
-            self._asked.append((self._place(topic, partition), done))
+            self._asked.append((self._place(topic, partition), done, at_least))
             if len(self._asked) == 1:
                 self._loop.loop.call_soon_threadsafe(self._take_asked)
 
     def _take_asked(self) -> None:
         with self._gate:
             taken, self._asked = self._asked, []
-        for place, done in taken:
-            self._ends.ask(place, done)
+        for place, done, at_least in taken:
+            self._ends.ask(place, done, at_least)
 
     # Following, groups
 
@@ -356,4 +410,4 @@ class KafkaLog(Log):
             await reader.close()
         await self._producer.stop()
         await self._blob_producer.stop()
-        await stop_quietly(self._asker)
+        await stop_quietly(self._ends)

@@ -11,8 +11,8 @@ from ..log import Membership, Record
 from .access import NO_RIGHT, unreachable
 from .address import KafkaAddress
 from .client import AIOKafkaConsumer, KafkaError, RebalanceListener, StickyPartitionAssignor, TopicPartition
+from .ends import Ends
 from .loop import LoopThread
-from .reading import Ends
 from .records import record_in
 from .tail import stop_quietly
 

@@ -24,7 +24,8 @@ from ..log_records import decode_headers, encode_headers
 from ..topics import TOPICS
 from .address import KafkaAddress
 from .client import KafkaError, OffsetOutOfRangeError, TopicPartition
-from .reading import Ends, make_consumer
+from .ends import Ends
+from .reading import make_consumer
 from .records import record_in
 from .tail import stop_quietly
 

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ..errors import LogError, OffsetLost, StorageError
+from ..errors import OffsetLost, StorageError
 from ..log import Record
 from .address import KafkaAddress
 from .client import AIOKafkaConsumer, KafkaError, OffsetOutOfRangeError, TopicPartition
+from .ends import Ends
 from .records import record_in
 
 FETCH_BYTES = 8 << 20
@@ -30,62 +31,6 @@ def make_consumer(address: KafkaAddress, **more: Any) -> Any:
         max_partition_fetch_bytes=FETCH_BYTES,
         **more,
     )
-
-
-OnEnd = Callable[["int | LogError"], None]
-"""Told an end offset, or why it is not known; on the log's loop."""
-
-
-class Ends:
-    """First and next offsets, asked by one consumer. Questions that come while one is under way share the next one."""
-
-    def __init__(self, consumer: Any, wait_seconds: float = READ_SECONDS) -> None:
-        self._consumer = consumer
-        self._wait_seconds = wait_seconds
-        self._waiting: dict[TopicPartition, list[OnEnd]] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def ask(self, place: TopicPartition, done: OnEnd) -> None:
-        """Give `done` the offset of the next record, asked after this call: what was acknowledged before lies below it."""
-        self._waiting.setdefault(place, []).append(done)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._ask())
-
-    async def end(self, place: TopicPartition) -> int:
-        """As `ask`. Raises `StorageError` where the broker does not answer in time."""
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def done(end: int | LogError) -> None:
-            if future.done():
-                return
-            if isinstance(end, LogError):
-                future.set_exception(end)
-            else:
-                future.set_result(end)
-
-        self.ask(place, done)
-        return await future
-
-    async def _ask(self) -> None:
-        try:
-            while self._waiting:
-                asked, self._waiting = self._waiting, {}
-                ends: dict[TopicPartition, int | LogError]
-                try:
-                    answers = await insisting(lambda places=asked: self._consumer.end_offsets(list(places)), self._wait_seconds)
-                    ends = {place: int(answers[place]) for place in asked}
-                except StorageError as error:
-                    ends = dict.fromkeys(asked, error)
-                for place, callbacks in asked.items():
-                    for done in callbacks:
-                        done(ends[place])
-        finally:
-            self._task = None
-
-    async def first(self, place: TopicPartition) -> int:
-        """The first offset that is still there. Raises as `end`."""
-        answers = await insisting(lambda: self._consumer.beginning_offsets([place]), self._wait_seconds)
-        return int(answers[place])
 
 
 async def insisting(ask: Callable[[], Awaitable[Any]], wait_seconds: float) -> Any:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..embedded_log import check_offset
 from ..errors import InvalidInput
 from ..log import Done, Membership, NewRecord, Record
 from ..topics import SPANS, TOPICS, partition_of
-from .access import enter, unreachable
 from .address import KafkaAddress
-from .client import AIOKafkaConsumer, KafkaError
 from .groups import GroupLag, lags
+from .identity import Verified, read_identity, verify
 from .log import KafkaLog
-from .reading import Ends
-from .tail import stop_quietly
-from .topics import find_identity, identity_reader, survey
+from .topics import Survey
+
+logger = logging.getLogger(__name__)
 
 SCAN_RECORDS = 2048
 ASK_SECONDS = 60.0
@@ -30,6 +31,7 @@ class ReadOnlyKafkaLog(KafkaLog):
     """
 
     def __init__(self, address: str | KafkaAddress) -> None:
+        self.findings: tuple[str, ...] = ()
         parsed = address if isinstance(address, KafkaAddress) else KafkaAddress.parse(address)
         # Copies that a running node keeps in `state` are its own.
         super().__init__(replace(parsed, state=None))
@@ -38,21 +40,18 @@ class ReadOnlyKafkaLog(KafkaLog):
         """Whoever only looks is told at once that the broker is away."""
         return await self._open()
 
-    async def _open(self) -> str:
-        await enter(self.address)
-        self._asker = AIOKafkaConsumer(**self.address.client(), group_id=None)
-        reader = identity_reader(self.address)
-        try:
-            await self._asker.start()
-            self._partitions = await survey(self.address)
-            await reader.start()
-            found = await find_identity(self.address, reader)
-            return "" if found is None else found.log_id
-        except (KafkaError, OSError) as error:
-            raise unreachable(self.address, error) from error
-        finally:
-            await stop_quietly(reader)
-            self._ends = Ends(self._asker, self.address.wait_seconds)
+    async def _identify(self, reader: Any, found: Survey) -> Verified:
+        """What is not whole is told and shown as it is; `findings` has it for `agl log check`."""
+        known = await read_identity(self.address, reader)
+        if known is None:
+            return Verified("", found.partitions, {})
+        verified = await verify(self.address, reader, known, found.partitions, adopt=False)
+        self.findings = verified.problems
+        return verified
+
+    def _tell(self) -> None:
+        for finding in self.findings:
+            logger.warning("The log is not whole: %s", finding)
 
     def partitions(self, topic: str) -> int:
         """See `Log.partitions`; `tasks` and `facts` too."""

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
-from ..errors import InvalidInput, StorageError
+from ..errors import InvalidInput, LogCorrupt, StorageError
 from ..topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
 from .access import enter, unreachable
 from .address import KafkaAddress
 from .client import (
     AIOKafkaAdminClient,
-    AIOKafkaConsumer,
     ConfigResource,
     ConfigResourceType,
     KafkaError,
     NewTopic,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
-    TopicPartition,
     for_code,
 )
-from .reading import IDLE_FETCH_MS
+from .identity import META, identity_reader, read_identity, verify
+from .tail import stop_quietly
 
-META = "meta"
-"""A topic beside those of the seam: one record, the log's identity."""
+logger = logging.getLogger(__name__)
 
 _FOREVER = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 _WEEKS = {"cleanup.policy": "delete", "retention.ms": str(30 * 86_400_000)}
@@ -60,15 +57,20 @@ SETUPS: dict[str, Setup] = {
     DEAD: Setup(1, {**_FOREVER, "max.message.bytes": str(MAX_MESSAGE_BYTES)}),
     TASKS: Setup(16, {**_WEEKS, "retention.ms": str(7 * 86_400_000)}),
     FACTS: Setup(8, {**_WEEKS}),
-    META: Setup(1, {**_NEWEST}),
+    META: Setup(1, {**_FOREVER}),
 }
 
 
-class Identity(msgspec.Struct, frozen=True):
-    """What the `meta` topic says of a log."""
+@dataclass(frozen=True)
+class Survey:
+    """What is on the broker of a log. `partitions`: topic -> count; `limits`: topic -> the largest batch it takes in bytes.
 
-    log_id: str
-    format: int = 1
+    `notices`: settings that should be mended, each with its remedy.
+    """
+
+    partitions: dict[str, int]
+    limits: dict[str, int]
+    notices: tuple[str, ...]
 
 
 def partitions_of(counts: dict[str, int] | None) -> dict[str, int]:
@@ -86,15 +88,25 @@ def partitions_of(counts: dict[str, int] | None) -> dict[str, int]:
 async def create(address: KafkaAddress, counts: dict[str, int] | None = None, replication: int | None = None) -> list[str]:
     """Make the topics that are missing; return the names of those that were made.
 
-    Idempotent: topics that are there are checked, not changed. `replication`: copies of each partition; None: three, or
-    as many as there are brokers. Raises `InvalidInput` where a topic that is there cannot carry a log, else `StorageError`.
+    Idempotent: topics that are there are checked, and their settings stay, but for a `meta` that is compacted, as older
+    releases made it. A topic of a log that lost it gets the partitions that it had. `replication`: copies of each partition;
+    None: three, or as many as there are brokers. Raises `InvalidInput` where a topic that is there cannot carry a log,
+    `LogCorrupt` where the log is not whole, else `StorageError`.
     """
     await enter(address)
     admin = AIOKafkaAdminClient(**address.client())
+    reader = identity_reader(address)
     try:
         await admin.start()
+        await reader.start()
         there = set(await admin.list_topics())
-        chosen = partitions_of(counts)
+        known = await read_identity(address, reader) if address.topic(META) in there else None
+        if known is not None and known.first and address.topic(CONTROL) not in there:
+            raise LogCorrupt(
+                f"topic {address.topic(CONTROL)} is gone, and the log at {address.url} had events in it: a new one would be "
+                "another log. Restore it from a copy made with `agl log copy`, or choose another prefix"
+            )
+        chosen = {**partitions_of(counts), **(known.partitions if known is not None else {})}
         copies = replication if replication is not None else min(3, len((await admin.describe_cluster())["brokers"]))
         missing = [
             NewTopic(
@@ -107,12 +119,18 @@ async def create(address: KafkaAddress, counts: dict[str, int] | None = None, re
             if address.topic(name) not in there
         ]
         made = _made(await admin.create_topics(missing)) if missing else []
-        await _shown(admin, address)
-        await check(admin, address)
+        present = await _shown(admin, address)
+        settings = await _settings(admin, address)
+        _refuse_settings(address, settings)
+        if "compact" in settings[META].get("cleanup.policy", ("delete", 0))[0]:
+            await _never_compact(admin, address.topic(META), settings[META])
+        if known is not None:
+            (await verify(address, reader, known, present)).check(address.url)
         return made
     except (KafkaError, OSError) as error:
         raise unreachable(address, error) from error
     finally:
+        await stop_quietly(reader)
         await admin.close()
 
 
@@ -129,96 +147,100 @@ def _made(answer: Any) -> list[str]:
 
 
 async def _describe(admin: Any, address: KafkaAddress) -> dict[str, int]:
-    """Topic of the broker -> partitions, of this log's topics that are there. Raises the broker's word for a missing right."""
-    described = await admin.describe_topics([address.topic(name) for name in SETUPS])
+    """Topic -> partitions, of this log's topics that are there. Raises the broker's word for a missing right."""
+    names = {address.topic(name): name for name in SETUPS}
+    described = await admin.describe_topics(list(names))
     for one in described:
         if for_code(one["error_code"]) is TopicAuthorizationFailedError:
             raise TopicAuthorizationFailedError(one["topic"])
-    return {one["topic"]: len(one["partitions"]) for one in described if not one["error_code"] and one["partitions"]}
+    return {names[one["topic"]]: len(one["partitions"]) for one in described if not one["error_code"] and one["partitions"]}
 
 
-async def _shown(admin: Any, address: KafkaAddress) -> None:
+async def _shown(admin: Any, address: KafkaAddress) -> dict[str, int]:
     """Wait until what was made is shown: a broker answers a creation a moment before it knows of it itself."""
     deadline = asyncio.get_running_loop().time() + SHOWN_SECONDS
-    while len(await _describe(admin, address)) < len(SETUPS):
+    while len(found := await _describe(admin, address)) < len(SETUPS):
         if asyncio.get_running_loop().time() > deadline:
             raise StorageError(f"the topics of {address.url} were made and are not shown after {SHOWN_SECONDS:g} s")
         await asyncio.sleep(0.05)
+    return found
 
 
-async def survey(address: KafkaAddress) -> dict[str, int]:
-    """Topic -> partitions of the log that is there. Raises `InvalidInput` where a topic is missing or cannot carry a log."""
+async def survey(address: KafkaAddress) -> Survey:
+    """The topics of the log that is there. Raises `InvalidInput` where one is missing or cannot carry a log."""
     admin = AIOKafkaAdminClient(**address.client())
     try:
         await admin.start()
         found = await _describe(admin, address)
         for name in SETUPS:
-            if address.topic(name) not in found:
+            if name not in found:
                 raise InvalidInput(
                     f"there is no log at {address.url}: topic {address.topic(name)} is missing; "
                     f"`agl kafka init --log '{address.url}'` makes it"
                 )
-        await check(admin, address)
-        return {name: found[address.topic(name)] for name in SETUPS}
+        settings = await _settings(admin, address)
     finally:
         await admin.close()
+    _refuse_settings(address, settings)
+    limits = {name: int(rows["max.message.bytes"][0]) for name, rows in settings.items() if "max.message.bytes" in rows}
+    return Survey(found, limits, tuple(_notices(address, settings, limits)))
 
 
-async def check(admin: Any, address: KafkaAddress) -> None:
-    """Refuse a control topic that loses records or has holes. Raises `InvalidInput` with the remedy."""
-    name = address.topic(CONTROL)
-    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
-    settings: dict[str, str] = {}
-    for answer in answers:
-        for resource in answer.resources:
-            if resource[0]:  # settings that may not be seen are not settings that are right
-                raise for_code(resource[0])(f"the settings of {name} cannot be read")
-            settings.update({entry[0]: entry[1] for entry in resource[4]})
-    policy, retention = settings.get("cleanup.policy", "delete"), settings.get("retention.ms", "-1")
-    if "compact" in policy:
+Settings = Mapping[str, tuple[str, int]]
+"""Name of a setting of a topic -> (value, where it comes from)."""
+_OF_THE_TOPIC = 1
+"""Kafka's word for a setting that was made for this topic, and is not the broker's."""
+
+
+async def _settings(admin: Any, address: KafkaAddress) -> dict[str, Settings]:
+    """The settings of each topic. Raises the broker's word for a missing right."""
+    names = {address.topic(name): name for name in SETUPS}
+    found: dict[str, Settings] = {}
+    for answer in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names]):
+        for code, _, _, name, entries in answer.resources:
+            if code:  # settings that may not be seen are not settings that are right
+                raise for_code(code)(f"the settings of {name} cannot be read")
+            found[names[name]] = {entry[0]: (entry[1] or "", entry[3]) for entry in entries}
+    return found
+
+
+def _refuse_settings(address: KafkaAddress, settings: Mapping[str, Settings]) -> None:
+    """Refuse a control topic that loses records. Raises `InvalidInput` with the remedy."""
+    name, rows = address.topic(CONTROL), settings[CONTROL]
+    if "compact" in rows.get("cleanup.policy", ("delete", 0))[0]:
         raise InvalidInput(
-            f"topic {name} is compacted: it loses events, and no log can be kept in it. Set cleanup.policy=delete, or choose "
-            "another prefix"
+            f"topic {name} is compacted: it loses events, and no log can be kept in it. Choose another prefix. If it was "
+            "compacted by mistake a moment ago, set cleanup.policy=delete and try again: what is lost is found at opening"
         )
-    if retention != "-1" or settings.get("retention.bytes", "-1") != "-1":
+    retention = rows.get("retention.ms", ("-1", 0))[0]
+    if retention != "-1" or rows.get("retention.bytes", ("-1", 0))[0] != "-1":
         raise InvalidInput(
             f"topic {name} forgets old events (retention.ms={retention}); set retention.ms=-1 and retention.bytes=-1"
         )
 
 
-def identity_reader(address: KafkaAddress) -> Any:
-    """The consumer for `identify` and `find_identity`. Under TLS its end waits for the fetch that is under way: a short one."""
-    return AIOKafkaConsumer(**address.client(), group_id=None, auto_offset_reset="earliest", fetch_max_wait_ms=IDLE_FETCH_MS)
+def _notices(address: KafkaAddress, settings: Mapping[str, Settings], limits: Mapping[str, int]) -> Iterator[str]:
+    """What does not keep a log from working, and should be set otherwise."""
+    if "compact" in settings[META].get("cleanup.policy", ("delete", 0))[0]:
+        yield (
+            f"topic {address.topic(META)} is compacted, which may take away which log this is; "
+            f"`agl kafka init --log '{address.url}'` sets cleanup.policy=delete"
+        )
+    for name, setup in SETUPS.items():
+        wanted = int(setup.config.get("max.message.bytes", "0"))
+        if limits.get(name, wanted) < wanted:
+            yield (
+                f"topic {address.topic(name)} takes batches of {limits[name]:,} bytes at most, and what is larger is refused; "
+                f"set max.message.bytes={wanted}"
+            )
 
 
-async def identify(address: KafkaAddress, consumer: Any, producer: Any) -> str:
-    """The log's id; the first record of the `meta` topic that says one counts, so that two who begin agree.
-
-    `consumer` is only for this: while it waits for records, the broker answers nothing else on its connection.
-    """
-    found = await find_identity(address, consumer)
-    if found is None:
-        value = msgspec.json.encode(Identity(uuid.uuid4().hex[:16]))
-        await producer.send_and_wait(address.topic(META), value, key=b"log", partition=0)
-        found = await find_identity(address, consumer)
-    if found is None:
-        raise StorageError(f"{address.topic(META)} does not show the record that says who the log is")
-    return found.log_id
-
-
-async def find_identity(address: KafkaAddress, consumer: Any) -> Identity | None:
-    """What the `meta` topic says of the log; None before somebody has opened it for the first time."""
-    place = TopicPartition(address.topic(META), 0)
-    end = (await consumer.end_offsets([place]))[place]
-    if end == 0:
-        return None
-    consumer.assign([place])
-    await consumer.seek_to_beginning(place)
-    deadline = asyncio.get_running_loop().time() + 10
-    while await consumer.position(place) < end and asyncio.get_running_loop().time() < deadline:
-        for message in (await consumer.getmany(place, timeout_ms=200)).get(place, ()):
-            try:
-                return msgspec.json.decode(message.value, type=Identity)
-            except msgspec.MsgspecError:
-                continue
-    return None
+async def _never_compact(admin: Any, name: str, rows: Settings) -> None:
+    """Set cleanup.policy=delete. The request replaces all settings of the topic, so those that it has are sent again."""
+    kept = {key: value for key, (value, source) in rows.items() if source == _OF_THE_TOPIC}
+    resource = ConfigResource(ConfigResourceType.TOPIC, name, {**kept, **_FOREVER})
+    for answer in await admin.alter_configs([resource]):
+        for code, message, *_ in answer.resources:
+            if code:
+                raise for_code(code)(message or f"the settings of {name} cannot be changed")
+    logger.warning("Topic %s was compacted; it is kept whole from now on.", name)
