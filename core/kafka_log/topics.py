@@ -122,8 +122,8 @@ async def create(address: KafkaAddress, counts: dict[str, int] | None = None, re
         present = await _shown(admin, address)
         settings = await _settings(admin, address)
         _refuse_settings(address, settings)
-        if "compact" in settings[META].get("cleanup.policy", ("delete", 0))[0]:
-            await _never_compact(admin, address.topic(META), settings[META])
+        if _compacted(settings[META]):
+            await _never_compact(admin, address, settings[META])
         if known is not None:
             (await verify(address, reader, known, present)).check(address.url)
         return made
@@ -207,7 +207,7 @@ async def _settings(admin: Any, address: KafkaAddress) -> dict[str, Settings]:
 def _refuse_settings(address: KafkaAddress, settings: Mapping[str, Settings]) -> None:
     """Refuse a control topic that loses records. Raises `InvalidInput` with the remedy."""
     name, rows = address.topic(CONTROL), settings[CONTROL]
-    if "compact" in rows.get("cleanup.policy", ("delete", 0))[0]:
+    if _compacted(rows):
         raise InvalidInput(
             f"topic {name} is compacted: it loses events, and no log can be kept in it. Choose another prefix. If it was "
             "compacted by mistake a moment ago, set cleanup.policy=delete and try again: what is lost is found at opening"
@@ -221,7 +221,7 @@ def _refuse_settings(address: KafkaAddress, settings: Mapping[str, Settings]) ->
 
 def _notices(address: KafkaAddress, settings: Mapping[str, Settings], limits: Mapping[str, int]) -> Iterator[str]:
     """What does not keep a log from working, and should be set otherwise."""
-    if "compact" in settings[META].get("cleanup.policy", ("delete", 0))[0]:
+    if _compacted(settings[META]):
         yield (
             f"topic {address.topic(META)} is compacted, which may take away which log this is; "
             f"`agl kafka init --log '{address.url}'` sets cleanup.policy=delete"
@@ -235,12 +235,19 @@ def _notices(address: KafkaAddress, settings: Mapping[str, Settings], limits: Ma
             )
 
 
-async def _never_compact(admin: Any, name: str, rows: Settings) -> None:
-    """Set cleanup.policy=delete. The request replaces all settings of the topic, so those that it has are sent again."""
+async def _never_compact(admin: Any, address: KafkaAddress, rows: Settings) -> None:
+    """Keep all of `meta`. The request replaces all settings of the topic, so those that it has are sent again."""
+    name = address.topic(META)
     kept = {key: value for key, (value, source) in rows.items() if source == _OF_THE_TOPIC}
-    resource = ConfigResource(ConfigResourceType.TOPIC, name, {**kept, **_FOREVER})
-    for answer in await admin.alter_configs([resource]):
+    for answer in await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, {**kept, **_FOREVER})]):
         for code, message, *_ in answer.resources:
             if code:
                 raise for_code(code)(message or f"the settings of {name} cannot be changed")
+    deadline = asyncio.get_running_loop().time() + SHOWN_SECONDS
+    while _compacted((await _settings(admin, address))[META]) and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.05)  # a broker answers a change a moment before it shows it
     logger.warning("Topic %s was compacted; it is kept whole from now on.", name)
+
+
+def _compacted(rows: Settings) -> bool:
+    return "compact" in rows.get("cleanup.policy", ("delete", 0))[0]

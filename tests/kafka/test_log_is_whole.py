@@ -144,6 +144,13 @@ def test_a_log_of_an_older_release_is_taken_with_the_partitions_it_was_written_f
 async def _compacted(client: Any, name: str) -> None:
     settings = {"cleanup.policy": "compact", "segment.bytes": "1048576"}
     await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, settings)])
+    while (await _settings(client, name))["cleanup.policy"] != "compact":
+        await asyncio.sleep(0.05)
+
+
+async def _settings(client: Any, name: str) -> dict[str, str]:
+    (answer,) = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
+    return {row[0]: row[1] for row in answer.resources[0][4]}
 
 
 def test_the_first_record_decides_which_log_it_is_and_later_ones_add_to_it() -> None:
@@ -156,15 +163,14 @@ def test_the_first_record_decides_which_log_it_is_and_later_ones_add_to_it() -> 
     assert merged([b"no json"]) is None
 
 
-def test_keeping_the_settings_that_it_had(kafka_url: str) -> None:
+def test_a_compacted_meta_is_kept_from_now_on_and_keeps_its_other_settings(kafka_url: str) -> None:
     make_topics(kafka_url)
     name = f"{KafkaAddress.parse(kafka_url).prefix}.meta"
     _administer(kafka_url, lambda client, _: _compacted(client, name))
     make_topics(kafka_url)
 
     async def look(client: Any, _: str) -> None:
-        (answer,) = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
-        rows = {row[0]: row[1] for row in answer.resources[0][4]}
+        rows = await _settings(client, name)
         assert (rows["cleanup.policy"], rows["segment.bytes"]) == ("delete", "1048576")
 
     _administer(kafka_url, look)
