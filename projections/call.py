@@ -45,6 +45,41 @@ def serve(call: Call) -> None:
     _current.set(call)
 
 
+RACES = frozenset({"stale_generation", "stale_attempt", "not_claimable", "archived", "version_conflict"})
+"""Refusals that mean: another command was first, look again and go on under the next id."""
+MAX_RACES = 64
+
+
+class CommandIds:
+    """The ids of one command: `base`, `base.1`, `base.2`, ... A retry walks the same ids to the same answer.
+
+    The next id is taken only after the log holds a verdict on this one: an id that was skipped without a record would be
+    free for a retry, which would then be accepted as a second command.
+    """
+
+    def __init__(self, base: str, most: int | None = MAX_RACES) -> None:
+        self._base = base
+        self._most = most
+        self._number = 0
+
+    @property
+    def current(self) -> str:
+        """The id under which the command is tried now."""
+        return self._base if not self._number else f"{self._base}.{self._number}"
+
+    def advance(self) -> None:
+        """Go on after a recorded verdict. Raises `Refused` after too many."""
+        self._number += 1
+        if self._number == self._most:
+            raise Refused(f"command {self._base} lost {self._most} races", reason="contended")
+
+    def refused(self, reason: str) -> None:
+        """Go on after a verdict that refused a race; raises the error of any other refusal."""
+        if reason not in RACES:
+            raise refusal(reason, self.current)
+        self.advance()
+
+
 def refusal(reason: str, command_id: str) -> Exception:
     """The error for a verdict that is not an answer."""
     if reason == "expired":

@@ -16,8 +16,8 @@ from ..core.ids import uuid7_hex
 from ..core.verdicts import Verdict
 from . import arguments
 from .answers import attempted_out
-from .call import Call, current_call, refusal
-from .engine import RACES, Engine
+from .call import Call, CommandIds, current_call
+from .engine import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +84,9 @@ class ClaimMethods(LightningStore):
         """Walk the chain base, base.1, base.2, ... to the first claim that is accepted; None when nothing is claimable."""
         engine, node = self.engine, self.engine.node
         loop = asyncio.get_running_loop()
-        step = 0
+        ids = CommandIds(base, most=None)  # a claim that waits may lose any number of races
         while True:
-            command_id = base if not step else f"{base}.{step}"
+            command_id = ids.current
             turn: asyncio.Future[None] | None = None
             opens_in: float | None = None
             future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]] | None = None
@@ -95,10 +95,13 @@ class ClaimMethods(LightningStore):
                     raise LogClosed("the store was closed")
                 verdict = node.state.verdicts.get(command_id)
                 if verdict is not None:
+                    if not verdict.accepted:
+                        ids.refused(verdict.reason)
+                        continue
                     found = self._claimed_before(verdict)
                     if found is not None:
                         return found
-                    step += 1
+                    ids.advance()
                     continue
                 patient = deadline is not None and loop.time() < deadline
                 rollout_id = engine.dispatch.take(node.state, patient=patient)
@@ -123,10 +126,9 @@ class ClaimMethods(LightningStore):
                     turn = engine.dispatch.wait(loop)
                     opens_in = engine.dispatch.opens_in(node.state)
             if future is not None and rollout_id is not None:
-                answered = await self._outcome(future, rollout_id, command_id, _gone_for_good(call))
+                answered = await self._outcome(future, rollout_id, ids, _gone_for_good(call))
                 if answered is not None:
                     return answered
-                step += 1
             elif turn is not None and deadline is not None:
                 left = deadline - loop.time()
                 await self._await_turn(turn, left if opens_in is None else min(left, opens_in))
@@ -135,10 +137,10 @@ class ClaimMethods(LightningStore):
         self,
         future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]],
         rollout_id: str,
-        command_id: str,
+        ids: CommandIds,
         for_good: bool,
     ) -> model.AttemptedRollout | None:
-        """The claim's answer; None where somebody else was first. Whatever keeps it out of the log gives it back."""
+        """The claim's answer; None where another was first, and the next id is due. Whatever keeps it out of the log gives it back."""
         try:
             outcome, answered = await asyncio.shield(future)
         except BaseException:
@@ -152,8 +154,10 @@ class ClaimMethods(LightningStore):
             with self.engine.node.lock:
                 self.engine.dispatch.give_back(self.engine.node.state, rollout_id)
                 self.engine.node.delivery.flush()
-            if reason and reason not in RACES:
-                raise refusal(reason, command_id)
+            if reason:
+                ids.refused(reason)
+            else:
+                ids.advance()
         return answered
 
     async def _await_turn(self, turn: asyncio.Future[None], seconds: float) -> None:

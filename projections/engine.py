@@ -19,7 +19,7 @@ from ..core.log import Log
 from ..core.run_events import RunEvent
 from ..core.state import FINISHED, Attempt, Rollout, State
 from .blobs import Blobs
-from .call import Call, current_call, refusal
+from .call import Call, CommandIds, current_call
 from .cold import ColdIndex, Mark
 from .dispatch import Dispatch
 from .fact_feed import FactFeed
@@ -38,9 +38,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-RACES = frozenset({"stale_generation", "stale_attempt", "not_claimable", "archived", "version_conflict"})
-"""Refusals that mean: somebody else was first, look again and go on under a derived id."""
-MAX_RACES = 64
+MAX_RESTORES = 64
+"""How often a command brings its rollout back before it is given up: it leaves hot state again only after many records."""
 
 
 class _Proof:
@@ -275,12 +274,16 @@ class Engine:
         if self.closed:
             raise LogClosed("the store was closed")
         call = current_call()
-        for race in range(MAX_RACES):
-            base = part or call.command_id
-            command_id = base if not race else f"{base}.{race}"
+        ids = CommandIds(part or call.command_id)
+        restores = 0
+        while True:
+            command_id = ids.current
             try:
                 tried = self._try(command_id, call, decided, answer)
             except Archived as archived:
+                restores += 1
+                if restores > MAX_RESTORES:
+                    raise
                 await self.restore(archived.message)
                 continue
             if not isinstance(tried, asyncio.Future):
@@ -290,9 +293,7 @@ class Engine:
                 reason = outcome.verdict.reason if outcome.verdict is not None else "malformed"
             if not reason:
                 return cast(T, value)
-            if reason not in RACES:
-                raise refusal(reason, command_id)
-        raise Refused(f"command {call.command_id} lost {MAX_RACES} races", reason="contended")
+            ids.refused(reason)
 
     def _try(
         self, command_id: str, call: Call, decided: Callable[[State, str], AnyEvent], answer: Callable[[str], T]

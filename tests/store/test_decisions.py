@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import agentlightning as agl
 from agentlightning.core import codec
 from agentlightning.core.clock import ManualClock
-from agentlightning.core.errors import Expired, ForeignPosition, InvalidInput, LogClosed
-from agentlightning.core.events import AttemptExpired, AttemptUpdated
+from agentlightning.core.errors import Expired, ForeignPosition, InvalidInput, LogClosed, Refused
+from agentlightning.core.events import AttemptClaimed, AttemptExpired, AttemptStarted, AttemptUpdated, Claim
 from agentlightning.core.fold import fold
 from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.memory_log import MemoryLog
@@ -25,6 +26,49 @@ from .logs import DyingLog, ForgetfulLog, HoldingLog, copy_of_control
 from .tools import attempt_of, begin, claim, control_values, ids, pass_time, settled, span, status_of, store_on
 
 RETRY = agl.RolloutConfig(max_attempts=3, retry_condition=["failed", "timeout", "unresponsive"])
+
+
+async def _again(store: EventLogStore, call: Call, act: Any) -> Any:
+    """One try of a call, in a task of its own as each request of a client is."""
+
+    async def tried() -> Any:
+        serve(call)
+        return await act(store)
+
+    return await asyncio.ensure_future(tried())
+
+
+async def test_01_a_retry_of_a_command_on_an_archived_rollout_is_the_same_command() -> None:
+    log, settings = MemoryLog(), StoreSettings(archive_after=4)
+    call = Call(uuid7_hex(), repeatable=True)
+    with store_on(log, settings=settings) as store:
+        attempted = await begin(store)
+        await store.update_attempt(attempted.rollout_id, "latest", status="succeeded")
+        for number in range(6):
+            await store.enqueue_rollout(number)
+        assert attempted.rollout_id not in store.engine.node.state.rollouts
+        started = [await _again(store, call, lambda it: it.start_attempt(attempted.rollout_id)) for _ in range(3)]
+        assert {one.attempt.attempt_id for one in started} == {started[0].attempt.attempt_id}
+        assert len(await store.query_attempts(attempted.rollout_id)) == 2
+        assert sum(isinstance(codec.decode(value).event, AttemptStarted) for value in control_values(log)) == 1
+    log.close()
+
+
+async def test_03_a_repeated_dequeue_that_was_refused_is_refused_again() -> None:
+    log = MemoryLog()
+    with store_on(log) as store:
+        await store.enqueue_rollout("x")
+        call = Call("0" * 32, (store.engine.node.state.position - 1, b"12345678"), repeatable=True)
+        # As a node of another release may have written it: this one does not append what it can refuse itself.
+        event = AttemptClaimed(rollout_id="ro-x", generation=0, sequence_id=1, claim=Claim(attempt_id="at-x"))
+        with store.engine.node.lock:
+            store.engine.node.propose(event, call.command_id, lambda _: None, call.basis)
+        await settled(store.engine)
+        for _ in range(2):
+            with pytest.raises(Refused, match="foreign_history"):
+                await _again(store, Call(call.command_id, repeatable=True), lambda it: it.dequeue_rollout())
+        assert await claim(store)
+    log.close()
 
 
 @pytest.mark.parametrize("kind", ["update", "create"])
