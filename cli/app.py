@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..core.errors import AgentLightningError
+from ..core.errors import AgentLightningError, HistoryChanged
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "best": ("show_run", "best", "The best prompt or model of a run, and what it is worth; saves it to a file."),
@@ -37,6 +37,8 @@ GONE = {
 """Commands of older releases that have no successor, and what to do instead."""
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+HISTORY_CHANGED = 5
+"""The log is not the one that was folded: starting again folds it anew, so a supervisor should."""
 
 
 class LazyCommands(click.Group):
@@ -101,7 +103,8 @@ def run(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _say(error.format_message(), "usage" if isinstance(error, click.UsageError) else "error", as_json, error)
     except AgentLightningError as error:
-        return _say(error.message or str(error), error.code, as_json)
+        code = _say(error.message or str(error), error.code, as_json)
+        return HISTORY_CHANGED if isinstance(error, HistoryChanged) else code
     except OSError as error:
         # A disk that is full, a folder nobody may write: what the operating system says, without our stack.
         return _say(_of_the_system(error), "system", as_json)

@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from ..core.contract import LightningStore
-from ..core.errors import AgentLightningError, InvalidInput
+from ..core.errors import AgentLightningError, HistoryChanged, InvalidInput
 from ..core.hooks import Hook
 from ..core.loglines import setup_logging
 from ..core.open_log import shown
@@ -92,7 +92,7 @@ def runner(
             options = Options(max_rollouts=max_rollouts, slots=slots, group=group)
             done = asyncio.run(_work(agent, url, token, worker_id, options, supervised))
         except AgentLightningError as error:
-            if not supervised or error.retryable:
+            if not supervised or error.retryable or isinstance(error, HistoryChanged):
                 raise
             announce(f"agl: {error.message}")
             return HOPELESS

@@ -58,7 +58,8 @@ def store(
 ) -> int:
     """Serve the store over HTTP. Everything in it is kept in the log and is there at the next start.
 
-    Ctrl+C or SIGTERM answers what is under way and closes the log.
+    Ctrl+C or SIGTERM answers what is under way and closes the log. Exit code 5: the log is not the one that was folded
+    any more (a broker lost records, a file was replaced); start again, and it is folded anew.
     """
     began = time.perf_counter()
     setup_logging(log_level)
@@ -101,6 +102,13 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
 
     stop = StopFlag()
     stop.install()
+    ended: list[Exception] = []
+
+    def end(error: Exception) -> None:
+        ended.append(error)
+        stop.set()
+
+    opened.on_end(end)
     server = LightningStoreServer(
         opened,
         launcher_args=PythonServerLauncherArgs(port=door.port, host=door.host, launch_mode="asyncio"),
@@ -119,6 +127,8 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
     _tell_start(opened.report(), server.endpoint, time.perf_counter() - began, as_json)
     await stop.wait()
     await server.stop()
+    if ended:
+        raise ended[0]
     position, fingerprint = await asyncio.to_thread(opened.fingerprint)
     if as_json:
         echo_json({"event": "stopped", "position": position, "fingerprint": fingerprint})

@@ -20,11 +20,12 @@
     │   ├── StorageError                   the disk or broker said no
     │   │   ├── LogFull                    ... because there is no room
     │   │   ├── AccessRefused              ... because of who we are: credentials, certificates, rights
-    │   │   └── Rebuilding                 the log changed, the store folds it anew (retryable)
+    │   │   └── Rebuilding                 the index of finished rollouts is being made (retryable)
+    │   ├── HistoryChanged                 the log is not the one that was folded: the store has ended
     │   ├── UnknownOutcome                 written or not: nobody can tell yet (retryable)
     │   └── PositionUnknown                a position before or behind what is there
-    │       ├── ForeignPosition            a position of another log
-    │       └── OffsetLost                 a reader's next record is gone: rebuild    .offset
+    │       ├── ForeignPosition            a position of another log or of another history
+    │       └── OffsetLost                 a reader's next record is gone             .offset
     ├── Departed                           a replayed algorithm decided otherwise   .position .expected .got
     ├── RecordEnds                         a replay asked for what was not recorded .position
     ├── AttemptTimedOut     (TimeoutError) an attempt ran longer than its rollout allows
@@ -50,6 +51,7 @@ __all__ = [
     "Departed",
     "Expired",
     "ForeignPosition",
+    "HistoryChanged",
     "IncompleteTrace",
     "InvalidInput",
     "InvalidPayload",
@@ -265,10 +267,19 @@ class AccessRefused(StorageError):
 
 
 class Rebuilding(StorageError):
-    """The log is not what this store had folded; it folds it anew. Repeat the call with the same command id."""
+    """What the call needs is being made anew from the log. Repeat the call with the same command id."""
 
     code = "rebuilding"
     retryable = True
+
+
+class HistoryChanged(LogError):
+    """The log holds another history than this store has folded: the store has ended, and a restart folds the log anew.
+
+    Whether the calls under way are in that log is not known; after the restart the same command ids find it out.
+    """
+
+    code = "history_changed"
 
 
 class UnknownOutcome(LogError):
@@ -285,13 +296,13 @@ class PositionUnknown(LogError):
 
 
 class ForeignPosition(PositionUnknown):
-    """A position that was handed out by another log."""
+    """A position of another log, of another history of this log, or one that this log has not reached."""
 
     code = "foreign_position"
 
 
 class OffsetLost(PositionUnknown):
-    """The log no longer holds the record at ``offset`` that a reader wants next; it has to rebuild."""
+    """The log no longer holds the record at ``offset`` that a reader wants next."""
 
     code = "offset_lost"
 

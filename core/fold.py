@@ -76,7 +76,8 @@ def apply(state: State, value: bytes) -> Outcome:
         _advance(state, value, "duplicate", outcome)
         return outcome
     event = proposal.event
-    reason = check_basis(state, proposal) or RULES[type(event)](state, event, proposal.time_us, outcome.facts)
+    reason = check_basis(state, proposal.basis, proposal.basis_print)
+    reason = reason or RULES[type(event)](state, event, proposal.time_us, outcome.facts)
     if state.halted is not None:
         return outcome
     if reason:
@@ -100,13 +101,12 @@ def _halt(state: State, why: str) -> Outcome:
     return Outcome(state.position)
 
 
-def check_basis(state: State, proposal: Proposal) -> str:
-    """Refuse what is based too far back to be judged, or on a history that is not this one."""
-    basis = proposal.basis
+def check_basis(state: State, basis: int, basis_print: bytes) -> str:
+    """Why a proposal on this basis is refused: too far back to be judged, or of a history that is not this one."""
     if basis < state.position - state.window - 1:
         return "expired"
     known = state.verdicts.print_at(basis)
-    return "" if known is not None and known == proposal.basis_print else "foreign_history"
+    return "" if known is not None and known == basis_print else "foreign_history"
 
 
 def subject_of(proposal: Proposal) -> str:

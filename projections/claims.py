@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from ..core import decide, model
@@ -22,10 +24,79 @@ from .engine import Engine
 logger = logging.getLogger(__name__)
 
 
+Unclaim = Callable[[model.AttemptedRollout], None]
+"""Takes a claim whose caller left before its answer."""
+
+
+class _Tried:
+    """The tries of one call that are under way or may come back."""
+
+    __slots__ = ("answered", "users")
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.answered = False
+
+
+class Returns:
+    """What becomes of a claim whose caller left before its answer: nobody runs it, so it goes back to the queue.
+
+    A caller that can repeat its call gets `seconds` to do so: it is given the same claim, which then stays its own. A
+    remote claim is confirmed by its claimer and taken back by the timekeeper, so nothing is done about it here. One event
+    loop may serve a first try and another one its repetition.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._tried: dict[str, _Tried] = {}
+
+    @contextmanager
+    def enter(self, call: Call, abandon: Unclaim) -> Generator[Unclaim, None, None]:
+        """Around one try of a call; gives what is to be called with a claim that its caller will not get."""
+        if call.remote:
+            yield _leave
+            return
+        if not call.repeatable:
+            yield abandon
+            return
+        with self._lock:
+            tried = self._tried.setdefault(call.command_id, _Tried())
+            tried.users += 1
+
+        def later(claimed: model.AttemptedRollout) -> None:
+            with self._lock:
+                tried.users += 1
+            asyncio.get_running_loop().call_later(self._seconds, end, claimed)
+
+        def end(claimed: model.AttemptedRollout) -> None:
+            if not self._left(call.command_id, tried):
+                abandon(claimed)
+
+        try:
+            yield later
+            tried.answered = True
+        finally:
+            self._left(call.command_id, tried)
+
+    def _left(self, command_id: str, tried: _Tried) -> bool:
+        """One user less; whether any try was answered."""
+        with self._lock:
+            tried.users -= 1
+            if not tried.users:
+                self._tried.pop(command_id, None)
+            return tried.answered
+
+
+def _leave(_: model.AttemptedRollout) -> None:
+    """The timekeeper takes it back."""
+
+
 class ClaimMethods(LightningStore):
     """Part of `EventLogStore` (store.py)."""
 
     engine: Engine
+    _returns: Returns
 
     async def dequeue_rollout(
         self,
@@ -55,16 +126,24 @@ class ClaimMethods(LightningStore):
         call = current_call(arguments.text_or_none(command_id, "command_id"))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + arguments.number(wait_seconds, "wait_seconds")
+        with self._returns.enter(call, self._abandon) as unclaim:
+            claimed = await self._claim_many(max(limit, 0), call, worker_id, incarnation, deadline, unclaim)
+        if not claimed and limit > 0 and worker_id:
+            self._found_nothing(worker_id)
+        return claimed
+
+    async def _claim_many(
+        self, limit: int, call: Call, worker_id: str | None, incarnation: str | None, deadline: float, unclaim: Unclaim
+    ) -> list[model.AttemptedRollout]:
         claimed: list[model.AttemptedRollout] = []
-        for index in range(max(limit, 0)):
+        for index in range(limit):
             # Each claim of a batch has a chain of its own, so a repeated batch finds the same rollouts again.
             base = call.command_id if index == 0 else f"{call.command_id}/{index}"
             try:
-                one = await self._claim(base, call, worker_id, incarnation, None if claimed else deadline)
+                one = await self._claim(base, call, worker_id, incarnation, None if claimed else deadline, unclaim)
             except asyncio.CancelledError:
-                if _gone_for_good(call):
-                    for lost in claimed:
-                        self._abandon(lost)
+                for lost in claimed:
+                    unclaim(lost)
                 raise
             except AgentLightningError as error:
                 if not claimed:
@@ -74,16 +153,21 @@ class ClaimMethods(LightningStore):
             if one is None:
                 break
             claimed.append(one)
-        if not claimed and limit > 0 and worker_id:
-            self._found_nothing(worker_id)
         return claimed
 
     async def _claim(
-        self, base: str, call: Call, worker_id: str | None, incarnation: str | None, deadline: float | None
+        self,
+        base: str,
+        call: Call,
+        worker_id: str | None,
+        incarnation: str | None,
+        deadline: float | None,
+        unclaim: Unclaim,
     ) -> model.AttemptedRollout | None:
         """Walk the chain base, base.1, base.2, ... to the first claim that is accepted; None when nothing is claimable."""
         engine, node = self.engine, self.engine.node
         loop = asyncio.get_running_loop()
+        await engine.reach_basis(call.basis)
         ids = CommandIds(base, most=None)  # a claim that waits may lose any number of races
         while True:
             command_id = ids.current
@@ -103,6 +187,7 @@ class ClaimMethods(LightningStore):
                         return found
                     ids.advance()
                     continue
+                engine.check_basis(call)
                 patient = deadline is not None and loop.time() < deadline
                 rollout_id = engine.dispatch.take(node.state, patient=patient)
                 event = None
@@ -126,7 +211,7 @@ class ClaimMethods(LightningStore):
                     turn = engine.dispatch.wait(loop)
                     opens_in = engine.dispatch.opens_in(node.state)
             if future is not None and rollout_id is not None:
-                answered = await self._outcome(future, rollout_id, ids, _gone_for_good(call))
+                answered = await self._outcome(future, rollout_id, ids, unclaim)
                 if answered is not None:
                     return answered
             elif turn is not None and deadline is not None:
@@ -138,13 +223,13 @@ class ClaimMethods(LightningStore):
         future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]],
         rollout_id: str,
         ids: CommandIds,
-        for_good: bool,
+        unclaim: Unclaim,
     ) -> model.AttemptedRollout | None:
-        """The claim's answer; None where another was first, and the next id is due. Whatever keeps it out of the log gives it back."""
+        """The claim's answer; None where another was first, and the next id is due. What keeps it out gives it back."""
         try:
             outcome, answered = await asyncio.shield(future)
         except BaseException:
-            future.add_done_callback(partial(self._retrieve, for_good))
+            future.add_done_callback(partial(_retrieve, unclaim))
             with self.engine.node.lock:
                 self.engine.dispatch.give_back(self.engine.node.state, rollout_id)
                 self.engine.node.delivery.flush()
@@ -175,16 +260,6 @@ class ClaimMethods(LightningStore):
             if handle is not None:
                 handle.cancel()
 
-    def _retrieve(
-        self, for_good: bool, future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]]
-    ) -> None:
-        """The caller of this claim left before its answer: nobody runs it, so it goes back to the queue."""
-        if future.cancelled() or future.exception() is not None:
-            return
-        answered = future.result()[1]
-        if answered is not None and for_good:
-            self._abandon(answered)
-
     def _abandon(self, claimed: model.AttemptedRollout) -> None:
         engine = self.engine
         with engine.node.lock:
@@ -202,7 +277,10 @@ class ClaimMethods(LightningStore):
         return None if outcome.verdict is None else self._claimed_before(outcome.verdict)
 
     def _claimed_before(self, verdict: Verdict) -> model.AttemptedRollout | None:
-        """The claim that a verdict accepted; under the node's lock."""
+        """The claim that a verdict accepted; None for one that was taken back since, so that nobody may run it any more.
+
+        Under the node's lock.
+        """
         if not verdict.accepted:
             return None
         rollout_id, _, number = verdict.subject.partition("#")
@@ -210,6 +288,8 @@ class ClaimMethods(LightningStore):
         if rollout is None:
             return None
         attempt = rollout.attempts[int(number) - 1]
+        if attempt.status in ("unresponsive", "timeout"):
+            return None
         return attempted_out(rollout, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch)
 
     def _found_nothing(self, worker_id: str) -> None:
@@ -236,6 +316,9 @@ def _end(turn: asyncio.Future[None]) -> None:
         turn.set_result(None)
 
 
-def _gone_for_good(call: Call) -> bool:
-    """Whether a cancelled call cannot come back for its claim: it was made in this process, under an id of its own."""
-    return not call.remote and not call.repeatable
+def _retrieve(unclaim: Unclaim, future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]]) -> None:
+    """The caller of this claim left before its answer."""
+    if not future.cancelled() and future.exception() is None:
+        answered = future.result()[1]
+        if answered is not None:
+            unclaim(answered)

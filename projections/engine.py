@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
 from typing import TypeVar, cast
 
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
-from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, LogError, NotFound, Rebuilding, Refused
+from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, LogError, NotFound, Rebuilding
 from ..core.events import AnyEvent, AttemptClaimed, Edge, TimePassed
-from ..core.fold import Outcome
+from ..core.fold import Outcome, check_basis
 from ..core.ids import uuid7_hex
 from ..core.log import Log
 from ..core.run_events import RunEvent
 from ..core.state import FINISHED, Attempt, Rollout, State
+from ..core.topics import CONTROL
 from .blobs import Blobs
-from .call import Call, CommandIds, current_call
+from .call import Call, CommandIds, current_call, refusal
 from .cold import ColdIndex, Mark
 from .dispatch import Dispatch
 from .fact_feed import FactFeed
@@ -38,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+AHEAD_SECONDS = 1.0
+"""How long a position may be ahead of this node before the log is asked whether it holds it at all."""
 MAX_RESTORES = 64
 """How often a command brings its rollout back before it is given up: it leaves hot state again only after many records."""
 
@@ -274,6 +279,7 @@ class Engine:
         if self.closed:
             raise LogClosed("the store was closed")
         call = current_call()
+        await self.reach_basis(call.basis)
         ids = CommandIds(part or call.command_id)
         restores = 0
         while True:
@@ -304,10 +310,24 @@ class Engine:
             verdict = node.state.verdicts.get(command_id)
             if verdict is not None:
                 return (verdict.reason, answer(command_id) if verdict.accepted else None)
+            self.check_basis(call)
             event = decided(node.state, command_id)
             future: asyncio.Future[tuple[Outcome, T | None]] = asyncio.get_running_loop().create_future()
             node.propose(event, command_id, node.settle(future, lambda _: answer(command_id)), call.basis)
             return future
+
+    async def reach_basis(self, basis: tuple[int, bytes] | None) -> None:
+        """Among other nodes, wait until this one has what the caller's command is based on."""
+        if self.shared and basis is not None:
+            await self._reach(basis[0] + 1, None)
+
+    def check_basis(self, call: Call) -> None:
+        """Refuse what the fold would refuse for the basis of the call, so that nothing is written. Under the node's lock."""
+        reason = "" if call.basis is None else check_basis(self.node.state, *call.basis)
+        if reason == "expired":
+            raise refusal(reason, call.command_id)
+        if reason:
+            raise ForeignPosition("the command is based on a history that is not the one of this log")
 
     async def restore(self, sentence: str) -> None:
         """Bring the archived rollout that `sentence` ("Rollout X is archived") names back into hot state."""
@@ -332,8 +352,10 @@ class Engine:
         if self.closed:
             raise LogClosed("the store was closed")
         call = current_call()
+        await self.reach_basis(call.basis)
         future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
         with self.node.lock:
+            self.check_basis(call)
             self.node.propose(event, call.command_id, self.node.settle(future, None), call.basis)
         outcome, _ = await future
         return outcome.position
@@ -376,13 +398,15 @@ class Engine:
 
     def _check_index(self, rollout_id: str) -> None:
         """An archived rollout is not in the index: later, perhaps."""
+        if self.refill is not None:
+            self.refill.check()
         if not self.cold.whole:
             raise Rebuilding(f"rollout {rollout_id} is finished and the index of such is being made; try again in a moment")
 
     async def indexed(self) -> None:
         """Wait until what is finished can be listed. Raises `Rebuilding` where that takes longer than a call may."""
         if self.refill is not None and not self.refill.done.is_set():
-            await asyncio.to_thread(self.refill.wait)
+            await self.refill.wait()
 
     def fetch(self, reference: payload.Reference) -> bytes:
         """The bytes of a payload that lies in blobs."""
@@ -406,29 +430,58 @@ class Engine:
     # Positions
 
     def position_token(self) -> str:
-        """(log id, namespace, position) of what is applied, as text; `position` counts the records folded."""
-        return f"{self.log.log_id}:{self.node.namespace}:{self.node.state.position}"
+        """What is applied, as text: log id, namespace, fingerprint, and the number of records folded."""
+        position, fingerprint = self.node.mark
+        return f"{self.log.log_id}:{self.node.namespace}:{fingerprint.hex()}:{position}"
 
     async def wait_position(self, token: str) -> None:
         """Wait until everything that `token` stands for is applied here.
 
-        Raises `ForeignPosition` at once for another log's token, `InvalidInput` for what is none.
+        Raises `ForeignPosition` for a token of another log or history, and for one that is ahead of the log: nothing that
+        was acknowledged is, unless the log lost it. Raises `InvalidInput` for what is no token.
         """
-        log_id, _, rest = token.partition(":")
-        namespace, _, number = rest.rpartition(":")
-        if not number.isdigit():
-            raise InvalidInput(f"{token!r} is not a position token")
+        log_id, namespace, fingerprint, position = read_token(token)
         if log_id != self.log.log_id or namespace != self.node.namespace:
+            raise ForeignPosition(f"the position comes from log {log_id}, this store serves log {self.log.log_id}")
+        await self._reach(position, fingerprint)
+
+    async def _reach(self, position: int, fingerprint: bytes | None) -> None:
+        """Wait until so many records are folded here, and check the fingerprint after them (None: any)."""
+        node = self.node
+        for look in count():
+            with node.lock:
+                ahead, offset = position - node.state.position, node.next_offset
+                if ahead <= 0:
+                    self._check_print(position, fingerprint)
+                    return
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._position_waiters = [one for one in self._position_waiters if not one[1].done()]
+                if self.shared:
+                    self._position_waiters.append((position, future))
+            if self.shared:  # another node may have written it, and this one has not read it yet
+                if (await asyncio.wait({future}, timeout=AHEAD_SECONDS))[0]:
+                    future.result()
+                    continue
+                future.cancel()
+                try:
+                    ahead -= (await asyncio.to_thread(self.log.ends, CONTROL, node.partition))[1] - offset
+                except LogError as error:
+                    logger.debug("The log does not say where it ends: %s", error)
+                    continue
+            if ahead > 0 and (look or not self.shared):  # a broker may say for a moment that its log ends earlier
+                raise ForeignPosition(
+                    f"position {position} is ahead of the log, which holds {node.mark[0]} records: it was restored from a "
+                    "copy, or lost what it had acknowledged"
+                )
+
+    def _check_print(self, position: int, fingerprint: bytes | None) -> None:
+        """Raise `ForeignPosition` where the fingerprint after so many records is known to be another one."""
+        known = self.node.state.verdicts.print_at(position - 1)
+        if fingerprint is not None and known is not None and known != fingerprint:
             raise ForeignPosition(
-                f"the position comes from log {log_id}, this store serves log {self.log.log_id}: the store was "
-                "replaced; start the client anew"
+                f"at position {position} the log has another history than the caller has seen: it was restored from a copy, "
+                "or lost what it had acknowledged"
             )
-        with self.node.lock:
-            if self.node.state.position >= int(number):
-                return
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._position_waiters.append((int(number), future))
-        await future
 
     def _wake_positions(self) -> None:
         position = self.node.state.position
@@ -436,3 +489,20 @@ class Engine:
             if wanted <= position:
                 self.node.delivery.put(future, None)
         self._position_waiters = [one for one in self._position_waiters if one[0] > position]
+
+
+def read_token(token: str) -> tuple[str, str, bytes | None, int]:
+    """(log id, namespace, fingerprint, position) of a position token. Raises `InvalidInput`.
+
+    Tokens of the first releases have no fingerprint.
+    """
+    parts = token.split(":")
+    if len(parts) == 3:
+        parts.insert(2, "")
+    found = _TOKEN_END.fullmatch(":".join(parts[2:])) if len(parts) == 4 else None
+    if found is None:
+        raise InvalidInput(f"{token[:100]!r} is not a position token")
+    return parts[0], parts[1], bytes.fromhex(found[1]) or None, int(found[2])
+
+
+_TOKEN_END = re.compile(r"((?:[0-9a-f]{16})?):([0-9]{1,18})")

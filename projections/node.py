@@ -19,7 +19,16 @@ from typing import Any
 from ..core import decide
 from ..core.clock import Clock, SystemClock
 from ..core.codec import Format, encode, headers_of
-from ..core.errors import InvalidInput, LogClosed, LogError, OffsetLost, Refused, StorageError, UnknownOutcome
+from ..core.errors import (
+    HistoryChanged,
+    InvalidInput,
+    LogClosed,
+    LogError,
+    OffsetLost,
+    Refused,
+    StorageError,
+    UnknownOutcome,
+)
 from ..core.events import AnyEvent, Proposal
 from ..core.fold import Outcome, apply
 from ..core.ids import uuid7_hex
@@ -91,8 +100,12 @@ class Node:
         self._applier = threading.Thread(target=self._apply_acked, name="agl-fold", daemon=True)
         self._tickets: dict[str, list[Done]] = {}
         self._subscription: Subscription | None = None
+        self.mark: tuple[int, bytes] = (0, b"")
+        """(position, fingerprint) of what is folded, of one moment: it may be read without the lock."""
+        self.lost_by: Exception | None = None
+        """Why this state is not that of the log any more."""
         self.on_lost: Callable[[Exception], None] | None = None
-        """Told, under the lock, that the log is not the one that was folded: who owns the node has to make another."""
+        """Called under the lock, once, when nothing may be answered from this state any more."""
         self.on_doubt: Callable[[int], None] | None = None
         """Told, under the lock, of a position where another node's history differs from ours: one of us is wrong."""
 
@@ -109,6 +122,7 @@ class Node:
         finally:
             if collecting:
                 gc.enable()
+        self.mark = (self.state.position, self.state.fingerprint)
         self._check_halted()
         self._applier.start()
         if self._foreign:
@@ -176,16 +190,24 @@ class Node:
             if isinstance(error, LogClosed):
                 self.broken = error
                 self._fail_all(error)
+            elif isinstance(error, OffsetLost):
+                self.history_changed(str(error))
             else:
-                self.lost(error)
+                self._lose(StorageError(f"the log cannot be followed any more ({error}); restart the store"))
 
-    def lost(self, error: Exception) -> None:
-        """The log is another one than what was folded; nothing is answered from it any more. Under the lock."""
+    def history_changed(self, why: str) -> None:
+        """The log is another one than what was folded. Under the lock."""
+        self._lose(
+            HistoryChanged(f"the log is not the one that this store has folded ({why}); restart it to fold the log anew")
+        )
+
+    def _lose(self, error: LogError) -> None:
+        """Nothing may be answered from this state any more."""
         if self.broken is not None:
             return
-        logger.error("The log is not what was folded (%s); nothing is answered from it any more.", error)
-        self.broken = error
-        self._fail_all(UnknownOutcome(f"the log changed behind the store ({error}); repeat the call, it finds out"))
+        logger.error("%s", error)
+        self.broken = self.lost_by = error
+        self._fail_all(error)
         if self.on_lost is not None:
             self.on_lost(error)
 
@@ -194,7 +216,7 @@ class Node:
             if record.offset < self.next_offset:
                 continue
             if record.offset > self.next_offset and self._foreign:
-                self.lost(OffsetLost(f"the control log has a hole at offset {self.next_offset}", offset=self.next_offset))
+                self.history_changed(f"the control log has a hole at offset {self.next_offset}")
                 return
             self.next_offset = record.offset + 1
             if record.key == self.namespace:
@@ -202,6 +224,7 @@ class Node:
 
     def _fold_value(self, value: bytes) -> None:
         outcome = apply(self.state, value)
+        self.mark = (self.state.position, self.state.fingerprint)
         for listener in self.listeners:
             listener(outcome)
         if outcome.proposal is not None:
@@ -226,6 +249,8 @@ class Node:
 
         An event of a run is not judged: `done` gets an outcome without a verdict once the log has it.
         """
+        if self.lost_by is not None:
+            raise self.lost_by
         if self.broken is not None:
             raise StorageError(f"the store cannot write: {self.broken}")
         self._check_halted()
@@ -284,8 +309,7 @@ class Node:
                     self._apply_batch(batch, ack)
                 except Exception as error:  # a node that failed to fold must not answer from half a state
                     logger.exception("The store failed to fold and stops serving.")
-                    self.broken = error
-                    self._fail_all(StorageError(f"the store failed to fold: {error}"))
+                    self._lose(StorageError(f"the store failed to fold ({error}); restart it to fold the log anew"))
                 self.delivery.flush()
 
     def _await_end(self) -> None:
@@ -309,11 +333,11 @@ class Node:
                         self._fail(staged.command_id, InvalidInput("a field of the command has a type no event can carry"))
                 if self._subscription is not None:
                     self._subscription.passed(self.next_offset)
-            elif not self._foreign:
-                self._catch_up()
             elif 0 <= ack.base_offset < self.next_offset and any(one.command_id in self._tickets for one in batch):
                 # Something else was folded at these offsets.
-                self.lost(OffsetLost(f"offset {ack.base_offset} of the control log was given twice", offset=ack.base_offset))
+                self.history_changed(f"offset {ack.base_offset} of the control log was given twice")
+            elif not self._foreign:
+                self._catch_up()
             return  # what others wrote before it comes through the tail, and so does this
         again: list[_Staged] = []
         if isinstance(ack, UnknownOutcome):

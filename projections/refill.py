@@ -6,12 +6,13 @@ the background, and each rollout whose hash is still the one that counts goes in
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 
 from ..core.archival import hash_of
-from ..core.errors import LogError, Rebuilding
+from ..core.errors import LogError, Rebuilding, StorageError
 from ..core.fold import apply
 from ..core.log import Log
 from ..core.state import Rollout, State
@@ -25,6 +26,7 @@ SLICE_RECORDS = 256
 PAUSE_SECONDS = 0.002
 """Between two slices of some milliseconds: whoever is served now goes first."""
 RETRY_SECONDS = 2.0
+POLL_SECONDS = 0.05
 
 
 class Refill:
@@ -36,6 +38,7 @@ class Refill:
         self._cold = cold
         self._position = position
         self._closed = threading.Event()
+        self._failed: StorageError | None = None
         self.done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agl-refill", daemon=True)
 
@@ -43,10 +46,19 @@ class Refill:
         """Begin; the node is open and follows its log."""
         self._thread.start()
 
-    def wait(self, timeout_seconds: float = 30.0) -> None:
-        """Return when the index is whole. Raises `Rebuilding` when that takes longer."""
-        if not self.done.wait(timeout_seconds):
-            raise Rebuilding("the index of finished rollouts is being made; try again in a moment")
+    async def wait(self, timeout_seconds: float = 20.0) -> None:
+        """Return when the index is whole. Raises `Rebuilding` when that takes longer, and what keeps it from being made."""
+        deadline = time.monotonic() + timeout_seconds
+        while not self.done.is_set():
+            self.check()
+            if time.monotonic() > deadline:
+                raise Rebuilding("the index of finished rollouts is being made; try again in a moment")
+            await asyncio.sleep(POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raise what keeps the index from ever being made by this process."""
+        if self._failed is not None:
+            raise self._failed
 
     def close(self) -> None:
         """Stop; the next start begins again."""
@@ -55,6 +67,13 @@ class Refill:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._fill()
+        except Exception as error:  # recorded, and raised by whoever needs the index: nothing else depends on it
+            logger.exception("The index of finished rollouts cannot be made.")
+            self._failed = StorageError(f"the index of finished rollouts cannot be made ({error}); restart the store")
+
+    def _fill(self) -> None:
         began = time.monotonic()
         if self._position is None:
             self._cold.renew()
@@ -69,7 +88,8 @@ class Refill:
                 self._closed.wait(RETRY_SECONDS)
                 continue
             if not records:
-                logger.error("The log ends at position %d, before its own snapshot.", state.position)
+                with self._node.lock:
+                    self._node.history_changed(f"it ends at position {state.position}, before its own snapshot")
                 return
             for record in records:
                 offset = record.offset + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 
 from ..core.clock import Clock
@@ -15,10 +15,10 @@ from ..core.model import Fact
 from ..core.open_log import open_log
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
 from .catalogue import ResourceMethods, WorkerMethods
-from .claims import ClaimMethods
+from .claims import ClaimMethods, Returns
 from .dead_letters import DeadLetterMethods
+from .divergence import Ended, HistoryGuard
 from .engine import Engine
-from .rebuild import Gone, Rebuilder
 from .rollouts import RolloutMethods
 from .run_methods import RunMethods
 from .settings import StoreSettings
@@ -44,17 +44,29 @@ class EventLogStore(
         index_path: str | None = None,
         foreign_writers: bool = False,
     ) -> None:
-        def make() -> Engine:
-            return Engine(log, settings=settings, clock=clock, index_path=index_path, foreign_writers=foreign_writers)
-
         self._log = log
-        self.engine = make()
-        self._rebuilder = Rebuilder(make, self._put)
-        if foreign_writers:  # the only writer of a log cannot find it changed
-            self._rebuilder.watch(self.engine)
+        self._told: list[Callable[[Exception], None]] = []
+        self._ended: Exception | None = None
+        self.engine = Engine(
+            log, settings=settings, clock=clock, index_path=index_path, foreign_writers=foreign_writers
+        )
+        self._returns = Returns(self.engine.settings.claim_confirm_seconds)
+        self._guard = HistoryGuard(self.engine, self._end)
 
-    def _put(self, engine: Engine | Gone) -> None:
-        self.engine = cast(Engine, engine)
+    def _end(self, error: Exception) -> None:
+        self._ended = error
+        self.engine = cast(Engine, Ended(error))
+        for tell in self._told:
+            tell(error)
+
+    def on_end(self, tell: Callable[[Exception], None]) -> None:
+        """Call `tell`, from any thread, when the log turns out to be another one than was folded (`HistoryChanged`).
+
+        Every call raises that error from then on; the same log, opened again, is folded anew.
+        """
+        self._told.append(tell)
+        if self._ended is not None:
+            tell(self._ended)
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
@@ -94,17 +106,20 @@ class EventLogStore(
     # What the public interface does not have: positions, proof, start-up report
 
     def position(self) -> str:
-        """The token of what is applied here: "log_id:namespace:position"."""
+        """The token of what is applied here: "log_id:namespace:fingerprint:position"."""
         return self.engine.position_token()
 
     async def wait_position(self, token: str) -> None:
-        """Wait until everything behind `token` is applied here. Raises `ForeignPosition` for another log's token."""
+        """Wait until everything up to `token` is applied here.
+
+        Raises `ForeignPosition` for a token of another log, of another history, or ahead of what the log holds.
+        """
         await self.engine.wait_position(token)
 
     def fingerprint(self) -> tuple[int, str]:
         """(position, hex fingerprint): equal on everybody who folded the same records."""
-        with self.engine.node.lock:
-            return self.engine.node.state.position, self.engine.node.state.fingerprint.hex()
+        position, fingerprint = self.engine.node.mark
+        return position, fingerprint.hex()
 
     def report(self) -> dict[str, Any]:
         """What was opened: url, events, rollouts by status, and the seconds it took."""
@@ -124,12 +139,12 @@ class EventLogStore(
 
     def close(self) -> None:
         """Finish what is under way and close the log. Idempotent; calls after it raise `LogClosed`."""
-        self._rebuilder.close()
-        if isinstance(self.engine, Gone):
-            self._put(Gone(LogClosed("the store was closed")))
-            self._log.close()
-        else:
+        self._guard.close()
+        if self._ended is None:
             self.engine.close()
+        else:
+            self.engine = cast(Engine, Ended(LogClosed("the store was closed")))
+            self._log.close()
 
     def __enter__(self) -> EventLogStore:
         return self

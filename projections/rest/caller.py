@@ -9,10 +9,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...core.errors import AgentLightningError, Expired, InvalidInput
+from ...core.errors import AgentLightningError, Expired, ForeignPosition, InvalidInput
 from ...core.ids import uuid7_hex
 from . import wire
 from .lane import RETRY_STATUSES, Lane, Seen, Transient
@@ -23,6 +24,7 @@ log = logging.getLogger("agentlightning.store.client")
 
 CONFIRM_AFTER_SECONDS = 1.0
 FRESH_TRIES = 3
+FOREIGN_TRIES = 5
 PATIENCE_SECONDS = 120.0
 _SIGNS_OF_LIFE = frozenset(("add_span", "update_attempt"))
 
@@ -194,7 +196,23 @@ class _Tries:
         self.count = 0
 
     async def once(self) -> Any:
-        """Send it; raises `Transient` where it may be sent again."""
+        """Send it; raises `Transient` where it may be sent again.
+
+        Where the store has another history than this client had seen, what was seen is dropped and the call is sent again
+        at once: under its id it happens once in that history too.
+        """
+        seen = self._caller._seen  # pyright: ignore[reportPrivateUsage]
+        for tries in count(1):
+            token = seen.token
+            try:
+                return await self._send()
+            except ForeignPosition as error:
+                if tries == FOREIGN_TRIES:
+                    raise
+                seen.forget(token, self._caller.server_address_root, error)
+                self._basis = self._frame = None
+
+    async def _send(self) -> Any:
         lane = self._caller.lane()
         seen = self._caller._seen  # pyright: ignore[reportPrivateUsage]
         if not seen.greeted:
@@ -213,7 +231,7 @@ class _Tries:
         if status == 200:
             return wire.read_result(self._method.result, result)
         error = wire.error_from(status, result)
-        if status in RETRY_STATUSES:
+        if status in RETRY_STATUSES or error.retryable:
             raise Transient(str(error), status=status) from error
         raise error
 

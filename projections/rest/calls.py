@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ from ...core.errors import ForeignPosition, InvalidInput, StoreUnreachable
 from ...core.ids import uuid7_hex
 from ..call import Call, serve
 from .bodies import Page
-from .routes import LONGEST_HOLD_SECONDS, Method
+from .routes import LONGEST_HOLD_SECONDS, PRINT_HEADER, Method
 from .wire import as_dict
 
 T = TypeVar("T")
@@ -118,7 +119,8 @@ class Calls:
     async def catch_up(self, token: str | None) -> None:
         """Wait until the store has what the caller has seen.
 
-        Raises `ForeignPosition` for another log's token, and `StoreUnreachable` when it takes too long.
+        Raises `ForeignPosition` for a token of another log or history and for one ahead of the log, and `StoreUnreachable`
+        when it takes too long.
         """
         if not token:
             return
@@ -141,14 +143,18 @@ def command_of(command_id: str | None, basis: str | None, remote: bool) -> Call 
         return None
     if not 0 < len(command_id) <= MAX_KEY_LENGTH or not command_id.isprintable():
         raise InvalidInput(f"an idempotency key has 1 to {MAX_KEY_LENGTH} printable characters")
-    if not basis:
-        return Call(command_id, None, remote)
-    position, _, digest = basis.partition(":")
-    try:
-        # The basis of a proposal is the last record its caller knew; positions count records.
-        return Call(command_id, (int(position) - 1, bytes.fromhex(digest)), remote)
-    except ValueError:
-        raise InvalidInput(f"{basis[:100]!r} is not a basis: it looks like POSITION:HEX") from None
+    return Call(command_id, _basis_of(basis) if basis else None, remote, repeatable=True)
+
+
+_BASIS = re.compile(r"([0-9]{1,18}):((?:[0-9a-f]{16})?)")
+
+
+def _basis_of(text: str) -> tuple[int, bytes]:
+    """(position, fingerprint) of the last record that a caller knew; positions in headers count records."""
+    found = _BASIS.fullmatch(text)
+    if found is None:
+        raise InvalidInput(f"{text[:100]!r} is not a basis: it looks like POSITION:FINGERPRINT, as {PRINT_HEADER} says it")
+    return int(found[1]) - 1, bytes.fromhex(found[2])
 
 
 def _bound_the_wait(given: dict[str, Any]) -> None:

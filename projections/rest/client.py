@@ -318,8 +318,8 @@ class LightningStoreClient(StoreCaller, LightningStore):
             asked = hold()
             answered = time_left(asked)
             found = await self.call("wait_for_rollouts", args, hold=hold)
-            # The server answers early only when all are over; a full hold with time left asks again.
-            if len(found) == len(ids) or left() <= 0 or answered() > _ANSWERED_EARLY_SECONDS:
+            # The server answers early only when none of them runs any more; a full hold of the longest kind asks again.
+            if asked < LONGEST_HOLD_SECONDS or answered() > _ANSWERED_EARLY_SECONDS:
                 return found
 
     def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:

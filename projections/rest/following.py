@@ -13,7 +13,7 @@ from ...core.errors import AgentLightningError
 from ...core.model import Fact
 from .lane import TRANSPORT_ERRORS, Lane, Transient
 from .patience import Delays, Patience
-from .routes import EVENTS_PATH
+from .routes import EVENTS_PATH, POSITION_HEADER
 
 SILENCE_SECONDS = 45.0
 """Three times the server's interval of comments: after that long the connection is taken for dead."""
@@ -22,10 +22,15 @@ SILENCE_SECONDS = 45.0
 async def follow(
     lane: Callable[[], Lane], policy: Patience | Delays, types: Sequence[str] | None, since: int | None
 ) -> AsyncIterator[Fact]:
-    """Every fact behind `since` once and in order. Raises `StoreUnreachable` when the policy gives up."""
+    """Every fact behind `since` once and in order.
+
+    Raises `StoreUnreachable` when the policy gives up, and `ForeignPosition` where the store has another history than the
+    one that was followed: which of its facts are new cannot be known.
+    """
     cursor = _Cursor(since)
     while True:
-        answer = await policy.run(lambda: _open(lane(), types, cursor.resume()))
+        answer = await policy.run(lambda: _open(lane(), types, cursor.resume(), cursor.token))
+        cursor.token = answer.headers.get(POSITION_HEADER, cursor.token)
         try:
             async for name, value in _fields(answer):
                 if name == "":
@@ -48,6 +53,8 @@ class _Cursor:
         self._since = since
         self._last: int | None = None
         self._ids: set[str] = set()
+        self.token: str | None = None
+        """Where the store was when the stream was opened; it goes with the next opening, so that it is the same store."""
 
     def resume(self) -> int | None:
         return self._since if self._last is None else self._last - 1
@@ -67,13 +74,16 @@ class _Cursor:
         return True
 
 
-async def _open(lane: Lane, types: Sequence[str] | None, since: int | None) -> aiohttp.ClientResponse:
+async def _open(
+    lane: Lane, types: Sequence[str] | None, since: int | None, token: str | None
+) -> aiohttp.ClientResponse:
     params: list[tuple[str, str]] = [("types", name) for name in types or ()]
     if since is not None:
         params.append(("since", str(since)))
     timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS, sock_connect=5.0)
+    headers = None if token is None else {POSITION_HEADER: token}
     try:
-        answer = await lane.session.get(lane.base + EVENTS_PATH, params=params, timeout=timeout)
+        answer = await lane.session.get(lane.base + EVENTS_PATH, params=params, timeout=timeout, headers=headers)
     except TRANSPORT_ERRORS as error:
         raise Transient(f"no answer from the store at {lane.base}: {error}") from error
     if answer.status != 200:

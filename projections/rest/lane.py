@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,12 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from ...core.errors import AgentLightningError, StoreUnreachable
+from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
 from . import wire
 from .connection import Connections, NotPlain
 from .routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
+
+log = logging.getLogger("agentlightning.store.client")
 
 MAX_FLIGHTS = 2
 MAX_BATCH_CALLS = 256
@@ -41,6 +44,14 @@ class Seen:
         position = int(token.rpartition(":")[2])
         if position >= self.position:
             self.position, self.token, self.basis = position, token, headers.get(PRINT_HEADER.lower())
+
+
+    def forget(self, token: str | None, address: str, error: ForeignPosition) -> None:
+        """Drop what was known, after the store refused `token` or what was based on it. Said once for all callers."""
+        if self.token == token and (self.token is not None or self.basis is not None or self.greeted):
+            self.token = self.basis = None
+            self.greeted, self.position = False, -1
+            log.warning("the store at %s has another history than before (%s); going on with what it holds now", address, error)
 
 
 class Transient(StoreUnreachable):
@@ -176,15 +187,17 @@ class Lane:
             body = wire.from_json(data)
         except ValueError:
             body = None
-        if status in RETRY_STATUSES:
-            return Transient(str(wire.error_from(status, body)), status=status)
+        error = wire.error_from(status, body)
+        if status in RETRY_STATUSES or error.retryable:
+            return Transient(str(error), status=status)
         if status in (404, 405, 501) and not (isinstance(body, dict) and "error_type" in body):
             return AgentLightningError(f"what answers at {self.base} is not a store of this package (status {status})")
-        return wire.error_from(status, body)
+        return error
 
     async def hello(self) -> None:
         """Ask for the store's position, which a first command is based on."""
-        headers = None if self._seen.token is None else {POSITION_HEADER: self._seen.token}
+        token = self._seen.token
+        headers = None if token is None else {POSITION_HEADER: token}
         try:
             async with self.session.get(self._urls[HEALTH_PATH], headers=headers, timeout=self._timeout) as answer:
                 data = await answer.read()
@@ -193,7 +206,11 @@ class Lane:
         except TRANSPORT_ERRORS as error:
             raise Transient(f"no answer from the store at {self.base}: {_reason(error)}") from error
         if answer.status != 200:
-            raise self.refusal(answer.status, data)
+            error = self.refusal(answer.status, data)
+            if not isinstance(error, ForeignPosition) or token is None:
+                raise error
+            self._seen.forget(token, self.base, error)
+            return await self.hello()
         self._seen.note(answer.headers)
 
     async def close(self) -> None:

@@ -66,7 +66,8 @@ class OtlpHandler:
             status = wire.status_of(error)
             if status == 500:
                 log.error("POST /v1/traces failed", exc_info=error)
-            return Response(wire.to_json(wire.error_body(error)), status, media_type=JSON)
+            headers = {"Retry-After": "1"} if status == 503 else None
+            return Response(wire.to_json(wire.error_body(error)), status, headers, media_type=JSON)
 
     async def _store_all(self, export: ExportTraceServiceRequest) -> ExportTraceServiceResponse:
         groups: dict[tuple[str, str], list[Span]] = {}

@@ -30,8 +30,7 @@ _STATUS_OF: tuple[tuple[type[BaseException], int], ...] = (
     (errors.ForeignPosition, 409),
     (errors.Refused, 409),
     (errors.LogFull, 507),
-    (errors.UnknownOutcome, 503),
-    (errors.StoreUnreachable, 503),
+    (errors.HistoryChanged, 503),
     (errors.LogClosed, 503),
 )
 
@@ -110,7 +109,12 @@ def from_json(body: bytes) -> Any:
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status of an exception; 500 is for those nobody expected."""
+    """The HTTP status of an exception; 500 is for those nobody expected.
+
+    503 asks the caller to repeat the call: here, or at the process that takes this one's place.
+    """
+    if isinstance(error, errors.AgentLightningError) and error.retryable:
+        return 503
     for kind, status in _STATUS_OF:
         if isinstance(error, kind):
             return status

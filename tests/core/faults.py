@@ -131,11 +131,11 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "no_fence": _no_fence,
     "apply_twice": lambda: patch.object(VerdictTable, "get", lambda table, command_id: None),
     "evict_by_count": lambda: patch.object(VerdictTable, "evict_below", _evict_by_count),
-    "no_basis_check": lambda: patch.object(fold, "check_basis", lambda state, proposal: ""),
+    "no_basis_check": lambda: patch.object(fold, "check_basis", lambda state, basis, basis_print: ""),
     "no_basis_fingerprint": lambda: patch.object(
         fold,
         "check_basis",
-        lambda state, proposal: "expired" if proposal.basis < state.position - state.window - 1 else "",
+        lambda state, basis, basis_print: "expired" if basis < state.position - state.window - 1 else "",
     ),
     "expiry_without_revivals": lambda: _replaced(
         events.AttemptExpired, lambda state, event: _ever_changing_expiry(state, event, "revivals")

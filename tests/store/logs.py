@@ -7,11 +7,38 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentlightning.core.errors import LogClosed, LogError, UnknownOutcome
-from agentlightning.core.log import Ack, Log, NewRecord
+from agentlightning.core.log import Ack, Log, NewRecord, OnProblem, OnRecords, Subscription
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.core.topics import CONTROL, SPANS
 
 from .tools import Unclosed
+
+
+class HeldLog(Unclosed):
+    """Keeps what its user follows of `topic` back while `held`; nothing is lost."""
+
+    def __init__(self, log: Log, topic: str) -> None:
+        super().__init__(log)
+        self.held = False
+        self._topic = topic
+        self._kept: list[tuple[OnRecords, Any]] = []
+
+    def follow(
+        self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
+    ) -> Subscription:
+        def hand_over(records: Any) -> None:
+            if self.held and topic == self._topic:
+                self._kept.append((on_records, records))
+            else:
+                on_records(records)
+
+        return self._log.follow(topic, partition, offset, hand_over, on_problem)
+
+    def release(self) -> None:
+        self.held = False
+        kept, self._kept = self._kept, []
+        for on_records, records in kept:
+            on_records(records)
 
 
 class HoldingLog(Unclosed):

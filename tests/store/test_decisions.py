@@ -16,13 +16,13 @@ from agentlightning.core.events import AttemptClaimed, AttemptExpired, AttemptSt
 from agentlightning.core.fold import fold
 from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import SPANS
+from agentlightning.core.topics import CONTROL, SPANS
 from agentlightning.projections.call import Call, serve
 from agentlightning.projections.memory_store import InMemoryLightningStore
 from agentlightning.projections.settings import StoreSettings
 from agentlightning.projections.store import EventLogStore
 
-from .logs import DyingLog, ForgetfulLog, HoldingLog, copy_of_control
+from .logs import DyingLog, ForgetfulLog, HeldLog, HoldingLog, copy_of_control
 from .tools import attempt_of, begin, claim, control_values, ids, pass_time, settled, span, status_of, store_on
 
 RETRY = agl.RolloutConfig(max_attempts=3, retry_condition=["failed", "timeout", "unresponsive"])
@@ -233,12 +233,31 @@ async def test_12_a_position_of_another_log_is_an_error_at_once() -> None:
         for wrong in ("", "x", "a:b", "a:b:-1", "a:b:c"):
             with pytest.raises(InvalidInput):
                 await new.wait_position(wrong)
-        log_id, namespace, position = token.split(":")
-        ahead = asyncio.ensure_future(old.wait_position(f"{log_id}:{namespace}:{int(position) + 1}"))
+        log_id, namespace, printed, position = token.split(":")
+        await old.wait_position(f"{log_id}:{namespace}:{position}")  # as the first releases wrote it
+        for foreign in (f"{log_id}:{namespace}:{printed}:{int(position) + 1}", f"{log_id}:{namespace}:{'0' * 16}:{position}"):
+            with pytest.raises(ForeignPosition):
+                await asyncio.wait_for(old.wait_position(foreign), 1)
+
+
+async def test_12_a_position_that_another_node_wrote_is_waited_for() -> None:
+    inner = MemoryLog()
+    held = HeldLog(inner, CONTROL)
+    with store_on(held, foreign_writers=True) as behind, store_on(inner, foreign_writers=True) as ahead:
+        held.held = True
+        await ahead.enqueue_rollout(1)
+        log_id, namespace, _, position = ahead.position().split(":")
+        waiting = asyncio.ensure_future(behind.wait_position(ahead.position()))
+        other = asyncio.ensure_future(behind.wait_position(f"{log_id}:{namespace}:{'0' * 16}:{position}"))
         await asyncio.sleep(0.01)
-        assert not ahead.done()
-        await old.enqueue_rollout(2)
-        await asyncio.wait_for(ahead, 1)
+        assert not waiting.done()
+        held.release()
+        await asyncio.wait_for(waiting, 1)
+        with pytest.raises(ForeignPosition, match="another history"):
+            await asyncio.wait_for(other, 1)
+        with pytest.raises(ForeignPosition, match="ahead of the log"):
+            await asyncio.wait_for(behind.wait_position(f"{log_id}:{namespace}::{int(position) + 1}"), 5)
+    inner.close()
 
 
 async def test_13_to_15_during_a_back_off_idle_claimers_find_nothing() -> None:

@@ -12,11 +12,12 @@ import agentlightning as agl
 from agentlightning.core import codec
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.events import AttemptExpired, TimePassed
-from agentlightning.core.log import Log, OnProblem, OnRecords, Record, Subscription
+from agentlightning.core.log import Log, Record, Subscription
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.core.topics import CONTROL, LIVENESS
 from agentlightning.projections.store import EventLogStore
 
+from .logs import HeldLog
 from .tools import Unclosed, attempt_of, begin, claim, control_values, pass_time, settled, span, status_of, store_on
 
 
@@ -53,33 +54,6 @@ async def turn(store: EventLogStore, clock: ManualClock, seconds: int) -> None:
             store.engine.timekeeper.turn()
         await until(lambda: not store.engine.node.busy, "proposals are answered")
         await asyncio.sleep(0.002)
-
-
-class HeldLog(Unclosed):
-    """Keeps what its user follows of `topic` back while `held`; nothing is lost."""
-
-    def __init__(self, log: Log, topic: str) -> None:
-        super().__init__(log)
-        self.held = False
-        self._topic = topic
-        self._kept: list[tuple[OnRecords, Any]] = []
-
-    def follow(
-        self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
-    ) -> Subscription:
-        def hand_over(records: Any) -> None:
-            if self.held and topic == self._topic:
-                self._kept.append((on_records, records))
-            else:
-                on_records(records)
-
-        return self._log.follow(topic, partition, offset, hand_over, on_problem)
-
-    def release(self) -> None:
-        self.held = False
-        kept, self._kept = self._kept, []
-        for on_records, records in kept:
-            on_records(records)
 
 
 def writers_of(log: Log, *kinds: type) -> list[str]:
