@@ -170,23 +170,16 @@ class ClaimMethods(LightningStore):
         await engine.reach_basis(call.basis)
         ids = CommandIds(base, most=None)  # a claim that waits may lose any number of races
         while True:
-            command_id = ids.current
             turn: asyncio.Future[None] | None = None
             opens_in: float | None = None
             future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]] | None = None
             with node.lock:
                 if engine.closed:
                     raise LogClosed("the store was closed")
-                verdict = node.state.verdicts.get(command_id)
-                if verdict is not None:
-                    if not verdict.accepted:
-                        ids.refused(verdict.reason)
-                        continue
-                    found = self._claimed_before(verdict)
-                    if found is not None:
-                        return found
-                    ids.advance()
-                    continue
+                found = self._claimed_already(ids)
+                if found is not None:
+                    return found
+                command_id = ids.current
                 engine.check_basis(call)
                 patient = deadline is not None and loop.time() < deadline
                 rollout_id = engine.dispatch.take(node.state, patient=patient)
@@ -217,6 +210,21 @@ class ClaimMethods(LightningStore):
             elif turn is not None and deadline is not None:
                 left = deadline - loop.time()
                 await self._await_turn(turn, left if opens_in is None else min(left, opens_in))
+
+    def _claimed_already(self, ids: CommandIds) -> model.AttemptedRollout | None:
+        """The claim that an earlier try of this call made; else `ids` are at the first one without a verdict.
+
+        Under the node's lock.
+        """
+        while (verdict := self.engine.node.state.verdicts.get(ids.current)) is not None:
+            if not verdict.accepted:
+                ids.refused(verdict.reason)
+                continue
+            found = self._claimed_before(verdict)
+            if found is not None:
+                return found
+            ids.advance()
+        return None
 
     async def _outcome(
         self,
