@@ -15,6 +15,7 @@ from ..core.dead import RECORD, DeadLetter, record_letter_id
 from ..core.errors import InvalidInput, LogError, LogLocked, StorageError
 from ..core.log import Log, Membership, Record
 from ..core.model import Fact
+from ..core.private_files import make_folder, make_private
 from ..core.sqlite_log.lock import WriterLock
 from ..core.topics import FACTS
 from .handing import Hands, Stopped, stopped_within
@@ -36,7 +37,7 @@ class Cursor:
     """
 
     def __init__(self, folder: Path, group: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.path = folder / f"{group}.json"
         try:
             self._lock = WriterLock(self.path)
@@ -74,6 +75,7 @@ class Cursor:
         self._ids.append(fact.id)
         text = json.dumps({"log_id": self._log_id, "position": self.position, "ids": self._ids})
         beside = self.path.with_suffix(".new")
+        make_private(beside)
         with open(beside, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

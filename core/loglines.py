@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InvalidInput
+from .private_files import make_folder, make_private
 
 __all__ = ["PLAIN_FORMAT", "configure_logger", "setup_logging", "setup_module_logging"]
 
@@ -161,7 +162,9 @@ def _add_file(logger: logging.Logger, path: str, formatter: logging.Formatter) -
     for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
         if Path(handler.baseFilename) == target:
             return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
+    if not target.exists():  # a pipe or a device stays what it is
+        make_private(target)
     handler = logging.FileHandler(target, encoding="utf-8")
     handler.setFormatter(formatter)
     setattr(handler, _OURS, True)

@@ -20,7 +20,8 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 from ..core.archival import hash_of, unpack
-from ..core.errors import Rebuilding
+from ..core.errors import Rebuilding, StorageError
+from ..core.private_files import make_private
 from ..core.state import Rollout
 from .cold_rows import ROW, SCHEMA, ColdRows, row_of
 
@@ -95,14 +96,14 @@ class ColdIndex:
                 if not self._fits():
                     self._db.close()
                     raise sqlite3.DatabaseError("it is of another log or another release")
-            except (OSError, ValueError, sqlite3.Error) as error:
+            except (OSError, ValueError, StorageError, sqlite3.Error) as error:
                 if known:
                     logger.warning("The index of finished rollouts %s is made anew from the log: %s", path, error)
                 try:
                     _delete(path)
                     self._db = _connect(path)
                     self._begin_anew()
-                except (OSError, sqlite3.Error) as worse:
+                except (OSError, StorageError, sqlite3.Error) as worse:
                     logger.warning("The index of finished rollouts stays in memory, %s cannot be made: %s", path, worse)
                     path = None
         if path is None:
@@ -411,8 +412,8 @@ class ColdIndex:
 
 def _connect(path: str | None) -> sqlite3.Connection:
     """Open the file, or a table in memory. A symbolic link is not followed: what it names is not ours to write."""
-    if path is not None and os.path.islink(path):
-        raise OSError(f"{path} is a symbolic link")
+    if path is not None:
+        make_private(path)
     db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
     try:
         db.execute("PRAGMA trusted_schema = OFF")

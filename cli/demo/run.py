@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...core.ids import uuid7_hex
+from ...core.private_files import make_folder
 from ...core.resources import LLM
 from ...projections.rest.server import LightningStoreServer
 from ...projections.store import EventLogStore, open_store
@@ -61,7 +62,7 @@ class Finished:
 
 async def run_demo(options: Options, screen: Screen) -> Finished:
     """Runs the demo. Raises AgentLightningError where something needed is not there or ends by itself."""
-    options.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(options.folder)
     async with AsyncExitStack() as running:
         serving = await _start_model(options, running)
         store = open_store(options.url)

@@ -15,6 +15,7 @@ from ..errors import AccessRefused, InvalidInput, LogClosed, LogCorrupt, LogErro
 from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
+from ..private_files import make_folder
 from ..topics import BLOBS, CONTROL, FACTS, TASKS, TOPICS, partition_of
 from .access import enter, unreachable
 from .address import KafkaAddress
@@ -73,7 +74,7 @@ class KafkaLog(Log):
         self._loop = LoopThread(f"agl-kafka-{self.address.prefix}")
         self._scratch = None if self.address.state else Scratch()
         self.state_folder = self._scratch.path if self._scratch is not None else Path(self.address.state or ".")
-        self.state_folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.state_folder)
         try:
             self.log_id = self._loop.call(self._insist(), self.address.wait_seconds + OPEN_SECONDS)
             self._tell()

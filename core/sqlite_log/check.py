@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from ..errors import AgentLightningError, LogCorrupt
 from ..topics import STORED, TOPICS
 from .reader import Reader
+from .schema import triggers_of
 
 PAGE = 4096
 MAX_FINDINGS = 100
@@ -35,7 +37,7 @@ def check_file(path: str | Path) -> Report:
 
     Reads everything: about two seconds for a million records. Raises nothing for a file that is wrong.
     """
-    file = Path(path).absolute()
+    file = Path(os.path.realpath(path))
     report = Report(str(path))
     if not file.is_file():
         report.findings.append(f"there is no file {path}")
@@ -44,6 +46,8 @@ def check_file(path: str | Path) -> Report:
     try:
         report.log_id = reader.meta()["log_id"]
         report.findings.extend(f"SQLite: {problem}" for problem in reader.ask("checking the file", _integrity))
+        triggers = reader.ask("looking for triggers", triggers_of)
+        report.findings.extend(f"there is a trigger {name}, which no log has" for name in triggers)
     except AgentLightningError as error:
         report.findings.append(error.message)
     try:
@@ -63,6 +67,10 @@ def _check_topic(reader: Reader, topic: str, report: Report) -> None:
     """Count what is whole, one finding for each altered record and each gap."""
     offset = good = 0
     size = PAGE
+    try:
+        reader.ends(topic)
+    except AgentLightningError as error:
+        report.findings.append(f"{topic}: {error.message}")
     while len(report.findings) < MAX_FINDINGS:
         try:
             found = reader.read(topic, offset, size, True)

@@ -12,12 +12,16 @@ from typing import TypeVar
 from ..errors import LogClosed, LogCorrupt, StorageError
 from ..log import Record
 from ..topics import TOPICS
-from .schema import Row, altered, read_meta, records, table, told
+from .schema import MOST_OFFSET, MOST_TEXT, MOST_VALUE, Row, altered, read_meta, records, table, told
 
 T = TypeVar("T")
 State = tuple[int, ...]
 """What a connection was opened on; another one means: open it again."""
-_COLUMNS = "offset, ts, key, headers, value, crc"
+_COLUMNS = (
+    f"offset, ts, CASE WHEN length(CAST(key AS BLOB)) <= {MOST_TEXT} THEN key END AS key, "
+    f"CASE WHEN length(headers) <= {MOST_TEXT} THEN headers END AS headers, "
+    f"CASE WHEN length(value) <= {MOST_VALUE} THEN value END AS value, crc"
+)
 _IDLE_CONNECTIONS = 8
 _STATE_TRIES = 8
 _MOST_ROWS = 1 << 31
@@ -91,7 +95,9 @@ class Reader:
                     return db
                 db.close()
         mode = "?mode=ro&immutable=1" if len(state) > 1 else "?mode=ro"
-        return sqlite3.connect(self.path.as_uri() + mode, uri=True, check_same_thread=False, isolation_level=None, timeout=10)
+        return sqlite3.connect(
+            self.path.as_uri() + mode, uri=True, check_same_thread=False, isolation_level=None, timeout=10
+        )
 
     def _give(self, state: State, db: sqlite3.Connection) -> None:
         with self._lock:
@@ -114,6 +120,8 @@ class Reader:
 
     def read(self, topic: str, offset: int, max_records: int, headers: bool) -> Sequence[Record]:
         """As `Log.read`; at the end a missing record cannot be told from none."""
+        if offset > MOST_OFFSET:
+            return []
         expected = None if TOPICS[topic].compacted else offset
         query = f"SELECT {_COLUMNS} FROM {table(topic)} WHERE offset >= ? ORDER BY offset LIMIT ?"
 
@@ -125,6 +133,8 @@ class Reader:
 
     def read_key(self, topic: str, key: str, after: int, max_records: int | None) -> Sequence[Record]:
         """As `Log.read_key`."""
+        if after > MOST_OFFSET:
+            return []
         limit = -1 if max_records is None else max_records
         query = f"SELECT {_COLUMNS} FROM {table(topic)} WHERE key = ? AND offset > ? ORDER BY offset LIMIT ?"
 
@@ -140,10 +150,14 @@ class Reader:
         (first,), (last,) = self.ask(f"reading {topic}", lambda db: db.execute(query).fetchall())
         if last is None:
             return 0, 0
+        if not 0 <= first <= last < MOST_OFFSET:
+            raise altered(topic, int(first if first < 0 else last), "a log does not have so many records")
         return (int(first) if TOPICS[topic].compacted else 0), int(last) + 1
 
     def next_offset(self, topic: str, offset: int) -> int | None:
         """The first offset from `offset` on that is there; None at the end."""
+        if offset > MOST_OFFSET:
+            return None
         query = f"SELECT min(offset) FROM {table(topic)} WHERE offset >= ?"
         found = self.ask(f"reading {topic}", lambda db: db.execute(query, (offset,)).fetchone()[0])
         return None if found is None else int(found)
@@ -152,7 +166,7 @@ class Reader:
         """A consumer group's committed offset, 0 without one."""
         query = "SELECT offset FROM group_offsets WHERE consumer_group = ? AND topic = ? AND partition = ?"
         row = self.ask("reading a group's offset", lambda db: db.execute(query, (group, topic, partition)).fetchone())
-        return 0 if row is None else int(row[0])
+        return row[0] if row is not None and type(row[0]) is int and 0 <= row[0] < MOST_OFFSET else 0
 
     def version(self) -> tuple[int, ...]:
         """Numbers that change when another process has written. One thread has to ask, of a reader of its own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +15,8 @@ from ..log_follow import Follower
 from ..log_records import check_topic
 from ..topics import TOPICS
 from .reader import Reader
+
+logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.05
 """How often a follower asks SQLite whether another process has written."""
@@ -35,7 +39,11 @@ class ReadOnlyLog(Log):
 
     def __init__(self, path: Path, url: str | None = None) -> None:
         check_there(path)
-        self.path = path.absolute()
+        self.path = Path(os.path.realpath(path))
+        if os.stat(self.path).st_nlink > 1 and not os.path.exists(f"{self.path}-wal"):
+            logger.warning(
+                "%s has another name (a hard link); what a store wrote under that one may be missing here.", self.path
+            )
         self.url = url or f"sqlite:///{path}"
         self._reader = Reader(self.path, owned=False)
         self.log_id = self._reader.meta()["log_id"]

@@ -1,7 +1,12 @@
-"""The file: its tables, its check sums, and how its errors are told."""
+"""The file: its tables, its check sums, and how its errors are told.
+
+A file may come from anybody. What carries the name of one of our tables or indexes has to be exactly that, or the file is
+no log: a view or a trigger in its place would run SQL of somebody else. Values are checked for their types as they are read.
+"""
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 import uuid
@@ -18,6 +23,11 @@ from ..topics import STORED, TOPICS
 
 FORMAT_VERSION = 1
 _GROUP_OFFSETS = "group_offsets"
+MOST_OFFSET = 1 << 61
+"""No log comes so far; SQLite's numbers end at 2**63."""
+MOST_VALUE = 300_000_000
+MOST_TEXT = 1_000_000
+"""Bytes of a value, and of headers or a key: more than any release writes. A larger cell is not read into memory."""
 _DAMAGED = ("malformed", "not a database", "Could not decode")
 """SQLite's words for a torn page, a foreign header, and a text that is none; sqlite3 of Python 3.10 has no codes."""
 
@@ -33,9 +43,16 @@ def prepare(db: sqlite3.Connection, path: Path) -> dict[str, str]:
     In one transaction, so a process that dies here leaves an empty file, which is a new one. A file that is no log or
     of a newer format is refused before anything is written to it.
     """
-    there = {str(row[0]) for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    there = {str(row[0]) for row in db.execute("SELECT name FROM sqlite_master")}
     if there:
         read_meta(db, path)
+        triggers = triggers_of(db)
+        if triggers:
+            raise LogCorrupt(
+                f"{path} has triggers ({', '.join(triggers)}), which no log has: they would change what is written. Where it "
+                "is yours, remove them (DROP TRIGGER) or copy the log with `agl log copy`",
+                position=0,
+            )
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise StorageError(f"{path} cannot have a write-ahead log (journal mode {mode}); is it on a network drive?")
@@ -44,39 +61,74 @@ def prepare(db: sqlite3.Connection, path: Path) -> dict[str, str]:
     return read_meta(db, path)
 
 
-def _create(db: sqlite3.Connection) -> None:
-    db.execute("BEGIN IMMEDIATE")
-    db.execute("CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+def _objects() -> dict[str, str]:
+    """Name -> SQL of every table and index, as SQLite keeps it."""
+    made = {
+        "meta": "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+        _GROUP_OFFSETS: f"CREATE TABLE {_GROUP_OFFSETS} (consumer_group TEXT, topic TEXT, partition INTEGER, "
+        "offset INTEGER NOT NULL, PRIMARY KEY (consumer_group, topic, partition))",
+    }
     for topic in STORED:
         name = table(topic)
-        db.execute(
-            f"CREATE TABLE IF NOT EXISTS {name} (offset INTEGER PRIMARY KEY, ts INTEGER NOT NULL, key TEXT NOT NULL, "
+        made[name] = (
+            f"CREATE TABLE {name} (offset INTEGER PRIMARY KEY, ts INTEGER NOT NULL, key TEXT NOT NULL, "
             "headers BLOB NOT NULL, value BLOB NOT NULL, crc INTEGER NOT NULL)"
         )
         if TOPICS[topic].by_key:
-            db.execute(f"CREATE INDEX IF NOT EXISTS {name}_by_key ON {name} (key, offset)")
-    db.execute(
-        f"CREATE TABLE IF NOT EXISTS {_GROUP_OFFSETS} (consumer_group TEXT, topic TEXT, partition INTEGER, "
-        "offset INTEGER NOT NULL, PRIMARY KEY (consumer_group, topic, partition))"
-    )
+            made[f"{name}_by_key"] = f"CREATE INDEX {name}_by_key ON {name} (key, offset)"
+    return made
+
+
+def _create(db: sqlite3.Connection) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    there = {str(row[0]) for row in db.execute("SELECT name FROM sqlite_master")}
+    for name, statement in _objects().items():
+        if name not in there:
+            db.execute(statement)
     meta = [("format", str(FORMAT_VERSION)), ("log_id", uuid.uuid4().hex[:16]), ("created", str(int(time.time())))]
     db.executemany("INSERT OR IGNORE INTO meta VALUES (?, ?)", meta)
     db.execute("COMMIT")
 
 
 def read_meta(db: sqlite3.Connection, path: Path) -> dict[str, str]:
-    """The file's meta table. Raises `LogCorrupt` where it has none, `InvalidInput` for a newer format."""
+    """The file's meta table. Raises `LogCorrupt` where it is no log of ours, `InvalidInput` for a newer format."""
     try:
-        meta = {str(key): str(value) for key, value in db.execute("SELECT key, value FROM meta")}
+        _check_objects(db, path)
+        query = "SELECT key, substr(value, 1, 100) FROM meta WHERE key IN ('format', 'log_id', 'created')"
+        meta = {str(key): str(value) for key, value in db.execute(query)}
     except sqlite3.DatabaseError as error:
-        if "no such table" in str(error):
-            raise LogCorrupt(f"{path} is not a log: it has no meta table", position=0) from None
         raise told(error, f"opening {path}") from error
-    if not meta.get("format", "").isdigit() or "log_id" not in meta:
+    if not re.fullmatch("[0-9]{1,9}", meta.get("format", "")) or not re.fullmatch(
+        "[0-9A-Za-z_.-]{1,64}", meta.get("log_id", "")
+    ):
         raise LogCorrupt(f"{path} is not a log: its meta table is incomplete", position=0)
     if int(meta["format"]) > FORMAT_VERSION:
-        raise InvalidInput(f"{path} has format {meta['format']}, this release reads {FORMAT_VERSION}; upgrade the package")
+        raise InvalidInput(
+            f"{path} has format {meta['format']}, this release reads {FORMAT_VERSION}; upgrade the package"
+        )
     return meta
+
+
+def _check_objects(db: sqlite3.Connection, path: Path) -> None:
+    """Raise `LogCorrupt` unless whatever has the name of a table of ours, or belongs to one, is what we make."""
+    ours = _objects()
+    query = (
+        "SELECT type, substr(name, 1, 200), tbl_name, substr(sql, 1, 1000) FROM sqlite_master WHERE type != 'trigger'"
+    )
+    found = {str(name): (str(kind), str(of), sql) for kind, name, of, sql in db.execute(query)}
+    if "meta" not in found:
+        raise LogCorrupt(f"{path} is not a log: it has no meta table", position=0)
+    for name, (kind, of, sql) in found.items():
+        if name.startswith("sqlite_") or (name not in ours and (kind != "index" or of not in ours)):
+            continue  # SQLite's own, and tables of other programs, which nobody here reads
+        if sql != ours.get(name):
+            raise LogCorrupt(f"{path} is not a log: its {kind} {name!r} is not what a log has", position=0)
+
+
+def triggers_of(db: sqlite3.Connection) -> list[str]:
+    """The names of the file's triggers, some of them; a log has none."""
+    query = "SELECT substr(name, 1, 60) FROM sqlite_master WHERE type = 'trigger' LIMIT 5"
+    return [repr(str(row[0])) for row in db.execute(query)]
 
 
 def checksum(offset: int, timestamp_us: int, key: str, headers: bytes, value: bytes) -> int:
@@ -100,6 +152,8 @@ def records(topic: str, rows: Sequence[Row], headers: bool, expected: int | None
         for offset, stamp, key, head, value, crc in rows:
             if crc32(value, crc32(head, crc32(f"{offset}|{stamp}|{key}|".encode()))) != crc:
                 raise altered(topic, offset, "its check sum does not fit")
+            if type(stamp) is not int or type(key) is not str:
+                raise altered(topic, offset, "its time or key is of another type")
             add(Record(topic, 0, offset, key, value, stamp, decode_headers(head) if headers else ()))
     except (TypeError, msgspec.MsgspecError) as error:
         raise altered(topic, offset, str(error)) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ from ..embedded_log import EmbeddedLog, check_offset
 from ..errors import LogError, LogFull, StorageError, UnknownOutcome
 from ..log import Ack, Record
 from ..log_records import PendingAppend, PendingCommit
+from ..private_files import make_folder, make_private
 from ..topics import STORED, TOPICS
 from .checkpoint import Checkpointer, pages_of
 from .lock import WriterLock
 from .reader import Reader
 from .readonly import ReadOnlyLog
-from .schema import Row, checksum, gone, prepare, table, told
+from .schema import MOST_OFFSET, Row, altered, checksum, gone, prepare, table, told
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +46,10 @@ class SqliteLog(EmbeddedLog):
     """
 
     def __init__(self, path: str | Path, *, commit: Commit = commit, max_pages: int | None = None) -> None:
-        self.path = Path(path).absolute()
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"the folder of {self.path} cannot be made: {error.strerror or error}") from error
+        self.path = Path(
+            os.path.realpath(path)
+        )  # links resolved: the lock, the index and SQLite's files lie beside the file
+        make_folder(self.path.parent)
         self._commit_hook = commit
         self._max_pages = max_pages
         self._ends: dict[str, int] = {}
@@ -57,11 +58,15 @@ class SqliteLog(EmbeddedLog):
         self._checkpointer = Checkpointer(self.path)
         self._lock_file = WriterLock(self.path)
         try:
+            make_private(self.path)
+            self._lock_file.hold(self.path)
             self._db, meta = self._connect()
             self._ends = _ends_of(self._db)
         except BaseException as error:
             self._disconnect()
             self._lock_file.release()
+            if isinstance(error, OSError):
+                raise StorageError(f"{self.path} cannot be opened: {error.strerror or error}") from error
             if isinstance(error, sqlite3.Error):
                 raise told(error, f"opening {self.path}") from error
             raise
@@ -216,7 +221,9 @@ class SqliteLog(EmbeddedLog):
         self._checkpointer.wait()
         self._reader.close()
         if self._db is not None:
-            with contextlib.suppress(sqlite3.Error):  # a reader elsewhere is in the way; the next opener goes on from here
+            with contextlib.suppress(
+                sqlite3.Error
+            ):  # a reader elsewhere is in the way; the next opener goes on from here
                 self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         self._disconnect()
         self._lock_file.release()
@@ -225,7 +232,10 @@ class SqliteLog(EmbeddedLog):
 def _ends_of(db: sqlite3.Connection) -> dict[str, int]:
     ends: dict[str, int] = {}
     for topic in STORED:
+        first = db.execute(f"SELECT min(offset) FROM {table(topic)}").fetchone()[0]
         last = db.execute(f"SELECT max(offset) FROM {table(topic)}").fetchone()[0]
+        if last is not None and not 0 <= first <= last < MOST_OFFSET:
+            raise altered(topic, int(first if first < 0 else last), "a log does not have so many records")
         ends[topic] = 0 if last is None else int(last) + 1
     return ends
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from agentlightning.core.errors import InvalidInput, LogCorrupt
 from agentlightning.core.log import Log
-from agentlightning.core.sqlite_log import SqliteLog, check_file
+from agentlightning.core.sqlite_log import SqliteLog, check_file, reader, schema
 from agentlightning.core.topics import CONTROL, LIVENESS, SPANS
 
 from .log_contract import Following, append, new, until, values
@@ -72,7 +73,8 @@ def test_one_altered_byte_is_found_at_its_offset(path: Path, opened: Callable[[P
 
 
 @pytest.mark.parametrize(
-    "column", ["key = key || '.'", "ts = ts + 1", "headers = x'91'", "value = 'text'", "crc = 1", "key = CAST(x'ff' AS TEXT)"]
+    "column",
+    ["key = key || '.'", "ts = ts + 1", "headers = x'91'", "value = 'text'", "crc = 1", "key = CAST(x'ff' AS TEXT)"],
 )
 def test_every_column_is_under_the_check_sum(path: Path, opened: Callable[[Path], Log], column: str) -> None:
     change(path, f"UPDATE control_0 SET {column} WHERE offset = 55")
@@ -212,3 +214,93 @@ def test_findings_are_bounded(path: Path) -> None:
     change(path, "UPDATE control_0 SET crc = 1")
     report = check_file(path)
     assert 50 < len(report.findings) <= 101 and report.records[CONTROL] == 0
+
+
+_ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT"
+STRANGE = {
+    "a view as meta": (
+        f"ALTER TABLE meta RENAME TO m; CREATE VIEW meta AS {_ENDLESS} 'format' AS key, '1' AS value FROM c",
+        "view 'meta' is not what a log has",
+    ),
+    "a view as a topic": (
+        f"ALTER TABLE spans_0 RENAME TO s; CREATE VIEW spans_0 AS {_ENDLESS} x AS offset, x'' AS value FROM c",
+        "is not what a log has",
+    ),
+    "another table": ("ALTER TABLE control_0 ADD COLUMN more TEXT", "table 'control_0' is not what a log has"),
+    "an index that computes": ("CREATE INDEX i ON control_0 (hex(zeroblob(9)))", "index 'i' is not what a log has"),
+    "a number of a thousand digits": (
+        "UPDATE meta SET value = printf('%.1000d', 1) WHERE key = 'format'",
+        "incomplete",
+    ),
+    "an id with an escape": ("UPDATE meta SET value = char(27) || '[2J' WHERE key = 'log_id'", "incomplete"),
+    "the largest offset": (
+        "INSERT INTO liveness_0 VALUES (9223372036854775807, 1, 'w', x'', x'', 1)",
+        "so many records",
+    ),
+    "a negative offset": ("INSERT INTO control_0 VALUES (-5, 1, 'w', x'', x'', 1)", "so many records"),
+    "a text as time": ("UPDATE control_0 SET ts = 'abc' WHERE offset = 7", "offset 7 of control was altered"),
+    "a text as value": ("UPDATE control_0 SET value = 'abc' WHERE offset = 7", "offset 7 of control was altered"),
+    "no text as key": ("UPDATE control_0 SET key = CAST(x'ff00fe' AS TEXT) WHERE offset = 7", "control"),
+    "a text as check sum": ("UPDATE control_0 SET crc = 'abc' WHERE offset = 7", "offset 7 of control was altered"),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_file_of_somebody_else_is_refused_with_a_sentence(
+    path: Path, opened: Callable[[Path], Log], case: str
+) -> None:
+    for statement in STRANGE[case][0].split("; "):
+        change(path, statement)
+    before = path.read_bytes()
+    with pytest.raises(LogCorrupt, match=STRANGE[case][1]) as refused:
+        with opened(path) as log:
+            all_of(log)
+            all_of(log, LIVENESS)
+    assert path.read_bytes() == before
+    report = check_file(path)
+    assert not report.sound and "\n" not in refused.value.message
+
+
+@pytest.mark.parametrize("case", ["another type", "a huge cell"])
+def test_a_strange_value_with_a_check_sum_that_fits_is_refused(
+    path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamp: object = "abc" if case == "another type" else 1
+    value = b"x" * 1000
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        check = schema.checksum(7, stamp, "default", b"", value)  # type: ignore[arg-type]
+        changes = (stamp, b"", value, check)
+        db.execute(
+            "UPDATE control_0 SET ts = ?, headers = ?, value = ?, crc = ?, key = 'default' WHERE offset = 7", changes
+        )
+    with SqliteLog.open_readonly(path) as log:
+        if case == "a huge cell":
+            all_of(log)
+            monkeypatch.setattr(reader, "_COLUMNS", reader._COLUMNS.replace(str(schema.MOST_VALUE), "999"))
+        with pytest.raises(LogCorrupt, match="offset 7 of control was altered"):
+            all_of(log)
+
+
+@pytest.mark.parametrize("what", ["a trigger", "a view and nothing else", "tables of another program"])
+def test_a_file_that_would_be_written_to_is_refused_before(tmp_path: Path, path: Path, what: str) -> None:
+    if what == "a trigger":
+        change(path, "CREATE TRIGGER t AFTER INSERT ON control_0 BEGIN DELETE FROM spans_0; END")
+    else:
+        path = tmp_path / "other.db"
+        change(
+            path, "CREATE VIEW v AS SELECT 1" if what[2] == "v" else "CREATE TABLE moz_places (id INTEGER PRIMARY KEY)"
+        )
+    before = path.read_bytes()
+    with pytest.raises(LogCorrupt, match="has triggers .'t'." if what == "a trigger" else "is not a log"):
+        SqliteLog(path)
+    assert path.read_bytes() == before and not check_file(path).sound
+    if what == "a trigger":
+        with SqliteLog.open_readonly(path) as log:
+            all_of(log)  # nothing runs while it is only read
+
+
+def test_tables_of_another_program_beside_ours_are_left_alone(path: Path) -> None:
+    change(path, "CREATE TABLE _litestream_seq (id INTEGER PRIMARY KEY, seq INTEGER)")
+    with SqliteLog(path) as log:
+        append(log, CONTROL, new(b"more"))
+    assert check_file(path).sound

@@ -376,3 +376,74 @@ async def test_an_index_that_cannot_be_written_keeps_the_store_going(
         monkeypatch.undo()
         found = await store.query_rollouts()
         assert len(found) == found.total == 60 and found[0].status == "queuing"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names of files on POSIX")
+@pytest.mark.parametrize("name", ["symbolic link", "link to the folder", "hard link", "renamed"])
+async def test_a_log_is_locked_under_every_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "folder" / "log.db"
+    other = tmp_path / "other.db"
+    with open_store(f"sqlite:///{path}") as store:  # type: ignore[attr-defined]
+        await store.enqueue_rollout("one")
+        if name == "symbolic link":
+            other.symlink_to(path)
+        elif name == "link to the folder":
+            (tmp_path / "again").symlink_to(path.parent, target_is_directory=True)
+            other = tmp_path / "again" / "log.db"
+        elif name == "hard link":
+            os.link(path, other)
+        elif sys.platform == "linux":
+            path.rename(other)
+        else:
+            pytest.skip("a renamed file is noticed on Linux only")
+        assert try_to_open(other).startswith("LogLocked")
+        with pytest.raises(LogLocked):
+            open_store(f"sqlite:///{other}")
+        assert try_to_open(other).startswith("LogLocked"), "refusing one in this process does not let others in"
+        await store.enqueue_rollout("two")
+        if name == "renamed":
+            other.rename(path)
+        elif name == "hard link":
+            other.unlink()
+    if name != "hard link":
+        assert try_to_open(path if name == "renamed" else other) == "opened"
+    with open_store(f"sqlite:///{path}") as store:  # type: ignore[attr-defined]
+        assert [one.input for one in await store.query_rollouts()] == ["one", "two"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and modes on POSIX")
+async def test_a_link_resolves_to_the_file_with_all_that_lies_beside_it(tmp_path: Path) -> None:
+    path, link = tmp_path / "folder" / "log.db", tmp_path / "link.db"
+    with open_store(f"sqlite:///{path}") as store:  # type: ignore[attr-defined]
+        await store.enqueue_rollout("one")
+        link.symlink_to(path)
+        with SqliteLog.open_readonly(link) as looked:
+            assert looked.ends("control", 0)[1] == store.engine.log.ends("control", 0)[1], "its write-ahead log too"
+    with open_store(f"sqlite:///{link}") as store:  # type: ignore[attr-defined]
+        await store.enqueue_rollout("two")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["folder", "link.db"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and modes on POSIX")
+async def test_a_link_at_the_name_of_the_lock_is_not_followed(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    (tmp_path / "log.db.lock").symlink_to(precious)
+    with pytest.raises(StorageError, match="log.db.lock is not a file"):
+        open_store(f"sqlite:///{tmp_path / 'log.db'}")
+    assert precious.read_text() == "kept"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and modes on POSIX")
+async def test_a_log_and_what_lies_beside_it_are_for_their_owner_only(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with archiving(tmp_path / ".agl" / "log.db") as store:
+            await finish(store, 30, "secret")
+            store.engine.cold.flush()
+            made = sorted((tmp_path / ".agl").iterdir())
+            assert {one.name for one in made} >= {"log.db", "log.db-wal", "log.db-shm", "log.db.lock", "log.db.index"}
+            assert {oct(one.stat().st_mode & 0o777) for one in made} == {"0o600"}, made
+            assert oct((tmp_path / ".agl").stat().st_mode & 0o777) == "0o700"
+    finally:
+        os.umask(before)
