@@ -88,6 +88,9 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
         self.role = found
         self.server_host = cast(str, resolve_str_env_var(LightningEnvVar.AGL_SERVER_HOST, server_host, "localhost"))
         self.server_port = resolve_int_env_var(LightningEnvVar.AGL_SERVER_PORT, server_port)
+        if self.server_port is not None and not 0 <= self.server_port <= 65535:
+            name = "server_port" if server_port is not None else LightningEnvVar.AGL_SERVER_PORT.value
+            raise InvalidInput(f"{name} is {self.server_port}, which is no port: it takes 0 to 65535")
         self.n_runners = n_runners
         self.graceful_timeout = graceful_timeout
         self.terminate_timeout = terminate_timeout

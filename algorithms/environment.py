@@ -62,7 +62,7 @@ def resolve_int_env_var(
     try:
         return int(text)
     except ValueError:
-        raise InvalidInput(f"{env_var.value} must be an integer") from None
+        raise InvalidInput(f"{env_var.value} must be an integer, not {text!r:.40}") from None
 
 
 def resolve_str_env_var(

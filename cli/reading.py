@@ -50,11 +50,17 @@ def log_option(default: str | None = DEFAULT_LOG) -> Any:
 
 def address_of(log: str) -> str:
     """The address that was meant: an address itself, or the path of a file. Raises `InvalidInput` for host:port."""
-    if "://" in log:
-        return log
-    if re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}(/.*)?", log) and not os.path.exists(log):
-        raise InvalidInput(f"{log!r} is not the address of a log or a store; for the store at that port write http://{log}")
-    return f"sqlite:///{log}"
+    if "://" not in log:
+        refuse_bare_port(log)
+    return log if "://" in log else f"sqlite:///{log}"
+
+
+def refuse_bare_port(address: str) -> None:
+    """Raise `InvalidInput` for `localhost:4747`, which lacks http:// and would be taken for the name of a file."""
+    if re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}(/.*)?", address) and not os.path.exists(address):
+        raise InvalidInput(
+            f"{address!r} is not the address of a log or a store; for the store at that port write http://{address}"
+        )
 
 
 def open_reading(url: str, token: str | None = None) -> Log:

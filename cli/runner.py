@@ -25,6 +25,7 @@ from ..core.hooks import Hook
 from ..core.loglines import setup_logging
 from ..core.open_log import shown
 from .interrupts import StopFlag, announce, ignore_interrupts
+from .reading import refuse_bare_port
 from .terminal import echo_json, examples, json_option, log_level_option
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
@@ -112,6 +113,7 @@ class Options:
 
 def _check_store(url: str, processes: int) -> None:
     """Refuse addresses that so many processes cannot share."""
+    refuse_bare_port(url)
     if not url.startswith(("http://", "https://", "kafka://", "sqlite:///")):
         raise InvalidInput(
             f"{shown(url)!r} is not the store of a runner; it looks like http://host:port, kafka://host:9092/prefix or "

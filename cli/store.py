@@ -64,7 +64,7 @@ def store(
     began = time.perf_counter()
     setup_logging(log_level)
     # Only now: the help of this command and wrong options need no server.
-    from ..projections.rest.serving import check_bind
+    from ..projections.rest.serving import check_bind, check_port
     from ..projections.settings import StoreSettings
     from ..projections.store import open_store
 
@@ -72,6 +72,10 @@ def store(
     url = address_of(url)
     if url.startswith(("http://", "https://")):
         raise InvalidInput(f"{shown(url)} is the address of a store; a store is served on a log such as {DEFAULT_LOG}")
+    try:
+        check_port(host, port)
+    except RuntimeError as error:
+        raise CannotServe(f"{error}; choose another with --port, 0 takes a free one") from None
     if init and url.startswith("kafka://"):
         from .kafka import make_topics
 

@@ -16,6 +16,7 @@ from ..core.errors import InvalidInput
 from ..core.loglines import setup_logging
 from ..core.open_log import shown
 from .interrupts import StopFlag, announce
+from .reading import refuse_bare_port
 from .terminal import echo_json, examples, json_option, log_level_option
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
@@ -76,6 +77,7 @@ def subscribe(
     setup_logging(log_level)
     from ..algorithms.subscribers import load_subscriber
 
+    refuse_bare_port(url)
     if not url.startswith(("http://", "https://", "kafka://", "sqlite:///")):
         raise InvalidInput(
             f"{shown(url)!r} is no store to subscribe to; it looks like http://host:4747 or kafka://host:9092/prefix"

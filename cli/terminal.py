@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import click
@@ -51,6 +52,21 @@ def no_records() -> None:
 def examples(*lines: str) -> str:
     """The epilog of a command's help: lines that can be typed as they are."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def own_command() -> str:
+    """How this program was called, for lines that can be typed where they are printed: `agl`, `.venv/bin/agl`."""
+    called = sys.argv[0]
+    if Path(called).name == "__main__.py":
+        return f"{_from_here(sys.executable)} -m agentlightning"
+    found = shutil.which("agl")
+    return "agl" if found is not None and os.path.samefile(found, called) else _from_here(called)
+
+
+def _from_here(path: str) -> str:
+    """The path relative to the current folder where it lies in it."""
+    here = os.path.relpath(path)
+    return path if here.startswith(os.pardir) else here
 
 
 def columns() -> int | None:

@@ -48,7 +48,8 @@ async def store_result(
         kind = full_qualified_name(cast("type[Any]", type(result)))
         raise TypeError(
             "Invalid raw result type. It's expected to be none, float, or a list of ReadableSpan or Span, "
-            f"but got: {kind}{_closed(result)}"
+            f"but got: {kind}{_closed(result)}. Return the reward as a number; agl.emit_object and agl.emit_annotation keep "
+            "everything else"
         )
     items = cast("list[Any]", result)
     if not items:

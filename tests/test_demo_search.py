@@ -19,7 +19,7 @@ from agentlightning.cli.demo.candidates import candidates
 from agentlightning.cli.demo.history import RunName, close_open, earlier_runs
 from agentlightning.cli.demo.reviews import load_reviews, of_split
 from agentlightning.cli.demo.screen import LiveScreen, Screen, report
-from agentlightning.cli.demo.search import FULL, SHORT, Plan, Search
+from agentlightning.cli.demo.search import FULL, SHORT, NoAnswer, Plan, Search
 from agentlightning.cli.demo.wilson import estimate
 from agentlightning.core.spans import Span
 from agentlightning.projections.memory_store import InMemoryLightningStore
@@ -204,3 +204,12 @@ async def test_demo_says_when_another_prompt_was_as_good() -> None:
             outcome = await search.run()
     report(screen, search.board, outcome.seed, outcome.best)
     assert f"as good: {candidates()[1].name}; the first in the list was taken" in out.getvalue()
+
+
+async def test_a_model_that_answers_nothing_ends_the_demo_after_the_first_round_with_the_first_error() -> None:
+    asked: list[str] = []
+    store = InMemoryLightningStore()
+    async with scripted_runners(store, lambda *_: None, asked):
+        with pytest.raises(NoAnswer, match="no question was answered; the first error: ro-"):
+            await search_on(store, plan=SHORT).run()
+    assert len(set(asked)) == SHORT.rounds[0][0]

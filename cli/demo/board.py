@@ -47,6 +47,11 @@ class Board:
     answered: int = 0
     recalled: int = 0
 
+    @property
+    def answers(self) -> int:
+        """How many validation questions have a reward."""
+        return sum(len(row.rewards) for row in self.rows)
+
     def row(self, candidate: str) -> Row:
         """The row of a candidate by its name; StopIteration for a name that is not on the board."""
         return next(row for row in self.rows if row.candidate.name == candidate)

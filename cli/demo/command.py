@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..terminal import examples
+from ..terminal import examples, own_command
 
 if TYPE_CHECKING:
     from .run import Finished, Options
@@ -85,7 +85,7 @@ def _run(options: Options, as_json: bool) -> int:
             finished = asyncio.run(_interruptible(options, screen))
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo(
-            f"stopped; every reward so far is in {options.folder / 'log.db'}, the next `agl demo` goes on", err=True
+            f"stopped; every reward so far is in {options.folder / 'log.db'}, the next `{own_command()} demo` goes on", err=True
         )
         return _INTERRUPTED
     except OSError as error:
@@ -136,9 +136,9 @@ def _report(screen: Screen, options: Options, finished: Finished) -> None:
         f"proved: a second process folded the log from its first event to the same state, fingerprint "
         f"{folded.fingerprint}, and found the same {len(live.rewards)} rewards"
     )
-    screen.say(f"look inside: agl replay {options.url}")
+    screen.say(f"look inside: {own_command()} replay {options.url}")
     if live.rewards:
-        screen.say(f"             agl show {list(live.rewards)[-1]} --log {options.url}")
+        screen.say(f"             {own_command()} show {list(live.rewards)[-1]} --log {options.url}")
 
 
 def _as_json(options: Options, finished: Finished) -> dict[str, Any]:

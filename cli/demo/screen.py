@@ -63,7 +63,8 @@ class Screen:
             if len(row.rewards) + row.missing == row.planned > 0 and done not in self._shown:
                 self._shown.add(done)
                 known = row.estimate
-                self.say(f"{self._seconds()}    {row.candidate.name}: {known.mean:.2f} ({interval(known)})")
+                worth = f"{known.mean:.2f} ({interval(known)})" if known.count else "no answers"
+                self.say(f"{self._seconds()}    {row.candidate.name}: {worth}")
 
     def _seconds(self) -> str:
         return f"{time.monotonic() - self.started:5.1f} s"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ...core.contract import LightningStore
+from ...core.errors import AgentLightningError
 from ...core.model import EnqueueRolloutRequest, Rollout, RolloutConfig
 from ...core.resources import LLM, PromptTemplate
 from ...runners.readers import find_final_reward
@@ -50,6 +51,12 @@ class Outcome:
     best: Candidate
 
 
+class NoAnswer(AgentLightningError):
+    """No question of a round was answered: nothing can be compared, and nothing is proved."""
+
+    code = "no_answer"
+
+
 class Search:
     """One run of it.
 
@@ -77,9 +84,10 @@ class Search:
         self._changed = changed
         self._resources: dict[str, str] = {}
         self.rewards: dict[str, float] = {}
+        self._first_error = ""
 
     async def run(self) -> Outcome:
-        """Asks everything; returns once the held-out check is done."""
+        """Asks everything; returns once the held-out check is done. Raises `NoAnswer` where the first round has no reward."""
         staying = list(self.board.rows)
         for number, (reviews, keep) in enumerate(self._plan.rounds, start=1):
             self.board.round = number
@@ -87,6 +95,8 @@ class Search:
             for row in staying:
                 row.planned = reviews
             await self._ask("validation", asked)
+            if not self.board.answers:
+                raise NoAnswer(f"no question was answered; the first error: {self._first_error}")
             ranked = sorted(staying, key=lambda row: -row.estimate.mean if row.rewards else 1.0)
             for row in ranked[keep:]:
                 row.dropped_in = number
@@ -147,6 +157,9 @@ class Search:
         reward = find_final_reward(await self._store.query_spans(rollout_id))
         if reward is not None:
             self.rewards[rollout_id] = reward
+        elif not self._first_error:
+            attempt = await self._store.get_latest_attempt(rollout_id)
+            self._first_error = str((attempt and attempt.metadata or {}).get("error") or f"{rollout_id} has no reward")
         self._note(key, reward, recalled=False)
 
     def _note(self, key: Key, reward: float | None, *, recalled: bool) -> None:

@@ -32,7 +32,12 @@ def check_bind(host: str, token: str | None) -> None:
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
+def check_port(host: str, port: int) -> None:
+    """Raise what `bind` raises where the port is taken, and keep nothing: asked before a log is made or opened."""
+    bind(host, port, listen=False).close()
+
+
+def bind(host: str, port: int, listen: bool = True) -> socket.socket:
     """A listening socket; port 0 takes a free one. Raises RuntimeError that names a port in use."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # The protocol is named because asyncio sets TCP_NODELAY only where it is: without, an answer waits 40 ms.
@@ -42,7 +47,8 @@ def bind(host: str, port: int) -> socket.socket:
         if hasattr(socket, "AF_UNIX"):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen(1024)
+        if listen:
+            listener.listen(1024)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
@@ -157,4 +163,4 @@ class _QuietServer(uvicorn.Server):
         return nullcontext()
 
 
-__all__ = ["DEFAULT_PORT", "Serving", "access_host", "bind", "check_bind"]
+__all__ = ["DEFAULT_PORT", "Serving", "access_host", "bind", "check_bind", "check_port"]

@@ -119,6 +119,7 @@ def test_a_port_in_use_is_one_line(tmp_path: Path) -> None:
         with running("store", "--port", port, cwd=tmp_path) as store:
             assert store.process.wait(30) == 1
             assert port in store.wait_for(store.err, "agl: ")
+    assert list(tmp_path.iterdir()) == [], "a log that cannot be served is not made"
 
 
 def test_the_file_of_a_running_store_can_be_looked_at(tmp_path: Path) -> None:
@@ -127,8 +128,7 @@ def test_the_file_of_a_running_store_can_be_looked_at(tmp_path: Path) -> None:
     file = str(tmp_path / ".agl" / "log.db")
     with running("store", "--port", "0", cwd=tmp_path) as store:
         endpoint = served(store)
-        with running("log", "tail", "facts", "-n", "0", "-f", "--json", cwd=tmp_path) as tail:
-            time.sleep(1.0)  # it has nothing to say before something happens; what comes too early is folded all the same
+        with running("log", "tail", "facts", "-n", "99", "-f", "--json", cwd=tmp_path) as tail:
             made = asyncio.run(through(endpoint))
             first = json.loads(tail.wait_for(tail.out, "rollout.enqueued"))
             assert first["key"] == made["rollout_id"]
