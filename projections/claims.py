@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from ..core import decide, model
@@ -25,17 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 Unclaim = Callable[[model.AttemptedRollout], None]
-"""Takes a claim whose caller left before its answer."""
+"""What is called with a claim whose caller left before its answer."""
 
 
-class _Tried:
-    """The tries of one call that are under way or may come back."""
-
-    __slots__ = ("answered", "users")
-
-    def __init__(self) -> None:
-        self.users = 0
-        self.answered = False
+MOST_ANSWERED = 10_000
 
 
 class Returns:
@@ -49,47 +42,32 @@ class Returns:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._tried: dict[str, _Tried] = {}
+        self._answered: OrderedDict[str, None] = OrderedDict()
+        """Ids of the calls that were given a claim lately."""
 
-    @contextmanager
-    def enter(self, call: Call, abandon: Unclaim) -> Generator[Unclaim, None, None]:
-        """Around one try of a call; gives what is to be called with a claim that its caller will not get."""
+    def answered(self, call: Call) -> None:
+        """A try of this call was given its claims."""
+        if call.repeatable and not call.remote:
+            with self._lock:
+                self._answered[call.command_id] = None
+                if len(self._answered) > MOST_ANSWERED:
+                    self._answered.popitem(last=False)
+
+    def unclaim(self, call: Call, abandon: Callable[[model.AttemptedRollout], None], claimed: model.AttemptedRollout) -> None:
+        """A try of this call ended without the claim that it made."""
         if call.remote:
-            yield _leave
             return
         if not call.repeatable:
-            yield abandon
+            abandon(claimed)
             return
-        with self._lock:
-            tried = self._tried.setdefault(call.command_id, _Tried())
-            tried.users += 1
 
-        def later(claimed: model.AttemptedRollout) -> None:
+        def end() -> None:
             with self._lock:
-                tried.users += 1
-            asyncio.get_running_loop().call_later(self._seconds, end, claimed)
-
-        def end(claimed: model.AttemptedRollout) -> None:
-            if not self._left(call.command_id, tried):
+                answered = call.command_id in self._answered
+            if not answered:
                 abandon(claimed)
 
-        try:
-            yield later
-            tried.answered = True
-        finally:
-            self._left(call.command_id, tried)
-
-    def _left(self, command_id: str, tried: _Tried) -> bool:
-        """One user less; whether any try was answered."""
-        with self._lock:
-            tried.users -= 1
-            if not tried.users:
-                self._tried.pop(command_id, None)
-            return tried.answered
-
-
-def _leave(_: model.AttemptedRollout) -> None:
-    """The timekeeper takes it back."""
+        asyncio.get_running_loop().call_later(self._seconds, end)
 
 
 class ClaimMethods(LightningStore):
@@ -126,8 +104,10 @@ class ClaimMethods(LightningStore):
         call = current_call(arguments.text_or_none(command_id, "command_id"))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + arguments.number(wait_seconds, "wait_seconds")
-        with self._returns.enter(call, self._abandon) as unclaim:
-            claimed = await self._claim_many(max(limit, 0), call, worker_id, incarnation, deadline, unclaim)
+        unclaim = partial(self._returns.unclaim, call, self._abandon)
+        claimed = await self._claim_many(max(limit, 0), call, worker_id, incarnation, deadline, unclaim)
+        if claimed:
+            self._returns.answered(call)
         if not claimed and limit > 0 and worker_id:
             self._found_nothing(worker_id)
         return claimed

@@ -319,7 +319,8 @@ class LightningStoreClient(StoreCaller, LightningStore):
             answered = time_left(asked)
             found = await self.call("wait_for_rollouts", args, hold=hold)
             # The server answers early only when none of them runs any more; a full hold of the longest kind asks again.
-            if asked < LONGEST_HOLD_SECONDS or answered() > _ANSWERED_EARLY_SECONDS:
+            over = len(found) == len(ids) or asked < LONGEST_HOLD_SECONDS
+            if over or answered() > _ANSWERED_EARLY_SECONDS:
                 return found
 
     def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:
