@@ -1,59 +1,44 @@
-"""What was said in a span: prompts and completions as the instrumentations write them into attributes."""
+"""What was said in a span: prompts and completions, in whatever convention an instrumentation wrote them."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..core.spans import Span
 from .terminal import items, mapping, plain, printable
 
-_KEY = re.compile(r"gen_ai\.(prompt|completion)\.(\d+)\.(role|content)")
-_WHOLE = (("gen_ai.input.messages", "prompt"), ("gen_ai.output.messages", "completion"))
-"""The newer form: a JSON list of messages, each with a role and parts."""
 
+def exchange(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(role, text) of everything that was asked and answered, in order; empty for spans that carry no conversation.
 
-def exchange(attributes: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(role, text) of everything that was asked and answered, in order; empty for spans that carry no conversation."""
-    turns: dict[tuple[int, int], dict[str, str]] = {}
-    for key, value in attributes.items():
-        match = _KEY.fullmatch(key)
-        if match is not None:
-            side, number, field = match.groups()
-            turns.setdefault((("prompt", "completion").index(side), int(number)), {})[field] = _text(value)
-    said = [
-        (turn.get("role") or ("user", "assistant")[side], turn["content"])
-        for (side, _), turn in sorted(turns.items())
-        if turn.get("content")
-    ]
-    if said:
-        return said
-    for key, role in _WHOLE:
-        if isinstance(attributes.get(key), str):
-            said += _messages(attributes[key], role)
+    `fields` are those of a span, as `Span.model_dump` gives them.
+    """
+    from ..runners.conventions import completion_of, listed, prompt_of
+
+    span = Span.model_validate(fields)
+    said: list[tuple[str, str]] = []
+    for messages, otherwise in ((prompt_of(span), "user"), (completion_of(span), "assistant")):
+        for message in map(mapping, listed(messages)):
+            if message is not None and (text := _text(message.get("content")) or _calls(message)):
+                said.append((str(message.get("role") or otherwise), text))
     return said
 
 
-def _messages(text: str, role: str) -> list[tuple[str, str]]:
-    try:
-        messages = items(json.loads(text))
-    except ValueError:
-        messages = None
-    if messages is None:
-        return [(role, text)]
-    found: list[tuple[str, str]] = []
-    for message in map(mapping, messages):
-        if message is not None:
-            parts = message.get("parts", message.get("content", ""))
-            found.append((str(message.get("role", role)), _text(parts)))
-    return found
+def _calls(message: Mapping[str, Any]) -> str:
+    """The tools that an answer without a text calls."""
+    from ..runners.conventions import listed
+
+    calls = [mapping(call) or {} for call in listed(message.get("tool_calls"))]
+    functions = [mapping(call.get("function")) or call for call in calls]
+    return "\n".join(f"{one.get('name', '')}({_text(one.get('arguments'))})" for one in functions)
 
 
 def _text(value: Any) -> str:
     """A text, or the texts of a message's parts; anything else as JSON."""
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return value or ""
     parts = [mapping(part) for part in items(value) or ()]
     texts = [str(part.get("content") or part.get("text") or "") for part in parts if part is not None]
     if texts and len(texts) == len(parts):

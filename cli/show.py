@@ -251,7 +251,7 @@ def _print_spans(spans: list[Span], found: dict[str, Any]) -> None:
 
 
 def _print_talk(found: dict[str, Any], full: bool) -> None:
-    said = [(span, exchange(span["attributes"])) for span in found["spans"]]
+    said = [(span, exchange(span)) for span in found["spans"]]
     talk = [(span, lines) for span, lines in said if lines]
     if talk:
         click.echo("\nPrompts and completions")

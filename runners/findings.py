@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.resources import ProxyLLM
 from ..core.spans import Span
+from .model_calls import candidates_of, distinct_calls
 from .readers import get_reward_value
 
 __all__ = ["FINDINGS", "check_trace", "say_findings", "sentence"]
@@ -27,10 +28,12 @@ _TOKENS = "response_token_ids"
 def check_trace(spans: Sequence[Span], resources: Mapping[str, Any], lost: Sequence[str], strict: bool) -> list[str]:
     """Codes of :data:`FINDINGS`, in its order.
 
-    Token ids are asked for where they can be expected: of every generation when one of them has some, when a
-    resource is a proxied model, which is how agents are trained, and always with ``strict``.
+    Spans of several instrumentations that are one call count once. Token ids are asked for where they can be
+    expected: of every generation when one of them has some, when a resource is a proxied model, which is how agents are
+    trained, and always with ``strict``.
     """
-    calls = [span for span in spans if _is_generation(span)]
+    candidates = candidates_of(spans)
+    calls = [one.span for one in (candidates[place] for place in distinct_calls(candidates)) if not one.around]
     with_ids = [span for span in calls if span.attributes.get(_TOKENS)]
     expected = strict or bool(with_ids) or any(isinstance(one, ProxyLLM) for one in resources.values())
     found = {
@@ -40,14 +43,6 @@ def check_trace(spans: Sequence[Span], resources: Mapping[str, Any], lost: Seque
         "lost_placeholder": bool(lost),
     }
     return [code for code in FINDINGS if found[code]]
-
-
-def _is_generation(span: Span) -> bool:
-    """Whether a model was asked for text: by our instrumentation, or by another that follows OpenTelemetry's names."""
-    attributes = span.attributes
-    if attributes.get("gen_ai.request.type") == "embedding" or attributes.get("gen_ai.operation.name") == "embeddings":
-        return False
-    return "gen_ai.request.model" in attributes or "gen_ai.response.model" in attributes
 
 
 def say_findings(codes: Sequence[str], lost: Sequence[str], said: set[str], prefix: str) -> None:

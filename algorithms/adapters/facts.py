@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import ast
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 from ...core.rewards import primary_reward
 from ...core.scalars import number
 from ...core.semconv import AGL_OPERATION, AGL_REWARD, LightningSpanAttributes
 from ...core.spans import Span
-from ...runners.attributes import unflatten_attributes
+from ...runners.conventions import completion_of, nested, parsed, prompt_of, spelled
+from ...runners.conventions import listed as sequence
+from ...runners.conventions import response_id_of as response_id
 from ...runners.readers import get_reward_value
 
 __all__ = [
     "agent_name",
     "completion_of",
+    "given",
     "id_list",
     "image_urls",
     "is_reward",
@@ -40,58 +41,10 @@ _OUTPUT = LightningSpanAttributes.OPERATION_OUTPUT.value
 _AGENT_KEYS = ("recipient_agent_type", "langchain.chain.type", "executor.id")
 
 
-def parsed(text: Any) -> Any:
-    """The value of a JSON text; None for anything else."""
-    if not isinstance(text, str):
-        return None
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def spelled(text: str) -> Any:
-    """The value of a JSON text or of Python's spelling of a list or mapping; None for anything else."""
-    value = parsed(text)
-    if value is None and text.lstrip().startswith(("[", "(", "{")):
-        try:
-            return ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return None
-    return value
-
-
-def nested(attributes: Mapping[str, Any], prefix: str) -> Any:
-    """What is stored below ``prefix``, nested again; ``{}`` without any. A value of the prefix itself is ignored."""
-    start = prefix + "."
-    return unflatten_attributes(
-        {key[len(start) :]: value for key, value in attributes.items() if key.startswith(start)}
-    )
-
-
-def sequence(value: Any) -> list[Any]:
-    """A list, or the items of a mapping whose keys are numbers, in numeric order; else empty.
-
-    Other keys beside the numbers (``prompt_filter_results``) are left out.
-    """
-    if isinstance(value, (list, tuple)):
-        return list(cast("Sequence[Any]", value))
-    if not isinstance(value, dict):
-        return []
-    items = cast("dict[Any, Any]", value).items()
-    # More digits than this are no index, and int() refuses thousands of them.
-    numbered = [(int(k), v) for k, v in items if isinstance(k, str) and k.isascii() and k.isdigit() and len(k) < 10]
-    return [item for _, item in sorted(numbered, key=lambda pair: pair[0])]
-
-
-def prompt_of(span: Span) -> Any:
-    """The messages sent, as stored: ``gen_ai.prompt`` or, in an operation span, ``input.messages``."""
-    return nested(span.attributes, "gen_ai.prompt") or nested(span.attributes, f"{_INPUT}.messages")
-
-
-def completion_of(span: Span) -> Any:
-    """The answers, as stored: ``gen_ai.completion`` or, in an operation span, ``output.choices``."""
-    return nested(span.attributes, "gen_ai.completion") or nested(span.attributes, f"{_OUTPUT}.choices")
+def given(attributes: Mapping[str, Any], key: str) -> Any:
+    """What an attribute holds, or what is stored below it; None without any."""
+    value = attributes.get(key)
+    return value if value is not None else nested(attributes, key) or None
 
 
 def image_urls(prompt: Any) -> list[str]:
@@ -179,12 +132,6 @@ def logprobs_of(span: Span, odd: Counter[str]) -> Any:
     return value
 
 
-def response_id(span: Span) -> str | None:
-    """The id that the API gave the answer; None without one."""
-    value = span.attributes.get("gen_ai.response.id") or span.attributes.get(f"{_OUTPUT}.id")
-    return value if isinstance(value, str) else None
-
-
 def agent_name(span: Span) -> str | None:
     """The name of the agent whose work the span is, from the first source that has one; None without."""
     attributes = span.attributes
@@ -218,4 +165,4 @@ def is_reward(span: Span) -> bool:
 
 def looks_like_model_call(span: Span) -> bool:
     """Whether the span holds an answer of a model, whatever its name."""
-    return any(key.startswith(("gen_ai.completion.", "gen_ai.output.messages")) for key in span.attributes)
+    return bool(completion_of(span))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ...core.spans import Span
+from ...runners.conventions import exchange_of, json_text
+from ...runners.model_calls import candidates_of, distinct_calls
 from . import facts
 from .base import TraceAdapter, as_spans
 
@@ -33,6 +35,8 @@ class OpenAIMessages(TypedDict):
 class TraceToMessages(TraceAdapter[list[OpenAIMessages]]):
     """The messages of every model call, in the order of the input: one entry a call, the answers last.
 
+    A call that two instrumentations recorded is one call; the conventions that are read are named in conventions.py.
+
     A message without a role gets the one that it must have (``tool_calls``: assistant,
     ``tool_call_id``: tool); where none can be told the message is left out. Embeddings and spans
     without any message give no entry; a call that failed gives its prompt.
@@ -43,23 +47,32 @@ class TraceToMessages(TraceAdapter[list[OpenAIMessages]]):
         odd: Counter[str] = Counter()
         spans = as_spans(source, odd)
         requested = _requested(spans, odd)
+        candidates = candidates_of(spans, lambda span: "call" if _has_indexed(span) else None)
+        calls = [candidates[place].span for place in distinct_calls(candidates)]
         found: list[OpenAIMessages] = []
-        for span in spans:
-            # What is embedded is text, but nobody says it to anybody.
-            if span.attributes.get("gen_ai.request.type") == "embedding":
-                continue
-            prompts = facts.nested(span.attributes, "gen_ai.prompt")
-            answers = facts.nested(span.attributes, "gen_ai.completion")
+        for span in calls:
+            exchange = exchange_of(span)
+            prompts = facts.nested(span.attributes, "gen_ai.prompt") or exchange.prompt
+            answers = facts.nested(span.attributes, "gen_ai.completion") or exchange.answers
             messages = _prompt_messages(facts.sequence(prompts), odd)
             messages += _answers(facts.sequence(answers), requested.get(span.span_id, []), odd)
+            odd.update(exchange.unread)
             if messages:
-                tools = _tools(facts.nested(span.attributes, "gen_ai.request.functions"), odd)
+                functions = facts.nested(span.attributes, "gen_ai.request.functions") or exchange.tools
                 typed = cast("list[ChatCompletionMessageParam]", messages)
-                found.append(OpenAIMessages(messages=typed, tools=cast(Any, tools)))
-            elif prompts or answers:
+                found.append(OpenAIMessages(messages=typed, tools=cast(Any, _tools(functions, odd))))
+            else:
                 odd["model call of which no message could be read"] += 1
         self.report(odd)
         return found
+
+
+def _has_indexed(span: Span) -> bool:
+    """Whether there are messages in the names of our tracer, which need no other mark of a model call."""
+    # What is embedded is text, but nobody says it to anybody.
+    return span.attributes.get("gen_ai.request.type") != "embedding" and any(
+        key.startswith(("gen_ai.prompt.", "gen_ai.completion.")) for key in span.attributes
+    )
 
 
 TraceMessagesAdapter = TraceToMessages
@@ -84,7 +97,7 @@ def _requested(spans: Sequence[Span], odd: Counter[str]) -> dict[str, list[dict[
         call = {
             "id": str(span.attributes.get("tool.call.id", "")),
             "type": str(span.attributes.get("tool.call.type", "function")),
-            "function": {"name": name, "arguments": str(span.attributes.get("tool.parameters", ""))},
+            "function": {"name": name, "arguments": _arguments(facts.given(span.attributes, "tool.parameters"), odd)},
         }
         found.setdefault(span.parent_id, []).append(call)
     return found
@@ -156,11 +169,20 @@ def _tool_calls(fields: Mapping[str, Any], odd: Counter[str]) -> list[dict[str, 
         if not isinstance(name, str):
             odd["tool call without a name"] += 1
             continue
-        arguments = str(function.get("arguments", ""))
+        arguments = _arguments(function.get("arguments"), odd)
         calls.append(
             {"id": str(call.get("id", "")), "type": "function", "function": {"name": name, "arguments": arguments}}
         )
     return calls
+
+
+def _arguments(value: Any, odd: Counter[str]) -> str:
+    """The arguments of a tool call as JSON, whatever they are stored as; a text that is none stays, and is counted."""
+    text = "" if value is None else json_text(value)
+    if text is None:
+        odd["arguments of a tool call that are no JSON"] += 1
+        return str(value)
+    return text
 
 
 def _content(fields: Mapping[str, Any]) -> Any:
@@ -172,7 +194,7 @@ def _content(fields: Mapping[str, Any]) -> Any:
         parts = facts.sequence(facts.parsed(content)) if content.lstrip().startswith("[") else []
         return parts if parts and all(_is_part(part) for part in parts) else content
     parts = facts.sequence(content)
-    return parts if parts and all(_is_part(part) for part in parts) else str(content)
+    return parts if parts and all(_is_part(part) for part in parts) else json_text(content) or str(content)
 
 
 def _is_part(part: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -13,6 +13,9 @@ from pydantic import BaseModel
 
 from ...core.model import Triplet
 from ...core.spans import Span
+from ...runners.conventions import call_role, exchange_of
+from ...runners.model_calls import Candidate, distinct_calls, source_of
+from ...runners.readers import get_reward_value
 from . import facts
 from .tree import SpanTree
 
@@ -45,11 +48,11 @@ class Transition(BaseModel):
 
 @dataclass(frozen=True)
 class _Walk:
-    """What is known above a node: the label of its agent, and what it is inside of."""
+    """What is known above a node: the label of its agent, and what it is inside of (of a call: its place)."""
 
     label: str | None
     in_reward: bool = False
-    in_call: bool = False
+    in_call: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,46 +80,100 @@ class TraceTree(SpanTree):
         *,
         llm_call_match: str = LLM_CALL_MATCH,
         agent_match: str | None = None,
+        within_matching_subtree: str | None = None,
+        within_reward: bool | None = False,
+        within_llm_call: bool | None = False,
+        existing_llm_call_response_ids: set[str] | None = None,
         exclude_llm_call_in_reward: bool = True,
         dedup_llm_call: bool = True,
         oddities: Counter[str] | None = None,
     ) -> list[tuple[TraceTree, str]]:
         """The model calls in pre-order, each with the label of its agent (``*`` outside of any).
 
-        ``agent_match`` leaves only calls below an agent whose name matches; an agent's name
-        holds for what is below it. ``dedup_llm_call``: of several spans of one call, which share
-        the answer's id or are nested without one, the first counts. Two calls with one id, one
-        after the other and with different messages, are two calls: some servers draw ids from few.
+        Unless a pattern of the caller's own says which names count, a span that says of itself to be a model call in
+        one of the known conventions is one whatever its name. ``agent_match`` leaves only calls below an agent whose
+        name matches; an agent's name holds for what is below it. ``dedup_llm_call``: of several spans of one call one
+        counts (see ``distinct_calls`` in model_calls.py).
+
+        What older releases called it: ``within_matching_subtree`` is the label of calls outside of any agent,
+        ``within_reward`` None means not ``exclude_llm_call_in_reward`` and True that no call counts,
+        ``within_llm_call`` None means not ``dedup_llm_call``, and calls whose answer's id is among
+        ``existing_llm_call_response_ids`` are left out; the ids found are added to it.
         """
-        odd: Counter[str] = Counter() if oddities is None else oddities
+        label = within_matching_subtree or ("*" if agent_match is None else None)
+        start = _Walk(label, within_reward is True)
+        excluding = exclude_llm_call_in_reward and within_reward is not None
+        places, candidates, labels = self._candidates(start, llm_call_match, agent_match, excluding)
+        kept = range(len(candidates))
+        if dedup_llm_call and within_llm_call is not None:
+            kept = distinct_calls(candidates, oddities)
+        known = existing_llm_call_response_ids
         found: list[tuple[TraceTree, str]] = []
-        seen: dict[str, TraceTree] = {}
-        pending: list[tuple[TraceTree, _Walk]] = [(self, _Walk("*" if agent_match is None else None))]
+        for place in kept:
+            if not self._counts(candidates[place], llm_call_match, oddities):
+                continue
+            answer = facts.response_id(candidates[place].span)
+            if known is not None and answer is not None:
+                if answer in known:
+                    continue
+                known.add(answer)
+            found.append((places[place], labels[place]))
+        return found
+
+    def _counts(self, candidate: Candidate, llm_call_match: str, odd: Counter[str] | None) -> bool:
+        """Whether a triplet can be made of it: one whose name was not asked for has to hold messages."""
+        span = candidate.span
+        if re.search(llm_call_match, span.name) or facts.prompt_of(span) or facts.completion_of(span):
+            return True
+        if odd is not None and not candidate.around:
+            odd["model call of which no message could be read"] += 1
+            odd.update(exchange_of(span).unread)
+        return False
+
+    def _candidates(
+        self, start: _Walk, llm_call_match: str, agent_match: str | None, exclude_llm_call_in_reward: bool
+    ) -> tuple[list[TraceTree], list[Candidate], list[str]]:
+        """The nodes that may be model calls, in pre-order, and their labels."""
+        nodes: list[TraceTree] = []
+        candidates: list[Candidate] = []
+        labels: list[str] = []
+        pending: list[tuple[TraceTree, _Walk]] = [(self, start)]
         while pending:
             node, walk = pending.pop()
-            in_call = walk.in_call
-            if walk.label is not None and not walk.in_reward and re.search(llm_call_match, node.span.name):
-                if not dedup_llm_call or _is_new(node, walk.in_call, seen, odd):
-                    found.append((node, walk.label))
-                in_call = True
+            enclosing = walk.in_call
+            named = re.search(llm_call_match, node.span.name) is not None
+            role = call_role(node.span) if not named and llm_call_match == LLM_CALL_MATCH else None
+            if walk.label is not None and not walk.in_reward and (named or role is not None):
+                enclosing = len(candidates)
+                nodes.append(node)
+                candidates.append(Candidate(node.span, walk.in_call, role == "around"))
+                labels.append(walk.label)
             label, name = walk.label, node.agent_name()
             if name is not None:
                 label = name if agent_match is None or re.search(agent_match, name) else None
             in_reward = walk.in_reward or (exclude_llm_call_in_reward and node.is_reward_span())
-            pending.extend((child, _Walk(label, in_reward, in_call)) for child in reversed(node.children))
-        return found
+            pending.extend((child, _Walk(label, in_reward, enclosing)) for child in reversed(node.children))
+        return nodes, candidates, labels
 
     def match_rewards(
         self,
         reward_match: str | RewardMatchPolicy,
         llm_calls: Sequence[TraceTree],
         oddities: Counter[str] | None = None,
-    ) -> dict[str, list[float]]:
-        """Id of a call -> its rewards, the one that counts last; calls without one are absent.
+    ) -> dict[str, float | None]:
+        """Id of a call -> the reward that counts; calls without one are absent."""
+        return {node: rewards[-1] for node, rewards in self._rewards(reward_match, llm_calls, oddities).items()}
 
-        There are two only where the final reward of a trace found every earlier call rewarded
-        (FIRST_OCCURRENCE): it then takes the place of the latest call's, since it is the one
-        that ``find_final_reward`` reports.
+    def _rewards(
+        self,
+        reward_match: str | RewardMatchPolicy,
+        llm_calls: Sequence[TraceTree],
+        oddities: Counter[str] | None = None,
+    ) -> dict[str, list[float]]:
+        """Id of a call -> its rewards, the one that counts last.
+
+        There are two only where the final reward of a trace, the one that ``find_final_reward`` reports, found no call
+        that had ended before it and had none (FIRST_OCCURRENCE): it is then the latest earlier call's.
         """
         odd: Counter[str] = Counter() if oddities is None else oddities
         nodes = self.traverse()
@@ -124,11 +181,28 @@ class TraceTree(SpanTree):
         calls = {id(node) for node in llm_calls}
         if RewardMatchPolicy(reward_match) is RewardMatchPolicy.FIRST_OCCURRENCE:
             ordered = sorted(moments.values(), key=lambda moment: (moment.start, moment.node.place))
-            return _matched(ordered, calls, odd, final_counts=True)
-        found: dict[str, list[float]] = {}
+            found, without = _matched(ordered, calls, odd)
+            _place_final(found, without, ordered, calls, odd)
+            return found
+        siblings: dict[str, list[float]] = {}
         for group in [[self], *(node.children for node in nodes)]:
-            found.update(_matched([moments[id(child)] for child in group], calls, odd, final_counts=False))
-        return found
+            siblings.update(_matched([moments[id(child)] for child in group], calls, odd)[0])
+        return siblings
+
+    def may_hold(self, child: SpanTree) -> bool:
+        """As for any span; and two calls that one instrumentation recorded are none within the other."""
+        return super().may_hold(child) and not (
+            _is_call(self.span) and _is_call(child.span) and source_of(self.span) == source_of(child.span)
+        )
+
+    def maybe_reward_dict(self) -> dict[str, Any]:
+        """``{"type": "reward", "value": ...}`` of a reward span, ``{}`` of any other, as older releases had it."""
+        value = get_reward_value(self.span)
+        return {} if value is None else {"type": "reward", "value": value}
+
+    def span_to_triplet(self, span: Span, agent_name: str) -> Triplet:
+        """The triplet of a model call, without its reward; a subclass may override it."""
+        return _triplet(span, agent_name, Counter())
 
     def extract_prompt_image_urls(self, prompt: Any) -> list[str]:
         """The URLs of the images in messages, in order."""
@@ -157,17 +231,23 @@ class TraceTree(SpanTree):
         )
         if not calls:
             self._say_unmatched(odd)
-        rewards = self.match_rewards(reward_match, [node for node, _ in calls], odd)
-        triplets: list[Triplet] = []
+        made: list[tuple[TraceTree, Triplet]] = []
         for node, label in calls:
-            triplet = _triplet(node.span, label, rewards.get(node.id, []), odd)
+            triplet = _triplet(node.span, label, odd)
             if _skip_empty_token_spans and not (triplet.prompt["token_ids"] and triplet.response["token_ids"]):
                 odd["model call without token ids"] += 1
                 continue
-            triplets.append(triplet)
-        if triplets and final_reward is not None:
-            triplets[-1].reward = final_reward
-        return triplets
+            made.append((node, triplet))
+        # A call that is left out takes no reward away from those that are kept.
+        rewards = self._rewards(reward_match, [node for node, _ in made], odd)
+        for node, triplet in made:
+            own = rewards.get(node.id, [])
+            triplet.reward = own[-1] if own else None
+            if len(own) > 1:
+                triplet.metadata["intermediate_rewards"] = own[:-1]
+        if made and final_reward is not None:
+            made[-1][1].reward = final_reward
+        return [triplet for _, triplet in made]
 
     def _say_unmatched(self, odd: Counter[str]) -> None:
         for node in self.traverse():
@@ -175,27 +255,8 @@ class TraceTree(SpanTree):
                 odd[f"answer of a model in a span named {node.span.name[:80]!r}, which was not asked for"] += 1
 
 
-def _is_new(node: TraceTree, in_call: bool, seen: dict[str, TraceTree], odd: Counter[str]) -> bool:
-    answer = facts.response_id(node.span)
-    if answer is None:
-        return not in_call
-    first = seen.setdefault(answer, node)
-    if first is node:
-        return True
-    if in_call or not _apart(first, node) or _messages(first.span) == _messages(node.span):
-        return False
-    odd["answer id that two different model calls share"] += 1
-    return True
-
-
-def _apart(first: TraceTree, second: TraceTree) -> bool:
-    """Whether one had ended when the other began."""
-    a, b, c, d = first.start_time, first.end_time, second.start_time, second.end_time
-    return a is not None and b is not None and c is not None and d is not None and (b <= c or d <= a)
-
-
-def _messages(span: Span) -> tuple[Any, Any]:
-    return facts.prompt_of(span), facts.completion_of(span)
+def _is_call(span: Span) -> bool:
+    return call_role(span) == "call" or re.search(LLM_CALL_MATCH, span.name) is not None
 
 
 def _moments(nodes: Sequence[TraceTree]) -> dict[int, _Moment]:
@@ -214,33 +275,45 @@ def _moments(nodes: Sequence[TraceTree]) -> dict[int, _Moment]:
 
 
 def _matched(
-    ordered: Sequence[_Moment], calls: set[int], odd: Counter[str], final_counts: bool
-) -> dict[str, list[float]]:
+    ordered: Sequence[_Moment], calls: set[int], odd: Counter[str]
+) -> tuple[dict[str, list[float]], dict[int, float]]:
+    """Rewards by the ids of calls, and by the places of spans where no call was free for one."""
     found: dict[str, list[float]] = {}
+    without: dict[int, float] = {}
     waiting: list[_Moment] = []
-    started: list[_Moment] = []
-    # The last reward, if no call was free for it, and how many calls had started by then.
-    final: tuple[float, float, int] | None = None
     for moment in ordered:
         reward = facts.reward_of(moment.node.span, odd)
         if reward is not None:
             place = _latest(waiting, moment.start)
-            final = (moment.start, reward, len(started)) if place is None else None
             if place is None:
                 odd["reward without a model call of its own"] += 1
+                without[moment.node.place] = reward
             else:
                 found[waiting.pop(place).node.id] = [reward]
         if id(moment.node) in calls:
             waiting.append(moment)
-            started.append(moment)
-    if final_counts and final is not None:
-        start, reward, number = final
-        place = _latest(started[:number], start)
-        if place is not None:
-            odd["reward without a model call of its own"] -= 1
-            # It has one: otherwise it would have been free.
-            found[started[place].node.id].append(reward)
-    return found
+    return found, without
+
+
+def _place_final(
+    found: dict[str, list[float]],
+    without: Mapping[int, float],
+    ordered: Sequence[_Moment],
+    calls: set[int],
+    odd: Counter[str],
+) -> None:
+    """The last reward in the order of the input, where no call was free for it, is the latest call's before it.
+
+    The order is the store's, by which `find_final_reward` goes too: the clocks of two hosts may disagree.
+    """
+    final = max((one.node.place for one in ordered if facts.reward_of(one.node.span, Counter()) is not None), default=-1)
+    if final not in without:
+        return
+    earlier = [one for one in ordered if id(one.node) in calls and one.node.place < final]
+    last = max(earlier, key=lambda one: one.node.place, default=None)
+    if last is not None:
+        odd["reward without a model call of its own"] -= 1
+        found.setdefault(last.node.id, []).append(without[final])
 
 
 def _latest(moments: Sequence[_Moment], start: float) -> int | None:
@@ -248,7 +321,7 @@ def _latest(moments: Sequence[_Moment], start: float) -> int | None:
     return next((i for i in range(len(moments) - 1, -1, -1) if moments[i].end <= start), None)
 
 
-def _triplet(span: Span, label: str, rewards: Sequence[float], odd: Counter[str]) -> Triplet:
+def _triplet(span: Span, label: str, odd: Counter[str]) -> Triplet:
     prompt = facts.prompt_of(span)
     response: dict[str, Any] = {
         "token_ids": facts.response_token_ids(span, odd),
@@ -263,8 +336,6 @@ def _triplet(span: Span, label: str, rewards: Sequence[float], odd: Counter[str]
         "response_id": facts.response_id(span),
         "agent_name": label,
     }
-    if len(rewards) > 1:
-        metadata["intermediate_rewards"] = list(rewards[:-1])
     return Triplet(
         prompt={
             "token_ids": facts.prompt_token_ids(span, odd),
@@ -272,6 +343,5 @@ def _triplet(span: Span, label: str, rewards: Sequence[float], odd: Counter[str]
             "image_urls": facts.image_urls(prompt),
         },
         response=response,
-        reward=rewards[-1] if rewards else None,
         metadata=metadata,
     )

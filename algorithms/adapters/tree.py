@@ -124,12 +124,18 @@ class SpanTree:
             made[id(node)] = make(node, [made[id(child)] for child in node.children])
         return made[id(self)]
 
+    def may_hold(self, child: SpanTree) -> bool:
+        """Whether a span whose parent was lost may be put below this one: the clock of another host proves nothing."""
+        hosts = (_host(self.span), _host(child.span))
+        return None in hosts or hosts[0] == hosts[1]
+
     def repair_hierarchy(self) -> None:
         """Put spans whose parent was lost below the span in whose time they happened.
 
         Works on the children of the first node that has several: each goes below the shortest
         other span that lasts strictly longer and covers it, unless that one is its own
-        descendant; one child stays. Spans without times stay where they are.
+        descendant, or may not hold it (:meth:`may_hold`); one child stays. Spans without times
+        stay where they are.
         """
         top: SpanTree = self
         while len(top.children) == 1:
@@ -150,7 +156,7 @@ class SpanTree:
             start, end = child.start_time, child.end_time
             if start is None or end is None:
                 continue
-            parent = find(start, end, lambda node, child=child: not _is_below(node, child, parents))
+            parent = find(start, end, lambda node, child=child: node.may_hold(child) and not _is_below(node, child, parents))
             if parent is not None and parent is not top:
                 parents[id(child)] = parent
                 parent.children.append(child)
@@ -235,6 +241,11 @@ def _span_children(node: SpanTree) -> None:
     ends = [child.end_time for child in node.children if child.end_time is not None]
     node.span.start_time = min(starts, default=None)
     node.span.end_time = max(ends, default=None)
+
+
+def _host(span: Span) -> Any:
+    attributes = span.resource.attributes
+    return attributes.get("host.id") or attributes.get("host.name") or None
 
 
 def _is_below(node: SpanTree, top: SpanTree, parents: dict[int, Any]) -> bool:

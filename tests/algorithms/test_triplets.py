@@ -166,7 +166,7 @@ def test_two_spans_of_one_call_are_one_triplet_and_two_calls_with_one_id_are_two
         ([call("a", 1, 2), reward(0.1, 3), call("b", 4, 5), reward(0.2, 6)], [("a", 0.1), ("b", 0.2)]),
         ([call("a", 1, 2), call("b", 3, 4), reward(0.2, 5)], [("a", None), ("b", 0.2)]),
         ([call("a", 1, 2), call("b", 3, 4), reward(0.1, 5), reward(0.2, 6)], [("a", 0.2), ("b", 0.1)]),
-        ([call("a", 1, 9), reward(0.5, 5)], [("a", None)]),
+        ([call("a", 1, 9), reward(0.5, 5)], [("a", 0.5)]),
         ([reward(0.5, 0), call("a", 1, 2)], [("a", None)]),
         ([call("a", 1, 2), reward(float("nan"), 3)], [("a", None)]),
         ([call("a", 1, 2), reward(float("inf"), 3)], [("a", None)]),
@@ -174,7 +174,7 @@ def test_two_spans_of_one_call_are_one_triplet_and_two_calls_with_one_id_are_two
         ([call("a", 1, 2), reward(0.5, 3), reward(float("nan"), 4)], [("a", 0.5)]),
         ([call("a"), reward(0.1), call("b"), reward(0.2)], [("a", 0.1), ("b", 0.2)]),
         ([call("a", 1, 2), reward(0.1), call("b", 3, None), reward(0.2)], [("a", 0.1), ("b", 0.2)]),
-        ([call("a", None, 1), reward(0.5, 0), call("b")], [("a", None), ("b", None)]),
+        ([call("a", None, 1), reward(0.5, 0), call("b")], [("a", 0.5), ("b", None)]),
         ([call("a", float("nan"), float("inf")), reward(0.1, 1)], [("a", 0.1)]),
     ],
 )
