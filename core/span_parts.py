@@ -201,6 +201,8 @@ class TraceStatus(SpanPart):
 
     @classmethod
     def from_opentelemetry(cls, src: Any) -> "TraceStatus":
+        if src is None:
+            return cls(status_code="UNSET")
         return cls(
             status_code=src.status_code.name,
             description=src.description,
@@ -250,7 +252,8 @@ class OtelResource(BaseModel):
 
     @classmethod
     def from_opentelemetry(cls, src: Any) -> "OtelResource":
-        return cls(attributes=plain_attributes(src.attributes), schema_url=src.schema_url or "")
+        attributes = plain_attributes(getattr(src, "attributes", None))
+        return cls(attributes=attributes, schema_url=getattr(src, "schema_url", None) or "")
 
 
 class SpanCoreFields(BaseModel):

@@ -50,6 +50,7 @@ __all__ = [
     "TraceState",
     "TraceStatus",
     "convert_timestamp",
+    "reads_like_a_span",
 ]
 
 # Inner machinery of the SDK's span objects: means nothing once the span has ended.
@@ -107,12 +108,13 @@ class Span(BaseModel):
     def from_opentelemetry(cls, src: "ReadableSpan", rollout_id: str, attempt_id: str, sequence_id: int) -> "Span":
         """Copy an ended OpenTelemetry span; nothing of ``src`` is shared with the result.
 
-        A span without a context gets ids of zeros. Besides the modelled fields the result has
+        Any object that reads like one will do: a name, and a context as attribute or by ``get_span_context()``; what
+        else it lacks stays empty. A span without a context gets ids of zeros. Besides the modelled fields the result has
         ``kind`` (its name, e.g. ``"CLIENT"``), ``instrumentation_scope`` ({name, version}) where
         ``src`` has one, and whatever else the object carries, in JSON's types.
         """
-        context = src.context
-        parent = src.parent
+        context = _context_of(src)
+        parent = getattr(src, "parent", None)
         return cls(
             rollout_id=rollout_id,
             attempt_id=attempt_id,
@@ -121,15 +123,15 @@ class Span(BaseModel):
             span_id=f"{context.span_id:016x}" if context else "0" * 16,
             parent_id=f"{parent.span_id:016x}" if parent else None,
             name=src.name,
-            status=TraceStatus.from_opentelemetry(src.status),
-            attributes=plain_attributes(src.attributes),
-            events=[Event.from_opentelemetry(event) for event in src.events or ()],
-            links=[Link.from_opentelemetry(link) for link in src.links or ()],
-            start_time=convert_timestamp(src.start_time),
-            end_time=convert_timestamp(src.end_time),
+            status=TraceStatus.from_opentelemetry(getattr(src, "status", None)),
+            attributes=plain_attributes(getattr(src, "attributes", None)),
+            events=[Event.from_opentelemetry(event) for event in getattr(src, "events", None) or ()],
+            links=[Link.from_opentelemetry(link) for link in getattr(src, "links", None) or ()],
+            start_time=convert_timestamp(getattr(src, "start_time", None)),
+            end_time=convert_timestamp(getattr(src, "end_time", None)),
             context=SpanContext.from_opentelemetry(context) if context else None,
             parent=SpanContext.from_opentelemetry(parent) if parent else None,
-            resource=OtelResource.from_opentelemetry(src.resource),
+            resource=OtelResource.from_opentelemetry(getattr(src, "resource", None)),
             **_otel_extras(src),
         )
 
@@ -202,6 +204,17 @@ class Span(BaseModel):
 _TAKEN = frozenset(dir(Span)) | frozenset(Span.model_fields) | _SDK_INTERNALS
 
 SpanLike = ReadableSpan | Span
+
+
+def reads_like_a_span(value: Any) -> bool:
+    """Whether :meth:`Span.from_opentelemetry` can take it: it has a name and a context in one of the two forms."""
+    return hasattr(value, "name") and (hasattr(value, "get_span_context") or hasattr(value, "context"))
+
+
+def _context_of(src: Any) -> Any:
+    """The API of OpenTelemetry has the method, its SDK both."""
+    method = getattr(src, "get_span_context", None)
+    return method() if callable(method) else src.context
 
 
 def _local_context(trace_id: str, span_id: str) -> SpanContext:

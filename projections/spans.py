@@ -11,7 +11,7 @@ from ..core.contract import LightningStore
 from ..core.errors import InvalidInput, NotFound
 from ..core.model import PaginatedResult
 from ..core.pages import page
-from ..core.spans import Span
+from ..core.spans import Span, reads_like_a_span
 from ..core.state import Rollout
 from ..core.store_terms import FilterLogic, SortOrder
 from . import arguments
@@ -38,7 +38,7 @@ class SpanMethods(LightningStore):
     async def add_otel_span(
         self, rollout_id: str, attempt_id: str, readable_span: ReadableSpan, sequence_id: int | None = None
     ) -> Span | None:
-        if not hasattr(readable_span, "context"):
+        if not reads_like_a_span(readable_span):
             raise InvalidInput(f"readable_span must be an OpenTelemetry span, not {type(readable_span).__name__}")
         number = 0 if sequence_id is None else arguments.whole(sequence_id, "sequence_id")
         return await self.add_span(Span.from_opentelemetry(readable_span, rollout_id, attempt_id, number))

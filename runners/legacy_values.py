@@ -10,7 +10,7 @@ from typing import Any, cast
 from ..core.model import RolloutLegacy, Task, Triplet
 from ..core.rewards import check_posted
 from ..core.scalars import number
-from ..core.spans import Span
+from ..core.spans import Span, reads_like_a_span
 from .readers import find_final_reward
 
 __all__ = ["as_posted"]
@@ -57,15 +57,13 @@ def as_posted(value: Any, task: Task, spans: Sequence[Span], exporter: Any, pref
 
 def _trace(items: list[Any], task: Task) -> tuple[list[dict[str, Any]], list[Any]]:
     """The spans as dicts, and those of them that an adapter can read."""
-    from opentelemetry.sdk.trace import ReadableSpan
-
     dicts: list[dict[str, Any]] = []
     readable: list[Any] = []
     for item in items:
         if isinstance(item, Span):
             dicts.append(json.loads(item.model_dump_json()))
             readable.append(item)
-        elif isinstance(item, ReadableSpan):
+        elif reads_like_a_span(item):
             span = Span.from_opentelemetry(item, task.rollout_id, "", len(dicts))
             dicts.append(json.loads(span.model_dump_json()))
             readable.append(span)

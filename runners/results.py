@@ -12,7 +12,7 @@ from ..core.errors import InvalidInput
 from ..core.model import AttemptedRollout
 from ..core.rewards import reward_number
 from ..core.scalars import number
-from ..core.spans import Span, SpanCoreFields
+from ..core.spans import Span, SpanCoreFields, reads_like_a_span
 from .attributes import full_qualified_name
 from .emitters import emit_reward
 from .otel_tracer import OtelTracer
@@ -90,9 +90,8 @@ async def add_spans(spans: Sequence[Span], store: LightningStore) -> list[Span]:
 async def _add_otel(
     items: list[Any], rollout: AttemptedRollout, store: LightningStore, tracer: Tracer, prefix: str
 ) -> list[Span]:
-    from opentelemetry.sdk.trace import ReadableSpan
-
-    if not all(isinstance(item, ReadableSpan) for item in items):
+    # Our own spans have a context as well: a list of both kinds is refused.
+    if not all(reads_like_a_span(item) and not isinstance(item, Span) for item in items):
         kinds = sorted({type(item).__name__ for item in items})
         raise InvalidInput(
             "Invalid raw result type. It's expected to be a list of ReadableSpan or Span, but got: " + ", ".join(kinds)

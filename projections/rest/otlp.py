@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import gzip
+import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
 from typing import Any
 
 from google.protobuf import json_format
@@ -14,11 +17,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ...core.contract import LightningStore
-from ...core.errors import InvalidInput, PayloadTooLarge
+from ...core.errors import InvalidInput, NotFound, PayloadTooLarge
 from ...core.semconv import LightningResourceAttributes
 from ...core.span_parts import convert_timestamp, plain_attributes
 from ...core.spans import Event, Link, OtelResource, Span, SpanContext, TraceStatus
@@ -57,8 +61,8 @@ class OtlpHandler:
             body = await read_body(request.scope, request.receive, self._limit)
             if encoding == "gzip" and body:
                 body = gunzip(body, self._limit)
-            export = parse(body, kind)
-            answer = await self._store_all(export)
+            export, complaints = parse(body, kind)
+            answer = await self._store_all(export, complaints)
             return _encoded(_message(answer, kind), kind if kind == JSON else PROTOBUF, 200, zipped)
         except (InvalidInput, PayloadTooLarge) as error:
             return _refusal(error, kind, zipped)
@@ -69,30 +73,43 @@ class OtlpHandler:
             headers = {"Retry-After": "1"} if status == 503 else None
             return Response(wire.to_json(wire.error_body(error)), status, headers, media_type=JSON)
 
-    async def _store_all(self, export: ExportTraceServiceRequest) -> ExportTraceServiceResponse:
+    async def _store_all(
+        self, export: ExportTraceServiceRequest, complaints: list[str]
+    ) -> ExportTraceServiceResponse:
+        """``complaints`` has one sentence for each span that could not be read."""
         groups: dict[tuple[str, str], list[Span]] = {}
-        complaints: list[str] = []
-        rejected = 0
         for span, complaint in spans_of(export):
             if span is None:
-                rejected += 1
                 complaints.append(complaint)
-                log.warning("A span was dropped: %s", complaint)
             else:
                 groups.setdefault((span.rollout_id, span.attempt_id), []).append(span)
+        for complaint in complaints:
+            log.warning("A span was dropped: %s", complaint)
         for key, spans in groups.items():
-            try:
-                await self._number(key, spans)
-                await self._store.add_many_spans(spans)
-            except ValueError as error:
-                rejected += len(spans)
-                complaints.append(str(error))
-                log.warning("%d spans of rollout %s, attempt %s were refused: %s", len(spans), *key, error)
+            complaints += await self._add(key, spans)
         answer = ExportTraceServiceResponse()
-        if rejected:
-            answer.partial_success.rejected_spans = rejected
+        if complaints:
+            answer.partial_success.rejected_spans = len(complaints)
             answer.partial_success.error_message = "; ".join(dict.fromkeys(complaints))[:2000]
         return answer
+
+    async def _add(self, key: tuple[str, str], spans: list[Span]) -> list[str]:
+        """Store the spans of one attempt; a sentence for each that is refused. One of them costs no other."""
+        pending = [spans]
+        refused: list[str] = []
+        while pending:
+            batch = pending.pop()
+            try:
+                await self._number(key, batch)
+                await self._store.add_many_spans(batch)
+            except ValueError as error:
+                if len(batch) > 1 and not isinstance(error, NotFound):
+                    half = len(batch) // 2
+                    pending += [batch[half:], batch[:half]]
+                    continue
+                refused += [str(error)] * len(batch)
+                log.warning("%d spans of rollout %s, attempt %s were refused: %s", len(batch), *key, error)
+        return refused
 
     async def _number(self, key: tuple[str, str], spans: list[Span]) -> None:
         """Our stores number a span with sequence id 0 themselves, in the order in which they keep them."""
@@ -104,24 +121,133 @@ class OtlpHandler:
             span.sequence_id = number
 
 
-def parse(body: bytes, kind: str) -> ExportTraceServiceRequest:
-    """The export request in a body. Raises `InvalidInput`."""
-    export = ExportTraceServiceRequest()
+def parse(body: bytes, kind: str) -> tuple[ExportTraceServiceRequest, list[str]]:
+    """The export request in a body, and a sentence for each span in it that cannot be read. Raises `InvalidInput`."""
     try:
-        if kind == PROTOBUF:
-            export.ParseFromString(body)
-        elif body:
-            value = wire.from_json(body)
-            if wire.as_dict(value) is None:
-                raise InvalidInput("it is no JSON object")
-            _ids_to_base64(value)
-            json_format.ParseDict(value, export, ignore_unknown_fields=True)
+        return _parse_protobuf(body) if kind == PROTOBUF else _parse_json(body)
     except (DecodeError, json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInput(f"The export request cannot be read: {error}") from None
-    return export
+
+
+def _parse_protobuf(body: bytes) -> tuple[ExportTraceServiceRequest, list[str]]:
+    export = ExportTraceServiceRequest()
+    try:
+        export.ParseFromString(body)
+        return export, []
+    except DecodeError:
+        # One text that is no UTF-8 makes protobuf refuse everything around it: read span by span.
+        export, complaints = ExportTraceServiceRequest(), list[str]()
+    for group in _fields_of(body, 1):
+        resource = export.resource_spans.add()
+        resource.ParseFromString(_without(group, 2))
+        for scope_group in _fields_of(group, 2):
+            scope = resource.scope_spans.add()
+            scope.ParseFromString(_without(scope_group, 2))
+            for data in _fields_of(scope_group, 2):
+                try:
+                    scope.spans.append(ProtoSpan.FromString(data))
+                except DecodeError as error:
+                    complaints.append(f"a span cannot be read: {error}")
+    return export, complaints
+
+
+def _fields_of(message: bytes, number: int) -> Iterator[bytes]:
+    """The contents of the fields of this number that have a length. Raises `DecodeError`."""
+    return (message[start:end] for found, _, start, end in _fields(message) if found == number)
+
+
+def _without(message: bytes, number: int) -> bytes:
+    """The message without the fields of this number."""
+    return b"".join(message[begin:end] for found, begin, _, end in _fields(message) if found != number)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Number, begin, begin of the content and end of each field of a message in protobuf's wire format."""
+    at = 0
+    while at < len(message):
+        begin = at
+        tag, at = _read_varint(message, at)
+        start = at
+        if tag & 7 == 0:
+            _, at = _read_varint(message, at)
+        elif tag & 7 == 2:
+            size, start = _read_varint(message, at)
+            at = start + size
+        elif tag & 7 in (1, 5):
+            at += 8 if tag & 7 == 1 else 4
+        else:
+            raise DecodeError(f"wire type {tag & 7}")
+        if at > len(message):
+            raise DecodeError("a field ends behind its message")
+        yield tag >> 3, begin, start, at
+
+
+def _read_varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(message) and shift < 70:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+    raise DecodeError("a number does not end")
 
 
 _ID_FIELDS = ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "parent_span_id")
+
+
+def _parse_json(body: bytes) -> tuple[ExportTraceServiceRequest, list[str]]:
+    export, complaints = ExportTraceServiceRequest(), list[str]()
+    value = _json_of(body) if body else {}
+    if wire.as_dict(value) is None:
+        raise InvalidInput("it is no JSON object")
+    taken: list[tuple[Any, list[Any]]] = []
+    for group in _taken(value, "resourceSpans", "resource_spans"):
+        fields = wire.as_dict(group) or {}
+        scopes = _taken(fields, "scopeSpans", "scope_spans")
+        taken.append((fields, [(wire.as_dict(scope) or {}, _taken(scope, "spans")) for scope in scopes]))
+    for fields, scopes in taken:
+        resource = json_format.ParseDict(fields, export.resource_spans.add(), ignore_unknown_fields=True)
+        for scope_fields, spans in scopes:
+            scope = json_format.ParseDict(scope_fields, resource.scope_spans.add(), ignore_unknown_fields=True)
+            for span in spans:
+                try:
+                    _ids_to_base64(span)
+                    scope.spans.append(json_format.ParseDict(span, ProtoSpan(), ignore_unknown_fields=True))
+                except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
+                    complaints.append(f"a span cannot be read: {error}")
+    return export, complaints
+
+
+def _taken(value: Any, *names: str) -> list[Any]:
+    """What stands under one of the names, taken out of the mapping; InvalidInput for what is no list."""
+    fields = wire.as_dict(value)
+    if fields is None:
+        raise InvalidInput("a part of it is no JSON object")
+    found = [fields.pop(name) for name in names if name in fields]
+    items = wire.as_list(found[0]) if found and found[0] is not None else []
+    if items is None:
+        raise InvalidInput(f"{names[0]} is no list")
+    return items
+
+
+def _json_of(body: bytes) -> Any:
+    try:
+        return wire.from_json(body)
+    except InvalidInput:
+        # The standard library's parser takes halves of surrogate pairs, which JavaScript's exporters send.
+        return _whole_texts(json.loads(body))
+
+
+def _whole_texts(value: Any) -> Any:
+    """The value with the halves of surrogate pairs in its texts replaced, since protobuf has UTF-8 only."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    several = wire.as_list(value)
+    if several is not None:
+        return [_whole_texts(item) for item in several]
+    fields = wire.as_dict(value)
+    return value if fields is None else {_whole_texts(key): _whole_texts(item) for key, item in fields.items()}
 
 
 def _ids_to_base64(value: Any) -> None:
@@ -141,6 +267,7 @@ def _ids_to_base64(value: Any) -> None:
 
 def spans_of(export: ExportTraceServiceRequest) -> Iterable[tuple[Span | None, str]]:
     """Every span of an export, or why it cannot be one of ours."""
+    seen: Counter[bytes] = Counter()
     for group in export.resource_spans:
         resource = {pair.key: any_value(pair.value) for pair in group.resource.attributes}
         for scope in group.scope_spans:
@@ -160,15 +287,21 @@ def spans_of(export: ExportTraceServiceRequest) -> Iterable[tuple[Span | None, s
                     yield None, f"span {proto.name[:200]!r} has no {_ROLLOUT} and {_ATTEMPT}"
                     continue
                 try:
-                    yield _span(proto, attributes, resource, group.schema_url, scope, ids), ""
+                    yield _span(proto, attributes, resource, group.schema_url, scope, ids, seen), ""
                 except ValueError as error:
                     yield None, f"span {proto.name[:200]!r}: {error}"
 
 
 def _span(
-    proto: Any, attributes: dict[str, Any], resource: dict[str, Any], schema_url: str, scope: Any, ids: dict[str, Any]
+    proto: Any,
+    attributes: dict[str, Any],
+    resource: dict[str, Any],
+    schema_url: str,
+    scope: Any,
+    ids: dict[str, Any],
+    seen: Counter[bytes],
 ) -> Span:
-    trace_id, span_id = _hex(proto.trace_id, 32), _hex(proto.span_id, 16)
+    trace_id, span_id = _made_ids(proto, ids, seen)
     code: int = proto.status.code
     return Span(
         rollout_id=ids[_ROLLOUT],
@@ -176,7 +309,7 @@ def _span(
         sequence_id=_sequence(ids.get(_SEQUENCE)),
         trace_id=trace_id,
         span_id=span_id,
-        parent_id=_hex(proto.parent_span_id, 16) if proto.parent_span_id else None,
+        parent_id=_hex(proto.parent_span_id, 16) if any(proto.parent_span_id) else None,
         name=proto.name,
         status=TraceStatus(
             status_code=_STATUS_CODES[code] if 0 <= code < 3 else "UNSET",  # pyright: ignore[reportArgumentType]
@@ -206,6 +339,21 @@ def _span(
         kind=_KINDS[proto.kind] if 0 < proto.kind < len(_KINDS) else None,  # pyright: ignore[reportCallIssue]
         instrumentation_scope={"name": scope.scope.name, "version": scope.scope.version},  # pyright: ignore[reportCallIssue]
     )
+
+
+def _made_ids(proto: Any, ids: Mapping[str, Any], seen: Counter[bytes]) -> tuple[str, str]:
+    """The ids of trace and span; where one is missing or zero, one made of all that the span says.
+
+    So spans without ids are as many as there are, `seen` tells those apart that say the same, and an export that is
+    sent again after a lost answer changes nothing.
+    """
+    if any(proto.trace_id) and any(proto.span_id):
+        return _hex(proto.trace_id, 32), _hex(proto.span_id, 16)
+    text = repr((ids.get(_ROLLOUT), ids.get(_ATTEMPT))).encode() + proto.SerializeToString(deterministic=True)
+    digest = sha256(text + seen[text].to_bytes(8, "big")).hexdigest()
+    seen[text] += 1
+    trace_id = _hex(proto.trace_id, 32) if any(proto.trace_id) else digest[:32]
+    return trace_id, _hex(proto.span_id, 16) if any(proto.span_id) else digest[32:48]
 
 
 def _seconds(nanoseconds: int) -> float | None:

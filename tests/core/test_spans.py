@@ -232,3 +232,19 @@ def test_a_constructed_span_dumps_like_a_validated_one() -> None:
     fields: dict[str, Any] = {name: getattr(span, name) for name in Span.model_fields}
     build: Callable[..., Span] = Span.model_construct
     assert build(**fields).model_dump_json() == span.model_dump_json()
+
+
+class LikeASpan:
+    """What wrappers and samplers pass on: the API's method instead of the SDK's attribute, and little else."""
+
+    name = "work"
+
+    def get_span_context(self) -> Any:
+        return SimpleNamespace(trace_id=1, span_id=2, is_remote=False, trace_state=None)
+
+
+def test_whatever_reads_like_an_opentelemetry_span_is_taken() -> None:
+    span = Span.from_opentelemetry(LikeASpan(), "ro", "at", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert (span.trace_id, span.span_id, span.name) == (f"{1:032x}", f"{2:016x}", "work")
+    assert (span.status.status_code, span.events, span.attributes, span.start_time) == ("UNSET", [], {}, None)
+    assert spans.reads_like_a_span(LikeASpan()) and not spans.reads_like_a_span(object())

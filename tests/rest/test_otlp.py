@@ -120,3 +120,59 @@ async def test_a_gzip_body_of_several_members_is_read_to_its_end(
     assert (await store.query_spans(attempt[0])).total == 3
     async with http.post("/v1/traces", data=zipped + b"junk", headers=headers) as answer:
         assert answer.status == 400
+
+
+@pytest.mark.parametrize("id", ["absent", "", "0" * 16, "0" * 32])
+async def test_spans_without_ids_are_kept_all_and_an_export_sent_again_changes_nothing(
+    http: aiohttp.ClientSession, store: LightningStore, attempt: tuple[str, str], id: str
+) -> None:
+    value = json_format.MessageToDict(export((*attempt, 3)))
+    spans = value["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    for span in spans:  # all of them say the same
+        span.pop("spanId"), span.pop("traceId")
+        span.update({} if id == "absent" else {"spanId": id[:16], "traceId": id, "parentSpanId": id[:16]})
+    for _ in range(2):
+        async with http.post("/v1/traces", json=value) as answer:
+            assert answer.status == 200 and await answer.json() == {}
+    stored = await store.query_spans(attempt[0])
+    assert len({one.span_id for one in stored}) == stored.total == 3 and all(one.parent_id is None for one in stored)
+    assert all(one.span_id.strip("0") and one.trace_id.strip("0") and len(one.span_id) == 16 for one in stored)
+
+
+async def test_one_span_that_cannot_be_read_or_stored_costs_no_other(
+    http: aiohttp.ClientSession, store: LightningStore, attempt: tuple[str, str]
+) -> None:
+    value = json_format.MessageToDict(export((*attempt, 7)))
+    spans = value["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    for number, span in enumerate(spans):
+        span.update(spanId=f"{number + 1:016x}", traceId="0a" * 16, name=f"span {number}")
+    spans[1]["spanId"] = "no hexadecimal digits"
+    spans[2]["attributes"].append({"key": "agentlightning.reward.0.value", "value": {"doubleValue": "NaN"}})
+    spans[3] = 7
+    spans[4]["attributes"].append({"key": "text", "value": {"stringValue": "cut \ud83d"}})
+    async with http.post("/v1/traces", json=value) as answer:
+        partial = (await answer.json())["partialSuccess"]
+    assert answer.status == 200 and int(partial["rejectedSpans"]) == 3
+    assert "The reward of rollout" in partial["errorMessage"] and "hexadecimal" in partial["errorMessage"]
+    stored = {one.name: one for one in await store.query_spans(attempt[0])}
+    assert list(stored) == ["span 0", "span 4", "span 5", "span 6"]
+    assert stored["span 4"].attributes["text"] == "cut \ufffd"
+
+
+async def test_one_text_that_is_no_utf_8_costs_no_other_span(
+    http: aiohttp.ClientSession, store: LightningStore, attempt: tuple[str, str]
+) -> None:
+    request = export((*attempt, 3), (*attempt, 1))
+    for number, group in enumerate(request.resource_spans):
+        for one in group.scope_spans[0].spans:
+            one.trace_id = bytes([number + 1]) * 16
+    request.resource_spans[1].scope_spans[0].spans[0].span_id = b"\x09" * 8
+    spoiled = request.resource_spans[0].scope_spans[0].spans[1]
+    spoiled.name = "spoiled"
+    body = request.SerializeToString().replace(b"spoiled", b"spoil\xed\xa0")
+    async with http.post("/v1/traces", data=body, headers=PROTOBUF) as answer:
+        partial = ExportTraceServiceResponse.FromString(await answer.read()).partial_success
+    assert answer.status == 200 and partial.rejected_spans == 1
+    assert (await store.query_spans(attempt[0])).total == 3
+    async with http.post("/v1/traces", data=body[:-3], headers=PROTOBUF) as answer:
+        assert answer.status == 400
