@@ -198,7 +198,7 @@ _ID_FIELDS = ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "paren
 
 def _parse_json(body: bytes) -> tuple[ExportTraceServiceRequest, list[str]]:
     export, complaints = ExportTraceServiceRequest(), list[str]()
-    value = _json_of(body) if body else {}
+    value: Any = _json_of(body) if body else dict[str, Any]()
     if wire.as_dict(value) is None:
         raise InvalidInput("it is no JSON object")
     taken: list[tuple[Any, list[Any]]] = []

@@ -129,7 +129,7 @@ async def test_spans_without_ids_are_kept_all_and_an_export_sent_again_changes_n
     value = json_format.MessageToDict(export((*attempt, 3)))
     spans = value["resourceSpans"][0]["scopeSpans"][0]["spans"]
     for span in spans:  # all of them say the same
-        span.pop("spanId"), span.pop("traceId")
+        del span["spanId"], span["traceId"]
         span.update({} if id == "absent" else {"spanId": id[:16], "traceId": id, "parentSpanId": id[:16]})
     for _ in range(2):
         async with http.post("/v1/traces", json=value) as answer:
