@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import inspect
 import logging
 import threading
@@ -21,8 +22,8 @@ from .base import Algorithm
 from .execution import ExecutionEvent, until_set
 from .fit_result import FitResult, Outcome, collect
 from .recorded import BEST, best_content
-from .recorder import RunEnd, RunStart, recorder_for
-from .run_store import RunStore
+from .recorder import RunEnd, RunStart, leftovers, recorder_for
+from .run_store import ClaimsForRun, RunStore
 from .seeding import seeded
 
 __all__ = ["AlgorithmSide", "RunnerSide"]
@@ -46,6 +47,9 @@ class AlgorithmSide:
     llm_proxy: Any
     initial_resources: NamedResources | None
     rollout_config: RolloutConfig | None
+    run_id: str
+    own_runners: bool = False
+    """Whether the runners of the strategy take the rollouts of this run only, and no other runner gets them."""
     result: FitResult | None = None
     runners_failed: bool = False
 
@@ -58,11 +62,13 @@ class AlgorithmSide:
         """See the class; raises what the algorithm raises, after the run was closed as failed."""
         run_store = RunStore(store, self.rollout_config)
         recorder = recorder_for(run_store)
-        run_id = await recorder.opened(self.start)
+        run_id = await recorder.opened(dataclasses.replace(self.start, own_runners=self.own_runners), self.run_id)
         _log.info("Run %s is open.", run_id)
+        if self.own_runners and (left := await leftovers(store, run_id)):
+            _log.warning("%s", left)
         outcome: Outcome = "failed"
         try:
-            self._hand_over(recorder.bind(run_id))
+            self._hand_over(recorder.bind(run_id, self.own_runners))
             outcome = await self._work(event)
         except asyncio.CancelledError:
             outcome = "interrupted"
@@ -167,6 +173,8 @@ class RunnerSide:
     hooks: Sequence[Hook]
     make: Callable[[], Runner[Any]]
     trainer: Any
+    run_id: str | None = None
+    """The run whose rollouts it executes; None for whatever the store hands out."""
     worker_name: str | None = None
     on_stuck: Callable[[str], None] | None = None
     given_up: int = 0
@@ -175,8 +183,10 @@ class RunnerSide:
     async def __call__(self, store: LightningStore, worker_id: int, event: ExecutionEvent) -> None:
         """Execute rollouts as worker ``worker_id``."""
         runner = self.make()
-        if isinstance(runner, LitAgentRunner) and (self.on_stuck is not None or self.worker_name is not None):
-            runner.settle_in(self.on_stuck, self.worker_name)
+        if isinstance(runner, LitAgentRunner):
+            runner.settle_in(self.on_stuck, self.worker_name, self.run_id)
+        elif self.run_id is not None:
+            store = ClaimsForRun(store, self.run_id)
         self.agent.set_trainer(self.trainer)
         with runner.run_context(agent=self.agent, store=store, hooks=self.hooks, worker_id=worker_id):
             try:

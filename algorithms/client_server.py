@@ -106,6 +106,11 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
         return self._token or token_of_environment()
 
     @property
+    def own_runners(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether the process of the algorithm starts the runners."""
+        return self.role == "both"
+
+    @property
     def needs_store(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """False for a runner, which reaches the store of the algorithm's process."""
         return self.role != "runner" or not self.managed_store

@@ -124,6 +124,8 @@ class ExecutionStrategy(ABC):
     """Where the algorithm and the runners are executed. ``n_runners`` wins over the trainer's."""
 
     n_runners: int | None = None
+    own_runners = False
+    """Whether :meth:`execute` calls the given runner bundle itself, so that the run has runners of its own."""
     needs_store = True
     """Whether :meth:`execute` uses the store that it is given."""
 

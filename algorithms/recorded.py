@@ -5,15 +5,16 @@ What a decision consists of is defined here once, for the recording and for the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..core.contract import LightningStore
 from ..core.model import AttemptedRollout, EnqueueRolloutRequest, Fact, Rollout, RolloutConfig, RolloutMode, TaskInput
 from ..core.resources import ResourcesUpdate, validate_resources
-from ..core.run_events import RUN_ID, digest_of
+from ..core.run_events import OWN_RUNNERS, RUN_ID, digest_of
 from ..core.scalars import model_data
-from ..core.store_terms import LightningStoreCapabilities
+from ..core.store_terms import UNSET, LightningStoreCapabilities
 from ..projections.rest.delegation import Delegating
 
 ENQUEUED, STARTED, PUBLISHED = "rollouts.enqueued", "rollout.started", "resources.published"
@@ -42,7 +43,7 @@ def rollouts_content(rollouts: Sequence[Rollout], requests: Sequence[EnqueueRoll
 
 def request_digest(request: EnqueueRolloutRequest) -> str:
     """The digest of one request: input, mode, resources and config as the algorithm gave them, its metadata too."""
-    metadata = {key: value for key, value in (request.metadata or {}).items() if key != RUN_ID}
+    metadata = {key: value for key, value in (request.metadata or {}).items() if key not in (RUN_ID, OWN_RUNNERS)}
     config = model_data(request.config) if request.config is not None else None
     return digest_of([request.input, request.mode, request.resources_id, config, metadata])
 
@@ -76,11 +77,15 @@ def best_content(best: Mapping[str, Any] | ResourcesUpdate | str | None) -> dict
 
 
 class RecordedStore(Delegating):
-    """Passes everything on to `store`; what belongs to the run is marked, and told to `decided` once it is durable."""
+    """Passes everything on to `store`; what belongs to the run is marked, and told to `decided` once it is durable.
 
-    def __init__(self, store: Any, run_id: str, decided: Decided) -> None:
+    `own_runners`: no other runners than those that claim for this run get its rollouts.
+    """
+
+    def __init__(self, store: Any, run_id: str, decided: Decided, own_runners: bool = False) -> None:
         self._store = store
         self._decided = decided
+        self._mark: dict[str, Any] = {RUN_ID: run_id, **({OWN_RUNNERS: True} if own_runners else {})}
         self.run_id = run_id
 
     async def _pass_on(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
@@ -107,7 +112,7 @@ class RecordedStore(Delegating):
         await self._decided(self.run_id, kind, content)
 
     def _marked(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-        return {**(metadata or {}), RUN_ID: self.run_id}
+        return {**(metadata or {}), **self._mark}
 
     async def enqueue_rollout(
         self,
@@ -152,6 +157,16 @@ class RecordedStore(Delegating):
         )
         await self._decided(self.run_id, STARTED, rollouts_content([rollout], [request]), based_on=known)
         return rollout
+
+    async def update_rollout(self, rollout_id: str, *args: Any, **kwargs: Any) -> Rollout:
+        """As the store does; a rollout that belongs to the run keeps its mark when its metadata are replaced."""
+        bound = inspect.signature(LightningStore.update_rollout).bind(self, rollout_id, *args, **kwargs)
+        given: dict[str, Any] = {name: value for name, value in bound.arguments.items() if name != "self"}
+        if given.get("metadata", UNSET) is not UNSET:
+            before: Rollout | None = await self._store.get_rollout_by_id(rollout_id)
+            if before is not None and (before.metadata or {}).get(RUN_ID) == self.run_id:
+                given["metadata"] = self._marked(given["metadata"])
+        return await self._store.update_rollout(**given)
 
     async def add_resources(self, resources: Mapping[str, Any]) -> ResourcesUpdate:
         known = position_of(self._store)

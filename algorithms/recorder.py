@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -21,8 +22,9 @@ from ..core import payload
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput, InvalidPayload, PayloadTooLarge
 from ..core.ids import uuid7_hex
-from ..core.model import Dataset
+from ..core.model import Dataset, RolloutStatus
 from ..core.resources import validate_resources
+from ..core.run_events import RUN_ID
 from ..core.scalars import model_data
 from .recorded import RecordedStore, position_of
 
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 MOST_DATASET_MB = 16
 MOST_WRAPPERS = 8
+MOST_LEFTOVERS = 10_000
+MOST_NAMED = 3
+_OPEN: list[RolloutStatus] = ["queuing", "requeuing", "preparing", "running"]
 _SOURCES = frozenset({"train_dataset", "val_dataset", "initial_resources"})
 
 
@@ -39,7 +44,8 @@ class RunStart:
 
     `train_dataset`, `val_dataset` and `initial_resources` are recorded with the run, so that its replay needs them from
     nowhere else. A dataset that cannot be recorded (no JSON-like samples, more than `MOST_DATASET_MB`) is left out, which a
-    line of the log says. `resources_id`: where the run begins with resources that the store has.
+    line of the log says. `resources_id`: where the run begins with resources that the store has. `own_runners`: no other
+    runners get the rollouts of the run.
     """
 
     name: str = ""
@@ -54,6 +60,7 @@ class RunStart:
     train_dataset: Dataset[Any] | None = field(default=None, repr=False)
     val_dataset: Dataset[Any] | None = field(default=None, repr=False)
     initial_resources: Mapping[str, Any] | None = field(default=None, repr=False)
+    own_runners: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +99,11 @@ class RunRecorder(Protocol):
         """The run is over. The first closing counts."""
         ...
 
-    def bind(self, run_id: str) -> LightningStore:
-        """The store for the algorithm of this run: everything it enqueues carries the run's id and is a decision."""
+    def bind(self, run_id: str, own_runners: bool = False) -> LightningStore:
+        """The store for the algorithm of this run: everything it enqueues carries the run's id and is a decision.
+
+        `own_runners`: only runners that claim for this run get what it enqueues.
+        """
         ...
 
 
@@ -118,8 +128,8 @@ class StoreRecorder:
     async def closed(self, run_id: str, end: RunEnd) -> None:
         await self._keeper.record_run_event("run.closed", run_id, asdict(end))
 
-    def bind(self, run_id: str) -> LightningStore:
-        return RecordedStore(self._store, run_id, self.decided)
+    def bind(self, run_id: str, own_runners: bool = False) -> LightningStore:
+        return RecordedStore(self._store, run_id, self.decided, own_runners)
 
 
 def _fields_of(start: RunStart) -> dict[str, Any]:
@@ -156,7 +166,7 @@ class NoRecorder:
 
     async def opened(self, start: RunStart, run_id: str | None = None) -> str:
         logger.info("%s keeps no runs: this one cannot be replayed.", type(self._store).__name__)
-        return run_id or f"run-{uuid7_hex()[-12:]}"
+        return run_id or new_run_id()
 
     async def decided(self, run_id: str, kind: str, content: Any = None, *, based_on: int | None = None) -> None:
         """Nothing is kept."""
@@ -164,13 +174,46 @@ class NoRecorder:
     async def closed(self, run_id: str, end: RunEnd) -> None:
         """Nothing is kept."""
 
-    def bind(self, run_id: str) -> LightningStore:
+    def bind(self, run_id: str, own_runners: bool = False) -> LightningStore:
         return self._store
 
 
 def recorder_for(store: LightningStore) -> RunRecorder:
     """The recorder that fits a store."""
     return NoRecorder(store) if keeper_of(store) is None else StoreRecorder(store)
+
+
+async def leftovers(store: LightningStore, run_id: str) -> str:
+    """One line about open rollouts that are not of this run, nor of another run that is open; empty where there are none.
+
+    At most `MOST_LEFTOVERS` are counted.
+    """
+    page = await store.query_rollouts(status_in=_OPEN, limit=MOST_LEFTOVERS)
+    of_runs = Counter((one.metadata or {}).get(RUN_ID) for one in page)
+    if not of_runs:
+        return ""
+    keeper = keeper_of(store)
+    runs: list[dict[str, Any]] = [] if keeper is None else await keeper.query_runs(brief=True)
+    for one in [run_id, *(run["run_id"] for run in runs if run["closed_at"] is None)]:
+        of_runs.pop(one, None)
+    parts = [f"{count:,} {f'of {one}' if one else 'without a run'}" for one, count in of_runs.most_common(MOST_NAMED)]
+    if not parts:
+        return ""
+    more = "" if len(of_runs) <= MOST_NAMED else ", and of others"
+    named = next((str(one) for one, _ in of_runs.most_common() if one), None)
+    advice = [] if named is None else [f"`agl cancel {named}` cancels those of a run"]
+    advice += ["`agl runner MODULE:AGENT` executes those without a run"] if None in of_runs else []
+    return f"Open rollouts of before are not executed by this run: {', '.join(parts)}{more}. {', '.join(advice)}."
+
+
+def new_run_id() -> str:
+    """The id of a run that is to be opened."""
+    return f"run-{uuid7_hex()[-12:]}"
+
+
+def claims_for_runs(store: LightningStore) -> bool:
+    """Whether a store keeps runs, and hands out the rollouts of one run only where it is asked to."""
+    return bool(store.capabilities.get("run_claims", False)) and keeper_of(store) is not None
 
 
 def keeper_of(store: Any) -> Any:

@@ -190,6 +190,7 @@ class ReplayStore(PastStore):
         wait_seconds: float = 0.0,
         incarnation: str | None = None,
         command_id: str | None = None,
+        run_id: str | None = None,
     ) -> AttemptedRollout | None:
         """Whoever ran the rollouts then has run them: there is nothing to claim."""
         return None
@@ -202,6 +203,7 @@ class ReplayStore(PastStore):
         wait_seconds: float = 0.0,
         incarnation: str | None = None,
         command_id: str | None = None,
+        run_id: str | None = None,
     ) -> Sequence[AttemptedRollout]:
         return []
 

@@ -1,4 +1,4 @@
-"""The store behind the algorithm of a run: rollouts get the run's configuration, and are counted."""
+"""The stores of a run: behind the algorithm, where rollouts are counted, and of a runner, whose claims are for the run."""
 
 from __future__ import annotations
 
@@ -10,20 +10,14 @@ from ..core.model import AttemptedRollout, EnqueueRolloutRequest, Fact, Rollout,
 from ..core.store_terms import LightningStoreCapabilities
 from ..projections.rest.delegation import Delegating
 
-__all__ = ["RunStore"]
+__all__ = ["ClaimsForRun", "RunStore"]
 
 
-class RunStore(Delegating):
-    """Passes every call on to ``store``.
+class _Around(Delegating):
+    """Passes every call on to ``store``, also what it has beyond the contract."""
 
-    Rollouts get ``config`` where the algorithm gives none. ``rollout_ids`` has them in the order in which they were
-    created.
-    """
-
-    def __init__(self, store: LightningStore, config: RolloutConfig | None) -> None:
+    def __init__(self, store: LightningStore) -> None:
         self.store = store
-        self.rollout_ids: list[str] = []
-        self._config = config
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
@@ -46,6 +40,32 @@ class RunStore(Delegating):
 
     async def _pass_on(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         return await getattr(self.store, name)(*args, **kwargs)
+
+
+class ClaimsForRun(_Around):
+    """The store of a runner that knows nothing of runs: its claims are for rollouts of the run."""
+
+    def __init__(self, store: LightningStore, run_id: str) -> None:
+        super().__init__(store)
+        self._run_id = run_id
+
+    async def _pass_on(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        if name in ("dequeue_rollout", "dequeue_many_rollouts"):
+            kwargs.setdefault("run_id", self._run_id)
+        return await super()._pass_on(name, *args, **kwargs)
+
+
+class RunStore(_Around):
+    """The store behind the algorithm of a run.
+
+    Rollouts get ``config`` where the algorithm gives none. ``rollout_ids`` has them in the order in which they were
+    created.
+    """
+
+    def __init__(self, store: LightningStore, config: RolloutConfig | None) -> None:
+        super().__init__(store)
+        self.rollout_ids: list[str] = []
+        self._config = config
 
     async def enqueue_rollout(
         self,

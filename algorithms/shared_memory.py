@@ -34,6 +34,7 @@ class SharedMemoryExecutionStrategy(ExecutionStrategy):
     """
 
     alias = "shm"
+    own_runners = True
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from .components import build_component
 from .execution import ExecutionStrategy
 from .fit_result import FitResult
 from .making import RunnerMaker, TracerMaker
-from .recorder import RunStart
+from .recorder import RunStart, claims_for_runs, new_run_id
 from .store_keeper import StoreKeeper
 from .worker_process import leave_if_a_worker_imports
 
@@ -259,12 +259,15 @@ class Trainer:
             llm_proxy=self.llm_proxy,
             initial_resources=self.initial_resources,
             rollout_config=self.rollout_config,
+            run_id=new_run_id(),
         )
         runner = RunnerSide(agent, self.hooks, self._runners(), self)
         if not self.strategy.needs_store:
             self.strategy.execute(side, runner, LightningStore())
         else:
             with self._stores.opened() as store:
+                if algorithm is not None and self.strategy.own_runners and claims_for_runs(store):
+                    side.own_runners, runner.run_id = True, side.run_id
                 self.strategy.execute(side, runner, store)
         return side.result or FitResult(run_id="", outcome="interrupted")
 

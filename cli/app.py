@@ -15,6 +15,7 @@ from ..core.errors import AgentLightningError, HistoryChanged
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "best": ("show_run", "best", "The best prompt or model of a run, and what it is worth; saves it to a file."),
+    "cancel": ("cancel", "cancel", "Cancel what is open of a run."),
     "dead": ("dead", "dead", "Dead letters: what was given up and why; try it again."),
     "demo": ("demo.command", "demo", "A real language model on this machine, two runners, the best prompt of several."),
     "kafka": ("kafka", "kafka", "Make the topics of a log on Apache Kafka."),

@@ -77,6 +77,7 @@ class LightningStore:
             otlp_traces=False,
             push_dequeue=False,
             liveness=False,
+            run_claims=False,
             subscribe=False,
         )
 
@@ -132,6 +133,7 @@ class LightningStore:
         wait_seconds: float = 0.0,
         incarnation: str | None = None,
         command_id: str | None = None,
+        run_id: str | None = None,
     ) -> AttemptedRollout | None:
         """Claim the head of the queue: its next attempt, ``preparing``; None when empty.
 
@@ -141,6 +143,8 @@ class LightningStore:
             incarnation: unique id of one life of the runner process. Worker ids repeat from
                 machine to machine; whose heartbeats keep which attempt alive is told by this.
             command_id: makes the claim idempotent: the same id gives the same claim again.
+            run_id: claims rollouts of that run only (capability ``run_claims``). Without it the rollouts of runs that
+                have runners of their own are left out.
         """
         raise NotImplementedError
 
@@ -152,6 +156,7 @@ class LightningStore:
         wait_seconds: float = 0.0,
         incarnation: str | None = None,
         command_id: str | None = None,
+        run_id: str | None = None,
     ) -> Sequence[AttemptedRollout]:
         """Claim up to ``limit``, first in first out; none for limit <= 0.
 

@@ -18,6 +18,8 @@ from .events import Count, Event, Int
 
 RUN_ID = "agl.run_id"
 """Key of a rollout's metadata that names the run it belongs to: written with the rollout, so neither is there alone."""
+OWN_RUNNERS = "agl.own_runners"
+"""Key of a rollout's metadata, true where the run has runners of its own and no other runner gets the rollout."""
 
 OPENED, CLOSED, DECIDED = "run.opened", "run.closed", "algorithm.decided"
 MARKS: tuple[bytes, ...] = (OPENED.encode(), CLOSED.encode(), DECIDED.encode())
@@ -27,7 +29,7 @@ class RunOpened(Event, frozen=True, tag=OPENED):
     """A fit began. Sizes are numbers of samples, -1 where they are not known.
 
     `parameters` and `datasets` are user data (payload.py); the latter are what a replay needs from nowhere else then: a map
-    of `train`, `val` and `initial_resources`.
+    of `train`, `val` and `initial_resources`. `own_runners`: no other runners get the rollouts of this run.
     """
 
     run_id: str
@@ -41,6 +43,7 @@ class RunOpened(Event, frozen=True, tag=OPENED):
     train_size: Int = -1
     val_size: Int = -1
     datasets: bytes = payload.NULL
+    own_runners: bool = False
 
 
 class RunClosed(Event, frozen=True, tag=CLOSED):

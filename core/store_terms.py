@@ -61,6 +61,8 @@ class LightningStoreCapabilities(TypedDict, total=False):
     """``dequeue_rollout(wait_seconds=...)`` waits for work instead of returning at once."""
     liveness: bool
     """``update_worker(attempts=...)`` counts as a sign of life of those attempts."""
+    run_claims: bool
+    """``dequeue_rollout(run_id=...)`` claims rollouts of that run only."""
     subscribe: bool
     """:meth:`LightningStore.subscribe` works."""
 

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from ..core import decide, model
 from ..core.contract import LightningStore
@@ -70,6 +71,14 @@ class Returns:
         asyncio.get_running_loop().call_later(self._seconds, end)
 
 
+class _Claimer(NamedTuple):
+    """Who claims; `run_id`: rollouts of that run only."""
+
+    worker_id: str | None
+    incarnation: str | None
+    run_id: str | None
+
+
 class ClaimMethods(LightningStore):
     """Part of `EventLogStore` (store.py)."""
 
@@ -83,9 +92,15 @@ class ClaimMethods(LightningStore):
         wait_seconds: float = 0.0,
         incarnation: str | None = None,
         command_id: str | None = None,
+        run_id: str | None = None,
     ) -> model.AttemptedRollout | None:
         claimed = await self.dequeue_many_rollouts(
-            limit=1, worker_id=worker_id, wait_seconds=wait_seconds, incarnation=incarnation, command_id=command_id
+            limit=1,
+            worker_id=worker_id,
+            wait_seconds=wait_seconds,
+            incarnation=incarnation,
+            command_id=command_id,
+            run_id=run_id,
         )
         return claimed[0] if claimed else None
 
@@ -97,30 +112,37 @@ class ClaimMethods(LightningStore):
         wait_seconds: float = 0.0,
         incarnation: str | None = None,
         command_id: str | None = None,
+        run_id: str | None = None,
     ) -> Sequence[model.AttemptedRollout]:
         limit = arguments.whole(limit, "limit")
-        worker_id = arguments.text_or_none(worker_id, "worker_id")
-        incarnation = arguments.text_or_none(incarnation, "incarnation")
+        who = _Claimer(
+            arguments.text_or_none(worker_id, "worker_id"),
+            arguments.text_or_none(incarnation, "incarnation"),
+            arguments.text_or_none(run_id, "run_id"),
+        )
         call = current_call(arguments.text_or_none(command_id, "command_id"))
         loop = asyncio.get_running_loop()
         deadline = loop.time() + arguments.number(wait_seconds, "wait_seconds")
         unclaim = partial(self._returns.unclaim, call, self._abandon)
-        claimed = await self._claim_many(max(limit, 0), call, worker_id, incarnation, deadline, unclaim)
+        claimed = await self._claim_many(max(limit, 0), call, who, deadline, unclaim)
         if claimed:
             self._returns.answered(call)
-        if not claimed and limit > 0 and worker_id:
-            self._found_nothing(worker_id)
+        if not claimed and limit > 0:
+            if who.worker_id:
+                self._found_nothing(who.worker_id)
+            if who.run_id is None:
+                self._say_who_gets_it(who.worker_id)
         return claimed
 
     async def _claim_many(
-        self, limit: int, call: Call, worker_id: str | None, incarnation: str | None, deadline: float, unclaim: Unclaim
+        self, limit: int, call: Call, who: _Claimer, deadline: float, unclaim: Unclaim
     ) -> list[model.AttemptedRollout]:
         claimed: list[model.AttemptedRollout] = []
         for index in range(limit):
             # Each claim of a batch has a chain of its own, so a repeated batch finds the same rollouts again.
             base = call.command_id if index == 0 else f"{call.command_id}/{index}"
             try:
-                one = await self._claim(base, call, worker_id, incarnation, None if claimed else deadline, unclaim)
+                one = await self._claim(base, call, who, None if claimed else deadline, unclaim)
             except asyncio.CancelledError:
                 for lost in claimed:
                     unclaim(lost)
@@ -136,13 +158,7 @@ class ClaimMethods(LightningStore):
         return claimed
 
     async def _claim(
-        self,
-        base: str,
-        call: Call,
-        worker_id: str | None,
-        incarnation: str | None,
-        deadline: float | None,
-        unclaim: Unclaim,
+        self, base: str, call: Call, who: _Claimer, deadline: float | None, unclaim: Unclaim
     ) -> model.AttemptedRollout | None:
         """Walk the chain base, base.1, base.2, ... to the first claim that is accepted; None when nothing is claimable."""
         engine, node = self.engine, self.engine.node
@@ -162,13 +178,13 @@ class ClaimMethods(LightningStore):
                 command_id = ids.current
                 engine.check_basis(call)
                 patient = deadline is not None and loop.time() < deadline
-                rollout_id = engine.dispatch.take(node.state, patient=patient)
+                rollout_id = engine.dispatch.take(node.state, patient=patient, run_id=who.run_id)
                 event = None
                 if rollout_id is not None:
                     claimer = Claim(
                         attempt_id=decide.attempt_id_of(command_id),
-                        worker_id=worker_id,
-                        incarnation=incarnation,
+                        worker_id=who.worker_id,
+                        incarnation=who.incarnation,
                         confirm=call.remote,
                         lag_ms=engine.timekeeper.lag_ms(),
                     )
@@ -177,19 +193,19 @@ class ClaimMethods(LightningStore):
                     future = loop.create_future()
                     node.propose(event, command_id, node.settle(future, self._answer), call.basis)
                 elif not patient:
-                    engine.dispatch.pass_on()
+                    engine.dispatch.pass_on(who.run_id)
                     node.delivery.flush()
                     return None
                 else:
-                    turn = engine.dispatch.wait(loop)
-                    opens_in = engine.dispatch.opens_in(node.state)
+                    turn = engine.dispatch.wait(loop, who.run_id)
+                    opens_in = engine.dispatch.opens_in(node.state, who.run_id)
             if future is not None and rollout_id is not None:
                 answered = await self._outcome(future, rollout_id, ids, unclaim)
                 if answered is not None:
                     return answered
             elif turn is not None and deadline is not None:
                 left = deadline - loop.time()
-                await self._await_turn(turn, left if opens_in is None else min(left, opens_in))
+                await self._await_turn(turn, left if opens_in is None else min(left, opens_in), who.run_id)
 
     def _claimed_already(self, ids: CommandIds) -> model.AttemptedRollout | None:
         """The claim that an earlier try of this call made; else `ids` are at the first one without a verdict.
@@ -233,7 +249,7 @@ class ClaimMethods(LightningStore):
                 ids.advance()
         return answered
 
-    async def _await_turn(self, turn: asyncio.Future[None], seconds: float) -> None:
+    async def _await_turn(self, turn: asyncio.Future[None], seconds: float, run_id: str | None) -> None:
         """Wait to be woken, at most so long. Who is woken and leaves passes the turn on."""
         loop = asyncio.get_running_loop()
         handle = loop.call_later(seconds, _end, turn) if seconds < 1e9 else None
@@ -241,7 +257,7 @@ class ClaimMethods(LightningStore):
             await turn
         except asyncio.CancelledError:
             with self.engine.node.lock:
-                self.engine.dispatch.pass_on()
+                self.engine.dispatch.pass_on(run_id)
                 self.engine.node.delivery.flush()
             raise
         finally:
@@ -293,6 +309,19 @@ class ClaimMethods(LightningStore):
                 beat.idle_us = now
                 beat.idle_at = engine.node.state.position
                 engine.liveness.keep(beat)
+
+    def _say_who_gets_it(self, worker_id: str | None) -> None:
+        """One line for each run whose rollouts a worker from elsewhere did not get."""
+        with self.engine.node.lock:
+            run_id = self.engine.dispatch.refused_run()
+        if run_id is not None:
+            logger.warning(
+                "Worker %s asked for work and got none of run %s, whose rollouts are for its own runners only; those "
+                "of a run whose program has ended are cancelled by `agl cancel %s`.",
+                worker_id or "(without a name)",
+                run_id,
+                run_id,
+            )
 
     async def confirm_claim(self, rollout_id: str, attempt_id: str) -> bool:
         """A remote claimer got its answer: the claim is not taken back. Idempotent; False for what is not known."""

@@ -165,7 +165,7 @@ class Engine:
                     self.timekeeper.clock_moved(event.to_ms - event.from_ms)
                 continue
             if kind == "rollout.claimable":
-                self.dispatch.offer(rollout_id)
+                self.dispatch.offer(self.node.state, rollout_id)
             elif kind == "rollout.completed":
                 self.waiters.completed(rollout_id)
                 self.spans.born.discard(rollout_id)

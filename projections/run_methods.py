@@ -11,17 +11,20 @@ import msgspec
 from ..core import decide, payload
 from ..core.errors import InvalidInput
 from ..core.run_events import CLOSED, DECIDED, OPENED, RunEvent, digest_of
+from ..core.vocabulary import QUEUING, RUNNING
 from .call import current_call
 from .engine import Engine
 from .runs import Run, RunBook, find_run
 
 MOST_CHARACTERS = 1_000
+CANCELLED_AT_ONCE = 100
+"""So many rollouts are read before they are cancelled: few can end in between."""
 RunEventType = Literal["run.opened", "run.closed", "algorithm.decided"]
 
 _PLAIN: dict[str, dict[str, Any]] = {
     OPENED: {
         "name": str, "algorithm": str, "agent": str, "seed": int | None, "resources_id": str | None,
-        "resources_version": int | None, "train_size": int, "val_size": int,
+        "resources_version": int | None, "train_size": int, "val_size": int, "own_runners": bool,
     },
     CLOSED: {"outcome": str, "resources_id": str | None, "resources_version": int | None},
     DECIDED: {"kind": str, "digest": str, "based_on": int},
@@ -95,3 +98,19 @@ class RunMethods:
         row = msgspec.to_builtins(run)
         row["rollout_ids"] = [one for one in run.rollout_ids if self.engine.is_finished(one) is not None]
         return row
+
+
+async def cancel_run(store: Any, name: str) -> dict[str, Any]:
+    """Cancel the rollouts of a run that are not over, over any store that keeps runs; `{"run_id", "rollout_ids"}`.
+
+    `name`: the id of the run, the beginning of it, or its name. Raises `NotFound`, `InvalidInput` for several.
+    """
+    [run] = await store.query_runs(name)
+    cancelled: list[str] = []
+    ids: list[str] = run["rollout_ids"]
+    for first in range(0, len(ids), CANCELLED_AT_ONCE):
+        some = ids[first : first + CANCELLED_AT_ONCE]
+        for rollout in await store.query_rollouts(rollout_id_in=some, status_in=[*QUEUING, *RUNNING]):
+            await store.update_rollout(rollout.rollout_id, status="cancelled")
+            cancelled.append(rollout.rollout_id)
+    return {"run_id": run["run_id"], "rollout_ids": cancelled}

@@ -18,7 +18,7 @@ from ..core.codec import Undecodable, UnknownEvent
 from ..core.errors import AgentLightningError, InvalidInput, NotFound
 from ..core.events import NewRollout, RolloutsEnqueued, RolloutStarted
 from ..core.log import Log
-from ..core.run_events import MARKS, RUN_ID, RunClosed, RunOpened, RunRecord, decode_run
+from ..core.run_events import MARKS, OWN_RUNNERS, RUN_ID, RunClosed, RunOpened, RunRecord, decode_run
 from ..core.topics import CONTROL, partition_of
 
 READ_RECORDS = 8192
@@ -48,7 +48,7 @@ class Run(msgspec.Struct):
 
     `rollout_ids` are in the order in which they were created; those of a proposal that the log refused are among them
     until somebody who folded the log leaves them out. `decisions` are in log order, `decided` is their number, also
-    where they were not asked for.
+    where they were not asked for. `own_runners`: no other runners get the rollouts of the run.
     """
 
     run_id: str
@@ -63,6 +63,7 @@ class Run(msgspec.Struct):
     resources_version: int | None = None
     train_size: int = -1
     val_size: int = -1
+    own_runners: bool = False
     closed_at: int | None = None
     closed_time: float | None = None
     outcome: str | None = None
@@ -154,6 +155,7 @@ class RunBook:
             resources_version=event.resources_version,
             train_size=event.train_size,
             val_size=event.val_size,
+            own_runners=event.own_runners,
             namespace=self._namespace,
             opened_offset=offset,
         )
@@ -205,14 +207,19 @@ def created_by(event: Any) -> Sequence[NewRollout]:
 
 def run_of(metadata: bytes | None) -> str | None:
     """The run that a rollout's metadata names; None where it names none or lies in blobs."""
-    if metadata is None or payload.is_reference(metadata):
-        return None
+    return None if metadata is None else runs_of(metadata)[0]
+
+
+def runs_of(metadata: bytes) -> tuple[str | None, bool]:
+    """The run that a rollout's metadata names, and whether only the runners of that run may have the rollout."""
+    if _RUN_ID not in metadata or payload.is_reference(metadata):
+        return None, False
     try:
         found = payload.decode(metadata)
     except AgentLightningError:
-        return None
+        return None, False
     run_id = _entry(found, RUN_ID)
-    return run_id if isinstance(run_id, str) else None
+    return (run_id, _entry(found, OWN_RUNNERS) is True) if isinstance(run_id, str) and run_id else (None, False)
 
 
 def _listed(content: Any) -> list[str]:

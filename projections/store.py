@@ -77,6 +77,7 @@ class EventLogStore(
             otlp_traces=False,
             push_dequeue=True,
             liveness=True,
+            run_claims=True,
             subscribe=True,
         )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
 
 from ..core.contract import LightningStore
-from ..core.errors import InvalidInput
+from ..core.errors import AgentLightningError, InvalidInput
 from ..core.hooks import Hook
 from ..core.model import AttemptedRollout, Rollout, RolloutMode
 from ..core.resources import NamedResources
@@ -33,6 +34,8 @@ PUSH_SECONDS = 20.0
 """How long one call waits for work at a store that can hand it out the moment it appears."""
 PUSH_SECONDS_WITH_EVENT = 0.5
 """The same where a stop event has to be looked at in between."""
+IDLE_SECONDS = 3.0
+"""After so long without work a runner looks for a reason."""
 
 
 _OF_THIS_LIFE = ("_agent", "_store", "_hooks", "_worn_out", "_replaceable", "_given_up", "_slots", "worker_id")
@@ -97,6 +100,8 @@ class LitAgentRunner(Runner[T]):
         self._count = slots
         self._group = group
         self._worker_name = worker_name
+        self._run_id: str | None = None
+        self._idle_explained = False
         self._begin(on_stuck, capture_output, strict_traces)
         self._slots = slots_of(self.get_worker_id(), slots)
         self._begun = 0
@@ -119,9 +124,15 @@ class LitAgentRunner(Runner[T]):
         self._begin(None, capture_output, strict_traces)
         self._slots = slots_of(self.get_worker_id(), self._count)
 
-    def settle_in(self, on_stuck: Callable[[str], None] | None, worker_name: str | None) -> None:
-        """Set these two arguments of the class before the work begins, where they were not given."""
+    def settle_in(
+        self, on_stuck: Callable[[str], None] | None, worker_name: str | None, run_id: str | None = None
+    ) -> None:
+        """Set these two arguments of the class before the work begins, where they were not given.
+
+        ``run_id``: claim rollouts of this run only; the store has to be able to (``run_claims``).
+        """
         self._worker_name = self._worker_name or worker_name
+        self._run_id = run_id
         if on_stuck is not None:
             self._begin(on_stuck, self._options.capture_output, self._options.strict_traces)
 
@@ -262,22 +273,46 @@ class LitAgentRunner(Runner[T]):
         store, worker = self.get_store(), slot.worker_id
         push = bool(store.capabilities.get("push_dequeue", False))
         seconds = PUSH_SECONDS if event is None else PUSH_SECONDS_WITH_EVENT
+        run: dict[str, Any] = {} if self._run_id is None else {"run_id": self._run_id}
+        began = time.monotonic()
         while event is None or not event.is_set():
             if push:
                 rollout = await patiently(
-                    lambda: store.dequeue_rollout(worker, wait_seconds=seconds, incarnation=slot.incarnation),
+                    lambda: store.dequeue_rollout(worker, wait_seconds=seconds, incarnation=slot.incarnation, **run),
                     self._prefix(),
                 )
             else:
-                rollout = await patiently(lambda: store.dequeue_rollout(worker), self._prefix())
+                rollout = await patiently(lambda: store.dequeue_rollout(worker, **run), self._prefix())
             if rollout is not None:
                 return rollout
+            if not self._idle_explained and time.monotonic() - began > IDLE_SECONDS:
+                await self._explain_idle()
             if push:
                 # A store that answers at once in spite of the waiting time must not make a busy loop.
                 await asyncio.sleep(0.001)
             else:
                 await self._poll_pause(event)
         return None
+
+    async def _explain_idle(self) -> None:
+        """Tell once, where that is so, that the open runs of the store have runners of their own."""
+        self._idle_explained = True
+        query: Any = getattr(self.get_store(), "query_runs", None)
+        if query is None or self._run_id is not None:
+            return
+        try:
+            runs = await query(brief=True)
+        except AgentLightningError as error:
+            _log.debug("%s The runs of the store cannot be asked for: %s", self._prefix(), error)
+            return
+        kept = [run["run_id"] for run in runs if run["closed_at"] is None and run.get("own_runners")]
+        if kept:
+            _log.warning(
+                "%s No work: run %s has runners of its own, and no other runner gets its rollouts. This one executes "
+                "what is enqueued outside of such runs.",
+                self._prefix(),
+                kept[-1],
+            )
 
     async def _poll_pause(self, event: ExecutionEvent | None) -> None:
         left = max(0.01, self._poll_interval + random.uniform(-self._jitter, self._jitter))

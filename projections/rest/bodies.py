@@ -58,6 +58,7 @@ class Dequeue(Body):
     worker_id: str | None = None
     wait_seconds: float = 0.0
     incarnation: str | None = None
+    run_id: str | None = None
 
 
 class DequeueMany(Dequeue):

@@ -73,6 +73,7 @@ class LightningStoreClient(StoreCaller, LightningStore):
             zero_copy=True,
             otlp_traces=True,
             push_dequeue=True,
+            run_claims=True,
             liveness=True,
             subscribe=True,
         )
@@ -139,8 +140,9 @@ class LightningStoreClient(StoreCaller, LightningStore):
         wait_seconds: float = 0.0,
         incarnation: str | None = None,
         command_id: str | None = None,
+        run_id: str | None = None,
     ) -> AttemptedRollout | None:
-        args = {"worker_id": worker_id, "incarnation": incarnation}
+        args = _given(worker_id=worker_id, incarnation=incarnation, run_id=run_id)
         return await self._dequeue("dequeue_rollout", args, wait_seconds, command_id)
 
     async def dequeue_many_rollouts(
@@ -151,10 +153,11 @@ class LightningStoreClient(StoreCaller, LightningStore):
         wait_seconds: float = 0.0,
         incarnation: str | None = None,
         command_id: str | None = None,
+        run_id: str | None = None,
     ) -> Sequence[AttemptedRollout]:
         if limit <= 0:
             return []
-        args = {"worker_id": worker_id, "incarnation": incarnation, "limit": limit}
+        args = _given(worker_id=worker_id, incarnation=incarnation, limit=limit, run_id=run_id)
         return await self._dequeue("dequeue_many_rollouts", args, wait_seconds, command_id) or []
 
     async def _dequeue(self, name: str, args: dict[str, Any], wait_seconds: float, command_id: str | None) -> Any:

@@ -108,6 +108,7 @@ class LightningStoreServer(Delegating):
             otlp_traces=True,
             push_dequeue=remote or own.get("push_dequeue", False),
             liveness=remote or own.get("liveness", False),
+            run_claims=remote or own.get("run_claims", False),
             subscribe=remote or own.get("subscribe", False),
         )
 

@@ -15,7 +15,7 @@ import pytest
 
 import agentlightning as agl
 
-from ..cli.support import running
+from ..cli.support import document, running
 from .program import SEARCH, program
 
 SLOW = (
@@ -55,7 +55,7 @@ def left_behind(folder: Path) -> Counter[str]:
 
 
 @pytest.mark.parametrize("strategy", ["cs", "shm"])
-def test_ctrl_c_takes_no_more_work_waits_for_what_runs_and_the_next_start_goes_on(
+def test_ctrl_c_takes_no_more_work_waits_for_what_runs_and_the_next_fit_leaves_the_rest_alone(
     tmp_path: Path, strategy: str
 ) -> None:
     with program(SLOW, tmp_path, "slow", "['1.5'] * 4", f"n_runners=2, strategy={strategy!r}") as fit:
@@ -70,7 +70,13 @@ def test_ctrl_c_takes_no_more_work_waits_for_what_runs_and_the_next_start_goes_o
     assert left_behind(tmp_path) == {"succeeded": 2, "queuing": 2}
     with program("", tmp_path, "slow", "['0', '0']", f"n_runners=2, strategy={strategy!r}") as fit:
         assert fit.result()["outcome"] == "succeeded"
-    assert left_behind(tmp_path) == {"succeeded": 8}
+        [line] = [line for line in fit.lines if "agl cancel" in line]
+        assert f"2 of {result['run_id']}" in line and f"`agl cancel {result['run_id']}`" in line
+    assert left_behind(tmp_path) == {"succeeded": 6, "queuing": 2}
+    log = f"sqlite:///{tmp_path}/.agl/log.db"
+    done = document("cancel", result["run_id"], "--log", log)
+    assert done["event"] == "cancelled" and len(done["rollout_ids"]) == 2
+    assert left_behind(tmp_path) == {"succeeded": 6, "cancelled": 2}
 
 
 @pytest.mark.parametrize("strategy", ["cs", "shm"])

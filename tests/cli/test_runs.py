@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
+from agentlightning.algorithms.recorder import RunStart, recorder_for
 from agentlightning.core.open_log import open_log
 from agentlightning.projections.replay import replay
 
@@ -342,3 +344,30 @@ def test_tables_fit_the_terminal_and_keep_ids(made: dict[str, Any], monkeypatch:
             wide = [line for line in out.splitlines() if len(line) > width and not line.startswith("log ")]
             assert wide == [], command
         assert made["ids"][0] in invoke("ps")[1]
+
+
+def test_cancel_ends_what_is_open_of_a_run_in_a_file_and_in_a_store_that_serves(tmp_path: Path) -> None:
+    store: Any = agl.open_store(f"sqlite:///{tmp_path}/log.db")
+    server = agl.LightningStoreServer(store, host="127.0.0.1", port=0)
+
+    async def left_behind(name: str) -> str:
+        recorder = recorder_for(store)
+        run_id = await recorder.opened(RunStart(name=name))
+        await recorder.bind(run_id, own_runners=True).enqueue_rollout(name)
+        return run_id
+
+    async def serve() -> str:
+        await server.start()
+        return await left_behind("served")
+
+    try:
+        served, filed = asyncio.run(serve()), asyncio.run(left_behind("filed"))
+        done = document("cancel", "served", "--store", server.endpoint)
+        assert done["run_id"] == served and len(done["rollout_ids"]) == 1
+        asyncio.run(server.stop())
+    finally:
+        store.close()
+    assert invoke("cancel", filed[:15], "--log", f"{tmp_path}/log.db") == (0, f"{filed}: 1 rollout cancelled.\n")
+    assert invoke("cancel", "filed", "--log", f"{tmp_path}/log.db") == (0, f"{filed}: nothing was open.\n")
+    code, out = invoke("cancel", "nobody", "--log", f"{tmp_path}/log.db")
+    assert code == 1 and "no run" in out

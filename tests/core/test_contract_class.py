@@ -101,7 +101,7 @@ def test_the_base_can_do_nothing_and_says_its_name() -> None:
     class Mine(LightningStore):
         pass
 
-    keys = {"thread_safe", "async_safe", "zero_copy", "otlp_traces", "push_dequeue", "liveness", "subscribe"}
+    keys = {"thread_safe", "async_safe", "zero_copy", "otlp_traces", "push_dequeue", "liveness", "run_claims", "subscribe"}
     assert LightningStore().capabilities == dict.fromkeys(keys, False)
     assert asyncio.run(Mine().statistics()) == {"name": "Mine"}
 

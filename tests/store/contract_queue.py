@@ -42,6 +42,47 @@ class QueueContract:
         assert (await claim(store)).rollout_id == waiting.rollout_id
         assert await store.dequeue_rollout() is None
 
+    async def test_a_claim_for_a_run_gets_what_belongs_to_the_run_and_others_leave_runs_with_own_runners_alone(
+        self, store: agl.LightningStore
+    ) -> None:
+        own = {"agl.run_id": "run-a", "agl.own_runners": True}
+        first = await store.enqueue_rollout(1, metadata=own)
+        open_to_all = await store.enqueue_rollout(2, metadata={"agl.run_id": "run-b"})
+        free = await store.enqueue_rollout(3)
+        second = await store.enqueue_rollout(4, metadata=own)
+        assert await store.dequeue_rollout("w", run_id="run-c") is None
+        claimed = [await store.dequeue_rollout("foreign") for _ in range(3)]
+        assert ids([one for one in claimed if one is not None]) == ids([open_to_all, free]) and claimed[2] is None
+        for_run = await store.dequeue_many_rollouts(limit=3, worker_id="w", run_id="run-a")
+        assert ids(for_run) == ids([first, second])
+        await store.update_attempt(first.rollout_id, "latest", status="failed")
+        await store.update_rollout(first.rollout_id, status="queuing")
+        assert await store.dequeue_rollout("foreign") is None  # a rollout that comes back is still of its run
+        again = await store.dequeue_rollout("w", run_id="run-a")
+        assert again is not None and again.rollout_id == first.rollout_id
+
+    async def test_a_claim_that_waits_for_a_run_is_woken_by_a_rollout_of_that_run_only(
+        self, store: agl.LightningStore
+    ) -> None:
+        own = {"agl.run_id": "run-a", "agl.own_runners": True}
+        foreign = asyncio.ensure_future(store.dequeue_rollout("foreign", wait_seconds=20.0))
+        await asyncio.sleep(0.05)
+        bound = asyncio.ensure_future(store.dequeue_rollout("w", wait_seconds=20.0, run_id="run-a"))
+        await asyncio.sleep(0.05)
+        mine = await store.enqueue_rollout(1, metadata=own)
+        got = await asyncio.wait_for(bound, 10.0)
+        assert got is not None and got.rollout_id == mine.rollout_id and not foreign.done()
+        free = await store.enqueue_rollout(2)
+        other = await asyncio.wait_for(foreign, 10.0)
+        assert other is not None and other.rollout_id == free.rollout_id
+
+    async def test_a_rollout_whose_metadata_lie_in_blobs_is_claimed_for_a_run_too(
+        self, store: agl.LightningStore
+    ) -> None:
+        large = await store.enqueue_rollout(1, metadata={"agl.run_id": "run-a", "text": "x" * 1_000_000})
+        got = await store.dequeue_rollout("w", run_id="run-a")
+        assert got is not None and got.rollout_id == large.rollout_id
+
     async def test_the_queue_is_first_in_first_out(self, store: agl.LightningStore) -> None:
         queued = [await store.enqueue_rollout(number) for number in range(5)]
         claimed = [await claim(store) for _ in queued]

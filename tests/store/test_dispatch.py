@@ -164,7 +164,7 @@ def test_every_rollout_is_offered_at_once_by_exactly_one_of_the_nodes_and_later_
     state.queue = dict.fromkeys(f"ro-{number}" for number in range(WINDOW))
     for one in nodes.values():
         for rollout_id in state.queue:
-            one.offer(rollout_id)
+            one.offer(state, rollout_id)
     offered: dict[str, list[str]] = {}
     for name, one in nodes.items():
         while (rollout_id := one.take(state)) is not None:
@@ -183,7 +183,7 @@ def test_who_does_not_come_again_is_left_nothing_for_others_and_a_silent_node_is
     node = crowd("ab", clock)["a"]
     state.queue = dict.fromkeys(f"ro-{number}" for number in range(20))
     for rollout_id in state.queue:
-        node.offer(rollout_id)
+        node.offer(state, rollout_id)
     taken: list[str] = []
     while (one := node.take(state)) is not None:
         taken.append(one)
