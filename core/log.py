@@ -57,6 +57,21 @@ class Ack(msgspec.Struct, frozen=True):
     count: int
 
 
+class KeyRange(msgspec.Struct, frozen=True):
+    """Where the records of a key lie, as far as the caller knows it; a log that has an index of keys has no use for it.
+
+    None lies below offset `first`. None was written before `since_us` by the writers' clocks. Those that are asked for lie
+    below offset `end` (None: anywhere) or were written until `until_us`.
+    """
+
+    first: int = 0
+    end: int | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+
+
+EVERYWHERE = KeyRange()
+
 Done = Callable[["Ack | LogError"], None]
 """Called once per append, from a thread of the log. It must be quick and must not raise."""
 
@@ -137,8 +152,13 @@ class Log(ABC):
         """
 
     @abstractmethod
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
-        """Return the records of `key` with offset > `after` in its partition, in order. Topics with `by_key` only."""
+    def read_key(
+        self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
+    ) -> Sequence[Record]:
+        """Return the records of `key` with offset > `after` in its partition, in order. Topics with `by_key` only.
+
+        What lies outside of `within` may be left out.
+        """
 
     @abstractmethod
     def ends(self, topic: str, partition: int) -> tuple[int, int]:

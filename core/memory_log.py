@@ -10,7 +10,7 @@ from itertools import count
 
 from .embedded_log import EmbeddedLog, check_offset
 from .errors import LogClosed, LogError
-from .log import Ack, Record
+from .log import EVERYWHERE, Ack, KeyRange, Record
 from .log_records import PendingAppend, PendingCommit
 from .topics import STORED, TOPICS, Topic, partition_of
 
@@ -97,7 +97,9 @@ class MemoryLog(EmbeddedLog):
             self._check_readable()
             return self._parts[topic, partition].read(offset, max_records)
 
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
+    def read_key(
+        self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
+    ) -> Sequence[Record]:
         self._check_indexed(topic)
         with self._lock:
             self._check_readable()

@@ -17,7 +17,7 @@ from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, Lo
 from ..core.events import AnyEvent, AttemptClaimed, Edge, TimePassed
 from ..core.fold import Outcome, check_basis
 from ..core.ids import uuid7_hex
-from ..core.log import Log
+from ..core.log import KeyRange, Log
 from ..core.run_events import RunEvent
 from ..core.state import FINISHED, Attempt, Rollout, State
 from ..core.topics import CONTROL
@@ -34,6 +34,7 @@ from .settings import StoreSettings
 from .shared_spans import SharedSpanBook
 from .snapshots import image_of, read_snapshot, write_snapshot
 from .span_book import SpanBook
+from .span_records import key_range
 from .timekeeper import Timekeeper
 from .waiting import Waiters
 
@@ -93,6 +94,8 @@ class Engine:
         self.refill: Refill | None = None
         self.closed = False
         self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        if isinstance(self.spans, SharedSpanBook):
+            self.spans.where = self._where
         self._open()
         self.seconds_to_open = time.perf_counter() - began
 
@@ -178,6 +181,8 @@ class Engine:
             elif kind.startswith("attempt."):
                 self._attempt_heard(kind, rollout_id, sequence_id)
         self.facts.heard(outcome)
+        if isinstance(self.spans, SharedSpanBook):
+            self.spans.notice(outcome)
         if self.peers is not None:
             self.peers.heard(outcome)
         if self._position_waiters:
@@ -395,6 +400,12 @@ class Engine:
             if rollout is None:
                 self._check_index(rollout_id)
         return rollout
+
+    def _where(self, rollout_id: str) -> KeyRange | None:
+        """Where in their partition the spans of a rollout lie; None for an unknown rollout. Takes the lock."""
+        with self.node.lock:
+            rollout = self.rollout(rollout_id)
+            return None if rollout is None else key_range(rollout)
 
     def _check_index(self, rollout_id: str) -> None:
         """An archived rollout is not in the index: later, perhaps."""

@@ -15,7 +15,7 @@ from typing import Any, cast
 from ..core import payload
 from ..core.errors import Refused
 from ..core.fold import apply
-from ..core.log import Log
+from ..core.log import EVERYWHERE, Log
 from ..core.spans import Span
 from ..core.state import FINISHED, Attempt, Rollout, State
 from ..core.topics import CONTROL, SPANS, partition_of
@@ -26,7 +26,7 @@ from .engine import Engine
 from .fact_feed import Heard, hear
 from .rollouts import RolloutMethods
 from .span_book import span_of
-from .span_records import decode, fold_spans
+from .span_records import decode, fold_spans, key_range
 from .spans import SpanMethods
 
 CHUNK = 1024
@@ -42,12 +42,13 @@ class PastSpans:
 
     def read(self, rollout_id: str) -> list[Span]:
         """The spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O."""
-        records = self._log.read_key(SPANS, rollout_id)
         with self._past.node.lock:
             rollout = self._past.rollout(rollout_id)
+            within = EVERYWHERE if rollout is None else key_range(rollout)
             marks = [] if rollout is None else [one.watermark for one in rollout.attempts if one.watermark is not None]
             over = rollout is not None and rollout.status in FINISHED and marks
             now_us = self._past.time_us
+        records = self._log.read_key(SPANS, rollout_id, within=within)
         if over:
             seen = [one for one in records if one.offset < max(marks)]
         else:

@@ -16,15 +16,15 @@ from ..core import payload
 from ..core.clock import Clock, SystemClock
 from ..core.errors import LogError
 from ..core.ids import uuid7_hex
-from ..core.log import Ack, Log, NewRecord
+from ..core.log import Ack, Log, NewRecord, Record
 from ..core.payload import INLINE_LIMIT_BYTES
 from ..core.spans import Span
 from ..core.topics import SPANS, partition_of
 from .arguments import CheckedSpan
 from .blobs import Blobs
-from .call import current_call
+from .call import Call, current_call
 from .delivery import Delivery
-from .span_records import Counter, SequenceReserved, SpanAdded, SpanRecord, decode, encode, fold_spans
+from .span_records import Counter, SequenceReserved, SpanAdded, SpanRecord, decode, encode, fold_spans, id_of
 
 HOT_SPANS = 200_000
 """Span ids kept in memory for the duplicate check, over all rollouts; some 30 MB."""
@@ -62,8 +62,8 @@ class SpanBook:
         if rollout_id in self.born:  # created by this process and never written to: the log has nothing of it
             self.born.discard(rollout_id)
         else:
-            for record in self._read(rollout_id):
-                counter.step(record)
+            for record in self._log.read_key(SPANS, rollout_id):
+                counter.step(decode(record.value, record.offset), id_of(record))
         self._counters[rollout_id] = counter
         self._hot += len(counter.seen)
         self._evict()
@@ -85,8 +85,9 @@ class SpanBook:
             if dropped is not None:
                 self._hot -= len(dropped.seen)
 
-    def _read(self, rollout_id: str) -> list[SpanRecord]:
-        return [decode(record.value, record.offset) for record in self._log.read_key(SPANS, rollout_id)]
+    def _records(self, rollout_id: str) -> Sequence[Record]:
+        """All records of a rollout, in order. Blocks for the I/O."""
+        return self._log.read_key(SPANS, rollout_id)
 
     async def add(self, spans: Sequence[CheckedSpan]) -> list[Span | None]:
         """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable.
@@ -94,17 +95,22 @@ class SpanBook:
         A duplicate of a span that is still under way waits for it, and takes its place where it did not get there.
         """
         added = await self._to_add(spans)
-        numbers: list[int | None] = [None] * len(spans)
         call = current_call()
-        ids = record_ids(call.command_id if call.repeatable else uuid7_hex(), len(spans))
-        left = list(range(len(spans)))
-        while left:
-            left = await self._add_once(added, ids, left, numbers)
+        ids = record_ids(call, len(spans))
+        numbers = await self._store(added, ids)
         if call.repeatable and None in numbers:  # perhaps this very call stored them, and its answer was lost
             doubles = [(index, one) for index, one in enumerate(added) if numbers[index] is None]
             for index, one in doubles:
                 numbers[index] = await asyncio.to_thread(self._stored_as, one, ids[index])
         return [None if number is None else numbered(one.span, number) for one, number in zip(spans, numbers)]
+
+    async def _store(self, added: list[SpanAdded], ids: list[str]) -> list[int | None]:
+        """Append spans under these record ids and return their numbers, None for each duplicate."""
+        numbers: list[int | None] = [None] * len(added)
+        left = list(range(len(added)))
+        while left:
+            left = await self._add_once(added, ids, left, numbers)
+        return numbers
 
     async def _to_add(self, spans: Sequence[CheckedSpan]) -> list[SpanAdded]:
         """What goes into the log; bodies too large for a record are durable elsewhere then."""
@@ -123,11 +129,11 @@ class SpanBook:
     def _stored_as(self, added: SpanAdded, record_id: str) -> int | None:
         """The number of a span if the record of this id is the one that stored it, else None. Blocks for the I/O."""
         counter = Counter()
-        for record in self._log.read_key(SPANS, added.rollout_id):
+        for record in self._records(added.rollout_id):
             seen = decode(record.value, record.offset)
             number = counter.step(seen)
             if isinstance(seen, SpanAdded) and (seen.attempt_id, seen.span_id) == (added.attempt_id, added.span_id):
-                return number if ("id", record_id) in record.headers else None
+                return number if id_of(record) == record_id else None
         return None
 
     async def _add_once(
@@ -138,7 +144,7 @@ class SpanBook:
         for index in which:
             rollout_id = added[index].rollout_id
             groups.setdefault(rollout_id, []).append((index, self._record(rollout_id, added[index], ids[index])))
-        waits: list[asyncio.Future[None]] = []
+        waits: list[asyncio.Future[Ack]] = []
         doubles: list[tuple[int, asyncio.Future[bool]]] = []
         loop = asyncio.get_running_loop()
         with self._lock:
@@ -166,36 +172,39 @@ class SpanBook:
         return [index for index, first in doubles if not await first]
 
     async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
-        """Take the next number of each rollout's counter, in order; durable when it returns."""
-        waits: list[asyncio.Future[None]] = []
+        """Take the next number of each rollout's counter, in order; durable when it returns.
+
+        A repeated call takes further numbers, and is answered with those of its first try.
+        """
+        waits: list[asyncio.Future[Ack]] = []
         numbers: list[int] = []
         with self._lock:
-            for rollout_id in rollout_ids:
+            for rollout_id, record_id in zip(rollout_ids, record_ids(current_call(), len(rollout_ids))):
                 reserved = SequenceReserved(rollout_id)
-                number = self._counter(rollout_id).step(reserved)
+                number = self._counter(rollout_id).step(reserved, record_id)
                 assert number is not None
                 numbers.append(number)
-                waits.append(self._append(rollout_id, [self._record(rollout_id, reserved)]))
+                waits.append(self._append(rollout_id, [self._record(rollout_id, reserved, record_id)]))
         await wait_for_all(waits)
         return numbers
 
-    def _record(self, rollout_id: str, record: SpanRecord, record_id: str | None = None) -> NewRecord:
-        """The record to append; its header `id` is its own, or says which call it came from."""
+    def _record(self, rollout_id: str, record: SpanRecord, record_id: str) -> NewRecord:
+        """The record to append; its header `id` says which call it came from."""
         kind = "span" if isinstance(record, SpanAdded) else "sequence"
         now_us = int(self._clock.time() * 1_000_000)
-        return NewRecord(rollout_id, encode(record), now_us, (("t", kind), ("id", record_id or uuid7_hex())))
+        return NewRecord(rollout_id, encode(record), now_us, (("t", kind), ("id", record_id)))
 
     def _append(
         self, rollout_id: str, records: list[NewRecord], keys: dict[SpanKey, list[asyncio.Future[bool]]] | None = None
-    ) -> asyncio.Future[None]:
+    ) -> asyncio.Future[Ack]:
         """`keys`: the spans among the records, each with those who wait to hear whether it got into the log."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         ours = keys if keys is not None else {}
 
         def done(result: Ack | LogError) -> None:
             failed = isinstance(result, LogError)
             delivery = Delivery()
-            delivery.put(future, result if failed else None, failed)
+            delivery.put(future, result, failed)
             with self._lock:
                 if failed:
                     self._forget(rollout_id, len(ours))
@@ -284,19 +293,19 @@ class SpanBook:
 
     def read(self, rollout_id: str) -> list[Span]:
         """All spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O."""
-        found = fold_spans(self._read(rollout_id))
+        found = fold_spans(decode(record.value, record.offset) for record in self._records(rollout_id))
         return [span_of(number, added, self._blobs) for number, added in found]
 
 
-async def wait_for_all(waits: list[asyncio.Future[None]]) -> None:
-    """Wait until every append is answered; raise the first error."""
+async def wait_for_all(waits: list[asyncio.Future[Ack]]) -> list[Ack]:
+    """Wait until every append is answered, and return the answers; raise the first error."""
     if len(waits) == 1:
-        await waits[0]
-    elif waits:
-        results = await asyncio.gather(*waits, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        return [await waits[0]]
+    answers = await asyncio.gather(*waits, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, Ack)]
 
 
 _OUTSIDE = frozenset({"rollout_id", "attempt_id", "span_id", "sequence_id"})
@@ -307,8 +316,9 @@ def body_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in _OUTSIDE}
 
 
-def record_ids(base: str, count: int) -> list[str]:
-    """Ids of the records of one call: `base` is unique to it."""
+def record_ids(call: Call, count: int) -> list[str]:
+    """Ids of the records of one call: a repeated call gives its records the same ones."""
+    base = call.command_id if call.repeatable else uuid7_hex()
     return [f"{base}/{index}" for index in range(count)]
 
 

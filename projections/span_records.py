@@ -8,6 +8,8 @@ from typing import Annotated
 import msgspec
 
 from ..core.errors import LogCorrupt
+from ..core.log import KeyRange, Record
+from ..core.state import FINISHED, Rollout
 
 Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 
@@ -42,27 +44,54 @@ def decode(value: bytes, offset: int = -1) -> SpanRecord:
         raise LogCorrupt(f"the span record at {offset} cannot be read: {error}", position=offset, topic="spans") from None
 
 
+def id_of(record: Record) -> str:
+    """The id that the record's writer gave it, which names the call it came from."""
+    return next((value for name, value in record.headers if name == "id"), "")
+
+
+def last_sign_us(rollout: Rollout) -> int:
+    """When a finished rollout was last known to be worked on, by the writers' clocks."""
+    times = [rollout.ended_us or 0, *(one.ended_us or 0 for one in rollout.attempts)]
+    return max(*times, *(one.beat_us or 0 for one in rollout.attempts))
+
+
+def key_range(rollout: Rollout) -> KeyRange:
+    """Where the spans of a rollout lie: not before its first attempt, and of a finished one not after its last sign of life.
+
+    A span that comes later has a sign of life of its own in the control log.
+    """
+    if not rollout.attempts:
+        return KeyRange(end=0)
+    since_us = rollout.attempts[0].started_us
+    if rollout.status not in FINISHED:
+        return KeyRange(since_us=since_us)
+    end = max(one.watermark or 0 for one in rollout.attempts)
+    return KeyRange(end=end, since_us=since_us, until_us=last_sign_us(rollout))
+
+
 class Counter:
     """What the records of one rollout have used up: the last number given and the spans seen.
 
     A span's identity is (attempt_id, span_id). Explicit numbers raise the counter; a duplicate changes nothing.
     """
 
-    __slots__ = ("folded", "last", "seen", "total_bytes")
+    __slots__ = ("folded", "last", "reserved", "seen", "total_bytes")
 
     def __init__(self) -> None:
         self.folded = -1
         """Offset of the last record that was folded; kept only by who shares the log with other writers."""
         self.last = 0
+        self.reserved: dict[str, int] = {}
+        """Record id -> the first number that a reservation of this id took: a repeated one answers it again."""
         self.seen: set[tuple[str, str]] = set()
         self.total_bytes = 0
 
-    def step(self, record: SpanRecord) -> int | None:
+    def step(self, record: SpanRecord, record_id: str = "") -> int | None:
         """Return the number of the span or the first reserved one; None for a duplicate span."""
         if isinstance(record, SequenceReserved):
             first = self.last + 1
             self.last += record.count
-            return first
+            return self.reserved.setdefault(record_id, first) if record_id else first
         key = (record.attempt_id, record.span_id)
         if key in self.seen:
             return None

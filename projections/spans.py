@@ -7,20 +7,27 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..core import decide
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput, NotFound
+from ..core.events import AnyEvent
 from ..core.model import PaginatedResult
 from ..core.pages import page
 from ..core.spans import Span, reads_like_a_span
-from ..core.state import Rollout
+from ..core.state import FINISHED, Rollout, State
 from ..core.store_terms import FilterLogic, SortOrder
 from . import arguments
+from .call import current_call
 from .engine import Engine
+from .span_records import last_sign_us
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 logger = logging.getLogger(__name__)
+
+LATE_US = 5 * 60 * 1_000_000
+"""A span that comes so much later than the last sign of life of its finished rollout is one itself."""
 
 
 class SpanMethods(LightningStore):
@@ -56,12 +63,35 @@ class SpanMethods(LightningStore):
                     "Duplicated span added for rollout=%s, attempt=%s, span=%s. Skipping.",
                     sent.rollout_id, sent.attempt_id, sent.span_id,
                 )  # fmt: skip
+        if self.engine.shared:
+            await self._late({(sent.rollout_id, sent.attempt_id) for sent, _ in checked})
         alive = {(span.rollout_id, span.attempt_id) for span in stored if span is not None}
         if len(alive) == 1:
             await self.engine.observe(*alive.pop(), "running")
         elif alive:
             await asyncio.gather(*(self.engine.observe(*one, "running") for one in sorted(alive)))
         return stored
+
+    async def _late(self, attempts: set[tuple[str, str]]) -> None:
+        """Spans came long after their rollout's outcome: readers look for them as long as the control log tells of a sign
+        of life, so it is told of this one.
+        """
+        now_us = self.engine.time_us()
+        for rollout_id, attempt_id in sorted(attempts):
+            with self.engine.node.lock:
+                rollout = self._known(rollout_id, attempt_id)
+                if rollout.status not in FINISHED or now_us - last_sign_us(rollout) < LATE_US:
+                    continue
+
+            def noted(state: State, _: str, rollout_id: str = rollout_id, attempt_id: str = attempt_id) -> AnyEvent:
+                rollout = decide.find(state, rollout_id)
+                return decide.update_attempt(
+                    rollout, decide.find_attempt(rollout, attempt_id), status=None, worker_id=None, metadata=None,
+                    beat_us=now_us, watermark=None, lag_ms=0,
+                )  # fmt: skip
+
+            part = f"{current_call().command_id}/late/{rollout_id}/{attempt_id}"
+            await self.engine.command(noted, lambda _: None, part=part)
 
     def _known(self, rollout_id: str, attempt_id: str) -> Rollout:
         rollout = self.engine.rollout(rollout_id)

@@ -82,7 +82,7 @@ class Producer:
 
 
 class Lane:
-    """The appends to one partition, on the log's loop."""
+    """The appends to one partition, on the log's loop. `written` is given each batch with its offset, before it is answered."""
 
     def __init__(
         self,

@@ -12,11 +12,11 @@ from typing import Any
 
 from ..embedded_log import check_offset
 from ..errors import AccessRefused, InvalidInput, LogClosed, LogCorrupt, LogError, PayloadTooLarge, StorageError
-from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
+from ..log import EVERYWHERE, Done, KeyRange, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import PendingAppend, check_append, check_topic
 from ..private_files import make_folder
-from ..topics import BLOBS, CONTROL, FACTS, TASKS, TOPICS, partition_of
+from ..topics import BLOBS, CONTROL, FACTS, SPANS, TASKS, TOPICS, partition_of
 from .access import enter, unreachable
 from .address import KafkaAddress
 from .client import KafkaError, TopicPartition
@@ -26,6 +26,7 @@ from .lane import BATCH_OVERHEAD_BYTES, Lane, Producer, answer
 from .loop import LoopThread
 from .membership import KafkaMember
 from .mirror import Mirror, MirrorTable
+from .offset_index import KeyedPartition
 from .reading import PartitionReader
 from .scratch import Scratch
 from .tail import Tail, stop_quietly
@@ -64,6 +65,7 @@ class KafkaLog(Log):
         self._lanes: dict[tuple[str, int], Lane] = {}
         self._readers: dict[tuple[str, int], PartitionReader] = {}
         self._mirrors: dict[str, Mirror] = {}
+        self._keyed: dict[tuple[str, int], KeyedPartition] = {}
         self._tails: set[Tail] = set()
         self._members: set[KafkaMember] = set()
         self._ends = Ends(self.address)
@@ -75,6 +77,8 @@ class KafkaLog(Log):
         self._scratch = None if self.address.state else Scratch()
         self.state_folder = self._scratch.path if self._scratch is not None else Path(self.address.state or ".")
         make_folder(self.state_folder)
+        for left in self.state_folder.glob(f"{self.address.prefix}.{SPANS}.db*"):
+            left.unlink(missing_ok=True)  # the copy of all spans that earlier releases made
         try:
             self.log_id = self._loop.call(self._insist(), self.address.wait_seconds + OPEN_SECONDS)
             self._tell()
@@ -156,6 +160,9 @@ class KafkaLog(Log):
         if topic == CONTROL and offset == 0 and str(partition) not in self._first:
             self._first[str(partition)] = digest_of(batch[0].records[0])
             self._noting = asyncio.get_running_loop().create_task(self._note_first())
+        if topic in TOPICS and TOPICS[topic].by_key and not TOPICS[topic].compacted:
+            records = [record for pending in batch for record in pending.records]
+            self._keyed_partition(topic, partition).appended(offset, records)
 
     async def _note_first(self) -> None:
         """Write down with which event the log begins. The next opening does it where this fails."""
@@ -272,14 +279,30 @@ class KafkaLog(Log):
         await mirror.reach(partition)
         return mirror
 
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
+    def read_key(
+        self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
+    ) -> Sequence[Record]:
         check_topic(topic)
         if not TOPICS[topic].by_key:
             raise InvalidInput(f"topic {topic!r} is not read by key")
         self._check_open()
         partition = partition_of(key, self._partitions[topic])
+        if not TOPICS[topic].compacted:
+            return self._loop.call(self._read_key(topic, partition, key, after, max_records, within))
         mirror = self._loop.call(self._reached(topic, partition))
         return mirror.table.select(partition, "key = ? AND offset > ?", (key, after), max_records)
+
+    async def _read_key(
+        self, topic: str, partition: int, key: str, after: int, most: int | None, within: KeyRange
+    ) -> Sequence[Record]:
+        return await self._keyed_partition(topic, partition).read_key(key, after, most, within)
+
+    def _keyed_partition(self, topic: str, partition: int) -> KeyedPartition:
+        keyed = self._keyed.get((topic, partition))
+        if keyed is None:
+            place = self._place(topic, partition)
+            keyed = self._keyed[topic, partition] = KeyedPartition(self.address, topic, place, self._ends)
+        return keyed
 
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         self._check_place(topic, partition)
@@ -407,7 +430,7 @@ class KafkaLog(Log):
             await mirror.stop()
         for member in list(self._members):
             await member.leave()
-        for reader in list(self._readers.values()):
+        for reader in [*self._readers.values(), *self._keyed.values()]:
             await reader.close()
         await self._producer.stop()
         await self._blob_producer.stop()

@@ -23,13 +23,9 @@ READ_SECONDS = 60.0
 
 def make_consumer(address: KafkaAddress, **more: Any) -> Any:
     """A consumer without a group: it never resets an offset by itself."""
+    options = {"max_partition_fetch_bytes": FETCH_BYTES, **more}
     return AIOKafkaConsumer(
-        **address.client(),
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        max_partition_fetch_bytes=FETCH_BYTES,
-        **more,
+        **address.client(), group_id=None, enable_auto_commit=False, auto_offset_reset="none", **options
     )
 
 

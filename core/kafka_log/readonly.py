@@ -10,7 +10,7 @@ from typing import Any
 from ..embedded_log import check_offset
 from ..errors import InvalidInput
 from ..log import Done, Membership, NewRecord, Record
-from ..topics import SPANS, TOPICS, partition_of
+from ..topics import TOPICS
 from .address import KafkaAddress
 from .groups import GroupLag, lags
 from .identity import Verified, read_identity, verify
@@ -19,7 +19,6 @@ from .topics import Survey
 
 logger = logging.getLogger(__name__)
 
-SCAN_RECORDS = 2048
 ASK_SECONDS = 60.0
 
 
@@ -74,20 +73,6 @@ class ReadOnlyKafkaLog(KafkaLog):
         check_offset(offset)
         self._check_open()
         return self._loop.call(self._reader(topic, partition).read(offset, max_records))
-
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
-        """See `Log.read_key`. For spans it reads through the partition of the key: one rollout is worth no copy of all."""
-        if topic != SPANS:
-            return super().read_key(topic, key, after=after, max_records=max_records)
-        partition = partition_of(key, self._partitions[topic])
-        offset = max(after + 1, self.ends(topic, partition)[0])
-        found: list[Record] = []
-        while records := self.read(topic, partition, offset, SCAN_RECORDS):
-            offset = records[-1].offset + 1
-            found.extend(record for record in records if record.key == key)
-            if max_records is not None and len(found) >= max_records:
-                return found[:max_records]
-        return found
 
     async def _ends_of(self, topic: str, partition: int) -> tuple[int, int]:
         place = self._place(topic, partition)

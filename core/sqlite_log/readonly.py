@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..embedded_log import check_offset
 from ..errors import InvalidInput, LogClosed, LogError, OffsetLost
-from ..log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
+from ..log import EVERYWHERE, Done, KeyRange, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
 from ..log_follow import Follower
 from ..log_records import check_topic
 from ..topics import TOPICS
@@ -64,7 +64,9 @@ class ReadOnlyLog(Log):
         check_offset(offset)
         return self._reader.read(topic, offset, max_records, headers)
 
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
+    def read_key(
+        self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
+    ) -> Sequence[Record]:
         check_topic(topic)
         if not TOPICS[topic].by_key:
             raise InvalidInput(f"topic {topic!r} is not read by key")

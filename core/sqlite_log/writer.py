@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..embedded_log import EmbeddedLog, check_offset
 from ..errors import LogError, LogFull, StorageError, UnknownOutcome
-from ..log import Ack, Record
+from ..log import EVERYWHERE, Ack, KeyRange, Record
 from ..log_records import PendingAppend, PendingCommit
 from ..private_files import make_folder, make_private
 from ..topics import STORED, TOPICS
@@ -204,7 +204,9 @@ class SqliteLog(EmbeddedLog):
             raise gone(topic, offset)
         return found
 
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
+    def read_key(
+        self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
+    ) -> Sequence[Record]:
         self._check_indexed(topic)
         return self._reader.read_key(topic, key, after, max_records)
 

@@ -144,7 +144,7 @@ class LosingLog(Unclosed):
     def read(self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True) -> Any:
         return self._of(topic).read(topic, partition, offset, max_records, headers=headers)
 
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Any:
+    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, **_: Any) -> Any:
         first = self.first - 1 if topic == SPANS else -1
         return self._of(topic).read_key(topic, key, after=max(after, first), max_records=max_records)
 

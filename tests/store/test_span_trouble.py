@@ -18,10 +18,11 @@ from agentlightning.core.topics import BLOBS, SPANS
 from agentlightning.projections import span_book
 from agentlightning.projections.call import Call, serve
 from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.settings import StoreSettings
 from agentlightning.projections.store import EventLogStore
 
-from .logs import Unclosed
-from .tools import begin, span, store_on
+from .logs import LosingLog
+from .tools import Unclosed, begin, control_values, span, store_on
 
 
 class SlowSpans(Unclosed):
@@ -75,10 +76,11 @@ async def test_a_duplicate_is_answered_when_the_first_copy_is_and_takes_its_plac
         assert (await store.statistics()).get("total_spans") == 1
 
 
-async def test_a_repeated_call_gets_the_answer_that_was_lost_and_another_call_does_not() -> None:
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_repeated_call_gets_the_answer_that_was_lost_and_another_call_does_not(shared: bool) -> None:
     log = MemoryLog()
     call, other = Call(uuid7_hex(), repeatable=True), Call(uuid7_hex(), repeatable=True)
-    with store_on(log) as store:
+    with store_on(log, foreign_writers=shared) as store:
         attempted = await begin(store)
         batch = [span(attempted), span(attempted), span(attempted, sequence_id=9)]
         await store.add_span(batch[1])
@@ -88,13 +90,77 @@ async def test_a_repeated_call_gets_the_answer_that_was_lost_and_another_call_do
         return [(one.span_id, one.sequence_id) for one in await store.add_many_spans(batch)]
 
     for _ in range(2):  # the second time after a restart
-        with store_on(log) as store:
+        with store_on(log, foreign_writers=shared) as store:
             for _ in range(2):
                 told = await asyncio.ensure_future(add(store, call))
                 assert told == [(batch[0].span_id, 2), (batch[2].span_id, 9)]
             assert await asyncio.ensure_future(add(store, other)) == []
             assert (await store.query_spans(attempted.rollout_id)).total == 3
     log.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_repeated_reservation_gets_the_number_of_its_first_try(shared: bool) -> None:
+    log = MemoryLog()
+    call = Call(uuid7_hex(), repeatable=True)
+
+    async def reserve(store: EventLogStore, call: Call) -> list[int]:
+        serve(call)
+        pair = (attempted.rollout_id, attempted.attempt.attempt_id)
+        return list(await store.get_many_span_sequence_ids([pair, pair]))
+
+    with store_on(log, foreign_writers=shared) as store:
+        attempted = await begin(store)
+        assert await asyncio.ensure_future(reserve(store, call)) == [1, 2]
+        stored = await store.add_span(span(attempted))
+        assert stored is not None and stored.sequence_id == 3
+        assert await asyncio.ensure_future(reserve(store, call)) == [1, 2]
+    with store_on(log, foreign_writers=shared) as store:
+        assert await asyncio.ensure_future(reserve(store, call)) == [1, 2]
+        other = await asyncio.ensure_future(reserve(store, Call(uuid7_hex(), repeatable=True)))
+        assert min(other) > 3 and len(set(other)) == 2, "a number was given twice"
+        late = await store.add_span(span(attempted))
+        assert late is not None and late.sequence_id > max(other)
+        assert [one.sequence_id for one in await store.query_spans(attempted.rollout_id)] == [3, late.sequence_id]
+    log.close()
+
+
+async def test_spans_go_on_under_a_node_whose_topic_of_spans_was_made_anew() -> None:
+    log = LosingLog(MemoryLog())
+    with store_on(log, foreign_writers=True) as store:
+        attempted = await begin(store)
+        await store.add_many_spans([span(attempted) for _ in range(5)])
+        log.make_anew()
+        for number in (1, 2):
+            stored = await store.add_span(span(attempted))
+            assert stored is not None and stored.sequence_id == number
+        assert log.ends(SPANS, 0) == (0, 2), "a try left a copy behind"
+        assert (await store.query_spans(attempted.rollout_id)).total == 2
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_a_span_long_after_the_outcome_is_a_sign_of_life_in_the_control_log(archived: bool) -> None:
+    clock, log = ManualClock(), MemoryLog()
+    settings = StoreSettings(archive_after=2)
+    with store_on(log, clock=clock, foreign_writers=True, settings=settings) as store:
+        attempted = await begin(store)
+        rollout_id, attempt_id = attempted.rollout_id, attempted.attempt.attempt_id
+        await store.add_span(span(attempted))
+        await store.update_attempt(rollout_id, attempt_id, status="succeeded")
+        ended_us = store.engine._where(rollout_id).until_us
+        events = len(control_values(log))
+        await store.add_span(span(attempted))
+        assert len(control_values(log)) == events, "a span at once after the end is no news"
+        if archived:
+            for number in range(3):
+                await store.enqueue_rollout(number)
+            assert rollout_id not in store.engine.node.state.rollouts
+        clock.advance(3600)
+        await store.add_span(span(attempted))
+        known = store.engine._where(rollout_id)
+        assert known.until_us == ended_us + 3_600_000_000
+        assert (await store.query_spans(rollout_id)).total == 3
+        assert (await store.get_rollout_by_id(rollout_id)).status == "succeeded"
 
 
 async def test_a_counter_whose_spans_are_under_way_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
