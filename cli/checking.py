@@ -98,10 +98,11 @@ def _fold(log: Log, findings: list[str]) -> tuple[int, str]:
         findings.append(f"control: {state.halted}")
     if met.refused.get("malformed"):
         findings.append(f"control: {met.refused['malformed']} records are no events; readers pass over them")
-    if met.refused.get("foreign_history"):
+    departed = sorted(position for positions in met.departed.values() for position in positions)
+    if departed:
         findings.append(
-            f"control: {met.refused['foreign_history']} records continue another history: they were changed, "
-            "removed or copied from elsewhere, or the releases that wrote and read them disagree"
+            f"control: {len(departed)} records continue another history, the first at position {departed[0]}: records were "
+            "changed, removed or copied from elsewhere, or the releases that wrote and read them disagree"
         )
     return met.position, met.fingerprint
 

@@ -78,6 +78,14 @@ def encode(proposal: Proposal | RunRecord, form: Format = "msgpack") -> bytes:
     return _encode_msgpack(proposal) if form == "msgpack" else _encode_json(proposal)
 
 
+def check(part: msgspec.Struct) -> None:
+    """Raise `Undecodable` where a part of an event would not read back: a number out of range, text without bytes."""
+    try:
+        msgspec.msgpack.decode(_encode_msgpack(part), type=type(part))
+    except (msgspec.MsgspecError, ValueError, OverflowError, TypeError) as error:
+        raise Undecodable(str(error)) from None
+
+
 def decode(value: bytes) -> Proposal:
     """Read a value of any version. Raises `UnknownEvent` and `Undecodable`, nothing else."""
     # The first half of the condition is the quick half of `deeper_than`, without a call: every record comes through here.

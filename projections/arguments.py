@@ -158,8 +158,8 @@ def span(value: object) -> CheckedSpan:
     for name in ("rollout_id", "attempt_id", "span_id"):
         text(getattr(checked, name), name)
     check_reward_attributes(checked.name, checked.attributes, f"The reward of rollout {checked.rollout_id}")
-    if checked.sequence_id > SEQUENCE_LIMIT:
-        raise InvalidInput(f"sequence_id is {checked.sequence_id}; it takes {SEQUENCE_LIMIT} at most")
+    if abs(checked.sequence_id) > SEQUENCE_LIMIT:
+        raise InvalidInput(f"sequence_id is {checked.sequence_id}; it takes a number between 0 and {SEQUENCE_LIMIT}")
     return CheckedSpan(checked, fields)
 
 

@@ -18,6 +18,7 @@ from .delivery import Delivery
 from .engine import Engine
 
 READ_RECORDS = 1024
+LATEST_SECONDS = 2**42
 REQUEUED, HANDLED = "requeued", "handled"
 
 
@@ -73,8 +74,17 @@ def _after(entry: DeadEntry | None, letter: DeadLetter) -> DeadEntry:
 
 
 async def write_letter(log: Log, letter: DeadLetter) -> None:
-    """Append a letter; returns when it is durable. Raises `LogError` where it is not, or not known to be."""
-    record = encode_letter(letter)
+    """Append a letter; returns when it is durable.
+
+    Raises `InvalidInput` for one that would not read back, `LogError` where it is not durable or not known to be.
+    """
+    if not abs(letter.time) <= LATEST_SECONDS:
+        raise InvalidInput(f"the time of a dead letter is {letter.time}; it takes Unix seconds")
+    try:
+        record = encode_letter(letter)
+        decode_letter(record)
+    except (InvalidPayload, ValueError, OverflowError, TypeError, RecursionError) as error:
+        raise InvalidInput(f"this dead letter cannot be stored: {error}") from None
     future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def done(result: Ack | LogError) -> None:

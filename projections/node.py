@@ -18,7 +18,7 @@ from typing import Any
 
 from ..core import decide
 from ..core.clock import Clock, SystemClock
-from ..core.codec import Format, encode, headers_of
+from ..core.codec import Format, Undecodable, check, decode, encode, headers_of
 from ..core.errors import (
     HistoryChanged,
     InvalidInput,
@@ -29,7 +29,7 @@ from ..core.errors import (
     StorageError,
     UnknownOutcome,
 )
-from ..core.events import AnyEvent, Proposal
+from ..core.events import AnyEvent, Proposal, RolloutsEnqueued
 from ..core.fold import Outcome, apply
 from ..core.ids import uuid7_hex
 from ..core.log import Ack, Log, NewRecord, Record, Subscription
@@ -265,11 +265,26 @@ class Node:
             proposal = RunRecord(command_id, time_us, self.writer, position, fingerprint, event, noncritical=True)
         else:
             proposal = Proposal(command_id, time_us, self.writer, position, fingerprint, event)
-        record = NewRecord(self.namespace, encode(proposal, self._form), time_us, headers_of(proposal, self.namespace))
+        record = NewRecord(self.namespace, self._encode(proposal), time_us, headers_of(proposal, self.namespace))
         self._tickets[command_id] = [done]
         with self._staging:
             self._staged.append(_Staged(command_id, record))
             self._flush()
+
+    def _encode(self, proposal: Proposal | RunRecord) -> bytes:
+        """The value of a record; what no fold can decode is refused here and never written.
+
+        The rollouts of a batch may be thousands and this is under the lock: who made them has checked each.
+        """
+        try:
+            value = encode(proposal, self._form)
+            if isinstance(proposal, RunRecord):
+                check(proposal)
+            elif not isinstance(proposal.event, RolloutsEnqueued):
+                decode(value)
+        except (Undecodable, ValueError, OverflowError, TypeError) as error:
+            raise InvalidInput(f"a value of the call cannot be part of an event: {error}") from None
+        return value
 
     def _flush(self) -> None:
         """Send the next batch if none is under way; under `_staging`."""
@@ -329,8 +344,6 @@ class Node:
                 for staged in batch:
                     self.next_offset += 1
                     self._fold_value(staged.record.value)
-                    if staged.command_id in self._tickets:  # no fold can read what was written: nobody else will answer
-                        self._fail(staged.command_id, InvalidInput("a field of the command has a type no event can carry"))
                 if self._subscription is not None:
                     self._subscription.passed(self.next_offset)
             elif 0 <= ack.base_offset < self.next_offset and any(one.command_id in self._tickets for one in batch):

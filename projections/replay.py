@@ -24,7 +24,8 @@ class Replayed:
     `position`: records folded, which is also what `store.fingerprint()` gives. `fingerprint`: hex. `rollouts`: number by
     status, archived ones too. `refused`: number of refused proposals by reason. `duplicates`: records whose command had
     been judged before. `last_us`: the wall clock in the last proposal, microseconds since 1970. `halted`: why this release
-    cannot fold on, or None.
+    cannot fold on, or None. `departed`: writer -> positions of its records that were refused as `foreign_history` and
+    whose writer did not go on with this history.
     """
 
     position: int = 0
@@ -34,6 +35,7 @@ class Replayed:
     duplicates: int = 0
     last_us: int | None = None
     halted: str | None = None
+    departed: dict[str, list[int]] = field(default_factory=lambda: dict[str, list[int]]())
 
 
 def control_records(log: Log, namespace: str = "default", offset: int = 0) -> Iterator[Record]:
@@ -105,9 +107,27 @@ def _count(outcome: Outcome, met: Replayed, refused: Counter[str], archived: Cou
         met.duplicates += 1
     elif outcome.verdict is not None and not outcome.verdict.accepted:
         refused[outcome.verdict.reason] += 1
+    _departures(outcome, met)
     if outcome.accepted and outcome.proposal is not None and isinstance(outcome.proposal.event, RolloutRestored):
         rollout = unpack(outcome.proposal.event.body)
         if rollout is not None:
             archived[str(rollout.status)] -= 1
     for rollout, _ in outcome.archived:
         archived[str(rollout.status)] += 1
+
+
+def _departures(outcome: Outcome, met: Replayed) -> None:
+    """Tell a client's false basis from a log that was changed.
+
+    A writer that passes on what a client claims goes on with the history in which it was refused. A writer whose log was
+    changed after it had written never does: what it writes from there on is refused, and a restart is another writer.
+    """
+    proposal, verdict = outcome.proposal, outcome.verdict
+    if proposal is None or verdict is None or outcome.duplicate:
+        return
+    if verdict.reason == "foreign_history":
+        met.departed.setdefault(proposal.writer, []).append(outcome.position)
+    elif proposal.writer in met.departed:
+        left = [position for position in met.departed.pop(proposal.writer) if position > proposal.basis]
+        if left:
+            met.departed[proposal.writer] = left

@@ -7,9 +7,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from ..core import decide, events, model
+from ..core import codec, decide, events, model
 from ..core.contract import LightningStore
-from ..core.errors import Refused
+from ..core.errors import InvalidInput, Refused
 from ..core.pages import page
 from ..core.scalars import plain_scalar
 from ..core.state import Attempt, Rollout, State
@@ -47,6 +47,10 @@ class RolloutMethods(LightningStore):
         resources_id = arguments.id_or_none(resources_id, "resources_id")
         body = await blobs.settle(blobs.encode(input, "the input"))
         meta = await blobs.settle(blobs.encode(metadata, "the metadata")) if metadata else None
+        try:
+            codec.check(events.NewRollout("", body, checked_mode, resources_id, carried, meta))
+        except codec.Undecodable as error:
+            raise InvalidInput(f"a value of the rollout cannot be part of an event: {error}") from None
         return lambda rollout_id: events.NewRollout(rollout_id, body, checked_mode, resources_id, carried, meta)
 
     def _claimer(self, command_id: str, worker_id: str | None, incarnation: str | None, remote: bool) -> events.Claim:

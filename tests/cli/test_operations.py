@@ -8,8 +8,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from agentlightning.core import decide
 from agentlightning.core.codec import decode, encode
-from agentlightning.core.events import AttemptUpdated
+from agentlightning.core.events import AttemptUpdated, NewRollout
 from agentlightning.core.sqlite_log.schema import checksum
 from agentlightning.projections.store import open_store
 
@@ -72,3 +73,35 @@ def test_a_change_that_also_mends_the_check_sum_is_found_by_the_fingerprints(tmp
     code, out = invoke("log", "check", "--log", str(tmp_path / "log.db"))
     assert code == 1 and "another history" in out
     assert document("replay", str(tmp_path / "log.db"))["fingerprint"] != made["fingerprint"]
+
+
+async def test_check_tells_what_a_client_claimed_from_a_log_that_was_changed(tmp_path: Path) -> None:
+    file = str(tmp_path / "log.db")
+    store: Any = open_store(f"sqlite:///{file}")
+    rollout = await store.enqueue_rollout("x")
+    # As releases did that appended what a client claimed to know, and left the judgement to the fold.
+    node, event = store.engine.node, decide.enqueue([NewRollout("ro-never", b"m\xc0")])
+    for number, basis in enumerate([(0, b"nonsense"), (2**62, b"nonsense")]):
+        with node.lock:
+            node.propose(event, f"{number:032x}", lambda _: None, basis)
+    for number in range(2):  # one that may be under way at the same time, and one that is based on them
+        await store.update_rollout(rollout.rollout_id, metadata={"number": number})
+    store.close()
+    report = document("log", "check", "--log", file)
+    assert report["sound"] and report["findings"] == []
+    assert document("replay", file)["refused"] == {"foreign_history": 2}, "they are in the log, and what became of them"
+
+    db = sqlite3.connect(file)
+    (row,) = db.execute("SELECT offset, ts, key, headers, value FROM control_0 WHERE offset = 1").fetchall()
+    offset, time_us, key, headers, value = row
+    assert b"enqueued" in value
+    changed = value.replace(rollout.rollout_id.encode(), b"ro-" + b"0" * 12)
+    row = (changed, checksum(offset, time_us, key, headers, changed))
+    db.execute("UPDATE control_0 SET value = ?, crc = ? WHERE offset = 1", row)
+    db.commit()
+    db.close()
+    for _ in range(2):
+        code, out = invoke("log", "check", "--log", file)
+        assert code == 1 and "another history" in out
+        with open_store(f"sqlite:///{file}") as going_on:  # type: ignore[attr-defined]
+            await going_on.enqueue_rollout("what is written now does not hide it")
