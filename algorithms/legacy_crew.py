@@ -15,6 +15,7 @@ from ..projections.rest.legacy_client import AgentLightningClient, StopSign
 from ..runners.agentops_tracer import AgentOpsTracer
 from ..runners.decorators import as_agent
 from ..runners.legacy_runner import LegacyAgentRunner
+from ..runners.threads import lend_thread
 from ..runners.tracer import Tracer
 from .adapters.triplets import TracerTraceToTriplet
 from .crew import MOST_IN_VAIN, WATCH_SECONDS, Crew, Place
@@ -107,7 +108,10 @@ class LegacyJob(Job):
         return f"Worker-{worker_id}-{self.crew}"
 
     def work(self, desk: Desk) -> int:
-        """See :class:`Job`."""
+        """See :class:`Job`; synchronous agents run in the main thread, where signals may be handled."""
+        return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
+
+    def _serve(self, desk: Desk) -> int:
         number = desk.number
         _log.info("[Worker %d] Setting up trainer environment...", number)
         kind = "Async" if self.agent.is_async() else "Sync"

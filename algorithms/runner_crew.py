@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..runners.threads import lend_thread
 from .crew import TERMINATE, Crew, Place
 from .parts import Part
-from .worker_process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORN_OUT, Desk, Job
+from .worker_process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORN_OUT, Desk, Job, leave
 
 __all__ = ["RunnerCrew"]
 
@@ -78,7 +79,11 @@ class RunnerJob(Job):
     bundle: Any
 
     def work(self, desk: Desk) -> int:
-        """See :class:`Job`; what the bundle raises is told and does not get better by starting again."""
+        """See :class:`Job`; synchronous agents run in the main thread, where signals may be handled."""
+        return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
+
+    def _serve(self, desk: Desk) -> int:
+        """What the bundle raises is told and does not get better by starting again."""
         bundle, given = self.bundle, desk.given
         if hasattr(bundle, "on_stuck"):
             bundle.on_stuck = _leave_stuck

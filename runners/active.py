@@ -1,18 +1,21 @@
-"""Which tracer records right now: a context variable, so that attempts side by side do not see each other's."""
+"""Which tracer records and which runner works right now: context variables, so attempts side by side keep apart."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from .base import Runner
     from .tracer import Tracer
 
-__all__ = ["clear_active_tracer", "get_active_tracer", "set_active_tracer"]
+__all__ = ["CURRENT_RUNNER", "clear_active_tracer", "get_active_tracer", "set_active_tracer"]
 
 _ACTIVE: ContextVar[Tracer | None] = ContextVar("agentlightning_active_tracer", default=None)
+CURRENT_RUNNER: ContextVar[tuple[Any, Runner[Any]] | None] = ContextVar("agentlightning_current_runner", default=None)
+"""The agent of the attempt of this context, and the runner that executes it."""
 
 
 def set_active_tracer(tracer: Tracer) -> None:

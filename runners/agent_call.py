@@ -14,7 +14,7 @@ from ..core.errors import AttemptTimedOut, RolloutCancelled
 from ..core.model import AttemptedRollout
 from ..core.resources import NamedResources
 from .agents import LitAgent, call_for
-from .threads import contained, run_in_thread
+from .threads import AgentPlace, Call
 
 __all__ = ["CANCEL_SECONDS", "GivenUp", "call_agent"]
 
@@ -86,6 +86,7 @@ async def call_agent(
     agent: LitAgent[Any],
     rollout: AttemptedRollout,
     resources: NamedResources,
+    place: AgentPlace,
     given_up: GivenUp,
     prefix: str,
     cancelled: Callable[[], Coroutine[Any, Any, None]],
@@ -98,25 +99,21 @@ async def call_agent(
     """
     call = call_for(agent, rollout.mode, rollout.input, rollout.rollout_id, resources, rollout)
     asynchronous = agent.is_async()
-    work: asyncio.Future[Any]
-    if asynchronous:
-        # Its own task, so that its cancellation is not taken for ours.
-        work = asyncio.ensure_future(contained(call))
-    else:
-        work = run_in_thread(call, f"agent-of-{rollout.rollout_id}")
+    agent_call = place.run_coroutine(call) if asynchronous else place.run_function(call)
+    work = agent_call.future
     looking = {asyncio.ensure_future(cancelled())} if asynchronous else set[asyncio.Future[None]]()
     limit = rollout.config.timeout_seconds
     try:
         with given_up.watched(limit, prefix):
             await asyncio.wait({work, *looking}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
-        await _end(work, asynchronous, given_up, prefix, expected=True)
+        await _end(agent_call, place, asynchronous, given_up, prefix, expected=True)
         raise
     finally:
         for look in looking:
             look.cancel()
     if not work.done():
-        await _end(work, asynchronous, given_up, prefix)
+        await _end(agent_call, place, asynchronous, given_up, prefix)
         if any(look.done() and not look.cancelled() and look.exception() is None for look in looking):
             raise RolloutCancelled("The rollout was cancelled while its agent ran")
         raise AttemptTimedOut(f"The attempt ran longer than the {limit or 0:g} s of its rollout")
@@ -126,17 +123,18 @@ async def call_agent(
 
 
 async def _end(
-    work: asyncio.Future[Any], asynchronous: bool, given_up: GivenUp, prefix: str, *, expected: bool = False
+    call: Call, place: AgentPlace, asynchronous: bool, given_up: GivenUp, prefix: str, *, expected: bool = False
 ) -> None:
     """Cancel, and give up what does not end; its result or exception is not wanted any more."""
+    work = call.future
+    if work.done():
+        return
+    call.cancel()
     if asynchronous:
-        work.cancel()
         await asyncio.wait({work}, timeout=CANCEL_SECONDS)
         if work.done():
             if not work.cancelled():
                 work.exception()
             return
-    if not work.done():
-        if not asynchronous:
-            work.cancel()
-        given_up.add(prefix, expected=expected)
+    place.leave()
+    given_up.add(prefix, expected=expected)

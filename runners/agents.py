@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ..core.errors import InvalidInput
 from ..core.model import Rollout, RolloutRawResult
 from ..core.resources import NamedResources
+from .active import CURRENT_RUNNER
 
 if TYPE_CHECKING:
     from .base import Runner
@@ -65,7 +66,13 @@ class LitAgent(Generic[T]):
         self._runner_ref = weakref.ref(runner)
 
     def get_runner(self) -> Runner[Any]:
-        """The runner; ValueError when none was set or it is gone."""
+        """The runner, in an attempt the one that executes it; ValueError when none was set or it is gone.
+
+        Runners in threads of one process share the agent, and the one that was set is that of the last of them.
+        """
+        current = CURRENT_RUNNER.get()
+        if current is not None and current[0] is self:
+            return current[1]
         return _alive(self.__dict__.get("_runner_ref"), "Runner")
 
     @property

@@ -17,6 +17,7 @@ from ..core.model import AttemptedRollout, AttemptStatus
 from ..core.resources import NamedResources, prompts_watched
 from ..core.semconv import AGL_EXCEPTION, AGL_OUTPUT
 from ..core.spans import Span, SpanCoreFields, TraceStatus
+from .active import CURRENT_RUNNER
 from .agent_call import CANCEL_SECONDS, GivenUp, call_agent
 from .agents import LitAgent
 from .attributes import format_exception_attributes
@@ -27,6 +28,7 @@ from .findings import check_trace, say_findings, sentence
 from .patience import patiently
 from .readers import find_final_reward
 from .results import add_spans, bound_span, store_result
+from .threads import AgentPlace
 from .tracer import Tracer
 
 if TYPE_CHECKING:
@@ -68,6 +70,7 @@ class AttemptRun:
     rollout: AttemptedRollout
     prefix: str
     options: AttemptOptions
+    place: AgentPlace
     spans: list[Span] = field(default_factory=lambda: list[Span]())
     output: Output = field(default_factory=Output)
     _told: BaseException | None = None
@@ -76,6 +79,13 @@ class AttemptRun:
 
     async def run(self) -> Exception | None:
         """Execute; see the class."""
+        token = CURRENT_RUNNER.set((self.agent, self.runner))
+        try:
+            return await self._run()
+        finally:
+            CURRENT_RUNNER.reset(token)
+
+    async def _run(self) -> Exception | None:
         try:
             await self._execute()
         except asyncio.CancelledError:
@@ -146,7 +156,13 @@ class AttemptRun:
     async def _captured(self, resources: NamedResources) -> Any:
         with captured(self.output) if self.options.capture_output else nullcontext():
             return await call_agent(
-                self.agent, self.rollout, resources, self.options.given_up, self.prefix, self._cancelled_elsewhere
+                self.agent,
+                self.rollout,
+                resources,
+                self.place,
+                self.options.given_up,
+                self.prefix,
+                self._cancelled_elsewhere,
             )
 
     async def _cancelled_elsewhere(self) -> None:

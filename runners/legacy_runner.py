@@ -21,7 +21,7 @@ from .agents import LitAgent, call_for
 from .decorators import as_agent
 from .failures import error_text, say_failure
 from .legacy_values import as_posted
-from .threads import contained, run_in_thread
+from .threads import AgentPlace
 from .tracer import Tracer
 
 __all__ = ["LegacyAgentRunner"]
@@ -74,6 +74,7 @@ class LegacyAgentRunner:
         self._stop = stop
         self._done = done
         self._hung = hung
+        self._place = AgentPlace()
         self._running: list[tuple[str, str]] = []
         self._beats: _Beats | None = None
         if name is not None:
@@ -202,23 +203,22 @@ class LegacyAgentRunner:
     async def _call(self, task: Task, resources: NamedResources, rollout: RolloutLegacy) -> Any:
         call = call_for(self.agent, task.mode, task.input, task.rollout_id, resources, rollout)
         is_async = self.agent.is_async()
-        work: asyncio.Future[Any]
-        if is_async:
-            work = asyncio.ensure_future(contained(call))
-        else:
-            work = run_in_thread(call, f"agent-of-{task.rollout_id}")
+        agent_call = self._place.run_coroutine(call) if is_async else self._place.run_function(call)
+        work = agent_call.future
         told = task.metadata.get(LIMIT_KEY)
         limit = told * PATIENCE if isinstance(told, int | float) else None
         try:
             await asyncio.wait({work}, timeout=limit)
         except asyncio.CancelledError:
-            work.cancel()
+            agent_call.cancel()
+            self._place.leave()
             raise
         if work.cancelled():
             raise RuntimeError("The agent was cancelled from inside")
         if work.done():
             return work.result()
-        work.cancel()
+        agent_call.cancel()
+        self._place.leave()
         if not is_async and self._hung is not None:
             _log.error("%s The agent does not return; this worker is given up.", self._prefix(task.rollout_id))
             self._hung()

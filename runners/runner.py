@@ -163,7 +163,9 @@ class LitAgentRunner(Runner[T]):
         self._tracer.init_worker(worker_id, store)
 
     def teardown_worker(self, worker_id: int, *args: Any, **kwargs: Any) -> None:
-        """Stop the tracer."""
+        """Stop the tracer, and the threads in which agents ran."""
+        for slot in self._slots:
+            slot.place.close()
         self._tracer.teardown_worker(worker_id)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
@@ -332,6 +334,7 @@ class LitAgentRunner(Runner[T]):
                 rollout=rollout,
                 prefix=self._prefix(rollout.rollout_id),
                 options=self._options,
+                place=slot.place,
             ).run()
 
     async def step(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from ..core.model import AttemptedRollout
 from .base import ExecutionEvent
 from .heartbeat import Life
+from .threads import AgentPlace
 
 __all__ = ["Slot", "StopToo", "side_by_side", "slots_of"]
 
@@ -20,6 +21,7 @@ class Slot:
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
         self.incarnation = uuid.uuid4().hex
+        self.place = AgentPlace()
         self.running: dict[tuple[str, str], None] = {}
 
     @property
