@@ -59,7 +59,7 @@ async def test_a_returned_number_is_the_final_reward_in_log_hook_and_store(
     assert "[Worker 0] Finished async rollouts. Processed 1 tasks." in lines
     (completed,) = [line for line in lines if "Completed" in line]
     assert completed.startswith(f"[Worker 0 | Rollout {rollout.rollout_id}] Completed in 0.")
-    assert completed.endswith(f"s. Collected 2 span(s). Final reward: {float(value)}")
+    assert completed.endswith(f"s. Collected 1 span(s). Final reward: {float(value)}")
     assert ["Trace lint: no model call" in one.getMessage() for one in caplog.records if one.levelno > logging.INFO] == [True]
 
 
