@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core import decide, events
@@ -44,7 +44,8 @@ class AgentLightningServer:
 
     A task is handed to another client when its worker falls silent, or after `task_timeout_seconds`, and `MAX_ATTEMPTS`
     times at most; the first result that arrives counts. Binding to more than this machine needs a `token`, `UnsafeBind`
-    otherwise. Methods raise RuntimeError before :meth:`start` and after :meth:`stop`.
+    otherwise; bound to this machine, the server answers under the names of loopback and `allow_hosts`. Methods raise
+    RuntimeError before :meth:`start` and after :meth:`stop`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class AgentLightningServer:
         *,
         store: str | LightningStore | None = None,
         token: str | None = None,
+        allow_hosts: Sequence[str] = (),
     ) -> None:
         if not task_timeout_seconds > 0:
             raise InvalidInput(f"task_timeout_seconds is {task_timeout_seconds!r}; it takes a number above 0")
@@ -65,6 +67,7 @@ class AgentLightningServer:
         self._timeout = task_timeout_seconds
         self._given = store
         self._token = token
+        self._allow_hosts = allow_hosts
         self._store: LightningStore | None = None
         self._door: LegacyDoor | None = None
         self._serving: Serving | None = None
@@ -87,7 +90,7 @@ class AgentLightningServer:
             raise RuntimeError(f"The server is running already, at {self.endpoint}")
         self.loop = asyncio.get_running_loop()
         store = await asyncio.to_thread(_opened, self._given)
-        door = LegacyDoor(store, token=self._token)
+        door = LegacyDoor(store, token=self._token, host=self.host, allow_hosts=self._allow_hosts)
         serving = Serving(door, self.host, self.port)
         try:
             # In a thread: an algorithm that computes for long between two awaits keeps no worker waiting.

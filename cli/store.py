@@ -38,6 +38,8 @@ class CannotServe(AgentLightningError):
 @click.option("--init", is_flag=True, help="Make the topics of a log on Kafka that are missing, as `agl kafka init` does.")
 @click.option("--token", envvar="AGL_TOKEN", metavar="TOKEN", help="Ask every caller for it; also read from AGL_TOKEN.")
 @click.option("--cors-origin", "origins", multiple=True, metavar="ORIGIN", help="Let pages of this origin call; repeatable.")
+@click.option("--allow-host", "allowed", multiple=True, metavar="NAME",
+              help="Answer under this host name too, as a proxy passes it on; repeatable.")  # fmt: skip
 @log_level_option
 @click.option("--worker-lost-seconds", type=click.FloatRange(min=0, min_open=True), default=10.0, show_default=True,
               help="A worker that sent heartbeats and is silent for so long is lost.")  # fmt: skip
@@ -51,6 +53,7 @@ def store(
     init: bool,
     token: str | None,
     origins: tuple[str, ...],
+    allowed: tuple[str, ...],
     log_level: str,
     worker_lost_seconds: float,
     max_payload_mb: float,
@@ -64,11 +67,13 @@ def store(
     began = time.perf_counter()
     setup_logging(log_level)
     # Only now: the help of this command and wrong options need no server.
+    from ..projections.rest.access_policy import AccessPolicy
     from ..projections.rest.serving import check_bind, check_port
     from ..projections.settings import StoreSettings
     from ..projections.store import open_store
 
     check_bind(host, token or None)
+    AccessPolicy(host, allowed, origins)  # a wrong name is refused before a file is made
     url = address_of(url)
     if url.startswith(("http://", "https://")):
         raise InvalidInput(f"{shown(url)} is the address of a store; a store is served on a log such as {DEFAULT_LOG}")
@@ -82,7 +87,7 @@ def store(
         make_topics(url)
     settings = StoreSettings(worker_lost_seconds=worker_lost_seconds, max_payload_mb=max_payload_mb)
     opened: Any = open_store(url, settings=settings, environment=os.environ)
-    door = Door(host, port, token or None, origins, max_payload_mb)
+    door = Door(host, port, token or None, origins, allowed, max_payload_mb)
     try:
         return asyncio.run(_serve(opened, door, began, as_json))
     finally:
@@ -97,6 +102,7 @@ class Door:
     port: int
     token: str | None
     origins: tuple[str, ...]
+    allowed: tuple[str, ...]
     max_payload_mb: float
 
 
@@ -117,6 +123,7 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
         opened,
         launcher_args=PythonServerLauncherArgs(port=door.port, host=door.host, launch_mode="asyncio"),
         cors_allow_origins=door.origins,
+        allow_hosts=door.allowed,
         token=door.token,
         max_payload_mb=door.max_payload_mb,
     )

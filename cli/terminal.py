@@ -15,6 +15,8 @@ from typing import Any, cast
 
 import click
 
+from ..core.errors import printable
+
 COLORS = {
     "succeeded": "green",
     "running": "cyan",
@@ -121,13 +123,6 @@ def plain(value: Any) -> Any:
 def echo_json(value: Any) -> None:
     """One JSON document in one line, ASCII only, so that any terminal and any file takes it."""
     click.echo(json.dumps(plain(value)))
-
-
-def printable(text: str) -> str:
-    """Text from a log, made harmless: control characters (colours, cursor moves) and lone surrogates are escaped."""
-    return "".join(
-        char if char.isprintable() or char == " " else char.encode("unicode_escape").decode("ascii") for char in text
-    )
 
 
 def short(value: Any, width: int | None = None) -> str:

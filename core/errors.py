@@ -32,6 +32,8 @@
     ├── RolloutCancelled                   a rollout was cancelled while its agent ran
     ├── StoreUnreachable                   no answer from the store's address (retryable)
     ├── Unauthorized                       the token is missing or wrong
+    ├── ForeignHost                        a request for another host name than the store's
+    ├── CrossSite                          a browser's request for a page of another site
     └── OptionalDependencyError (ImportError)   an extra is not installed
 
 ``retryable`` says whether the same call, sent again unchanged with the same command id, can
@@ -48,8 +50,10 @@ __all__ = [
     "AgentLightningError",
     "Archived",
     "AttemptTimedOut",
+    "CrossSite",
     "Departed",
     "Expired",
+    "ForeignHost",
     "ForeignPosition",
     "HistoryChanged",
     "IncompleteTrace",
@@ -76,7 +80,15 @@ __all__ = [
     "UnknownOutcome",
     "UnsafeBind",
     "error_class",
+    "printable",
 ]
+
+
+def printable(text: str) -> str:
+    """`text` in one harmless line: control characters, escape sequences, bidi marks and lone surrogates are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 class AgentLightningError(Exception):
@@ -86,7 +98,8 @@ class AgentLightningError(Exception):
     retryable: ClassVar[bool] = False
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message)
+        # Sentences hold what callers sent; they are logged and printed on terminals.
+        super().__init__(printable(str(message).replace("\n", " ")))
 
     @property
     def message(self) -> str:
@@ -361,6 +374,18 @@ class Unauthorized(AgentLightningError):
     """The store asks for a token, and the one that came is missing or wrong."""
 
     code = "unauthorized"
+
+
+class ForeignHost(AgentLightningError):
+    """The request names a host that is not the store's; a page on another site can make a browser send such requests."""
+
+    code = "foreign_host"
+
+
+class CrossSite(AgentLightningError):
+    """A browser sent the request for a page of another site, which the store does not let in."""
+
+    code = "cross_site"
 
 
 class OptionalDependencyError(AgentLightningError, ImportError):

@@ -7,6 +7,8 @@ import sysconfig
 import traceback
 from pathlib import Path
 
+from ..core.errors import printable
+
 __all__ = ["error_text", "message_of", "say_failure"]
 
 _log = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ def say_failure(error: BaseException, prefix: str, where: str) -> None:
 def _line(text: str) -> str:
     """The first line of the text, without what a terminal would obey or could not show."""
     first, *more = text.strip().splitlines() or [""]
-    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in first[:LONGEST_LINE])
+    shown = printable(first[:LONGEST_LINE])
     return f"{shown} ..." if more or len(first) > LONGEST_LINE else shown.removesuffix(".")
 
 

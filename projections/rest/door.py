@@ -1,4 +1,4 @@
-"""The ASGI application of a store: the token first, then the batched calls, then one handler for every route."""
+"""The ASGI application of a store: who may come in, then the batched calls, then one handler for every route."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import hmac
 import logging
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from ...core.contract import LightningStore
-from ...core.errors import HistoryChanged, InvalidInput, Unauthorized
+from ...core.errors import AgentLightningError, HistoryChanged, InvalidInput, Unauthorized
 from . import wire
+from .access_policy import AccessPolicy
 from .asgi import (
+    Application,
     Disconnected,
     Message,
     Receive,
@@ -54,9 +55,6 @@ from .routes import (
     shown_path,
 )
 
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
 log = logging.getLogger("agentlightning.store.server")
 
 MSGPACK = b"application/msgpack"
@@ -66,7 +64,10 @@ DEFAULT_PAYLOAD_MB = 64.0
 
 
 class Door:
-    """Serves `store` over HTTP. `token` None: nobody is asked. Bodies beyond `max_payload_mb` get 413."""
+    """Serves `store` over HTTP. `token` None: nobody is asked. Bodies beyond `max_payload_mb` get 413.
+
+    `host` is where the server is bound; it, `allow_hosts`, `access_host` and `cors_allow_origins` make the `AccessPolicy`.
+    """
 
     def __init__(
         self,
@@ -75,29 +76,48 @@ class Door:
         token: str | None = None,
         cors_allow_origins: Sequence[str] | str | None = None,
         max_payload_mb: float = DEFAULT_PAYLOAD_MB,
+        host: str = "127.0.0.1",
+        allow_hosts: Sequence[str] = (),
+        access_host: str | None = None,
     ) -> None:
         self.calls = Calls(store)
         self.limit = int(max_payload_mb * 1_000_000)
         # A payload of the limit is larger on the wire: names, quotes, other fields of the call.
         self.body_limit = self.limit + self.limit // 4 + 65_536
+        self._policy = AccessPolicy(host, allow_hosts, cors_allow_origins, access_host)
         self._token = None if token is None else f"Bearer {token}".encode()
         self.app = self._application()
-        self._entry: ASGIApp = self._guarded
-        origins = _origins(cors_allow_origins)
-        if origins:
-            self._entry = CORSMiddleware(
-                self._guarded,
-                allow_origins=origins,
-                allow_methods=["*"],
-                allow_headers=["*"],
-                allow_credentials=True,
-                expose_headers=["*"],
-            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: HTTP requests only."""
         if scope["type"] == "http":
-            await self._entry(scope, receive, send)
+            await self.enter(self._serve, scope, receive, send)
+
+    async def enter(self, inside: Application, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request to `inside`, unless the access policy or the token keeps it out."""
+        began = time.perf_counter()
+        try:
+            origin = self._policy.admit(scope)
+            if origin is not None:
+                preflight = self._policy.preflight_headers(origin, scope)
+                if preflight is not None:
+                    await answer(send, 204, b"", b"text/plain", preflight)
+                    return
+                send = _with_headers(send, self._policy.answer_headers(origin))
+            self._authorize(scope)
+        except AgentLightningError as error:
+            await self._refuse(scope, send, error, began)
+            return
+        await inside(scope, receive, send)
+
+    def admits(self, scope: Scope) -> bool:
+        """Whether :meth:`enter` would let this request in; for a server that wants to know before it reads the body."""
+        try:
+            self._policy.admit(scope)
+            self._authorize(scope)
+        except AgentLightningError:
+            return False
+        return True
 
     def stop(self) -> None:
         """End held calls and event streams; their callers come again."""
@@ -120,10 +140,9 @@ class Door:
             routes.append(StarletteRoute(route.path, handler.serve, methods=[route.verb]))
         return Starlette(routes=routes, exception_handlers={HTTPException: _http_error, Exception: _failure})
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = time.perf_counter()
         try:
-            self._authorize(scope)
             if scope["path"] == CALLS_PATH and scope["method"] == "POST":
                 await self._serve_calls(scope, receive, send)
                 return
@@ -248,10 +267,13 @@ def _malformed(frame: Any, error: Exception) -> Exception:
     return InvalidInput("a call is a list of [id, method, arguments, basis]")
 
 
-def _origins(value: Sequence[str] | str | None) -> list[str]:
-    origins = [value] if isinstance(value, str) else list(value or ())
-    origins = [origin.strip() for origin in origins if origin.strip()]
-    return ["*"] if "*" in origins else origins
+def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", []), *headers]
+        await send(message)
+
+    return sending
 
 
 async def _health(_: Request) -> Response:

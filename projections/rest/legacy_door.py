@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...core.contract import LightningStore
-from ...core.errors import InvalidInput, Unauthorized
+from ...core.errors import InvalidInput
 from ...core.ids import uuid7_hex
 from ...core.model import AttemptedRollout, RolloutLegacy, Task, TaskIfAny
 from ...core.resources import ResourcesUpdate
@@ -33,10 +33,17 @@ log = logging.getLogger("agentlightning.server")
 class LegacyDoor:
     """Serves `store` to clients of the first protocol, and to those of today under their own routes."""
 
-    def __init__(self, store: LightningStore, *, token: str | None = None) -> None:
-        self.door = Door(store, token=token)
+    def __init__(
+        self,
+        store: LightningStore,
+        *,
+        token: str | None = None,
+        host: str = "127.0.0.1",
+        allow_hosts: Sequence[str] = (),
+        cors_allow_origins: Sequence[str] | str | None = None,
+    ) -> None:
+        self.door = Door(store, token=token, host=host, allow_hosts=allow_hosts, cors_allow_origins=cors_allow_origins)
         self._store = store
-        self._token = None if token is None else f"Bearer {token}"
         self._app = Starlette(
             routes=[
                 Route("/task", self._guarded(self._task), methods=["GET"]),
@@ -51,7 +58,7 @@ class LegacyDoor:
         """ASGI: by path, to the first protocol or to that of today."""
         if scope["type"] == "http" and _is_legacy(scope["path"]):
             try:
-                await self._app(scope, receive, send)
+                await self.door.enter(self._app, scope, receive, send)
             except (CallerGone, Disconnected) as gone:
                 log.debug("a client went away: %r", gone)
             return
@@ -64,10 +71,6 @@ class LegacyDoor:
     def _guarded(self, handler: Any) -> Any:
         async def endpoint(request: Request) -> Response:
             try:
-                if self._token is not None:
-                    given = request.headers.get("authorization", "")
-                    if not hmac.compare_digest(given.encode("latin-1"), self._token.encode()):
-                        raise Unauthorized("This server asks for a token: send it as 'Authorization: Bearer TOKEN'")
                 return await handler(request)
             except (CallerGone, Disconnected):
                 raise
@@ -92,7 +95,9 @@ class LegacyDoor:
         work = calls.run(METHODS["dequeue_rollout"], args, Call(uuid7_hex(), remote=life is not None))
         receive = request.receive
         claimed = await (calls.held(work, lambda: until_gone(receive)) if seconds else work)
-        answer = TaskIfAny(is_available=False) if claimed is None else TaskIfAny(is_available=True, task=_task_of(claimed))
+        answer = (
+            TaskIfAny(is_available=False) if claimed is None else TaskIfAny(is_available=True, task=_task_of(claimed))
+        )
         return _json(answer)
 
     async def _latest(self, _: Request) -> Response:

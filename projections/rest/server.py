@@ -50,8 +50,10 @@ class LightningStoreServer(Delegating):
     """A store that others reach over HTTP. In the process that made it, calls go straight to `store`.
 
     A pickled copy, and a forked child, act as a client of :attr:`endpoint`. Binding to more than this machine needs a
-    `token` (`UnsafeBind`); with one, every route asks for it. `launch_mode`: "thread" serves in a thread of its own,
-    "asyncio" in the caller's event loop; several processes cannot write one event log, so "mp" is refused.
+    `token` (`UnsafeBind`); with one, every route asks for it. Bound to this machine, it answers under the names of loopback
+    and `allow_hosts`, and no page of another site than `cors_allow_origins` may call it (`AccessPolicy`). `launch_mode`:
+    "thread" serves in a thread of its own, "asyncio" in the caller's event loop; several processes cannot write one event
+    log, so "mp" is refused.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class LightningStoreServer(Delegating):
         tracker: Any = None,
         token: str | None = None,
         max_payload_mb: float = DEFAULT_PAYLOAD_MB,
+        allow_hosts: Sequence[str] = (),
     ) -> None:
         if launcher_args is not None and (host is not None or port is not None or launch_mode != "thread"):
             raise InvalidInput("Give launcher_args, or host, port and launch_mode, not both")
@@ -86,7 +89,13 @@ class LightningStoreServer(Delegating):
         if not store.capabilities.get("thread_safe", False):
             self._direct = LightningStoreThreaded(store)
         self._door: Door | None = Door(
-            store, token=token, cors_allow_origins=cors_allow_origins, max_payload_mb=max_payload_mb
+            store,
+            token=token,
+            cors_allow_origins=cors_allow_origins,
+            max_payload_mb=max_payload_mb,
+            host=host,
+            allow_hosts=allow_hosts,
+            access_host=launcher_args.access_host,
         )
         self._serving: Serving | None = Serving(self._door, host, launcher_args.port or 0)
         self._host, self._port = launcher_args.access_host or access_host(host), launcher_args.port or 0

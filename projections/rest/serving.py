@@ -13,19 +13,20 @@ from typing import Any
 import uvicorn
 
 from ...core.errors import AgentLightningError, InvalidInput, UnsafeBind
-from .fast_protocol import StoreProtocol
+from .access_policy import is_loopback
+from .fast_protocol import IDLE_SECONDS, StoreProtocol
 from .routes import DEFAULT_PORT
 
 log = logging.getLogger("agentlightning.store.server")
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 STARTUP_SECONDS = 60.0
 GRACE_SECONDS = 2
+TELL_FULL_SECONDS = 60.0
 
 
 def check_bind(host: str, token: str | None) -> None:
     """Raises `UnsafeBind` where other machines could reach a store that asks for no token."""
-    if host in LOOPBACK or host.startswith("127.") or token:
+    if is_loopback(host) or token:
         return
     raise UnsafeBind(
         f"Serving on {host} lets other machines reach the store: give a token (--token), or bind to 127.0.0.1"
@@ -99,12 +100,13 @@ class Serving:
             proxy_headers=False,
             log_config=None,
             access_log=False,
-            log_level=logging.WARNING,
+            # Its warnings are about requests that were no HTTP: one line for each would let anybody fill the log.
+            log_level=logging.ERROR,
             lifespan="off",
             ws="none",
             server_header=False,
             date_header=False,
-            timeout_keep_alive=75,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
         server = _QuietServer(config)
@@ -151,7 +153,49 @@ class Serving:
 
 
 class _QuietServer(uvicorn.Server):
-    """Leaves the process's signals alone: whoever started it decides what Ctrl+C means."""
+    """Leaves the process's signals alone: whoever started it decides what Ctrl+C means. Watches the connections."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._full_told = -math.inf
+        self._loop_errors: Any = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn: begin to accept connections."""
+        loop = asyncio.get_running_loop()
+        self._loop_errors = loop.get_exception_handler()
+        loop.set_exception_handler(self.loop_error)
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Called by uvicorn: stop."""
+        await super().shutdown(sockets)
+        asyncio.get_running_loop().set_exception_handler(self._loop_errors)
+
+    def loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An error that no task has. asyncio reports thousands a second while no descriptor is left: one line is enough."""
+        error = context.get("exception")
+        if not (
+            isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+        ):
+            (self._loop_errors or _default_handler)(loop, context)
+            return
+        if loop.time() - self._full_told < TELL_FULL_SECONDS:
+            return
+        self._full_told = loop.time()
+        log.error(
+            "no connection can be accepted: %s, with %d connections open; raise the limit of open files (ulimit -n)",
+            error.strerror, len(self.server_state.connections),
+        )  # fmt: skip
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn ten times a second."""
+        if counter % 10 == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in tuple(self.server_state.connections):
+                if isinstance(connection, StoreProtocol):
+                    connection.look(now)
+        return await super().on_tick(counter)
 
     def install_signal_handlers(self) -> None:
         """Older releases of uvicorn call this."""
@@ -161,6 +205,10 @@ class _QuietServer(uvicorn.Server):
         from contextlib import nullcontext
 
         return nullcontext()
+
+
+def _default_handler(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    loop.default_exception_handler(context)
 
 
 __all__ = ["DEFAULT_PORT", "Serving", "access_host", "bind", "check_bind", "check_port"]

@@ -24,12 +24,15 @@ from ...core.spans import Span
 _STATUS_OF: tuple[tuple[type[BaseException], int], ...] = (
     (errors.NotFound, 404),
     (errors.Unauthorized, 401),
+    (errors.CrossSite, 403),
+    (errors.ForeignHost, 421),
     (errors.PayloadTooLarge, 413),
     (ValidationError, 422),
     (errors.InvalidInput, 400),
     (errors.ForeignPosition, 409),
     (errors.Refused, 409),
     (errors.LogFull, 507),
+    (errors.StorageError, 503),
     (errors.HistoryChanged, 503),
     (errors.LogClosed, 503),
 )

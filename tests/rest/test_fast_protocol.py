@@ -20,7 +20,7 @@ FIRST = b"POST /v1/agl/calls HTTP/1.1\r\n"
 
 def request(number: int, *lines: bytes) -> bytes:
     body = msgspec.msgpack.encode([[f"id-{number}", "enqueue_rollout", {"input": number}, None]])
-    head = [b"Host: x", b"Content-Length: %d" % len(body), *lines]
+    head = [b"Host: localhost", b"Content-Length: %d" % len(body), *lines]
     return FIRST + b"\r\n".join(head) + b"\r\n\r\n" + body
 
 
@@ -62,7 +62,7 @@ async def test_requests_may_arrive_in_pieces_and_several_at_once(raw: Raw) -> No
 async def test_another_request_on_the_connection_takes_the_general_way(raw: Raw) -> None:
     raw.writer.write(request(1))
     assert (await raw.answer())[0] == 200
-    raw.writer.write(b"GET /v1/agl/health HTTP/1.1\r\nHost: x\r\n\r\n")
+    raw.writer.write(b"GET /v1/agl/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert await raw.answer() == (200, b'{"status":"ok"}')
     raw.writer.write(request(2))
     assert _inputs((await raw.answer())[1]) == [2]
@@ -70,18 +70,20 @@ async def test_another_request_on_the_connection_takes_the_general_way(raw: Raw)
 
 async def test_a_chunked_body_takes_the_general_way(raw: Raw) -> None:
     body = msgspec.msgpack.encode([["c", "enqueue_rollout", {"input": 7}, None]])
-    raw.writer.write(FIRST + b"Host: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+    raw.writer.write(
+        FIRST + b"Host: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    )
     assert _inputs((await raw.answer())[1]) == [7]
 
 
 async def test_what_is_no_call_is_refused_and_the_connection_lives_on(raw: Raw) -> None:
     for body in (b"\xc1", b"\x90", msgspec.msgpack.encode({"a": 1})):
-        raw.writer.write(FIRST + b"Host: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        raw.writer.write(FIRST + b"Host: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         assert (await raw.answer())[0] == 400
     calls = [["i", "rm", {}, None], ["i", "enqueue_rollout", 5, None], 7, ["i", "statistics", {}, "x:y"], [1, 2]]
     for call in calls:
         body = msgspec.msgpack.encode([call])
-        raw.writer.write(FIRST + b"Host: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        raw.writer.write(FIRST + b"Host: localhost\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         status, answer = await raw.answer()
         assert status == 200 and msgspec.msgpack.decode(answer)[0][0] == 400, call
 
@@ -95,7 +97,7 @@ async def test_close_is_obeyed(raw: Raw) -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        b"Content-Length: 1\r\nContent-Length: 2", b"Content-Length: +1", b"Content-Length: 1_0", b"Host: x",
+        b"Content-Length: 1\r\nContent-Length: 2", b"Content-Length: +1", b"Content-Length: 1_0", b"Host: localhost",
         b"Transfer-Encoding: chunked\r\nContent-Length: 1", b"Content-Length : 1", b" folded: 1\r\nContent-Length: 1",
         b"Content-Length: 99999999999", b"Expect: 100-continue\r\nContent-Length: 1", b"a\nContent-Length: 1",
     ],
