@@ -8,6 +8,7 @@ from ..core.errors import AgentLightningError
 from ..core.log import Log
 from ..core.open_log import open_log, path_of
 from ..core.topics import BLOBS, STORED, TOPICS
+from ..projections.references import broken_references
 from ..projections.replay import replay
 from .reading import open_reading
 
@@ -35,6 +36,7 @@ def examine(url: str, token: str | None = None) -> dict[str, Any]:
         try:
             with open_log(address, readonly=True) as log:
                 position, fingerprint = _fold(log, findings)
+                findings += broken_references(log)
         except AgentLightningError as error:
             findings.append(error.message or str(error))
     return _report(str(path), report.log_id, findings, report.records, position, fingerprint)
@@ -52,6 +54,7 @@ def _examine_topics(url: str, token: str | None) -> dict[str, Any]:
                     records[topic] += _walk(log, topic, partition, findings)
             if not findings:
                 position, fingerprint = _fold(log, findings)
+                findings += broken_references(log)
         except AgentLightningError as error:
             findings.append(error.message or str(error))
         return _report(log.url, log.log_id, findings, records, position, fingerprint)

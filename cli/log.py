@@ -293,7 +293,8 @@ def _searched(record: Record, view: View) -> str:
 @log_option()
 @json_option
 def check(url: str, token: str | None, as_json: bool) -> int:
-    """Say whether the log is sound: structure, check sums, gaps, and whether the control log folds. Exit code 1 if not.
+    """Say whether the log is sound: structure, check sums, gaps, whether the control log folds, and whether the payloads and
+    spans are there that its events refer to. Exit code 1 if not.
 
     On a Kafka it reads every topic to its end: settings of the control topic, gaps, and whether the control log folds.
     """
@@ -322,16 +323,19 @@ def check(url: str, token: str | None, as_json: bool) -> int:
 def copy(source: str, destination: str, as_json: bool) -> None:
     """Copy a log into a new one, also while a store writes SOURCE: a backup that can be opened at once.
 
-    Either may be a file or on a Kafka. Topics of a Kafka are made by `agl kafka init` before, and have to be empty.
+    Either may be a file or on a Kafka. Topics of a Kafka are made by `agl kafka init` before, and have to be empty. A file
+    has its name as soon as it is complete, and topics are marked until then: no store opens a part of a copy.
     """
-    from ..core.copy_log import copy_log
+    from ..core.copy_log import copy_log, copy_to_file
     from ..core.open_log import open_log, path_of
 
     address = destination if "://" in destination else f"sqlite:///{destination}"
-    if address.startswith("sqlite:") and path_of(address).exists():
-        raise InvalidInput(f"{path_of(address)} exists; a log is copied to a new file only")
-    with open_reading(source) as log_from, open_log(address, environment=os.environ) as log_to:
-        copied = copy_log(log_from, log_to)
+    with open_reading(source) as log_from:
+        if address.startswith("sqlite:"):
+            copied = copy_to_file(log_from, path_of(address))
+        else:
+            with open_log(address, environment=os.environ) as log_to:
+                copied = copy_log(log_from, log_to)
     if as_json:
         echo_json({"destination": address, "records": copied})
     else:

@@ -26,6 +26,8 @@ MAX_DEPTH = 200
 """Deeper nesting is refused at the edge: decoders recurse, and how deep they can go depends on the caller's stack."""
 
 NULL = b"m\xc0"
+REFERENCE_BYTES = 41
+"""Length of what `refer` writes."""
 
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
 

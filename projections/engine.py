@@ -13,6 +13,7 @@ from typing import TypeVar, cast
 
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
+from ..core.copy_log import refuse_unfinished
 from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, LogError, NotFound, Rebuilding
 from ..core.events import AnyEvent, AttemptClaimed, Edge, TimePassed
 from ..core.fold import Outcome, check_basis
@@ -74,6 +75,7 @@ class Engine:
         index_path: str | None = None,
         foreign_writers: bool = False,
     ) -> None:
+        refuse_unfinished(log)
         began = time.perf_counter()
         self.log = log
         self.settings = settings if settings is not None else StoreSettings()
@@ -96,7 +98,11 @@ class Engine:
         self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
         if isinstance(self.spans, SharedSpanBook):
             self.spans.where = self._where
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self.cold.close()
+            raise
         self.seconds_to_open = time.perf_counter() - began
 
     def _open(self) -> None:
