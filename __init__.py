@@ -293,7 +293,7 @@ def __dir__() -> list[str]:
 
 
 def _older(name: str) -> object:
-    """A module of an older release; ImportError for what has no successor, AttributeError for the rest."""
+    """A module of an older release; AttributeError for the rest, with what to use instead where a release had the name."""
     if not name.startswith("_"):
         from .cli.old_modules import is_old_path, refuse_gone
 

@@ -195,10 +195,11 @@ class Trainer:
         self,
         agent: Any,
         train_dataset: Any = None,
+        dev_backend: Any = None,
         *,
         val_dataset: Any = None,
         backend: Any = None,
-        dev_backend: Any = None,
+        endpoint: Any = None,
     ) -> FitResult:
         """Run to the end, or to Ctrl+C, and return what came of it.
 
@@ -208,18 +209,20 @@ class Trainer:
         Args:
             agent: a LitAgent or a function.
             train_dataset, val_dataset: given to the algorithm. A URL or a client as ``train_dataset`` is ``backend``.
-            backend: the address of a server of the first generation, or a client of one.
+            backend, endpoint: the address of a server of the first generation, or a client of one.
             dev_backend: used instead of ``backend`` with ``dev=True``.
 
         Raises what the algorithm raises, and RuntimeError where the runners cannot work.
         """
-        if isinstance(train_dataset, str) or hasattr(train_dataset, "poll_next_task"):
+        backend = endpoint if backend is None else backend
+        if _is_backend(train_dataset):
             train_dataset, backend = None, train_dataset
-        chosen = dev_backend if self._dev and dev_backend is not None else backend
-        if chosen is not None:
-            self.fit_v0(agent, chosen)
-            return FitResult(run_id="")
-        return self._fit(agent, self.algorithm, train_dataset, val_dataset)
+        if backend is None and dev_backend is None:
+            return self._fit(agent, self.algorithm, train_dataset, val_dataset)
+        if train_dataset is not None or val_dataset is not None:
+            raise TypeError("fit() takes datasets, or the backend of the first generation, whose server has the tasks")
+        self.fit_v0(agent, backend, dev_backend=dev_backend)
+        return FitResult(run_id="")
 
     def dev(self, agent: Any, train_dataset: Any = None, *, val_dataset: Any = None) -> FitResult:
         """As :meth:`fit`, with a quick algorithm: Baseline when there is none, TypeError for one that is not quick."""
@@ -231,13 +234,37 @@ class Trainer:
             )
         return self._fit(agent, algorithm, train_dataset, val_dataset)
 
-    def fit_v0(self, agent: Any, backend: Any) -> None:
-        """Run the agent on the tasks of a server of the first generation, at a URL or behind a client."""
+    def fit_v0(
+        self,
+        agent: Any,
+        train_data: Any = None,
+        *,
+        val_data: Any = None,
+        dev_data: Any = None,
+        dev_backend: Any = None,
+    ) -> None:
+        """Run the agent on the tasks of a server of the first generation.
+
+        Args:
+            train_data: the address of the server, or a client of it.
+            val_data: not used: the server has all tasks.
+            dev_data, dev_backend: with ``dev=True`` used instead of ``train_data``, such as a ``DevTaskLoader``.
+
+        Raises TypeError where ``dev=True`` has no client, and for a dataset: `fit` takes those.
+        """
         from .legacy_crew import fit_v0
 
+        del val_data
+        chosen = train_data
+        if self._dev:
+            chosen = dev_data if dev_data is not None else dev_backend
+            if chosen is None:
+                raise TypeError("With dev=True give dev_data or dev_backend, such as agl.DevTaskLoader(tasks, resources)")
+        if not _is_backend(chosen):
+            raise TypeError(f"fit_v0() takes the address of a server, or a client, not {type(chosen).__name__}; fit() datasets")
         fit_v0(
             agent,
-            backend,
+            chosen,
             n_workers=self.n_runners,
             max_tasks=self.max_rollouts,
             tracer=self.tracer,
@@ -309,3 +336,8 @@ def _warn_of_older_names(**given: Any) -> None:
     for name, value in given.items():
         if value is not None:
             warnings.warn(f"{name} is deprecated: use {newer[name]}", DeprecationWarning, stacklevel=3)
+
+
+def _is_backend(value: Any) -> bool:
+    """Whether the value is the address of a server of the first generation, or a client of one."""
+    return isinstance(value, str) or hasattr(value, "poll_next_task")

@@ -10,7 +10,7 @@ from typing import Any
 
 from .old_paths import CALLABLE, GONE_MODULES, GONE_NAMES, OLD_PATHS, names_of
 
-__all__ = ["OldModule", "is_old_path", "refuse_gone", "spec_of"]
+__all__ = ["GoneName", "OldModule", "is_old_path", "refuse_gone", "spec_of"]
 
 _PACKAGE = __name__.split(".")[0]
 
@@ -20,16 +20,31 @@ def is_old_path(path: str) -> bool:
     return path in OLD_PATHS or path in GONE_MODULES
 
 
+class GoneName(AttributeError):
+    """A name of an older release that has no successor; the message says what to use instead."""
+
+
 def refuse_gone(name: str, module: str) -> None:
-    """ImportError that says what to use instead of ``name``, where an older release had it; else nothing."""
+    """Raise `GoneName` where an older release had ``name``, so that hasattr is False; else nothing."""
     if name in GONE_NAMES:
-        raise ImportError(f"{module} has no {name}. {GONE_NAMES[name]}", name=module)
+        raise GoneName(_gone(name, module), name=name)
+
+
+def _gone(name: str, module: str) -> str:
+    return f"{module} has no {name}. {GONE_NAMES[name]}"
 
 
 def spec_of(fullname: str) -> ModuleSpec | None:
-    """The spec of an old module; None for a name that no older release had."""
+    """The spec of an old module; None for a name that no older release had.
+
+    ``from agentlightning import NAME`` looks for a module of that name where the attribute is missing, and would say less
+    than the attribute's error does: for a name that is gone ImportError with the same words.
+    """
     path = fullname.partition(".")[2]
     if not is_old_path(path):
+        module, _, name = fullname.rpartition(".")
+        if name in GONE_NAMES and (module == _PACKAGE or is_old_path(module.partition(".")[2])):
+            raise ImportError(_gone(name, module), name=fullname)
         return None
     return ModuleSpec(fullname, _Loader(path), origin="the table of old import paths", is_package=path in OLD_PATHS)
 

@@ -34,14 +34,17 @@ class LitAgent(Generic[T]):
     """Fail the attempt when ``PromptTemplate.format`` is given a value that the template has no place for.
     Otherwise it is only noted: see ``trace_lint`` of the attempt's metadata."""
 
+    # Defaults for agents whose __init__ does not call this one.
+    trained_agents: str | None = None
+    _trainer_ref: weakref.ref[Any] | None = None
+    _runner_ref: weakref.ref[Runner[Any]] | None = None
+
     def __init__(self, *, trained_agents: str | None = None) -> None:
         if trained_agents is not None:
             warnings.warn(
                 "trained_agents is deprecated: use agent_match of the adapter", DeprecationWarning, stacklevel=2
             )
         self.trained_agents = trained_agents
-        self._trainer_ref: weakref.ref[Any] | None = None
-        self._runner_ref: weakref.ref[Runner[Any]] | None = None
 
     def is_async(self) -> bool:
         """Whether the class overrides one of the asynchronous methods."""

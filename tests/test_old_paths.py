@@ -95,6 +95,18 @@ def test_a_name_without_a_successor_says_what_to_use() -> None:
         from agentlightning.tracer import WeaveTracer  # type: ignore  # noqa: F401  # pyright: ignore
 
 
+def test_a_name_without_a_successor_is_no_attribute() -> None:
+    import agentlightning.algorithm
+    import agentlightning.tracer
+
+    for module in (agl, agentlightning.algorithm, agentlightning.tracer):
+        for name, words in GONE_NAMES.items():
+            assert not hasattr(module, name)
+            with pytest.raises(AttributeError) as caught:
+                getattr(module, name)
+            assert words in str(caught.value)
+
+
 def test_what_no_release_had_is_an_ordinary_error() -> None:
     with pytest.raises(ModuleNotFoundError, match="agentlightning.nope"):
         importlib.import_module("agentlightning.nope")

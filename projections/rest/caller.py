@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ...core.errors import AgentLightningError, Expired, ForeignPosition, InvalidInput
 from ...core.ids import uuid7_hex
 from . import wire
-from .lane import RETRY_STATUSES, Lane, Seen, Transient
+from .lane import RETRY_STATUSES, Lane, Seen, Transient, answered_error
 from .patience import Delays, Patience
 from .routes import METHODS, Method
 
@@ -230,7 +230,7 @@ class _Tries:
         result = wire.unwrap(result)
         if status == 200:
             return wire.read_result(self._method.result, result)
-        error = wire.error_from(status, result)
+        error = answered_error(status, result, lane.base)
         if status in RETRY_STATUSES or error.retryable:
             raise Transient(str(error), status=status) from error
         raise error

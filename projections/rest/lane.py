@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import aiohttp
 import msgspec
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
@@ -24,6 +26,41 @@ MAX_BATCH_CALLS = 256
 MAX_BATCH_BYTES = 4_000_000
 RETRY_STATUSES = frozenset((408, 429, 502, 503, 504))
 TRANSPORT_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, asyncio.TimeoutError, OSError)
+
+
+def answered_error(status: int, body: Any, url: str) -> AgentLightningError:
+    """What an answer with an error status raises at the client: our error, which is an `aiohttp.ClientResponseError` too.
+
+    Clients of older releases raised that class, so ``except aiohttp.ClientResponseError`` and ``error.status`` work.
+    """
+    return _with_status(wire.error_from(status, body), status, url)
+
+
+def _with_status(error: AgentLightningError, status: int, url: str) -> AgentLightningError:
+    kind = _answered(type(error))
+    made: Any = kind.__new__(kind, *error.args)
+    made.args = error.args
+    address = URL(url)
+    info = aiohttp.RequestInfo(address, "POST", CIMultiDictProxy(CIMultiDict[str]()), address)
+    made.__dict__.update(error.__dict__, status=status, headers=None, history=(), request_info=info)
+    return made
+
+
+@cache
+def _answered(kind: type[AgentLightningError]) -> type[AgentLightningError]:
+    """A class that is both `kind` and aiohttp's. Its errors are pickled as `kind`, and made again from that."""
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        plain = kind.__new__(kind, *self.args)
+        plain.args = self.args
+        plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in _RESPONSE_FIELDS})
+        return _with_status, (plain, self.status, str(self.request_info.url))
+
+    body = {"__module__": kind.__module__, "__str__": kind.__str__, "__repr__": kind.__repr__, "__reduce__": reduce}
+    return type(kind.__name__, (kind, aiohttp.ClientResponseError), body)
+
+
+_RESPONSE_FIELDS = frozenset({"status", "headers", "history", "request_info"})
 
 
 @dataclass
@@ -187,7 +224,7 @@ class Lane:
             body = wire.from_json(data)
         except ValueError:
             body = None
-        error = wire.error_from(status, body)
+        error = answered_error(status, body, self.base)
         if status in RETRY_STATUSES or error.retryable:
             return Transient(str(error), status=status)
         if status in (404, 405, 501) and not (isinstance(body, dict) and "error_type" in body):

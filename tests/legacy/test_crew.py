@@ -203,3 +203,46 @@ def test_the_trainer_takes_a_backend_in_every_way_that_it_was_given(how: str) ->
             trainer = agl.Trainer(dev=True, max_rollouts=1, tracer=agl.OtelTracer(instrument_managed=False))
         trainer.fit(_Agent(), backend="http://127.0.0.1:1", dev_backend=loader)
     assert [rollout.final_reward for rollout in loader.rollouts] == [0.5]
+
+
+class BareAgent(agl.LitAgent):
+    """Does not call the constructor of its base class."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Any] = []
+
+    def training_rollout(self, task: Any, rollout_id: str, resources: Any) -> float:
+        self.tasks.append(task)
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    "form", ["fit_v0(dev_data=)", "fit(agent, url, loader)", "fit(endpoint=, dev_backend=)", "fit(agent, loader)"]
+)
+def test_the_calls_of_every_older_release_are_taken(form: str) -> None:
+    loader = agl.DevTaskLoader(["a", "b"], {"p": agl.PromptTemplate(template="x", engine="f-string")})
+    agent, url = BareAgent(), "http://127.0.0.1:9/"
+    with pytest.warns(DeprecationWarning):
+        trainer = agl.Trainer(n_workers=1, max_tasks=2, dev=form != "fit(agent, loader)", tracer=agl.OtelTracer())
+    match form:
+        case "fit_v0(dev_data=)":
+            trainer.fit_v0(agent, url, dev_data=loader)
+        case "fit(agent, url, loader)":
+            trainer.fit(agent, url, loader)
+        case "fit(endpoint=, dev_backend=)":
+            trainer.fit(agent, endpoint=url, dev_backend=loader)
+        case _:
+            trainer.fit(agent, loader)
+    assert agent.tasks == ["a", "b"]
+
+
+def test_a_call_that_cannot_be_meant_is_an_error() -> None:
+    loader = agl.DevTaskLoader(["a"], {"p": agl.PromptTemplate(template="x", engine="f-string")})
+    with pytest.warns(DeprecationWarning):
+        trainer = agl.Trainer(n_workers=1, max_tasks=1, dev=True)
+    with pytest.raises(TypeError, match="dev_data"):
+        trainer.fit(BareAgent(), "http://127.0.0.1:9/")
+    with pytest.raises(TypeError, match="datasets"):
+        trainer.fit(BareAgent(), ["a"], backend=loader, dev_backend=loader)
+    with pytest.raises(TypeError, match="address of a server"):
+        agl.Trainer(n_runners=1).fit_v0(BareAgent(), ["a"])

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
 import pytest
 
 from agentlightning.core.contract import LightningStore
@@ -110,6 +111,12 @@ def test_an_address_of_another_form_fails_at_once(address: str) -> None:
 
 
 async def test_refusals_come_back_as_the_classes_they_left_as(client: LightningStoreClient) -> None:
+    with pytest.raises(aiohttp.ClientResponseError, match="Rollout ro-none not found") as caught:
+        await client.update_rollout("ro-none", status="succeeded")
+    again = pickle.loads(pickle.dumps(caught.value))
+    for error in (caught.value, again):
+        assert isinstance(error, NotFound) and error.status == 404 and str(error) == "Rollout ro-none not found"
+        assert type(error).__name__ == "NotFound"
     with pytest.raises(NotFound, match="Rollout ro-none not found"):
         await client.update_attempt("ro-none", "latest", status="failed")
     with pytest.raises(ValueError, match="status"):
