@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ..core.contract import is_finished
-from ..core.errors import InvalidInput
+from ..core.errors import InvalidInput, InvalidPayload, PayloadTooLarge
 from ..core.model import AttemptedRollout, Dataset, Rollout, RolloutMode
 from ..core.spans import Span
 from ..runners.patience import patiently
 from ..runners.readers import find_final_reward
 from .base import Algorithm
-from .helpers import with_llm_proxy
+from .helpers import Row, Rows, with_llm_proxy
 from .pulse import Pulse
 
 __all__ = ["Baseline", "FastAlgorithm"]
@@ -68,19 +68,16 @@ class Baseline(FastAlgorithm):
     async def run(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, train_dataset: Dataset[Any] | None = None, val_dataset: Dataset[Any] | None = None
     ) -> None:
-        """Train samples in mode ``train``, then validation samples in mode ``val``, once an epoch."""
-        samples: list[tuple[RolloutMode, Any]] = []
-        sides: list[tuple[RolloutMode, Dataset[Any] | None]] = [("train", train_dataset), ("val", val_dataset)]
-        for mode, dataset in sides:
-            if dataset is not None:
-                samples.extend((mode, dataset[index]) for index in range(len(dataset)))
-        if not samples:
-            _log.error("Neither train_dataset nor val_dataset has a sample; there is nothing to run.")
-            return
-        await self._with_proxy(samples)
+        """Train samples in mode ``train``, then validation samples in mode ``val``, once an epoch.
+
+        Datasets of any form are taken (see ``Rows`` in helpers.py), and each sample is read when its turn comes. One that
+        cannot be used is logged and left out; ValueError where there are some and none can.
+        """
+        given: list[tuple[RolloutMode, Any]] = [("train", train_dataset), ("val", val_dataset)]
+        await self._with_proxy([(mode, Rows(one, keep=self.n_epochs > 1)) for mode, one in given if one is not None])
 
     @with_llm_proxy()
-    async def _with_proxy(self, llm_proxy: Any, samples: Sequence[tuple[RolloutMode, Any]]) -> None:
+    async def _with_proxy(self, llm_proxy: Any, sides: Sequence[tuple[RolloutMode, Rows]]) -> None:
         store, resources, resources_id = self.get_store(), self.get_initial_resources(), None
         if resources is None:
             _log.warning("No initial resources are set; rollouts use the latest of the store, if any.")
@@ -91,25 +88,47 @@ class Baseline(FastAlgorithm):
         async with Pulse(store, _NEWS, self.polling_interval) as pulse:
             for epoch in range(self.n_epochs):
                 _log.info("Proceeding epoch %d/%d.", epoch + 1, self.n_epochs)
-                await self._epoch(samples, resources_id, pulse)
+                if not await self._epoch(sides, resources_id, pulse):
+                    _log.error("Neither train_dataset nor val_dataset has a sample; there is nothing to run.")
+                    return
         known = [reward for reward in self._rewards if reward is not None]
         mean = f"{sum(known) / len(known):.4g}" if known else "unknown"
         missing = len(self._rewards) - len(known)
         _log.info("Mean reward: %s, of %d rollouts; %d have no reward.", mean, len(known), missing)
 
-    async def _epoch(self, samples: Sequence[tuple[RolloutMode, Any]], resources_id: str | None, pulse: Pulse) -> None:
+    async def _epoch(self, sides: Sequence[tuple[RolloutMode, Rows]], resources_id: str | None, pulse: Pulse) -> int:
+        """One pass; the number of its rollouts. InvalidInput where there are samples and none can be used."""
         harvests: set[asyncio.Task[None]] = set()
-        store = self.get_store()
+        failed: list[str] = []
         try:
-            for mode, sample in samples:
-                await self._room(pulse)
-                rollout = await store.enqueue_rollout(sample, mode, resources_id)
-                _log.info("Enqueued rollout %s in %s mode with sample: %s", rollout.rollout_id, mode, sample)
-                harvests.add(asyncio.create_task(self._harvest(rollout.rollout_id, pulse)))
+            for mode, rows in sides:
+                for row in rows:
+                    await self._room(pulse)
+                    rollout = await self._enqueued(mode, row, resources_id, failed)
+                    if rollout is not None:
+                        harvests.add(asyncio.create_task(self._harvest(rollout.rollout_id, pulse)))
             await asyncio.gather(*harvests)
         finally:
             for harvest in harvests:
                 harvest.cancel()
+        if failed and not harvests:
+            raise InvalidInput(f"No sample can be used. The first: {failed[0]}")
+        return len(harvests)
+
+    async def _enqueued(
+        self, mode: RolloutMode, row: Row, resources_id: str | None, failed: list[str]
+    ) -> Rollout | None:
+        error = row.error
+        if error is None:
+            try:
+                rollout = await self.get_store().enqueue_rollout(row.value, mode, resources_id)
+                _log.info("Enqueued rollout %s in %s mode with sample: %s", rollout.rollout_id, mode, row.value)
+                return rollout
+            except (InvalidPayload, PayloadTooLarge) as refused:
+                error = refused
+        failed.append(f"row {row.number} of the {mode} dataset: {type(error).__name__}: {error}")
+        _log.error("Left out: %s", failed[-1])
+        return None
 
     async def _room(self, pulse: Pulse) -> None:
         """Wait until the queue is short enough."""

@@ -6,13 +6,16 @@ import functools
 import inspect
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..core.errors import InvalidInput
 from ..core.model import Dataset
 
-__all__ = ["batch_iter_over_dataset", "with_llm_proxy", "with_store"]
+__all__ = ["Row", "Rows", "batch_iter_over_dataset", "with_llm_proxy", "with_store"]
 
+MOST_FAILURES = 10
+"""A stream that cannot be read so often in a row has ended: nobody knows how many more rows it has."""
 T = TypeVar("T")
 Method = Callable[..., Awaitable[Any]]
 
@@ -59,6 +62,96 @@ def with_llm_proxy(required: bool = False, auto_start: bool = True) -> Callable[
 
 async def _settled(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of a dataset by its number, or ``error``: why it could not be read."""
+
+    number: int
+    value: Any = None
+    error: Exception | None = None
+
+
+class Rows:
+    """The samples of a dataset of any form, read one by one as they are asked for; each pass reads them anew.
+
+    A table (pandas, polars, Arrow) gives its rows as dicts; what has a length and an index is read by index, as ``Dataset``
+    says; anything else is iterated over, and an iterator, which can be read once only, is kept for the passes that follow
+    where ``keep`` says that there are some. A sample that cannot be read is the error of its row, and the next one
+    follows; a stream that fails ``MOST_FAILURES`` times in a row has ended. InvalidInput for what is no dataset.
+    """
+
+    def __init__(self, dataset: Any, *, keep: bool = False) -> None:
+        self._dataset = dataset
+        self._keep = keep and hasattr(dataset, "__next__")
+        self._kept: list[Row] | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        kept: list[Row] = []
+        for row in _rows(self._dataset):
+            if self._keep:
+                kept.append(row)
+            yield row
+        self._kept = kept if self._keep else None
+
+
+def _rows(dataset: Any) -> Iterator[Row]:
+    size = None if _is_table(dataset) else _length(dataset)
+    if size is not None and hasattr(type(dataset), "__getitem__"):
+        for number in range(size):
+            try:
+                value = dataset[number]
+            except Exception as error:
+                yield Row(number, error=error)
+            else:
+                yield Row(number, value)
+        return
+    rows = _iterated(dataset)
+    number = failures = 0
+    while failures < MOST_FAILURES:
+        try:
+            value = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:
+            failures += 1
+            yield Row(number, error=error)
+        else:
+            failures = 0
+            yield Row(number, value)
+        number += 1
+
+
+def _length(dataset: Any) -> int | None:
+    try:
+        return len(dataset)
+    except TypeError:  # a stream
+        return None
+
+
+def _is_table(dataset: Any) -> bool:
+    return any(hasattr(dataset, name) for name in ("iterrows", "iter_rows", "to_batches", "iloc"))
+
+
+def _iterated(dataset: Any) -> Iterator[Any]:
+    if hasattr(dataset, "itertuples"):  # pandas: its iterrows makes one type of all numbers of a row
+        names = list(dataset.columns)
+        return (dict(zip(names, values)) for values in dataset.itertuples(index=False, name=None))
+    if hasattr(dataset, "iterrows"):
+        return (row for _, row in dataset.iterrows())
+    if hasattr(dataset, "iter_rows"):  # polars
+        return iter(dataset.iter_rows(named=True))
+    if hasattr(dataset, "to_batches"):  # Arrow
+        return (row for batch in dataset.to_batches() for row in batch.to_pylist())
+    try:
+        return iter(dataset)
+    except TypeError:
+        kind = type(dataset).__name__
+        raise InvalidInput(f"a {kind} is no dataset: it takes a length and an index, or an iterator") from None
 
 
 def batch_iter_over_dataset(dataset: Dataset[T], batch_size: int) -> Iterator[Sequence[T]]:

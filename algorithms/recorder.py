@@ -20,9 +20,9 @@ from typing import Any, Protocol
 
 from ..core import payload
 from ..core.contract import LightningStore
-from ..core.errors import InvalidInput, InvalidPayload, PayloadTooLarge
+from ..core.errors import InvalidInput, PayloadTooLarge
 from ..core.ids import uuid7_hex
-from ..core.model import Dataset, RolloutStatus
+from ..core.model import RolloutStatus
 from ..core.resources import validate_resources
 from ..core.run_events import RUN_ID
 from ..core.scalars import model_data
@@ -43,9 +43,10 @@ class RunStart:
     """What a run begins with; JSON-like `parameters`. Sizes are numbers of samples, -1 where nobody knows.
 
     `train_dataset`, `val_dataset` and `initial_resources` are recorded with the run, so that its replay needs them from
-    nowhere else. A dataset that cannot be recorded (no JSON-like samples, more than `MOST_DATASET_MB`) is left out, which a
-    line of the log says. `resources_id`: where the run begins with resources that the store has. `own_runners`: no other
-    runners get the rollouts of the run.
+    nowhere else. Datasets are lists or tuples there: any other one is read by the algorithm alone, and left out; so is one
+    that cannot be recorded (no JSON-like samples, more than `MOST_DATASET_MB`), which a line of the log says.
+    `resources_id`: where the run begins with resources that the store has. `own_runners`: no other runners get the
+    rollouts of the run.
     """
 
     name: str = ""
@@ -57,8 +58,8 @@ class RunStart:
     resources_version: int | None = None
     train_size: int = -1
     val_size: int = -1
-    train_dataset: Dataset[Any] | None = field(default=None, repr=False)
-    val_dataset: Dataset[Any] | None = field(default=None, repr=False)
+    train_dataset: Any = field(default=None, repr=False)
+    val_dataset: Any = field(default=None, repr=False)
     initial_resources: Mapping[str, Any] | None = field(default=None, repr=False)
     own_runners: bool = False
 
@@ -141,7 +142,7 @@ def _fields_of(start: RunStart) -> dict[str, Any]:
     }
     for name, dataset in (("train_size", start.train_dataset), ("val_size", start.val_dataset)):
         if dataset is not None and fields[name] < 0:
-            fields[name] = len(dataset)
+            fields[name] = _size(dataset)
     kept: dict[str, Any] = {name: samples for name, samples in datasets.items() if samples is not None}
     if start.initial_resources is not None:
         found = validate_resources(start.initial_resources)
@@ -149,13 +150,39 @@ def _fields_of(start: RunStart) -> dict[str, Any]:
     return {**fields, "datasets": kept} if kept else fields
 
 
-def _samples(name: str, dataset: Dataset[Any]) -> list[Any] | None:
-    samples = [dataset[index] for index in range(len(dataset))]
+def _size(dataset: Any) -> int:
+    """The number of samples; -1 where the dataset does not say."""
     try:
-        return payload.decode(payload.encode(samples, f"the {name} dataset", MOST_DATASET_MB))
-    except (InvalidPayload, PayloadTooLarge) as error:
+        return len(dataset)
+    except Exception as error:
+        # A stream has no length, and what a length of somebody else's raises is the algorithm's business.
+        logger.debug("A dataset of type %s does not say its size: %s", type(dataset).__name__, error)
+        return -1
+
+
+def _samples(name: str, dataset: Any) -> list[Any] | None:
+    """The samples as a replay gets them; None for what is left out.
+
+    Reading any other dataset than a list may cost time, fail, or use it up, and the algorithm may want a few rows of it.
+    """
+    if type(dataset) not in (list, tuple):
+        kind = type(dataset).__name__
+        logger.info("The run is recorded without its %s dataset (a %s), which a replay has to be given.", name, kind)
+        return None
+    samples: list[Any] = []
+    size = 0
+    try:
+        for sample in dataset:
+            encoded = payload.encode(sample, f"a sample of the {name} dataset", MOST_DATASET_MB)
+            size += len(encoded)
+            if size > MOST_DATASET_MB * 1_000_000:
+                raise PayloadTooLarge(f"it has more than {MOST_DATASET_MB} MB")
+            samples.append(payload.decode(encoded))
+    except Exception as error:
+        # A sample may be an object of somebody else's that raises anything.
         logger.info("The run is recorded without its %s dataset, which a replay has to be given: %s", name, error)
         return None
+    return samples
 
 
 class NoRecorder:

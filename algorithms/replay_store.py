@@ -28,7 +28,7 @@ from ..core.model import (
 )
 from ..core.resources import ResourcesUpdate, validate_resources
 from ..core.run_events import digest_of
-from ..core.scalars import model_data
+from ..core.scalars import escaped, model_data
 from ..core.spans import Span
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
 from ..projections.answers import resources_out
@@ -86,6 +86,7 @@ class ReplayStore(PastStore):
 
     async def decided(self, kind: str, content: Any = None) -> None:
         """As `RecordedStore.decided`."""
+        kind = escaped(kind)  # as it is recorded
         await self._take(kind, digest_of(content), f"{kind} {_short(content)}")
 
     async def _take(self, kind: str, digest: str, got: str) -> Step:

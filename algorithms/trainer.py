@@ -311,16 +311,10 @@ class Trainer:
                 "rollout_config": None if self.rollout_config is None else self.rollout_config.model_dump(mode="json"),
             },
             seed=self.seed,
-            train_size=_size(train_dataset),
-            val_size=_size(val_dataset),
             train_dataset=train_dataset,
             val_dataset=val_dataset,
             initial_resources=self.initial_resources,
         )
-
-
-def _size(dataset: Any) -> int:
-    return -1 if dataset is None else len(dataset)
 
 
 def _name_of(component: Any) -> str:

@@ -13,6 +13,7 @@ import msgspec
 
 from .errors import InvalidPayload
 from .log import NewRecord, Record
+from .scalars import escaped
 
 ROLLOUT, RECORD, SUBSCRIBER = "rollout", "record", "subscriber"
 Kind = Literal["rollout", "record", "subscriber"]
@@ -60,13 +61,13 @@ def subscriber_letter_id(group: str, fact_id: str) -> str:
 def encode_letter(letter: DeadLetter) -> NewRecord:
     """The record for the topic `dead`; its partition is `partition_of(letter.source, ...)`."""
     reason = letter.reason[:MAX_REASON]
-    letter = msgspec.structs.replace(letter, reason=reason, source=_text(letter.source))
-    header = " ".join(_text(reason)[:_HEADER_CHARS].split())
+    letter = msgspec.structs.replace(letter, reason=reason, source=escaped(letter.source))
+    header = " ".join(escaped(reason)[:_HEADER_CHARS].split())
     return NewRecord(
         key=letter.source,
-        value=msgspec.json.encode(msgspec.structs.replace(letter, reason=_text(reason))),
+        value=msgspec.json.encode(msgspec.structs.replace(letter, reason=escaped(reason))),
         timestamp_us=round(letter.time * 1_000_000),
-        headers=(("t", letter.kind), ("id", _text(letter.id)), ("reason", header)),
+        headers=(("t", letter.kind), ("id", escaped(letter.id)), ("reason", header)),
     )
 
 
@@ -76,8 +77,3 @@ def decode_letter(record: Record | NewRecord) -> DeadLetter:
         return msgspec.json.decode(record.value, type=DeadLetter)
     except msgspec.MsgspecError as error:
         raise InvalidPayload(f"the record of {record.key!r} is no dead letter: {error}") from error
-
-
-def _text(text: str) -> str:
-    """Lone surrogates escaped: a reason may quote anything, and a letter must always be writable."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-__all__ = ["model_data", "number", "plain_data", "plain_scalar"]
+__all__ = ["escaped", "model_data", "number", "plain_data", "plain_scalar"]
 
 _EXACT: frozenset[type] = frozenset((str, bool, int, float, bytes, type(None)))
 _TIMES: frozenset[type] = frozenset((datetime.datetime, datetime.date, datetime.time, datetime.timedelta))
@@ -65,6 +65,11 @@ def _item(value: Any) -> Any:
         return plain_scalar(item) if type(item) in _EXACT or isinstance(item, datetime.date) else item
     # numpy.longdouble has no Python value of its own precision: item() gives it back.
     return float(value) if isinstance(value, Real) else value
+
+
+def escaped(text: str) -> str:
+    """The text with the halves of surrogate pairs escaped: names of files may hold them, and UTF-8 has no bytes for them."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def plain_data(value: Any, verb: str = "stored") -> Any:

@@ -11,6 +11,7 @@ import msgspec
 from ..core import decide, payload
 from ..core.errors import InvalidInput
 from ..core.run_events import CLOSED, DECIDED, OPENED, RunEvent, digest_of
+from ..core.scalars import escaped, plain_scalar
 from ..core.vocabulary import QUEUING, RUNNING
 from .call import current_call
 from .engine import Engine
@@ -57,12 +58,14 @@ class RunMethods:
             raise InvalidInput(f"{type!r} is no event of a run; there are {', '.join(_PLAIN)}")
         given = dict(fields or {})
         user = {field: given.pop(field) for field in _USER[type] if field in given}
+        given = {name: plain_scalar(value) for name, value in given.items()}
         try:
             plain = {name: msgspec.convert(value, _PLAIN[type][name]) for name, value in given.items()}
         except KeyError as unknown:
             raise InvalidInput(f"{type} has no field {unknown}") from None
         except msgspec.ValidationError as error:
             raise InvalidInput(f"a field of {type} has the wrong type: {error}") from None
+        plain = {name: escaped(value) if isinstance(value, str) else value for name, value in plain.items()}
         if any(isinstance(value, str) and len(value) > MOST_CHARACTERS for value in (run_id, *plain.values())):
             raise InvalidInput(f"names of a run have at most {MOST_CHARACTERS:,} characters")
         missing = [name for name in _NEEDED[type] if not plain.get(name)]
