@@ -60,18 +60,34 @@ class AIOKafkaProducer(_Producer):
         _ask_bootstrap_again(self.client)
 
 
+METADATA_SECONDS = 2.0
+METADATA_TRIES = 3
+
+
 def _ask_bootstrap_again(client: Any) -> None:
-    """The library asks only the brokers that it knows; when none of them answers, ask those of the address, as others do."""
+    """The library asks the brokers that it knows, one after the other in any order, and no other ones.
+
+    A broker that does not answer delays that by a few seconds at most here. Where none of them answers, the servers of the
+    address are asked again, as other clients do.
+    """
     update: Callable[[Any, Any], Awaitable[bool]] = client._metadata_update
 
+    async def known(cluster: Any, topics: Any) -> bool:
+        for _ in range(METADATA_TRIES):
+            try:
+                return await asyncio.wait_for(update(cluster, topics), METADATA_SECONDS)
+            except asyncio.TimeoutError:
+                continue
+        return False
+
     async def updated(cluster: Any, topics: Any) -> bool:
-        if await update(cluster, topics):
+        if await known(cluster, topics):
             return True
         try:
             await client.bootstrap()
         except (KafkaError, OSError, asyncio.TimeoutError):
             return False
-        return await update(cluster, topics)
+        return await known(cluster, topics)
 
     client._metadata_update = updated
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ from kafka_local import Cluster
 from agentlightning.core.kafka_log import KafkaLog
 from agentlightning.core.model import RolloutConfig
 from agentlightning.core.resources import PromptTemplate
+from agentlightning.core.topics import SPANS
 from agentlightning.projections.rest.client import LightningStoreClient
 
+from .broker import leader_of
 from .fleet import Fleet, Worker, audit
 from .test_kafka_log import make_topics
 
@@ -72,6 +75,35 @@ async def _away(fleet: Fleet, cluster: Cluster, seconds: float) -> str:
     await asyncio.sleep(seconds)
     await asyncio.to_thread(cluster.heal)
     return f"all brokers away for {seconds:g} s"
+
+
+def test_a_frozen_broker_holds_up_questions_about_its_own_partitions_only_and_those_not_for_long(
+    kafka_cluster: Cluster, kafka_cluster_url: str, kafka_cluster_prefix: str
+) -> None:
+    make_topics(kafka_cluster_url)
+    with KafkaLog(kafka_cluster_url) as log:
+        leaders = [asyncio.run(leader_of(log.address.bootstrap, f"{kafka_cluster_prefix}.spans", part)) for part in range(8)]
+        frozen = leaders[0]
+        other = next(part for part, leader in enumerate(leaders) if leader != frozen)
+        assert [log.ends(SPANS, part)[1] for part in (0, other)] == [0, 0]
+        seconds: dict[int, float] = {}
+
+        def ask(part: int) -> None:
+            began = time.monotonic()
+            assert log.ends(SPANS, part)[1] == 0
+            seconds[part] = time.monotonic() - began
+
+        kafka_cluster.freeze(frozen)
+        asking = threading.Thread(target=ask, args=(0,))
+        asking.start()
+        try:
+            ask(other)
+            assert 0 not in seconds and seconds[other] < 4
+            asking.join(25)
+            assert 0 in seconds, "the broker is still frozen, and another one leads its partitions by now"
+        finally:
+            kafka_cluster.thaw(frozen)
+            asking.join(60)
 
 
 @pytest.mark.parametrize(
