@@ -15,6 +15,7 @@ from ..core.resources import ResourcesUpdate, validate_resources
 from ..core.run_events import OWN_RUNNERS, RUN_ID, digest_of
 from ..core.scalars import model_data
 from ..core.store_terms import UNSET, LightningStoreCapabilities
+from ..projections.positions import number_of
 from ..projections.rest.delegation import Delegating
 
 ENQUEUED, STARTED, PUBLISHED = "rollouts.enqueued", "rollout.started", "resources.published"
@@ -29,8 +30,7 @@ def position_of(store: Any) -> int:
     """How many control records a store, or a client of one, has seen applied; -1 where it does not say."""
     own = getattr(store, "position", None)
     token = own() if callable(own) else None
-    number = token.rpartition(":")[2] if isinstance(token, str) else ""
-    return int(number) if number.isdigit() else -1
+    return number_of(token) if isinstance(token, str) else -1
 
 
 def rollouts_content(rollouts: Sequence[Rollout], requests: Sequence[EnqueueRolloutRequest]) -> dict[str, Any]:

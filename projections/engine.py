@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -21,15 +20,17 @@ from ..core.ids import uuid7_hex
 from ..core.log import KeyRange, Log
 from ..core.run_events import RunEvent
 from ..core.state import FINISHED, Attempt, Rollout, State
-from ..core.topics import CONTROL
+from ..core.topics import CONTROL, SPANS
 from .blobs import Blobs
 from .call import Call, CommandIds, current_call, refusal
 from .cold import ColdIndex, Mark
+from .delivery import Delivery
 from .dispatch import Dispatch
 from .fact_feed import FactFeed
 from .liveness import Liveness
 from .node import Node
 from .peers import Peers
+from .positions import joined, read_token
 from .refill import Refill
 from .settings import StoreSettings
 from .shared_spans import SharedSpanBook
@@ -449,7 +450,8 @@ class Engine:
     def position_token(self) -> str:
         """What is applied, as text: log id, namespace, fingerprint, and the number of records folded."""
         position, fingerprint = self.node.mark
-        return f"{self.log.log_id}:{self.node.namespace}:{fingerprint.hex()}:{position}"
+        head = f"{self.log.log_id}:{self.node.namespace}:{fingerprint.hex()}:{position}"
+        return joined(head, self.log.known_ends(SPANS)) if self.shared else head
 
     async def wait_position(self, token: str) -> None:
         """Wait until everything that `token` stands for is applied here.
@@ -457,10 +459,33 @@ class Engine:
         Raises `ForeignPosition` for a token of another log or history, and for one that is ahead of the log: nothing that
         was acknowledged is, unless the log lost it. Raises `InvalidInput` for what is no token.
         """
-        log_id, namespace, fingerprint, position = read_token(token)
-        if log_id != self.log.log_id or namespace != self.node.namespace:
-            raise ForeignPosition(f"the position comes from log {log_id}, this store serves log {self.log.log_id}")
-        await self._reach(position, fingerprint)
+        seen = read_token(token)
+        if seen.log_id != self.log.log_id or seen.namespace != self.node.namespace:
+            raise ForeignPosition(f"the position comes from log {seen.log_id}, this store serves log {self.log.log_id}")
+        await self._reach(seen.position, seen.fingerprint)
+        known = self.log.known_ends(SPANS)
+        ahead = [(part, end) for part, end in seen.spans.items() if end > known.get(part, 0)]
+        if self.shared and ahead:
+            await asyncio.gather(*(self._reach_spans(part, end) for part, end in ahead))
+
+    async def _reach_spans(self, partition: int, end: int) -> None:
+        """Find the log's end of a span partition at `end` or above; what is asked for later is not below it then."""
+        if partition >= self.log.partitions(SPANS):
+            raise ForeignPosition(f"this log has no partition {partition} of spans")
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def done(found: int | LogError) -> None:
+            delivery = Delivery()
+            delivery.put(future, found, isinstance(found, LogError))
+            delivery.flush()
+
+        self.log.ask_end(SPANS, partition, done, at_least=end)
+        found = await future
+        if found < end:
+            raise ForeignPosition(
+                f"partition {partition} of spans ends at {found}, and the caller was given its end as {end}: the log was "
+                "restored from a copy, or lost what it had acknowledged"
+            )
 
     async def _reach(self, position: int, fingerprint: bytes | None) -> None:
         """Wait until so many records are folded here, and check the fingerprint after them (None: any)."""
@@ -506,20 +531,3 @@ class Engine:
             if wanted <= position:
                 self.node.delivery.put(future, None)
         self._position_waiters = [one for one in self._position_waiters if one[0] > position]
-
-
-def read_token(token: str) -> tuple[str, str, bytes | None, int]:
-    """(log id, namespace, fingerprint, position) of a position token. Raises `InvalidInput`.
-
-    Tokens of the first releases have no fingerprint.
-    """
-    parts = token.split(":")
-    if len(parts) == 3:
-        parts.insert(2, "")
-    found = _TOKEN_END.fullmatch(":".join(parts[2:])) if len(parts) == 4 else None
-    if found is None:
-        raise InvalidInput(f"{token[:100]!r} is not a position token")
-    return parts[0], parts[1], bytes.fromhex(found[1]) or None, int(found[2])
-
-
-_TOKEN_END = re.compile(r"((?:[0-9a-f]{16})?):([0-9]{1,18})")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import LogError, StorageError
@@ -28,6 +29,15 @@ OnEnd = Callable[["int | LogError"], None]
 """Given an end offset, or why it is not known; on the log's loop."""
 
 
+@dataclass
+class _Question:
+    """`at_least`: what is known to be in the log, so that a lower answer is too low. `low_since`: when the first one came."""
+
+    at_least: int
+    done: OnEnd
+    low_since: float | None = None
+
+
 class Ends:
     """First and next offsets. Questions about a partition that come while one is under way share the next one."""
 
@@ -35,7 +45,7 @@ class Ends:
         self._address = address
         self._wait_seconds = address.wait_seconds
         self._consumer: Any = None
-        self._waiting: dict[TopicPartition, list[tuple[int, OnEnd]]] = {}
+        self._waiting: dict[TopicPartition, list[_Question]] = {}
         self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
         self._known: dict[TopicPartition, int] = {}
 
@@ -65,7 +75,8 @@ class Ends:
 
         `at_least`: an end that somebody else knows. A broker that answers with less gets some seconds to catch up.
         """
-        self._waiting.setdefault(place, []).append((at_least, done))
+        question = _Question(max(at_least, self._known.get(place, 0)), done)
+        self._waiting.setdefault(place, []).append(question)
         if place not in self._tasks:
             self._tasks[place] = asyncio.get_running_loop().create_task(self._ask(place))
 
@@ -93,35 +104,40 @@ class Ends:
             while asked := self._waiting.pop(place, None):
                 end: int | LogError
                 try:
-                    end = await self._end(place, max(at_least for at_least, _ in asked))
+                    end = int((await self._insist(lambda: self._consumer.end_offsets([place])))[place])
                 except StorageError as error:
                     end = error
-                for _, done in asked:
-                    done(end)
+                left = self._answer(place, asked, end)
+                if left:
+                    self._waiting[place] = [*left, *self._waiting.get(place, ())]
+                    self._consumer.update_metadata()
+                    await asyncio.sleep(RETRY_SECONDS)
         finally:
             del self._tasks[place]
 
-    async def _end(self, place: TopicPartition, at_least: int) -> int:
-        """The end as the broker has it, once it is not below what is known; a broker that stays below has lost records."""
-        loop = asyncio.get_running_loop()
-        since, known = loop.time(), self._known.get(place, 0)
-        while True:
-            end = int((await self._insist(lambda: self._consumer.end_offsets([place])))[place])
-            if end >= max(known, at_least):
-                self.acknowledged(place, end)
-                return end
-            if loop.time() - since > STALE_SECONDS:
-                break
-            self._consumer.update_metadata()
-            await asyncio.sleep(RETRY_SECONDS)
+    def _answer(self, place: TopicPartition, asked: Sequence[_Question], end: int | LogError) -> list[_Question]:
+        """Answer the questions for which `end` is not too low, or was for too long; return the others."""
+        now = asyncio.get_running_loop().time()
+        left: list[_Question] = []
+        for question in asked:
+            if not isinstance(end, LogError) and end < question.at_least:
+                question.low_since = now if question.low_since is None else question.low_since
+                if now - question.low_since <= STALE_SECONDS:
+                    left.append(question)
+                    continue
+                self._lost(place, end)
+            question.done(end)
+        if not isinstance(end, LogError):
+            self.acknowledged(place, end)
+        return left
+
+    def _lost(self, place: TopicPartition, end: int) -> None:
+        """The broker goes on to say that the partition ends before what it acknowledged: it is believed."""
+        known = self._known.get(place, 0)
         if end < known:
-            logger.error(
-                "%s[%d] ends at %d, and records below %d were acknowledged: the broker lost them.",
-                place.topic, place.partition, end, known,
-            )  # fmt: skip
-            if self._known.get(place) == known:
-                self._known[place] = end
-        return end
+            where = f"{place.topic}[{place.partition}]"
+            logger.error("%s ends at %d, and records below %d were acknowledged: the broker lost them.", where, end, known)
+            self._known[place] = end
 
     async def _insist(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """Ask until the broker answers: one that is away, or has no leader yet, comes back. Raises `StorageError`."""

@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ...core.errors import AgentLightningError, InvalidInput, LogError
 from ...core.model import Fact
+from ..positions import number_of
 from . import wire
 from .calls import Calls
 
@@ -30,7 +31,7 @@ async def stream_events(request: Request, calls: Calls) -> Response:
         since, after = _resumed(request)
         token = calls.position()
         if since is None:
-            since = int(token.rpartition(":")[2]) - 1 if token else None
+            since = number_of(token) - 1 if token else None
         elif token:
             log_id, namespace = token.split(":")[:2]
             seen = since + 1 if after is None else since + 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
+from ..positions import joined, number_of, raised, split
 from . import wire
 from .connection import Connections, NotPlain
 from .routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
@@ -71,6 +72,9 @@ class Seen:
     basis: str | None = None
     greeted: bool = False
     position: int = -1
+    _head: str = ""
+    _spans: Mapping[int, int] = field(default_factory=dict[int, int])
+    """The ends of span partitions that were seen: answers to calls side by side arrive in any order."""
 
     def note(self, headers: Any) -> None:
         """Keep what an answer's headers say, where it is newer."""
@@ -78,16 +82,18 @@ class Seen:
         token = headers.get(POSITION_HEADER.lower())
         if token is None:
             return
-        position = int(token.rpartition(":")[2])
+        head, spans = split(token)
+        position = number_of(head)
         if position >= self.position:
-            self.position, self.token, self.basis = position, token, headers.get(PRINT_HEADER.lower())
-
+            self.position, self._head, self.basis = position, head, headers.get(PRINT_HEADER.lower())
+        self._spans = raised(self._spans, spans)
+        self.token = joined(self._head, self._spans)
 
     def forget(self, token: str | None, address: str, error: ForeignPosition) -> None:
         """Drop what was known, after the store refused `token` or what was based on it. Said once for all callers."""
         if self.token == token and (self.token is not None or self.basis is not None or self.greeted):
             self.token = self.basis = None
-            self.greeted, self.position = False, -1
+            self.greeted, self.position, self._spans = False, -1, {}
             log.warning("the store at %s has another history than before (%s); going on with what it holds now", address, error)
 
 
