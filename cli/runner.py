@@ -202,7 +202,7 @@ async def _opened(url: str, token: str | None) -> AsyncGenerator[LightningStore,
     try:
         yield store
     finally:
-        await asyncio.to_thread(store.close)
+        await store.end()
 
 
 class Busy(Hook):

@@ -139,8 +139,11 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
     await stop.wait()
     await server.stop()
     if ended:
+        await opened.end()
         raise ended[0]
-    position, fingerprint = await asyncio.to_thread(opened.fingerprint)
+    position, fingerprint = opened.fingerprint()
+    # Here, since the end of this event loop waits for its threads, and they may wait for the log.
+    await opened.end()
     if as_json:
         echo_json({"event": "stopped", "position": position, "fingerprint": fingerprint})
     else:

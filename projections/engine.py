@@ -24,6 +24,7 @@ from ..core.topics import CONTROL, SPANS
 from .blobs import Blobs
 from .call import Call, CommandIds, current_call, refusal
 from .cold import ColdIndex, Mark
+from .contact import Contact
 from .delivery import Delivery
 from .dispatch import Dispatch
 from .fact_feed import FactFeed
@@ -46,6 +47,8 @@ T = TypeVar("T")
 
 AHEAD_SECONDS = 1.0
 """How long a position may be ahead of this node before the log is asked whether it holds it at all."""
+ANSWER_SECONDS = 1.0
+"""How long a log may take to answer when the store is closed, before it counts as away."""
 MAX_RESTORES = 64
 """How often a command brings its rollout back before it is given up: it leaves hot state again only after many records."""
 
@@ -90,7 +93,8 @@ class Engine:
         self.waiters = Waiters(self.node.delivery)
         self.dispatch = Dispatch(self.node.delivery, self.node.writer if foreign_writers else None, self.clock)
         self.facts = FactFeed(self.node)
-        self.peers = Peers(log, self.node, self.liveness, self.facts) if foreign_writers else None
+        self.contact = Contact(log, self.node) if foreign_writers else None
+        self.peers = Peers(log, self.node, self.liveness, self.facts, self.contact) if self.contact is not None else None
         self.timekeeper = Timekeeper(self.node, self.liveness, self.spans, self.peers)
         self._snapshotting: threading.Thread | None = None
         self.shared = foreign_writers
@@ -235,14 +239,23 @@ class Engine:
             logger.warning("The snapshot at position %d was not written: %s", at[0], error)
 
     def close(self) -> None:
-        """Stop the timekeeper, snapshot what has grown, close the log. Idempotent."""
+        """Stop the timekeeper, snapshot what has grown, close the log. Idempotent.
+
+        Where the log does not answer it is closed first: nothing waits for it then, and what it did not acknowledge has an
+        unknown outcome.
+        """
         if self.closed:
             return
         self.closed = True
+        answers = self.contact is None or self.contact.answers(ANSWER_SECONDS)
+        if not answers:
+            logger.warning("The log at %s does not answer; the store is closed without it.", self.log.url)
+            self.log.close()
         self.timekeeper.close()
+        whole = answers and self.node.broken is None
         if self.peers is not None:
-            self.peers.close(finish=self.node.broken is None)
-        if self.node.broken is None and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
+            self.peers.close(finish=whole)
+        if whole and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
             self.snapshot()
         self._end_threads()
         self.log.close()  # finishes the appends under way, whose commands get their answers

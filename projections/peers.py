@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ..core.errors import AgentLightningError
 from ..core.fold import Outcome
 from ..core.log import Log
+from .contact import Contact
 from .fact_feed import FactFeed
 from .leadership import Leadership
 from .liveness import Liveness
@@ -31,8 +32,8 @@ CLOSE_SECONDS = 5.0
 class Peers:
     """One node among others. `start` when the node is open, `close` before its log is."""
 
-    def __init__(self, log: Log, node: Node, liveness: Liveness, facts: FactFeed) -> None:
-        self.signs = Signs(log, node, liveness)
+    def __init__(self, log: Log, node: Node, liveness: Liveness, facts: FactFeed, contact: Contact) -> None:
+        self.signs = Signs(log, node, liveness, contact)
         self.leadership = Leadership(log, node.partition, node.writer)
         publishes = isinstance(log, PublishingLog)
         self.publisher = Publisher(log, node, facts, lambda: self.leadership.leads) if publishes else None

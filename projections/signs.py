@@ -20,7 +20,8 @@ import msgspec
 
 from ..core.errors import LogClosed, LogError
 from ..core.log import Ack, Log, NewRecord, Record, Subscription
-from ..core.topics import CONTROL, LIVENESS
+from ..core.topics import LIVENESS
+from .contact import Contact
 from .liveness import HEARTBEAT, NODE, AttemptKey, Liveness, decode_beat, headers_of, told_by
 from .node import Node
 
@@ -48,7 +49,8 @@ class NodeBeat(msgspec.Struct, omit_defaults=True):
 class Signs:
     """Tells and follows. `hears` and `current` are what the timekeeper asks; both, and `tell`, under the node's lock."""
 
-    def __init__(self, log: Log, node: Node, liveness: Liveness) -> None:
+    def __init__(self, log: Log, node: Node, liveness: Liveness, contact: Contact) -> None:
+        self._contact = contact
         self._log = log
         self._node = node
         self._liveness = liveness
@@ -62,8 +64,6 @@ class Signs:
         self._following: dict[int, Subscription] = {}
         self._lost: set[int] = set()
         self._closed = threading.Event()
-        self._end: tuple[float, int] | None = None
-        """(when it was asked, where the control log ended then), of the last question that was answered."""
 
     def start(self, now: Callable[[], float]) -> None:
         """Follow the topic from where `Liveness.load` stopped. `now`: the keeper's time, which silence is measured on."""
@@ -104,9 +104,7 @@ class Signs:
 
     def current(self, now: float) -> bool:
         """Whether this node has folded what was in the control log a moment ago."""
-        if self._end is None or now - self._end[0] > BEHIND_SECONDS:
-            return False
-        return self._node.next_offset >= self._end[1]
+        return self._contact.current(now, BEHIND_SECONDS)
 
     @property
     def settled(self) -> bool:
@@ -123,15 +121,7 @@ class Signs:
             if len(awaited) < AWAITED_BEATS:
                 awaited.append((self._number, now))
             self._write(partition, self._news() if partition == 0 else ())
-        try:
-            self._log.ask_end(CONTROL, self._node.partition, lambda end: self._told_end(now, end))
-        except LogError as error:
-            logger.debug("Where the control log ends cannot be asked: %s", error)
-
-    def _told_end(self, asked: float, end: int | LogError) -> None:
-        """From a thread of the log, which must not wait for the node's lock."""
-        if not isinstance(end, LogError) and (self._end is None or self._end[0] <= asked):
-            self._end = (asked, end)
+        self._contact.ask(now)
 
     def _news(self) -> list[AttemptKey]:
         """The attempts that were heard of and not told yet; those of a beat that was lost go out again."""

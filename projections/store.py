@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from ..core.clock import Clock
@@ -117,6 +118,14 @@ class EventLogStore(
         """
         await self.engine.wait_position(token)
 
+    async def wait_current(self) -> None:
+        """Return once this store knows what its log holds now. Raises `StoreUnreachable` where it is cut off for 2 s.
+
+        At once for a log of this process alone.
+        """
+        if self.engine.contact is not None:
+            await self.engine.contact.wait()
+
     def fingerprint(self) -> tuple[int, str]:
         """(position, hex fingerprint): equal on everybody who folded the same records."""
         position, fingerprint = self.engine.node.mark
@@ -146,6 +155,14 @@ class EventLogStore(
         else:
             self.engine = cast(Engine, Ended(LogClosed("the store was closed")))
             self._log.close()
+
+    async def end(self) -> None:
+        """As `close`, from an event loop: in a thread of its own, since the loop's threads may all wait for the log."""
+        closer = ThreadPoolExecutor(1, thread_name_prefix="agl-close")
+        try:
+            await asyncio.get_running_loop().run_in_executor(closer, self.close)
+        finally:
+            closer.shutdown(wait=False)
 
     def __enter__(self) -> EventLogStore:
         return self

@@ -29,14 +29,17 @@ from .mirror import Mirror, MirrorTable
 from .offset_index import KeyedPartition
 from .reading import PartitionReader
 from .scratch import Scratch
-from .tail import Tail, stop_quietly
+from .tail import Tail, bounded, stop_quietly
 from .topics import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, Survey, survey
 
 logger = logging.getLogger(__name__)
 
 OPEN_SECONDS = 60.0
 CLOSE_SECONDS = 30.0
+ANSWER_SECONDS = 1.0
+"""How long the broker may take to answer when the log is closed, before it counts as away."""
 DRAIN_SECONDS = 10.0
+TAIL_SECONDS = 5.0
 _RECORD_BYTES = 256
 """About what a published record has beside key and value."""
 
@@ -389,7 +392,10 @@ class KafkaLog(Log):
     # Closing
 
     def close(self) -> None:
-        """See `Log.close`. Appends that a broker does not acknowledge within 10 s are answered with `UnknownOutcome`."""
+        """See `Log.close`. Takes some seconds at most where the broker is away.
+
+        Appends that are not acknowledged then are answered with `UnknownOutcome`.
+        """
         with self._gate:
             if self._closed:
                 return
@@ -397,7 +403,7 @@ class KafkaLog(Log):
         if os.getpid() != self._pid:
             return
         self._take_inbox_now()
-        self._loop.call(self._drain(), 2 * CLOSE_SECONDS)
+        self._loop.call(self._drain(), CLOSE_SECONDS)
         self._loop.call(self._shut(), CLOSE_SECONDS)
         self._loop.stop()
         self._remove_temporary()
@@ -409,14 +415,23 @@ class KafkaLog(Log):
         self._loop.call(take(), CLOSE_SECONDS)
 
     async def _drain(self) -> None:
-        lanes = list(self._lanes.values())
+        """Wait for what is under way, as long as the broker answers at all."""
+        lanes = [lane for lane in self._lanes.values() if lane.task is not None]
+        tails = list(self._tails)
+        if not lanes and not tails:
+            return
+        try:
+            await asyncio.wait_for(self._ends.end(self._place(CONTROL, 0)), ANSWER_SECONDS)
+        except (LogError, asyncio.TimeoutError):
+            await asyncio.gather(*(lane.abandon(0.0) for lane in lanes))
+            return
         await asyncio.gather(*(lane.abandon(min(self.address.wait_seconds, DRAIN_SECONDS)) for lane in lanes))
-        for tail in list(self._tails):
+        for tail in tails:
             try:
-                end = await asyncio.wait_for(self._ends.end(tail.place), DRAIN_SECONDS)
+                end = await asyncio.wait_for(self._ends.end(tail.place), ANSWER_SECONDS)
             except (LogError, asyncio.TimeoutError):  # the broker is away: nothing more will come
                 return
-            await tail.reach(end, 5.0)
+            await tail.reach(end, TAIL_SECONDS)
 
     async def _shut(self) -> None:
         loop = asyncio.get_running_loop()
@@ -427,11 +442,12 @@ class KafkaLog(Log):
         for mirror in list(self._mirrors.values()):
             for feed in mirror.feeds.values():
                 await loop.run_in_executor(None, feed.fail, error)
-            await mirror.stop()
-        for member in list(self._members):
-            await member.leave()
-        for reader in [*self._readers.values(), *self._keyed.values()]:
-            await reader.close()
-        await self._producer.stop()
-        await self._blob_producer.stop()
-        await stop_quietly(self._ends)
+        # Side by side: each of them may wait for a broker that is away.
+        await asyncio.gather(
+            *(bounded(mirror.stop()) for mirror in self._mirrors.values()),
+            *(bounded(member.leave()) for member in self._members),
+            *(bounded(reader.close()) for reader in [*self._readers.values(), *self._keyed.values()]),
+            bounded(self._producer.stop()),
+            bounded(self._blob_producer.stop()),
+            bounded(self._ends.stop()),
+        )

@@ -68,5 +68,5 @@ class LoopThread:
         for task in running:
             task.cancel()
         if running:
-            await asyncio.wait(running, timeout=5)
+            await asyncio.wait(running, timeout=2)
         self.loop.call_soon(self.loop.stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 TAIL_RECORDS = 2048
 POLL_MS = 1000
+STOP_SECONDS = 3.0
 
 
 class Tail:
@@ -91,9 +92,13 @@ class Tail:
 
 async def stop_quietly(client: Any) -> None:
     """Stop a client that may have failed before; its error then is no news."""
-    if client is None:
-        return
+    if client is not None:
+        await bounded(client.stop())
+
+
+async def bounded(stopping: Awaitable[Any]) -> None:
+    """Wait some seconds at most for what stops: its broker may be away, and the connections end with their loop."""
     try:
-        await asyncio.wait_for(client.stop(), 10)
+        await asyncio.wait_for(stopping, STOP_SECONDS)
     except (KafkaError, OSError, asyncio.TimeoutError) as error:
-        logger.debug("A client of the broker did not stop cleanly: %s", error)
+        logger.debug("A client of the broker did not stop cleanly: %r", error)

@@ -117,11 +117,14 @@ class Calls:
         return f"{position}:{digest}"
 
     async def catch_up(self, token: str | None) -> None:
-        """Wait until the store has what the caller has seen.
+        """Wait until the store is current with its log, and has what the caller has seen.
 
         Raises `ForeignPosition` for a token of another log or history and for one ahead of the log, and `StoreUnreachable`
         when it takes too long.
         """
+        current = getattr(self.store, "wait_current", None)
+        if current is not None:
+            await current()
         if not token:
             return
         wait = getattr(self.store, "wait_position", None)

@@ -71,6 +71,7 @@ class LegacyDoor:
     def _guarded(self, handler: Any) -> Any:
         async def endpoint(request: Request) -> Response:
             try:
+                await self.door.calls.catch_up(None)
                 return await handler(request)
             except (CallerGone, Disconnected):
                 raise
