@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
 from ..core.copy_log import refuse_unfinished
-from ..core.errors import Archived, ForeignPosition, InvalidInput, LogClosed, LogError, NotFound, Rebuilding
+from ..core.errors import Archived, ForeignPosition, LogClosed, LogError, NotFound, Rebuilding
 from ..core.events import AnyEvent, AttemptClaimed, Edge, TimePassed
 from ..core.fold import Outcome, check_basis
 from ..core.ids import uuid7_hex
