@@ -2,6 +2,9 @@
 .PHONY: demo test setup bench check kafka
 .NOTPARALLEL:
 
+# Tests and demo start hundreds of processes. Where the environment forbids byte code, each would compile the package anew.
+export PYTHONDONTWRITEBYTECODE =
+
 demo: setup
 	@.venv/bin/agl demo
 
