@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from .core.model import Triplet as Triplet
     from .core.model import Worker as Worker
     from .core.model import WorkerStatus as WorkerStatus
+    from .core.prompt_format import allow_poml as allow_poml
     from .core.resources import LLM as LLM
     from .core.resources import NamedResources as NamedResources
     from .core.resources import PromptTemplate as PromptTemplate
@@ -213,6 +214,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Worker",
         "WorkerStatus",
     ),
+    "core.prompt_format": ("allow_poml",),
     "core.resources": (
         "LLM",
         "NamedResources",

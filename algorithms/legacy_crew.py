@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.credentials import mask_text
 from ..core.errors import InvalidInput
 from ..projections.rest.dev_tasks import DevTaskLoader
 from ..projections.rest.legacy_client import AgentLightningClient, StopSign
@@ -82,7 +83,7 @@ def _client(backend: str | AgentLightningClient, token: str | None) -> AgentLigh
     if not isinstance(backend, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"backend is the address of a server or a client, not {backend!r:.200}")
     client = AgentLightningClient(backend, token=token)
-    _log.info("Initializing AgentLightningClient with endpoint: %s", client.endpoint)
+    _log.info("Initializing AgentLightningClient with endpoint: %s", mask_text(client.endpoint))
     return client
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 from ..core import payload
 from ..core.errors import AgentLightningError
 from ..core.log import Log
+from ..core.resources import mask_models
 from ..core.semconv import AGL_EXCEPTION
 from ..core.spans import Span
 from ..core.state import ResourcesVersion, Rollout
@@ -153,7 +154,7 @@ class LogReader:
         if not data:
             return None
         try:
-            return payload.decode(data, self._blobs.fetch)
+            return mask_models(payload.decode(data, self._blobs.fetch))
         except AgentLightningError as error:
             return f"<{error.message}>"
 

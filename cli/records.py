@@ -12,6 +12,7 @@ from ..core import codec, payload
 from ..core.dead import decode_letter
 from ..core.errors import AgentLightningError
 from ..core.log import Log, Record
+from ..core.resources import mask_models
 from ..core.run_events import decode_run
 from ..core.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
 from ..projections import span_records
@@ -109,7 +110,7 @@ class Decoder:
             told = payload.reference(data)
             return f"<blob {told.digest[:12]}, {told.size:,} bytes>"
         try:
-            return payload.decode(data, self._fetch)
+            return mask_models(payload.decode(data, self._fetch))
         except AgentLightningError as error:
             return f"<{error.message}>"
 
@@ -151,7 +152,7 @@ class Decoder:
 
     def _blob(self, record: Record, seen: View) -> None:
         seen.type = "blob"
-        seen.body = payload.decode(record.value)
+        seen.body = mask_models(payload.decode(record.value))
 
     def _snapshot(self, record: Record, seen: View) -> None:
         if "/manifest/" in record.key:

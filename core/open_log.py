@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from .credentials import MASK, mask_text
 from .errors import InvalidInput
 from .log import Log
 from .memory_log import MemoryLog
@@ -15,7 +15,7 @@ FORMS = "sqlite:///relative/path.db, sqlite:////absolute/path.db, kafka://host:9
 
 def shown(url: str) -> str:
     """An address as a message may repeat it: without options and credentials, whatever its form."""
-    return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
+    return mask_text(url).partition("?")[0].replace(f"//{MASK}@", "//")
 
 
 def path_of(url: str) -> Path:

@@ -1,6 +1,5 @@
 """Resources: what an algorithm tunes and an agent is given, such as a prompt or a model endpoint."""
 
-import importlib
 import logging
 import string
 from collections.abc import Generator, Mapping
@@ -16,7 +15,9 @@ from typing import (
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from .errors import InvalidInput, LostPlaceholder, OptionalDependencyError
+from .credentials import MASK, is_reference, mask_value, resolved
+from .errors import InvalidInput, LostPlaceholder
+from .prompt_format import fill_f_string, fill_jinja, fill_poml, optional
 
 if TYPE_CHECKING:
     from .model import AttemptedRollout
@@ -29,8 +30,12 @@ __all__ = [
     "Resource",
     "ResourceUnion",
     "ResourcesUpdate",
+    "mask_models",
+    "masked",
     "prompts_watched",
+    "refuse_masked",
     "validate_resources",
+    "with_keys",
 ]
 
 _log = logging.getLogger(__name__)
@@ -43,7 +48,12 @@ class Resource(BaseModel):
 
 
 class LLM(Resource):
-    """A language model behind an OpenAI-compatible endpoint."""
+    """A language model behind an OpenAI-compatible endpoint.
+
+    ``api_key`` is stored in the log as it is given. ``env:NAME`` and ``file:/path`` are stored instead of a key: the
+    runner reads the variable or the file where it is, and the agent finds the key itself. What is printed of a model
+    shows neither a key nor headers nor credentials in the endpoint.
+    """
 
     resource_type: Literal["llm"] = "llm"
     endpoint: str
@@ -55,6 +65,17 @@ class LLM(Resource):
         """The endpoint. Rollout and attempt id are taken and ignored, so agents need not ask
         whether they were given a plain model or a proxied one."""
         return self.endpoint
+
+    def __repr_args__(self) -> Generator[tuple[str | None, Any], None, None]:
+        # From the fields themselves: reading `endpoint` of a proxy logs a warning.
+        for name in type(self).model_fields:
+            yield name, mask_value(name, self.__dict__.get(name))
+
+    def with_key(self) -> "LLM":
+        """This model, or a copy with the key that ``api_key`` refers to. Raises InvalidInput where it cannot be read."""
+        if not is_reference(self.api_key):
+            return self
+        return self.model_copy(update={"api_key": resolved(str(self.api_key), f"api_key of the model {self.model!r}")})
 
 
 class ProxyLLM(LLM):
@@ -115,22 +136,28 @@ class PromptTemplate(Resource):
     template: str
     engine: Literal["jinja", "f-string", "poml"]
 
-    def format(self, **kwargs: Any) -> str:
+    def format(self, /, **kwargs: Any) -> str:
         """The prompt with its placeholders filled.
 
         A placeholder without a value raises KeyError with its name. The f-string engine is
-        ``str.format``, whose IndexError and ValueError (unbalanced braces) pass through. The
-        other engines need their library: OptionalDependencyError (an ImportError) names it.
+        ``str.format``, whose IndexError and ValueError (unbalanced braces) pass through; it reads
+        items of mappings and sequences and declared fields of models, and nothing else of an
+        object (a ValueError says so). The other engines need their library: OptionalDependencyError
+        (an ImportError) names it; "poml" is refused unless the process called :func:`allow_poml`.
 
         A value that the template has no place for is dropped, as ``str.format`` does; in an attempt it is noted, and
         is a LostPlaceholder (a ValueError) where the agent says ``strict_prompts``: the model would never see it.
         """
         _note_lost(self, kwargs)
         if self.engine == "f-string":
-            return self.template.format(**kwargs)
+            return fill_f_string(self.template, kwargs, _SECRET)
         if self.engine == "jinja":
-            return _format_jinja(self.template, kwargs)
-        return _format_poml(self.template, kwargs)
+            return fill_jinja(self.template, kwargs, _SECRET)
+        return fill_poml(self.template, kwargs)
+
+
+_SECRET = {LLM: frozenset(("api_key", "sampling_parameters"))}
+"""What no prompt may read: parameters may hold headers with credentials."""
 
 
 class _Watch:
@@ -163,15 +190,17 @@ def _note_lost(prompt: PromptTemplate, values: Mapping[str, Any]) -> None:
     lost = [] if used is None else [name for name in values if name not in used]
     watch.lost.update(lost)
     if lost and watch.strict:
-        raise LostPlaceholder(f"The prompt has no placeholder {', '.join(repr(name) for name in lost)}: {prompt.template!r}")
+        raise LostPlaceholder(
+            f"The prompt has no placeholder {', '.join(repr(name) for name in lost)}: {prompt.template!r}"
+        )
 
 
 def _placeholders(prompt: PromptTemplate) -> set[str] | None:
     """The names that the template refers to; None where its engine cannot tell."""
     if prompt.engine == "jinja":
-        environment = _optional("jinja2", "The jinja engine").Environment()
+        environment = optional("jinja2", "The jinja engine").Environment()
         parsed = environment.parse(prompt.template)
-        return set(_optional("jinja2.meta", "The jinja engine").find_undeclared_variables(parsed))
+        return set(optional("jinja2.meta", "The jinja engine").find_undeclared_variables(parsed))
     if prompt.engine == "poml":
         return None
     names: set[str] = set()
@@ -183,30 +212,6 @@ def _placeholders(prompt: PromptTemplate) -> set[str] | None:
             if spec:
                 left.append(spec)
     return names
-
-
-def _format_jinja(template: str, values: Mapping[str, Any]) -> str:
-    jinja2 = _optional("jinja2", "The jinja engine")
-    sandbox = _optional("jinja2.sandbox", "The jinja engine")
-    # Prompts are often written by a model: the sandbox keeps them from reaching into Python.
-    environment = sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    try:
-        return str(environment.from_string(template).render(dict(values)))
-    except jinja2.UndefinedError as error:
-        raise KeyError(str(error)) from error
-
-
-def _format_poml(template: str, values: Mapping[str, Any]) -> str:
-    poml = _optional("poml", "The poml engine")
-    messages = poml.poml(template, context=dict(values))
-    return "\n\n".join(str(message["content"]) for message in messages)
-
-
-def _optional(module: str, feature: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise OptionalDependencyError(feature, install=module.partition(".")[0]) from error
 
 
 ResourceUnion = Annotated[LLM | ProxyLLM | PromptTemplate, Field(discriminator="resource_type")]
@@ -240,6 +245,43 @@ def validate_resources(resources: Mapping[str, Any]) -> NamedResources:
     if isinstance(resources, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
         coerced = {key: _coerced(value) for key, value in resources.items()}
     return _named_resources.validate_python(coerced)
+
+
+def refuse_masked(resources: NamedResources) -> None:
+    """Raise InvalidInput for a model whose key was masked: it was read where only masked keys are shown."""
+    for name, one in resources.items():
+        if isinstance(one, LLM) and one.api_key == MASK:
+            raise InvalidInput(
+                f"the api_key of {name!r} is masked: a key is shown by get_resources_by_id and get_latest_resources only; "
+                "publish the key itself, or env:NAME with the name of a variable of the runner"
+            )
+
+
+def with_keys(resources: NamedResources) -> NamedResources:
+    """The resources as an agent gets them: keys are read where they are only referred to. Raises InvalidInput."""
+    return {name: one.with_key() if isinstance(one, LLM) else one for name, one in resources.items()}
+
+
+def masked(resources: NamedResources) -> NamedResources:
+    """The resources as people may see them: without literal keys and headers, and without credentials in endpoints."""
+    return {
+        name: one.model_copy(update={field: mask_value(field, value) for field, value in one.__dict__.items()})
+        if isinstance(one, LLM)
+        else one
+        for name, one in resources.items()
+    }
+
+
+def mask_models(value: Any) -> Any:
+    """A copy of decoded data in which every model, at any depth, is masked as `masked` does."""
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        if cast("Mapping[Any, Any]", value).get("resource_type") in ("llm", "proxy_llm"):
+            return {key: mask_value(str(key), one) for key, one in items}
+        return {key: mask_models(one) for key, one in items}
+    if isinstance(value, list):
+        return [mask_models(one) for one in cast("list[Any]", value)]
+    return value
 
 
 def _coerced(value: Any) -> Any:

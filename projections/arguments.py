@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from ..core import scalars
+from ..core.credentials import mask_attributes
 from ..core.errors import InvalidInput
 from ..core.model import EnqueueRolloutRequest, RolloutConfig
 from ..core.rewards import check_reward_attributes
@@ -154,6 +155,9 @@ def span(value: object) -> CheckedSpan:
     if not isinstance(value, Span):
         raise InvalidInput(f"a span must be a Span, not {type(value).__name__}")
     fields = value.model_dump(warnings=False)
+    for attributes in (fields["attributes"], *(event.get("attributes") for event in fields.get("events") or ())):
+        if isinstance(attributes, dict):
+            mask_attributes(cast("dict[str, Any]", attributes))
     checked = Span.model_validate(fields)
     for name in ("rollout_id", "attempt_id", "span_id"):
         text(getattr(checked, name), name)

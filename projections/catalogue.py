@@ -9,7 +9,7 @@ from ..core import decide, payload
 from ..core.contract import LightningStore
 from ..core.model import PaginatedResult, Worker
 from ..core.pages import page
-from ..core.resources import ResourcesUpdate, validate_resources
+from ..core.resources import ResourcesUpdate, refuse_masked, validate_resources
 from ..core.scalars import model_data
 from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
 from ..core.vocabulary import WorkerStatus
@@ -31,6 +31,7 @@ class ResourceMethods(LightningStore):
 
     async def _publish(self, resources_id: str | None, resources: Mapping[str, Any]) -> ResourcesUpdate:
         checked = validate_resources(resources)
+        refuse_masked(checked)
         plain = {name: model_data(one) for name, one in checked.items()}
         validate_resources(plain)  # fields of a model may have been assigned unchecked; what is stored has to read back
         blobs = self.engine.blobs

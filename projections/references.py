@@ -5,8 +5,8 @@ A copy that ended early, or a log whose parts were put together, folds without a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import msgspec
 
@@ -93,7 +93,7 @@ def _payloads(found: Any) -> Iterator[bytes]:
         for field in found.__struct_fields__:
             yield from _payloads(getattr(found, field))
     elif isinstance(found, list | tuple):
-        for one in found:
+        for one in cast("Sequence[Any]", found):
             yield from _payloads(one)
 
 

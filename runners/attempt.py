@@ -14,7 +14,7 @@ from ..core.contract import LightningStore
 from ..core.errors import AgentLightningError, AttemptTimedOut, IncompleteTrace
 from ..core.hooks import Hook
 from ..core.model import AttemptedRollout, AttemptStatus
-from ..core.resources import NamedResources, prompts_watched
+from ..core.resources import NamedResources, prompts_watched, with_keys
 from ..core.semconv import AGL_EXCEPTION, AGL_OUTPUT
 from ..core.spans import Span, SpanCoreFields, TraceStatus
 from .active import CURRENT_RUNNER
@@ -141,7 +141,7 @@ class AttemptRun:
             update = await patiently(lambda: self.store.get_resources_by_id(wanted), self.prefix)
         if update is None:
             raise RuntimeError(f"Failed to fetch resources: {wanted or 'none were ever added'}.")
-        return update.resources
+        return with_keys(update.resources)
 
     async def _traced(self, resources: NamedResources) -> Any:
         await self._call_hooks("on_trace_start", tracer=self.tracer)

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from ..core.model import RolloutLegacy, Task
-from ..core.resources import NamedResources
+from ..core.resources import NamedResources, with_keys
 from ..core.spans import Span
 from ..projections.rest.legacy_client import AgentLightningClient, StopSign
 from ..projections.rest.legacy_results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY
@@ -171,7 +171,7 @@ class LegacyAgentRunner:
             update = await self.client.get_latest_resources_async()
         if update is None:
             raise RuntimeError(f"Failed to fetch resources: {wanted or 'none were ever set'}.")
-        return update.resources
+        return with_keys(update.resources)
 
     async def _execute(self, task: Task, resources: NamedResources) -> RolloutLegacy:
         self._hook("on_rollout_start", task)

@@ -61,8 +61,10 @@ def swallowed(source: Source) -> Iterator[str]:
 
 
 def environment(source: Source) -> Iterator[str]:
-    """Only programs read environment variables, and the switch of a trainer's roles; all else is handed its settings."""
-    if source.room in ("cli", "deploy", "tests", "examples") or source.name == "algorithms/environment.py":
+    """Only programs read environment variables, the switch of a trainer's roles, and who resolves a secret that names one."""
+    if source.room in ("cli", "deploy", "tests", "examples"):
+        return
+    if source.name in ("algorithms/environment.py", "core/credentials.py"):
         return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):

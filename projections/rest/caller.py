@@ -13,6 +13,7 @@ from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...core.credentials import mask_text
 from ...core.errors import AgentLightningError, Expired, ForeignPosition, InvalidInput
 from ...core.ids import uuid7_hex
 from . import wire
@@ -39,7 +40,7 @@ def checked_address(address: str) -> str:
     except ValueError:
         port_is_fine = False
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or parts.query:
-        raise InvalidInput(f"{address!r} is not the address of a store: it looks like http://localhost:4747")
+        raise InvalidInput(f"{mask_text(address)!r} is not the address of a store: it looks like http://localhost:4747")
     return address.strip().rstrip("/")
 
 
@@ -75,7 +76,7 @@ class StoreCaller:
         self._lock = threading.Lock()
         self._claims: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._confirming: set[asyncio.Task[Any]] = set()
-        self._policy: Patience | Delays = Patience(self.server_address_root, self.patience_seconds)
+        self._policy: Patience | Delays = Patience(mask_text(self.server_address_root), self.patience_seconds)
         if self.retry_delays is not None:
             self._policy = Delays(self.retry_delays, self.health_retry_delays, self._hello)
 
@@ -209,7 +210,7 @@ class _Tries:
             except ForeignPosition as error:
                 if tries == FOREIGN_TRIES:
                     raise
-                seen.forget(token, self._caller.server_address_root, error)
+                seen.forget(token, mask_text(self._caller.server_address_root), error)
                 self._basis = self._frame = None
 
     async def _send(self) -> Any:

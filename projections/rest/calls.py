@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ...core.contract import LightningStore
 from ...core.errors import ForeignPosition, InvalidInput, StoreUnreachable
 from ...core.ids import uuid7_hex
+from ...core.resources import masked
 from ..call import Call, serve
 from .bodies import Page
 from .routes import LONGEST_HOLD_SECONDS, PRINT_HEADER, Method
@@ -27,6 +28,7 @@ _KEPT = {
     "query_runs": "runs",
 }
 """Methods beyond the contract, and what a store that lacks them does not keep."""
+_LISTS_OF_RESOURCES = ("query_resources", "query_resource_versions")
 
 
 class CallerGone(Exception):
@@ -56,7 +58,11 @@ class Calls:
             raise InvalidInput(f"this store keeps no {kept}")
         # Set in every case: the connection's context may be shared by requests that follow each other.
         serve(command or Call(uuid7_hex()))
-        return await getattr(self.store, method.name)(**given)
+        answer = await getattr(self.store, method.name)(**given)
+        if method.name in _LISTS_OF_RESOURCES:  # people list them; a runner asks for those that it needs
+            shown = [one.model_copy(update={"resources": masked(one.resources)}) for one in answer.items]
+            return answer.model_copy(update={"items": shown})
+        return answer
 
     async def _beyond_the_contract(self, name: str, given: dict[str, Any]) -> Any:
         own = getattr(self.store, name, None)

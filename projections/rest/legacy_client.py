@@ -16,6 +16,7 @@ from typing import Any, Protocol, cast
 
 from pydantic import ValidationError
 
+from ...core.credentials import mask_text
 from ...core.errors import InvalidInput
 from ...core.model import RolloutLegacy, Task, TaskIfAny
 from ...core.resources import ResourcesUpdate
@@ -53,7 +54,7 @@ class AgentLightningClient:
         self, endpoint: str, poll_interval: float = 5.0, timeout: float = 10.0, *, token: str | None = None
     ) -> None:
         if not _is_address(endpoint):
-            raise InvalidInput(f"{endpoint!r} is no address of a server: it looks like http://127.0.0.1:9997")
+            raise InvalidInput(f"{mask_text(endpoint)!r} is no address of a server: it looks like http://127.0.0.1:9997")
         self.endpoint = endpoint.rstrip("/")
         self.poll_interval = poll_interval
         self.timeout = timeout
@@ -108,7 +109,7 @@ class AgentLightningClient:
         try:
             offered = TaskIfAny.model_validate(answer)
         except ValidationError as error:
-            _log.debug("%s answered with no task: %s", self.endpoint, error)
+            _log.debug("%s answered with no task: %s", mask_text(self.endpoint), error)
             return None
         if not offered.is_available or offered.task is None:
             return None
@@ -119,9 +120,9 @@ class AgentLightningClient:
     def _note_waiting(self, waiting: bool) -> None:
         """Say it, once: whoever starts the client first wants to know what it waits for."""
         if waiting and not self._waiting:
-            _log.info("No server answers at %s; waiting for it.", self.endpoint)
+            _log.info("No server answers at %s; waiting for it.", mask_text(self.endpoint))
         elif self._waiting and not waiting:
-            _log.info("The server at %s answers.", self.endpoint)
+            _log.info("The server at %s answers.", mask_text(self.endpoint))
         self._waiting = waiting
 
     # Resources
@@ -150,7 +151,7 @@ class AgentLightningClient:
             # Servers of the first release (v0.1) send the id and the resources only.
             update = ResourcesUpdate.model_validate({"create_time": 0.0, "update_time": 0.0, "version": 1, **answer})
         except (ValidationError, TypeError) as error:
-            _log.debug("%s answered with no resources: %s", self.endpoint, error)
+            _log.debug("%s answered with no resources: %s", mask_text(self.endpoint), error)
             return None
         self._resources[update.resources_id] = update
         return update

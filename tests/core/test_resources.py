@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import logging
 import sys
+from decimal import Decimal
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from agentlightning.core.errors import OptionalDependencyError
+import agentlightning as agl
+from agentlightning.core import prompt_format
+from agentlightning.core.errors import InvalidInput, OptionalDependencyError, PayloadTooLarge
 from agentlightning.core.model import Attempt, AttemptedRollout
 from agentlightning.core.resources import LLM, PromptTemplate, ProxyLLM, ResourcesUpdate, validate_resources
 
@@ -93,6 +98,7 @@ class TestPromptTemplate:
         self, engine: Any, library: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setitem(sys.modules, library, None)
+        monkeypatch.setattr(prompt_format, "_poml_allowed", True)
         with pytest.raises(OptionalDependencyError, match=f"pip install {library}") as caught:
             PromptTemplate(template="t", engine=engine).format()
         assert isinstance(caught.value, ImportError)
@@ -116,8 +122,100 @@ class TestPromptTemplate:
 
         fake.__dict__["poml"] = render
         monkeypatch.setitem(sys.modules, "poml", fake)
+        monkeypatch.setattr(prompt_format, "_poml_allowed", True)
         assert PromptTemplate(template="<poml/>", engine="poml").format(a=1) == "one\n\ntwo"
         assert seen == [("<poml/>", {"a": 1})]
+
+
+class Inner(BaseModel):
+    text: str = "inner"
+    _private: str = "hidden"
+
+    @property
+    def computed(self) -> str:
+        return "computed"
+
+
+@dataclasses.dataclass
+class Data:
+    name: str = "data"
+
+
+class Point(NamedTuple):
+    x: int = 1
+
+
+VALUES: dict[str, Any] = {
+    "n": 3, "x": 0.5, "s": "text", "none": None, "task": {"q": "why", "0": "zero", 1: "one", "deep": [{"a": "b"}]},
+    "items": ["first", "second"], "model": Inner(), "data": Data(), "point": Point(), "when": datetime.date(2026, 1, 31),
+    "llm": LLM(
+        endpoint="http://u:pw@h/v1", model="m", api_key="sk-secret", sampling_parameters={"extra_headers": {"X": "sk-2"}}
+    ),
+    "self": "me", "function": dataclasses.dataclass, "decimal": Decimal("1.25"),
+}  # fmt: skip
+
+
+class TestWhatAPromptMayRead:
+    @pytest.mark.parametrize(
+        ("template", "filled"),
+        [
+            ("{n:>5}|{x:.2f}|{s!r}|{none}|{decimal:.1f}", "    3|0.50|'text'|None|1.2"),
+            ("{task[q]} {task[1]} {task[deep][0][a]} {items[1]}", "why one b second"),
+            ("{model.text} {data.name} {point.x} {point[0]} {when:%Y} {when.year}", "inner data 1 1 2026 2026"),
+            ("{llm.model} {self} {s:{n}}", "m me text"),
+            ("{{ {s} }}", "{ text }"),
+        ],
+    )
+    def test_values_items_and_declared_fields(self, template: str, filled: str) -> None:
+        assert PromptTemplate(template=template, engine="f-string").format(**VALUES) == filled
+
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "{llm.api_key}", "{llm.sampling_parameters}", "{llm.__class__}", "{llm.get_base_url.__globals__}",
+            "{function.__globals__[sys]}", "{s.__class__.__mro__}", "{s.upper}", "{model.computed}", "{model._private}",
+            "{model.model_dump}", "{n.real}", "{task.q}", "{llm[api_key]}", "{function[x]}", "{data.__dict__}",
+        ],
+    )  # fmt: skip
+    def test_nothing_else_of_an_object(self, template: str) -> None:
+        with pytest.raises(InvalidInput, match="prompt") as refused:
+            PromptTemplate(template=template, engine="f-string").format(**VALUES)
+        assert "sk-" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "template",
+        ["{s:>1000000000}", "{x:.1000000000f}", "{n:01000000000}", "{when:%1000000000d}", "{s:{big}}", "{n:>10001}"],
+    )
+    def test_widths_are_bounded(self, template: str) -> None:
+        with pytest.raises(InvalidInput, match="asks for more than 10,000 characters"):
+            PromptTemplate(template=template, engine="f-string").format(**VALUES, big=1_000_000_000)
+
+    def test_the_result_is_bounded(self) -> None:
+        for engine, template in (("f-string", "{s}" * 100), ("jinja", "{{ s }}" * 100), ("jinja", "{{ s * 100 }}")):
+            with pytest.raises(PayloadTooLarge, match="longer than 64,000,000"):
+                PromptTemplate(template=template, engine=engine).format(s="x" * 1_000_000)  # type: ignore[arg-type]
+
+    def test_no_prompt_shows_a_key(self) -> None:
+        for template in ("{llm}", "{llm!r}", "{all}", "{{ llm }}", "{{ all }}", "{{ llm.api_key }}"):
+            engine: Any = "jinja" if "{{" in template else "f-string"
+            try:
+                shown = PromptTemplate(template=template, engine=engine).format(
+                    llm=VALUES["llm"], all={"llm": VALUES["llm"]}
+                )
+            except Exception as error:
+                shown = str(error)
+            assert "sk-" not in shown and "pw" not in shown, (template, shown)
+
+    def test_poml_is_refused_unless_the_process_allows_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        fake = ModuleType("poml")
+        fake.__dict__["poml"] = lambda markup, context: [{"content": "ran"}]
+        monkeypatch.setitem(sys.modules, "poml", fake)
+        monkeypatch.setattr(prompt_format, "_poml_allowed", False)
+        prompt = PromptTemplate(template="<poml/>", engine="poml")
+        with pytest.raises(InvalidInput, match=r"run commands .* call agentlightning.allow_poml\(\)"):
+            prompt.format()
+        agl.allow_poml()
+        assert prompt.format() == "ran"
 
 
 class TestEndpoints:
