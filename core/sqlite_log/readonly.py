@@ -15,6 +15,7 @@ from ..log_follow import Follower
 from ..log_records import check_topic
 from ..topics import TOPICS
 from .reader import Reader
+from .schema import check_kind
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +25,10 @@ _PAGE = 1024
 
 
 def check_there(path: Path) -> None:
-    """Raise `InvalidInput` with what to do instead unless `path` is a file."""
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; a log is a file in it, such as {path / 'log.db'}")
-    if not path.is_file():
+    """Raise `InvalidInput` with what to do instead unless `path` is a file that may be a log and may be read."""
+    if not path.is_dir() and not path.is_file():
         raise InvalidInput(f"there is no log at {path}; `agl store` begins one, and every command takes another's address")
+    check_kind(path)
 
 
 class ReadOnlyLog(Log):

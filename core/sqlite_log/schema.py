@@ -6,6 +6,7 @@ no log: a view or a trigger in its place would run SQL of somebody else. Values 
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 import time
@@ -97,7 +98,7 @@ def read_meta(db: sqlite3.Connection, path: Path) -> dict[str, str]:
         query = "SELECT key, substr(value, 1, 100) FROM meta WHERE key IN ('format', 'log_id', 'created')"
         meta = {str(key): str(value) for key, value in db.execute(query)}
     except sqlite3.DatabaseError as error:
-        raise told(error, f"opening {path}") from error
+        raise opening_failed(error, path) from error
     if not re.fullmatch("[0-9]{1,9}", meta.get("format", "")) or not re.fullmatch(
         "[0-9A-Za-z_.-]{1,64}", meta.get("log_id", "")
     ):
@@ -178,6 +179,39 @@ def altered(topic: str, offset: int, why: str) -> LogCorrupt:
 def gone(topic: str, offset: int) -> LogCorrupt:
     """The error for a record that should be there and is not."""
     return LogCorrupt(f"the record at offset {offset} of {topic} is missing", position=offset, topic=topic, partition=0)
+
+
+def check_kind(path: Path) -> None:
+    """Raise `InvalidInput` for a folder, and for a file that this user may not read. One that does not exist passes.
+
+    The file is not opened: closing it would drop the locks that SQLite has on it in this process.
+    """
+    if path.is_dir():
+        raise InvalidInput(f"{path} is a folder; a log is a file in it, such as {path / 'log.db'}")
+    if path.exists() and not os.access(path, os.R_OK):
+        raise InvalidInput(f"{path} may not be read by this user; its owner can give the right (chmod), or copy the log")
+
+
+def no_database(path: Path) -> InvalidInput | None:
+    """What to answer where SQLite found no database in the file: a text is no event log; None for a damaged file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return None
+    if b"\0" in head:
+        return None
+    return InvalidInput(f"{path} is a text file and no event log; name the log, such as .agl/log.db")
+
+
+def opening_failed(error: sqlite3.Error, path: Path) -> Exception:
+    """The error of our tree for one that SQLite had when it opened the file."""
+    text = no_database(path) if "not a database" in str(error) else None
+    return told(error, f"opening {path}") if text is None else text
+
+
+_HEAD_BYTES = 4096
+"""Of a log the first page, which has zero bytes; a text has none."""
 
 
 def told(error: sqlite3.Error, doing: str) -> LogError:

@@ -19,7 +19,7 @@ from .checkpoint import Checkpointer, pages_of
 from .lock import WriterLock
 from .reader import Reader
 from .readonly import ReadOnlyLog
-from .schema import MOST_OFFSET, Row, altered, checksum, gone, prepare, table, told
+from .schema import MOST_OFFSET, Row, altered, check_kind, checksum, gone, opening_failed, prepare, table, told
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class SqliteLog(EmbeddedLog):
         self.path = Path(
             os.path.realpath(path)
         )  # links resolved: the lock, the index and SQLite's files lie beside the file
+        check_kind(self.path)
         make_folder(self.path.parent)
         self._commit_hook = commit
         self._max_pages = max_pages
@@ -68,7 +69,7 @@ class SqliteLog(EmbeddedLog):
             if isinstance(error, OSError):
                 raise StorageError(f"{self.path} cannot be opened: {error.strerror or error}") from error
             if isinstance(error, sqlite3.Error):
-                raise told(error, f"opening {self.path}") from error
+                raise opening_failed(error, self.path) from error
             raise
         self._reader = Reader(self.path, owned=True)
         super().__init__(f"sqlite:///{path}", meta["log_id"])

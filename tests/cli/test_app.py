@@ -186,3 +186,19 @@ def test_a_retry_begins_no_log_where_there_is_none(tmp_path: Path) -> None:
     code, out = invoke("dead", "retry", "x", "--log", str(tmp_path / "gone" / "none.db"))
     assert code == app.FAILED and "there is no log at" in out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command", [("ps", "--log"), ("show", "latest", "--log"), ("replay",), ("store", "--port", "0", "--log")]
+)
+def test_what_is_no_log_is_said_in_one_line(command: tuple[str, ...], tmp_path: Path) -> None:
+    notes, folder, secret = tmp_path / "notes.txt", tmp_path / "folder", tmp_path / "secret.db"
+    notes.write_text("milk, bread", encoding="utf-8")
+    folder.mkdir()
+    secret.touch(mode=0o000)
+    for path, words in ((notes, "text file and no event log"), (folder, "is a folder"), (secret, "may not be read by")):
+        if path is secret and os.access(secret, os.R_OK):
+            continue  # root reads everything
+        code, out = invoke(*command, str(path))
+        assert code == 1 and words in out and len(out.splitlines()) == 1, out
+    assert notes.read_text(encoding="utf-8") == "milk, bread" and list(folder.iterdir()) == []
