@@ -68,6 +68,8 @@ class AlgorithmSide:
             _log.warning("%s", left)
         outcome: Outcome = "failed"
         try:
+            if self.algorithm is None:
+                _log.info("No algorithm: the runners execute what others enqueue, until Ctrl+C or their max_rollouts.")
             self._hand_over(recorder.bind(run_id, self.own_runners))
             outcome = await self._work(event)
         except asyncio.CancelledError:

@@ -20,7 +20,16 @@ from ..core.model import Worker
 from .closing import until_run_closes
 from .environment import LightningEnvVar, resolve_bool_env_var, resolve_int_env_var, resolve_str_env_var
 from .environment import token as token_of_environment
-from .execution import AlgorithmBundle, ExecutionStrategy, Interrupts, RunnerBundle, ThreadingEvent, tell_failure
+from .execution import (
+    AlgorithmBundle,
+    ExecutionStrategy,
+    Interrupts,
+    RunnerBundle,
+    ThreadingEvent,
+    seconds_or_more,
+    tell_failure,
+    whole_number,
+)
 from .parts import Part, first_error, to_the_end
 from .runner_crew import RunnerCrew
 
@@ -50,7 +59,7 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
             ``both`` does both and starts ``n_runners`` processes. AGL_CURRENT_ROLE, else ``both``.
         server_host: where the store serves and is found. AGL_SERVER_HOST, else localhost. Other addresses than those
             of this machine need a token.
-        server_port: AGL_SERVER_PORT, else 4747; in the role ``both`` a free one where that is taken, or for 0.
+        server_port: AGL_SERVER_PORT, else 4747; in the role ``both`` a free one, as for 0.
         graceful_timeout: seconds that running rollouts may take when the run stops; then they are cancelled.
         terminate_timeout: seconds after that, and after each harder way of ending a process.
         main_process: ``runner`` keeps the one runner in this process' main thread, and the algorithm in another thread.
@@ -81,8 +90,9 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
             raise InvalidInput(f"role must be one of 'algorithm', 'runner' or 'both', got {found!r}")
         if main_process not in ("algorithm", "runner"):
             raise InvalidInput("main_process must be 'algorithm' or 'runner'")
-        if n_runners < 1:
-            raise InvalidInput("n_runners must be at least 1")
+        whole_number("n_runners", n_runners, 1)
+        for name, seconds in (("graceful_timeout", graceful_timeout), ("terminate_timeout", terminate_timeout)):
+            seconds_or_more(name, seconds)
         if main_process == "runner" and (found != "both" or n_runners != 1):
             raise InvalidInput("main_process='runner' requires role='both' and n_runners=1")
         self.role = found
@@ -137,7 +147,8 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
 
     def serve(self, store: LightningStore) -> Any:
         """A server of ``store``, not yet started, on the configured address."""
-        port = DEFAULT_PORT if self.server_port is None else self.server_port
+        unasked = 0 if self.role == "both" else DEFAULT_PORT
+        port = unasked if self.server_port is None else self.server_port
         return _server(store, self.server_host, port, self.token)
 
 
@@ -271,13 +282,7 @@ class _Execution:
         if not strategy.managed_store or (strategy.role == "both" and hasattr(store, "server_address_root")):
             return None
         server = strategy.serve(store)
-        try:
-            to_the_end("store-start", server.start)
-        except RuntimeError:
-            if strategy.role != "both" or strategy.server_port is not None:
-                raise
-            server = _server(store, strategy.server_host, 0, strategy.token)
-            to_the_end("store-start", server.start)
+        to_the_end("store-start", server.start)
         _log.info("Starting LightningStore server on %s", server.endpoint.removeprefix("http://"))
         return server
 

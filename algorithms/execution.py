@@ -11,10 +11,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
+from numbers import Integral, Real
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 from ..core.contract import LightningStore
+from ..core.errors import InvalidInput
 
 __all__ = [
     "AlgorithmBundle",
@@ -24,8 +26,10 @@ __all__ = [
     "MultiprocessingEvent",
     "RunnerBundle",
     "ThreadingEvent",
+    "seconds_or_more",
     "tell_failure",
     "until_set",
+    "whole_number",
 ]
 
 _log = logging.getLogger(__name__)
@@ -132,6 +136,19 @@ class ExecutionStrategy(ABC):
     @abstractmethod
     def execute(self, algorithm: AlgorithmBundle, runner: RunnerBundle, store: LightningStore) -> None:
         """Run both sides to the end; raises what either raised. Returns after Ctrl+C too."""
+
+
+def whole_number(name: str, value: Any, least: int) -> int:
+    """An argument that is a whole number; InvalidInput names the argument and what it takes."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InvalidInput(f"{name} must be at least {least}, a whole number, and not {value!r:.100}")
+    return int(value)
+
+
+def seconds_or_more(name: str, value: Any) -> None:
+    """Check an argument in seconds; InvalidInput for less than 0 and for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
+        raise InvalidInput(f"{name} must be a number of seconds, 0 or more, and not {value!r:.100}")
 
 
 def tell_failure(algorithm: AlgorithmBundle) -> None:

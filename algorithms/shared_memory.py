@@ -10,7 +10,16 @@ from typing import Literal
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from .environment import LightningEnvVar, resolve_bool_env_var
-from .execution import AlgorithmBundle, ExecutionStrategy, Interrupts, RunnerBundle, ThreadingEvent, tell_failure
+from .execution import (
+    AlgorithmBundle,
+    ExecutionStrategy,
+    Interrupts,
+    RunnerBundle,
+    ThreadingEvent,
+    seconds_or_more,
+    tell_failure,
+    whole_number,
+)
 from .parts import Part, first_error
 
 __all__ = ["SharedMemoryExecutionStrategy"]
@@ -48,8 +57,11 @@ class SharedMemoryExecutionStrategy(ExecutionStrategy):
         main_thread = main_thread or ("runner" if n_runners == 1 else "algorithm")
         if main_thread not in ("algorithm", "runner"):
             raise InvalidInput("main_thread must be 'algorithm' or 'runner'")
-        if n_runners < 1:
-            raise InvalidInput("n_runners must be at least 1")
+        whole_number("n_runners", n_runners, 1)
+        for name, seconds in (("join_timeout", join_timeout), ("graceful_delay", graceful_delay)):
+            seconds_or_more(name, seconds)
+        if not poll_interval > 0:
+            raise InvalidInput(f"poll_interval must be a number of seconds, more than 0, and not {poll_interval!r}")
         if main_thread == "runner" and n_runners != 1:
             raise InvalidInput("main_thread='runner' requires n_runners to be 1")
         self.n_runners = n_runners

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
 from ..core.contract import LightningStore
+from ..core.errors import InvalidInput
 from ..core.hooks import Hook
 from ..core.model import RolloutConfig
 from ..core.resources import NamedResources, validate_resources
@@ -19,7 +21,7 @@ from .baseline import Baseline, FastAlgorithm
 from .bundles import AlgorithmSide, RunnerSide
 from .client_server import ClientServerExecutionStrategy
 from .components import build_component
-from .execution import ExecutionStrategy
+from .execution import ExecutionStrategy, whole_number
 from .fit_result import FitResult
 from .making import RunnerMaker, TracerMaker
 from .recorder import RunStart, claims_for_runs, new_run_id
@@ -43,7 +45,8 @@ class Trainer:
 
     Args:
         n_runners: workers that run the agent; 1 when None. That of a strategy wins.
-        max_rollouts: how many rollouts each worker executes; None for no limit.
+        max_rollouts: how many rollouts each worker executes, also where its process has to be replaced; None for no
+            limit.
         initial_resources: what the algorithm starts with; texts are prompts.
         tracer: records what agents do; AgentOpsTracer when None. Every worker gets one of its own.
         adapter: makes training data of spans; TracerTraceToTriplet when None. A dict without a type has its arguments.
@@ -96,8 +99,8 @@ class Trainer:
         self.seed = seed
         self.name = name
         self.rollout_config = rollout_config
-        self.max_rollouts = max_rollouts or max_tasks
-        self.n_runners: int = n_runners or n_workers or 1
+        self.max_rollouts = _given_number(max_rollouts=max_rollouts, max_tasks=max_tasks)
+        self.n_runners: int = _given_number(n_runners=n_runners, n_workers=n_workers) or 1
         self.initial_resources = None if initial_resources is None else validate_resources(initial_resources)
         self.hooks: tuple[Hook, ...] = (hooks,) if isinstance(hooks, Hook) else tuple(hooks or ())
         self._adapter_spec = adapter if adapter is not None else triplet_exporter
@@ -108,9 +111,7 @@ class Trainer:
         self._tracer_spec = tracer
         self._runner_spec = runner
         self.tracer: Tracer = TracerMaker(tracer, daemon)()
-        self.algorithm = build_component(
-            algorithm, expected_type=Algorithm, spec_name="algorithm", allow_none=True, registry={}
-        )
+        self.algorithm = _algorithm(algorithm)
         self.llm_proxy = self._make_proxy(llm_proxy)
 
     # Components
@@ -274,6 +275,11 @@ class Trainer:
 
     def _fit(self, agent: Any, algorithm: Algorithm | None, train_dataset: Any, val_dataset: Any) -> FitResult:
         leave_if_a_worker_imports()
+        if algorithm is None and not (train_dataset is None and val_dataset is None):
+            raise InvalidInput(
+                "A dataset was given and no algorithm that reads it: give Trainer an algorithm=, or call dev(), which runs "
+                "the agent once on every sample. Without a dataset, fit() executes what others enqueue"
+            )
         agent = as_agent(agent)
         agent.set_trainer(self)
         side = AlgorithmSide(
@@ -315,6 +321,20 @@ class Trainer:
             val_dataset=val_dataset,
             initial_resources=self.initial_resources,
         )
+
+
+def _given_number(**given: Any) -> int | None:
+    """The first of these arguments that is not None. InvalidInput for one that is no whole number from 1 on."""
+    found = [whole_number(name, value, 1) for name, value in given.items() if value is not None]
+    return found[0] if found else None
+
+
+def _algorithm(spec: Any) -> Algorithm | None:
+    if inspect.isroutine(spec):
+        needed = [one for one in inspect.signature(spec).parameters.values() if one.default is one.empty]
+        if inspect.iscoroutinefunction(spec) or any(one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in needed):
+            raise TypeError(f"algorithm is the plain function {spec.__name__}(): mark it with @agl.algo")
+    return build_component(spec, expected_type=Algorithm, spec_name="algorithm", allow_none=True, registry={})
 
 
 def _name_of(component: Any) -> str:

@@ -96,6 +96,11 @@ class LitAgent(Generic[T]):
         """:meth:`get_tracer`."""
         return self.get_tracer()
 
+    @property
+    def needs_resources(self) -> bool:
+        """Whether an attempt fails where the store has no resources at all."""
+        return True
+
     def on_rollout_start(self, task: T, runner: Any, tracer: Any) -> None:
         """Deprecated: use a Hook. Called by the legacy runner only."""
 

@@ -139,6 +139,8 @@ class AttemptRun:
             update = await patiently(self.store.get_latest_resources, self.prefix)
         else:
             update = await patiently(lambda: self.store.get_resources_by_id(wanted), self.prefix)
+        if update is None and wanted is None and not self.agent.needs_resources:
+            return {}
         if update is None:
             raise RuntimeError(f"Failed to fetch resources: {wanted or 'none were ever added'}.")
         return with_keys(update.resources)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast, overload
 
 from ..core.errors import InvalidInput
@@ -53,6 +53,12 @@ class FunctionalLitAgent(LitAgent[T]):
     def is_async(self) -> bool:
         """Whether the function is a coroutine function."""
         return self._is_async
+
+    @property
+    def needs_resources(self) -> bool:
+        """Whether the function has a parameter that only resources can fill."""
+        asked = {name for name, required in self._parameters.items() if required or name in _KINDS}
+        return bool(asked - {"rollout"})
 
     def rollout(self, task: T, resources: NamedResources, rollout: Rollout) -> RolloutRawResult:
         """Call the function; RuntimeError when it is asynchronous."""
@@ -119,12 +125,15 @@ def _names(func: Func) -> list[str]:
         raise InvalidInput(f"The signature of {func!r} cannot be read: {error}") from None
 
 
-def _annotated(func: Func, names: Sequence[str]) -> bool:
-    """Whether one of the parameters is annotated as a resource; by name, since annotations are often mere text."""
-    kinds = {kind.__name__ for kind in (LLM, ProxyLLM, PromptTemplate)}
-    annotations = getattr(func, "__annotations__", {})
-    texts = [getattr(value, "__name__", str(value)) for name in names if (value := annotations.get(name)) is not None]
-    return any(text.rpartition(".")[2] in kinds for text in texts)
+def _takes_task(func: Func) -> bool:
+    """Whether it has a first parameter that is filled by place."""
+    _names(func)
+    first = next(iter(inspect.signature(func).parameters.values()), None)
+    return first is not None and first.kind not in (first.KEYWORD_ONLY, first.VAR_KEYWORD)
+
+
+def _name(func: Func) -> str:
+    return str(getattr(func, "__name__", "agent"))
 
 
 def _checked(func: Func, wanted: str) -> Func:
@@ -181,21 +190,17 @@ def rollout(
 def rollout(
     func: Func | None = None, *, strip_proxy: bool = True, strict_prompts: bool = False
 ) -> FunctionalLitAgent[Any] | Callable[[Func], FunctionalLitAgent[Any]]:
-    """Make an agent of a function whose further parameters are known names; with or without parentheses.
+    """Make an agent of a function, with or without parentheses: what :func:`as_agent` takes, and nothing else.
 
-    NotImplementedError when none of ``llm``, ``prompt_template`` and ``resources`` is among them, and none is
-    annotated as a resource (``planner: PromptTemplate``).
+    NotImplementedError for a function that takes no task.
     """
 
     def decorate(function: Func) -> FunctionalLitAgent[Any]:
-        names = _names(function)
-        known = {*_KINDS, "resources"}
-        fits = len(names) > 1 and names[0] == "task"
-        if not fits or not (known.intersection(names[1:]) or _annotated(function, names[1:])):
+        if not _takes_task(function):
             raise NotImplementedError(
-                f"Function signature {inspect.signature(function)} does not match any known agent patterns. "
-                "Expected signatures: (task, llm[, rollout]) or (task, prompt_template[, rollout]). "
-                "Functions can be sync or async."
+                f"Function signature {inspect.signature(function)} does not match any known agent patterns: the first "
+                "parameter is the task, and resources follow by their names. Expected signatures: (task), "
+                "(task, llm[, rollout]) or (task, prompt_template[, rollout]). Functions can be sync or async."
             )
         return FunctionalLitAgent(function, strip_proxy=strip_proxy, strict_prompts=strict_prompts)
 
@@ -211,6 +216,8 @@ def as_agent(agent: Any) -> LitAgent[Any]:
         return cast("LitAgent[Any]", agent)
     if isinstance(agent, type) or not callable(agent):
         raise TypeError(f"An agent is a LitAgent or a function, not {agent!r}")
-    if not _names(agent):
-        raise InvalidInput(f"An agent takes the task as its first parameter; {agent!r} takes none.")
+    if not _takes_task(agent):
+        raise InvalidInput(
+            f"An agent takes the task as its first parameter; {agent!r} takes none: write def {_name(agent)}(task, ...)."
+        )
     return FunctionalLitAgent(agent)

@@ -87,6 +87,8 @@ class LitAgentRunner(Runner[T]):
             raise InvalidInput(f"Unknown heartbeat launch mode: {heartbeat_launch_mode!r}")
         if slots < 1 or not group:
             raise InvalidInput(f"a runner has at least one slot and a group with a name, not {slots} and {group!r}")
+        if max_rollouts is not None and max_rollouts < 0:
+            raise InvalidInput(f"max_rollouts is {max_rollouts}; it takes 0 or more, or None for no limit")
         self._tracer = tracer
         self._max_rollouts = max_rollouts
         self._poll_interval = poll_interval

@@ -29,7 +29,6 @@ def test_a_fit_leaves_rollouts_of_before_alone_and_says_so(tmp_path: Path, caplo
     async def before() -> tuple[list[str], str]:
         recorder = recorder_for(store)
         old = await recorder.opened(RunStart(name="killed"))
-        await store.add_resources({"p": "x"})
         bound = recorder.bind(old, own_runners=True)
         left = [await bound.enqueue_rollout("of the killed run"), await store.enqueue_rollout("of nobody")]
         await recorder.closed(old, RunEnd("lost"))
@@ -84,3 +83,71 @@ async def test_a_foreign_runner_gets_nothing_of_a_fit_and_both_sides_say_so(
     got = await store.get_rollout_by_id(mine.rollout_id)
     assert got.status == "queuing"
     store.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"n_runners": 0},
+        {"n_runners": -1},
+        {"n_runners": True},
+        {"n_runners": 1.5},
+        {"n_workers": 0},
+        {"max_rollouts": 0},
+        {"max_rollouts": -3},
+        {"max_tasks": 0},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_numbers_out_of_range_are_refused_by_their_name(arguments: dict[str, Any]) -> None:
+    [name] = arguments
+    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
+        agl.Trainer(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (agl.ClientServerExecutionStrategy, {"n_runners": 0}),
+        (agl.ClientServerExecutionStrategy, {"graceful_timeout": -1}),
+        (agl.ClientServerExecutionStrategy, {"terminate_timeout": float("nan")}),
+        (agl.SharedMemoryExecutionStrategy, {"n_runners": 0}),
+        (agl.SharedMemoryExecutionStrategy, {"graceful_delay": -0.1}),
+        (agl.SharedMemoryExecutionStrategy, {"poll_interval": 0}),
+    ],
+)
+def test_settings_of_a_strategy_out_of_range_are_refused(kind: Any, arguments: dict[str, Any]) -> None:
+    [name] = arguments
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        kind(**arguments)
+    with pytest.raises(ValueError, match="max_rollouts is -1"):
+        agl.LitAgentRunner(agl.DummyTracer(), max_rollouts=-1)
+
+
+def test_a_dataset_without_an_algorithm_and_a_plain_function_as_one_are_errors_that_name_the_remedy() -> None:
+    trainer = agl.Trainer(store=agl.InMemoryLightningStore(), strategy="shm")
+    for given in ({"train_dataset": ["a"]}, {"val_dataset": ["a"]}):
+        with pytest.raises(ValueError, match=r"algorithm=.*dev\(\)"):
+            trainer.fit(lambda task: 1.0, **given)
+
+    async def search(store: Any, train_dataset: Any) -> None: ...
+
+    def plain(store: Any) -> None: ...
+
+    def made() -> agl.Algorithm:
+        return agl.Baseline()
+
+    for function in (search, plain):
+        with pytest.raises(TypeError, match=rf"{function.__name__}\(\): mark it with @agl.algo"):
+            agl.Trainer(algorithm=function)
+    assert isinstance(agl.Trainer(algorithm=made).algorithm, agl.Baseline)
+
+
+def test_a_fit_that_starts_its_runners_serves_on_a_free_port_unless_one_was_chosen() -> None:
+    store = agl.InMemoryLightningStore()
+    for strategy, port in (
+        (agl.ClientServerExecutionStrategy(), 0),
+        (agl.ClientServerExecutionStrategy(server_port=4848), 4848),
+        (agl.ClientServerExecutionStrategy(role="algorithm"), 4747),
+    ):
+        assert strategy.serve(store).launcher_args.port == port

@@ -76,7 +76,12 @@ def test_missing_resources_and_wrong_signatures_are_named() -> None:
     with pytest.raises(ValueError):
         agl.prompt_rollout(lambda prompt_template, task: None)
     with pytest.raises(NotImplementedError, match="Expected signatures"):
-        agl.rollout(lambda task, other: None)
+        agl.rollout(lambda: None)
+    assert agl.rollout(lambda question: 0.5).rollout("t", {}, claimed()) == 0.5  # what an undecorated function may be
+    assert agl.rollout(lambda task, judge=None: 0.5).needs_resources is False
+    assert agl.rollout(lambda task, rollout: 0.5).needs_resources is False
+    for needing in (lambda task, judge: 0.5, lambda task, resources: 0.5, lambda task, llm=None: 0.5):
+        assert agl.rollout(needing).needs_resources
 
 
 def test_plain_functions_become_agents_and_other_things_do_not() -> None:
