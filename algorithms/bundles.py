@@ -13,22 +13,26 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..core.contract import LightningStore
+from ..core.errors import AgentLightningError
 from ..core.hooks import Hook
 from ..core.model import RolloutConfig
 from ..core.resources import NamedResources
 from ..runners.base import Runner
 from ..runners.runner import LitAgentRunner
 from .base import Algorithm
+from .carrying import second
 from .execution import ExecutionEvent, until_set
 from .fit_result import FitResult, Outcome, collect
+from .parts import Part
 from .recorded import BEST, best_content
-from .recorder import RunEnd, RunStart, leftovers, recorder_for
+from .recorder import ALIVE_SECONDS, RunEnd, RunStart, keeper_of, leftovers, recorder_for
 from .run_store import ClaimsForRun, RunStore
 from .seeding import seeded
 
 __all__ = ["AlgorithmSide", "RunnerSide"]
 
 _log = logging.getLogger("agentlightning.trainer")
+ALIVE_LOOK_SECONDS = 0.1
 
 
 @dataclass
@@ -62,11 +66,13 @@ class AlgorithmSide:
         """See the class; raises what the algorithm raises, after the run was closed as failed."""
         run_store = RunStore(store, self.rollout_config)
         recorder = recorder_for(run_store)
+        await recorder.alive(self.run_id)  # first: a run without a sign of life would be open for ever
         run_id = await recorder.opened(dataclasses.replace(self.start, own_runners=self.own_runners), self.run_id)
         _log.info("Run %s is open.", run_id)
         if self.own_runners and (left := await leftovers(store, run_id)):
             _log.warning("%s", left)
         outcome: Outcome = "failed"
+        ended = _shown_alive(store, run_id)
         try:
             if self.algorithm is None:
                 _log.info("No algorithm: the runners execute what others enqueue, until Ctrl+C or their max_rollouts.")
@@ -86,6 +92,7 @@ class AlgorithmSide:
                 await recorder.decided(run_id, BEST, best_content(best))
             end = RunEnd(outcome, result.best_resources_id, result.best_resources_version, result.summary)
             await recorder.closed(run_id, end)
+            ended.set()
             _log.info("Run %s is closed: %s.", run_id, outcome)
 
     def _hand_over(self, store: LightningStore) -> None:
@@ -131,6 +138,37 @@ class AlgorithmSide:
             result = await _in_thread(lambda: algorithm.run(**arguments))
             if inspect.isawaitable(result):
                 await result
+
+
+def _shown_alive(store: LightningStore, run_id: str) -> threading.Event:
+    """Show a store over HTTP that the owner of the run is there, until the event is set.
+
+    From a thread of its own, which beats also while the algorithm blocks its event loop.
+    """
+    from ..projections.rest.client import LightningStoreClient
+
+    ended = threading.Event()
+    keeper = keeper_of(store)
+    if not isinstance(keeper, LightningStoreClient):
+        return ended
+
+    async def beat() -> None:
+        client: Any = second(keeper)
+        try:
+            while not ended.is_set():
+                try:
+                    await recorder_for(client).alive(run_id)
+                except AgentLightningError as error:
+                    _log.debug("The run's sign of life did not reach the store: %s", error)
+                for _ in range(int(ALIVE_SECONDS / ALIVE_LOOK_SECONDS)):
+                    if ended.is_set():
+                        break
+                    await asyncio.sleep(ALIVE_LOOK_SECONDS)
+        finally:
+            await client.close()
+
+    Part("run-beat", beat, lambda part: None).start()
+    return ended
 
 
 async def _in_thread(call: Callable[[], Any]) -> Any:
@@ -179,6 +217,10 @@ class RunnerSide:
     """The run whose rollouts it executes; None for whatever the store hands out."""
     worker_name: str | None = None
     on_stuck: Callable[[str], None] | None = None
+    max_rollouts: int | None = None
+    """What is left of it in a process that replaces another one; None where the runner's own counts."""
+    on_execute: Callable[[str, bool], None] | None = None
+    """See :meth:`LitAgentRunner.settle_in`."""
     given_up: int = 0
     """How many agents were left behind; of more use in a process that ends because of them."""
 
@@ -186,7 +228,7 @@ class RunnerSide:
         """Execute rollouts as worker ``worker_id``."""
         runner = self.make()
         if isinstance(runner, LitAgentRunner):
-            runner.settle_in(self.on_stuck, self.worker_name, self.run_id)
+            runner.settle_in(self.on_stuck, self.worker_name, self.run_id, self.max_rollouts, self.on_execute)
         elif self.run_id is not None:
             store = ClaimsForRun(store, self.run_id)
         self.agent.set_trainer(self.trainer)

@@ -17,11 +17,14 @@ from typing import Any, Literal, cast
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from ..core.model import Worker
-from .closing import until_run_closes
+from .carrying import second
+from .closing import open_run, until_run_closes
 from .environment import LightningEnvVar, resolve_bool_env_var, resolve_int_env_var, resolve_str_env_var
 from .environment import token as token_of_environment
 from .execution import (
     AlgorithmBundle,
+    Either,
+    ExecutionEvent,
     ExecutionStrategy,
     Interrupts,
     RunnerBundle,
@@ -31,6 +34,7 @@ from .execution import (
     whole_number,
 )
 from .parts import Part, first_error, to_the_end
+from .recorder import claims_for_runs
 from .runner_crew import RunnerCrew
 
 __all__ = ["ClientServerExecutionStrategy"]
@@ -191,31 +195,48 @@ class _Execution:
     # Runners only
 
     def run_runners(self, store: LightningStore) -> None:
-        """Until the run closes, all have done their rollouts, or Ctrl+C."""
+        """Until the run closes, all have done their rollouts, or Ctrl+C.
+
+        They work for the run that is open, or opens next: one whose end is noticed. Where that was lost and its program
+        has been started again, they go on with the next run.
+        """
+        while not self._event.is_set():
+            run_id = self._found_run(store)
+            if self._event.is_set():
+                return
+            if claims_for_runs(store) and not getattr(self._algorithm, "ends_with_runners", False):
+                cast(Any, self._runner).run_id = run_id
+            stop = ThreadingEvent()
+            goes_on = threading.Event()
+            if run_id is not None:
+                watch = (store, run_id, stop, goes_on)
+                threading.Thread(target=self._watch_run, args=watch, name="agl-run", daemon=True).start()
+            self._work_for_run(store, stop)
+            if not goes_on.is_set():
+                self._event.set()
+
+    def _work_for_run(self, store: LightningStore, stop: ThreadingEvent) -> None:
+        """Run the runners until the end of all, or of the run (``stop``)."""
         strategy = self._strategy
-        looked = ThreadingEvent()
-        threading.Thread(target=self._watch_run, args=(store, looked), name="agl-run", daemon=True).start()
-        while not looked.is_set() and not self._event.wait(LOOK_SECONDS):
-            pass
-        if self._event.is_set():
-            return
+        over = Either(self._event, stop)
         if strategy.n_runners == 1:
-            self._run_here(store)
+            self._run_here(store, over)
             return
         # Machines that run several programs of this kind each have a runner 0.
-        crew = RunnerCrew(self._runner, strategy.n_runners or 1, store, strategy.start_method, self._event.set, _host())
+        seen = second(store) if strategy.managed_store else store
+        crew = RunnerCrew(self._runner, strategy.n_runners or 1, seen, strategy.start_method, stop.set, _host())
         self._crew = crew
         crew.start()
-        while not self._event.wait(LOOK_SECONDS):
+        while not over.wait(LOOK_SECONDS):
             pass
         self._end_crew(None)
 
-    def _run_here(self, store: LightningStore) -> None:
-        event = self._event
+    def _run_here(self, store: LightningStore, event: ExecutionEvent) -> None:
         if getattr(self._runner, "worker_name", "") is None:
             cast(Any, self._runner).worker_name = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
-        part = Part("runner-0", lambda: self._then_close(self._runner(store, 0, event), store), lambda part: None)
-        threading.Thread(target=self._cancel_late, args=(part,), name="agl-stopper", daemon=True).start()
+        seen = second(store) if self._strategy.managed_store else store
+        part = Part("runner-0", lambda: self._then_close(self._runner(seen, 0, event), seen), lambda part: None)
+        threading.Thread(target=self._cancel_late, args=(part, event), name="agl-stopper", daemon=True).start()
         part.run()
         if part.error is not None:
             raise part.error
@@ -227,24 +248,45 @@ class _Execution:
             if self._strategy.managed_store:
                 await cast(Any, store).close()
 
-    def _cancel_late(self, part: Part) -> None:
+    def _cancel_late(self, part: Part, event: ExecutionEvent | None = None) -> None:
         """Cancel what still runs when its time after a stop is over; a second Ctrl+C takes the time away."""
-        self._event.wait()
+        (event or self._event).wait()
         self._hurry.wait(self._strategy.graceful_timeout)
         part.cancel()
 
-    def _watch_run(self, store: LightningStore, looked: ThreadingEvent) -> None:
-        """Stop when the run is closed that is open, or opens next."""
-        from .carrying import second
-
+    def _found_run(self, store: LightningStore) -> str | None:
+        """The run to work for; None after Ctrl+C, and for a store that keeps no runs."""
         watching = second(store) if self._strategy.managed_store else store
-        part = Part("run-watch", lambda: until_run_closes(watching, self._event, looked), lambda part: looked.set())
+        found: list[str | None] = []
+
+        async def find() -> None:
+            found.append(await open_run(watching, self._event))
+
+        part = Part("run-watch", lambda: self._then_close(find(), watching), lambda part: None)
+        part.start()
+        while not part.done.is_set() and not self._event.wait(LOOK_SECONDS):
+            pass
+        if part.error is not None:
+            raise part.error
+        return found[0] if found else None
+
+    def _watch_run(
+        self, store: LightningStore, run_id: str, stop: ThreadingEvent, goes_on: threading.Event
+    ) -> None:
+        """Stop when the run is closed; ``goes_on`` where another one is to be worked for."""
+        watching = second(store) if self._strategy.managed_store else store
+
+        async def watch() -> None:
+            if await until_run_closes(watching, run_id, Either(self._event, stop)):
+                goes_on.set()
+
+        part = Part("run-watch", lambda: self._then_close(watch(), watching), lambda part: None)
         part.run()
         if part.error is not None:
             _log.warning("The end of the run will not be noticed here: %s", part.error)
-        elif not self._event.is_set():
-            _log.info("The run is closed; the runners stop.")
-            self._event.set()
+        elif not self._event.is_set() and not stop.is_set():
+            _log.info("Run %s is over; the runners %s.", run_id, "go on with the next" if goes_on.is_set() else "stop")
+            stop.set()
 
     # The algorithm, with or without runners of its own
 

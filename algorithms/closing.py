@@ -3,61 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from ..core.contract import LightningStore
 from ..core.errors import NotFound
+from ..core.run_events import LOST
 from ..runners.patience import patiently
 from .execution import LOOK_SECONDS, ExecutionEvent
 
-__all__ = ["until_run_closes"]
+__all__ = ["open_run", "until_run_closes"]
 
-_log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
+NEXT_SECONDS = 15.0
+"""How long after a run was lost its program may take to be started again, before its runners stop."""
 
 
-async def until_run_closes(store: LightningStore, event: ExecutionEvent, looked: ExecutionEvent) -> None:
-    """Return when the run that is open, or else the next one that opens, is closed; or when ``event`` is set.
-
-    ``looked`` is set when it is known which run is open: whoever works from then on works for a run whose end will be
-    noticed. A store that keeps no runs never closes one.
-    """
+async def open_run(store: LightningStore, event: ExecutionEvent) -> str | None:
+    """The newest run that is open, or else the next one that opens; None once ``event`` is set, or for a store without runs."""
     query: Any = getattr(store, "query_runs", None)
-    if query is None:
-        looked.set()
-        await _pause(event, None)
-        return
     known: set[str] | None = None
-    watched: str | None = None
-    while not event.is_set():
-        if watched is None:
-            runs = await patiently(partial(query, brief=True), "The end of the run")
-            opened = [run["run_id"] for run in runs if run["closed_at"] is None]
-            # A run that was opened and closed between two looks was the one to wait for.
-            passed = known is not None and any(
-                run["run_id"] not in known and run["closed_at"] is not None for run in runs
-            )
-            known = known if known is not None else {run["run_id"] for run in runs}
-            looked.set()
-            if opened:
-                watched = opened[-1]
-            elif passed:
-                return
-        else:
-            try:
-                [run] = await patiently(partial(query, watched, brief=True), "The end of the run")
-            except NotFound:  # the store was begun anew
-                watched, known = None, None
-                continue
-            if run["closed_at"] is not None:
-                return
+    while query is not None and not event.is_set():
+        runs = await patiently(partial(query, brief=True), "The run")
+        opened = [run["run_id"] for run in runs if run["closed_at"] is None]
+        # A run that was opened and closed between two looks was the one to wait for.
+        passed = [] if known is None else [run["run_id"] for run in runs if run["run_id"] not in known]
+        if opened or passed:
+            return (opened or passed)[-1]
+        known = {run["run_id"] for run in runs}
         await _pause(event, POLL_SECONDS)
+    return None
 
 
-async def _pause(event: ExecutionEvent, seconds: float | None) -> None:
-    end = None if seconds is None else time.monotonic() + seconds
-    while not event.is_set() and (end is None or time.monotonic() < end):
-        await asyncio.sleep(LOOK_SECONDS if end is not None else 0.5)
+async def until_run_closes(store: LightningStore, run_id: str, event: ExecutionEvent) -> bool:
+    """Return when the run is closed, or when ``event`` is set; whether there is another run to go on with.
+
+    That is so where the run was lost, or is gone with its store, and its program was started again.
+    """
+    query: Any = cast(Any, store).query_runs
+    lost_at: float | None = None
+    while not event.is_set():
+        try:
+            [run] = await patiently(partial(query, run_id, brief=True), "The end of the run")
+        except NotFound:  # the store was begun anew
+            return True
+        if run["closed_at"] is not None and run["outcome"] != LOST:
+            return False
+        if run["closed_at"] is not None:
+            runs = await patiently(partial(query, brief=True), "The end of the run")
+            later = [one for one in runs if one["opened_at"] > run["opened_at"]]
+            lost_at = time.monotonic() if lost_at is None else lost_at
+            if later or time.monotonic() - lost_at > NEXT_SECONDS:
+                return any(one["closed_at"] is None for one in later)
+        await _pause(event, POLL_SECONDS)
+    return False
+
+
+async def _pause(event: ExecutionEvent, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not event.is_set() and time.monotonic() < end:
+        await asyncio.sleep(LOOK_SECONDS)

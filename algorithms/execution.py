@@ -8,10 +8,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
-from numbers import Integral, Real
+from numbers import Integral
 from types import FrameType, TracebackType
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from ..core.errors import InvalidInput
 
 __all__ = [
     "AlgorithmBundle",
+    "Either",
     "ExecutionEvent",
     "ExecutionStrategy",
     "Interrupts",
@@ -35,6 +37,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 AT_ONCE_SECONDS = 2.5
 """How long after a second Ctrl+C the process may still live."""
+TERMINATED = 143
+"""Exit code of a program that SIGTERM has ended, as a shell counts it."""
 LOOK_SECONDS = 0.05
 
 
@@ -79,6 +83,33 @@ class ThreadingEvent:
     def wait(self, timeout: float | None = None) -> bool:
         """Block until it is set, for at most so many seconds; whether it is."""
         return self._event.wait(timeout)
+
+
+class Either:
+    """Set as soon as one of two events is; ``set`` sets the second."""
+
+    def __init__(self, first: ExecutionEvent, second: ExecutionEvent) -> None:
+        self._first = first
+        self._second = second
+
+    def set(self) -> None:
+        """Ask to stop."""
+        self._second.set()
+
+    def clear(self) -> None:
+        """Take it back, as far as it is the second's."""
+        self._second.clear()
+
+    def is_set(self) -> bool:
+        """Whether to stop."""
+        return self._first.is_set() or self._second.is_set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until one is set, for at most so many seconds; whether it is."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set() and (end is None or time.monotonic() < end):
+            self._second.wait(LOOK_SECONDS if end is None else max(0.0, min(LOOK_SECONDS, end - time.monotonic())))
+        return self.is_set()
 
 
 class MultiprocessingEvent:
@@ -147,7 +178,7 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 def seconds_or_more(name: str, value: Any) -> None:
     """Check an argument in seconds; InvalidInput for less than 0 and for what is no number."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
         raise InvalidInput(f"{name} must be a number of seconds, 0 or more, and not {value!r:.100}")
 
 
@@ -166,6 +197,9 @@ async def until_set(event: ExecutionEvent) -> None:
 class Interrupts:
     """Ctrl+C while the block runs: the first asks to stop, the second ends at once. Each says so in one line.
 
+    SIGTERM asks to stop too, and ends the program after the block: it leaves the block as SystemExit. A handler that the
+    program has set for it stays.
+
     Args:
         stop: called by the first; it must not block.
         hurry: called by the second. Whatever still runs 2.5 s later ends with the process.
@@ -179,12 +213,16 @@ class Interrupts:
         self._hurry = hurry
         self._grace_seconds = grace_seconds
         self._before: Any = None
+        self._term_before: Any = None
+        self._terminated = False
         self._over = threading.Event()
         self.count = 0
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._caught)
+            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                self._term_before = signal.signal(signal.SIGTERM, self._caught)
         return self
 
     def __exit__(
@@ -193,8 +231,13 @@ class Interrupts:
         self._over.set()
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
+        if self._term_before is not None:
+            signal.signal(signal.SIGTERM, self._term_before)
+        if self._terminated and error is None:
+            raise SystemExit(TERMINATED)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
+        self._terminated = self._terminated or number == signal.SIGTERM
         self.count += 1
         if self.count == 1:
             _log.warning(

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 MOST_DATASET_MB = 16
 MOST_WRAPPERS = 8
 MOST_LEFTOVERS = 10_000
+ALIVE_SECONDS = 4.0
+"""How often the owner of a run shows over HTTP that it is there; the store misses it after 20 s."""
 MOST_NAMED = 3
 _OPEN: list[RolloutStatus] = ["queuing", "requeuing", "preparing", "running"]
 _SOURCES = frozenset({"train_dataset", "val_dataset", "initial_resources"})
@@ -96,8 +98,15 @@ class RunRecorder(Protocol):
         """
         ...
 
+    async def alive(self, run_id: str) -> None:
+        """The owner of the run is there. After the first call the run is closed as lost once its owner is gone.
+
+        Over HTTP it has to be repeated every `ALIVE_SECONDS`; a store of this process knows by itself that it lives.
+        """
+        ...
+
     async def closed(self, run_id: str, end: RunEnd) -> None:
-        """The run is over. The first closing counts."""
+        """The run is over. The first closing counts, and one by the owner more than one as lost."""
         ...
 
     def bind(self, run_id: str, own_runners: bool = False) -> LightningStore:
@@ -125,6 +134,9 @@ class StoreRecorder:
         known = position_of(self._keeper) if based_on is None else based_on
         fields = {"kind": kind, "content": content, "based_on": known}
         await self._keeper.record_run_event("algorithm.decided", run_id, fields)
+
+    async def alive(self, run_id: str) -> None:
+        await self._keeper.record_run_event("run.beat", run_id)
 
     async def closed(self, run_id: str, end: RunEnd) -> None:
         await self._keeper.record_run_event("run.closed", run_id, asdict(end))
@@ -196,6 +208,9 @@ class NoRecorder:
         return run_id or new_run_id()
 
     async def decided(self, run_id: str, kind: str, content: Any = None, *, based_on: int | None = None) -> None:
+        """Nothing is kept."""
+
+    async def alive(self, run_id: str) -> None:
         """Nothing is kept."""
 
     async def closed(self, run_id: str, end: RunEnd) -> None:

@@ -6,9 +6,11 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ..runners.threads import lend_thread
@@ -19,6 +21,8 @@ from .worker_process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORN_OUT, Desk
 __all__ = ["RunnerCrew"]
 
 _log = logging.getLogger(__name__)
+BEGINS, ENDS = "begins", "ends"
+"""From the child, each with the id of the rollout that it executes."""
 
 
 class RunnerCrew(Crew):
@@ -39,6 +43,9 @@ class RunnerCrew(Crew):
         prefix: str | None = None,
     ) -> None:
         self._given = Given(store, prefix)
+        most = getattr(getattr(bundle, "make", None), "max_rollouts", None)
+        self._left: dict[int, int | None] = dict.fromkeys(range(count), most)
+        self._running: dict[int, dict[str, None]] = {number: {} for number in range(count)}
         super().__init__(RunnerJob(bundle), count, ended, start_method)
 
     def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
@@ -49,7 +56,26 @@ class RunnerCrew(Crew):
         return f"runner-{number}"
 
     def given(self, place: Place) -> Given:
-        return self._given
+        return replace(self._given, left=self._left[place.number])
+
+    def hear(self, place: Place, what: str, text: str) -> None:
+        running, left = self._running[place.number], self._left[place.number]
+        if what == BEGINS:
+            running[text] = None
+            self._left[place.number] = None if left is None else left - 1
+        elif what == ENDS:
+            running.pop(text, None)
+
+    def on_end(self, place: Place, code: int | None) -> None:
+        running, self._running[place.number] = list(self._running[place.number]), {}
+        if running and code not in (0, WORN_OUT) and not self._stopping.is_set():
+            _log.error(
+                "%s ended with %s while it executed rollout %s; the store hands it out again when it misses the worker.",
+                place.name,
+                ending(code),
+                ", ".join(running),
+            )
+        place.done = place.done or self._left[place.number] == 0
 
     def on_replace(self, place: Place, code: int | None) -> None:
         _log.warning("%s ended with exit code %s; another process takes its place.", place.name, code)
@@ -64,12 +90,23 @@ class RunnerCrew(Crew):
         return f"Runners cannot be started: {why}. Define the agent in a module, or use strategy='shm'."
 
 
+def ending(code: int | None) -> str:
+    """How a process ended: an exit code, which only os._exit in an agent gives so early, or a signal."""
+    if code is None or code >= 0:
+        return f"exit code {code}, as by os._exit() in the agent"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"signal {-code}"
+
+
 @dataclass(frozen=True)
 class Given:
-    """What a process is told beside the bundle: the store, and what its name there begins with."""
+    """What a process is told beside the bundle: the store, what its name there begins with, how many rollouts are left."""
 
     store: Any
     prefix: str | None
+    left: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +124,8 @@ class RunnerJob(Job):
         bundle, given = self.bundle, desk.given
         if hasattr(bundle, "on_stuck"):
             bundle.on_stuck = _leave_stuck
+            bundle.max_rollouts = given.left
+            bundle.on_execute = partial(_tell_of, desk)
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
         part = Part(f"runner-{desk.number}", lambda: _on_store(bundle, desk), lambda part: None)
         desk.when_cancelled(part.cancel)
@@ -99,6 +138,10 @@ class RunnerJob(Job):
             return WORN_OUT
         desk.tell(DONE)
         return 0
+
+
+def _tell_of(desk: Desk, rollout_id: str, begins: bool) -> None:
+    desk.tell(BEGINS if begins else ENDS, rollout_id)
 
 
 def _leave_stuck(prefix: str) -> None:

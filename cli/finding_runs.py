@@ -39,8 +39,8 @@ class RunSummary:
 
     @property
     def state(self) -> str:
-        """`open`, or the word that it was closed with."""
-        return "open" if self.run.closed_at is None else self.run.outcome or "closed"
+        """`open`, or the word that it was closed with; `lost` where its program is gone."""
+        return self.run.outcome or ("open" if self.run.closed_at is None else "closed")
 
     @property
     def mean_reward(self) -> float | None:

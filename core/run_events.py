@@ -21,6 +21,11 @@ RUN_ID = "agl.run_id"
 OWN_RUNNERS = "agl.own_runners"
 """Key of a rollout's metadata, true where the run has runners of its own and no other runner gets the rollout."""
 
+LOST = "lost"
+"""Outcome of a run whose owner was gone: it counts until the owner closes the run itself, should it come back."""
+BEAT = "run.beat"
+"""Not an event: the owner of a run says that it is there (projections/liveness.py)."""
+
 OPENED, CLOSED, DECIDED = "run.opened", "run.closed", "algorithm.decided"
 MARKS: tuple[bytes, ...] = (OPENED.encode(), CLOSED.encode(), DECIDED.encode())
 

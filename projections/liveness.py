@@ -16,6 +16,7 @@ import msgspec
 from ..core import payload
 from ..core.errors import LogError
 from ..core.log import Ack, Headers, Log, NewRecord, Record
+from ..core.run_events import BEAT
 from ..core.topics import LIVENESS, partition_of
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ LATE_BEATS = 10_000
 AttemptKey = tuple[str, int]
 """(rollout_id, sequence_id)"""
 
-HEARTBEAT, IDLE, NODE = "worker.heartbeat", "worker.idle", "node.beat"
-"""Kinds of records in the liveness topic, as their header `t` says; the first two carry a `WorkerBeat`."""
+HEARTBEAT, IDLE, NODE, RUN = "worker.heartbeat", "worker.idle", "node.beat", BEAT
+"""Kinds of records in the liveness topic, as their header `t` says; the first two carry a `WorkerBeat`, RUN a `RunBeat`."""
 
 
 class WorkerBeat(msgspec.Struct, omit_defaults=True):
@@ -40,6 +41,27 @@ class WorkerBeat(msgspec.Struct, omit_defaults=True):
     dequeue_us: int | None = None
     idle_us: int | None = None
     idle_at: int = -1
+
+
+class RunBeat(msgspec.Struct, omit_defaults=True):
+    """The newest sign of life of a run. `owner`: the node whose process runs its algorithm, empty where that is a client."""
+
+    run_id: str
+    owner: str = ""
+    beat_us: int = 0
+    closed: bool = False
+
+
+class OpenRun:
+    """A run that may still be lost; `heard` is the keeper's time in seconds."""
+
+    __slots__ = ("acting", "beat_us", "heard", "owner")
+
+    def __init__(self, owner: str, now: float) -> None:
+        self.owner = owner
+        self.heard = now
+        self.beat_us = 0
+        self.acting = False
 
 
 class OpenAttempt:
@@ -69,6 +91,8 @@ class Liveness:
         """Partition of the topic -> offset up to which `load` read it."""
         self.workers: dict[str, WorkerBeat] = {}
         self.open: dict[AttemptKey, OpenAttempt] = {}
+        self.runs: dict[str, OpenRun] = {}
+        """Runs that are open, by what their owners showed."""
         self._late: OrderedDict[AttemptKey, int] = OrderedDict()
         """Attempts that are over and were heard of since, the latest last."""
         self.incarnations: dict[str, float] = {}
@@ -84,11 +108,37 @@ class Liveness:
                     break
                 for record in records:
                     kind, _, namespace = told_by(record, self._namespace)
-                    beat = decode_beat(record) if kind != NODE and namespace == self._namespace else None
-                    if beat is not None:
+                    if namespace != self._namespace:
+                        continue
+                    if kind == RUN:
+                        self.run_heard(record, 0.0)
+                    elif kind != NODE and (beat := decode_beat(record)) is not None:
                         self.merge(beat)
                 offset = records[-1].offset + 1
             self.read_to[partition] = max(offset, end)
+
+    def run_beat(self, run_id: str, owner: str, now: float, time_us: int, *, closed: bool = False) -> None:
+        """The owner of a run was heard, or the run was closed: kept, and written to the topic without waiting."""
+        beat = RunBeat(run_id, owner, time_us, closed)
+        self._take_run(beat, now)
+        key = f"run/{run_id}"
+        record = NewRecord(
+            key, msgspec.msgpack.encode(beat), time_us, headers_of(RUN, self._writer or "", self._namespace)
+        )
+        self._log.append(LIVENESS, partition_of(key, self._log.partitions(LIVENESS)), [record], _ignore)
+
+    def run_heard(self, record: Record, now: float) -> None:
+        """A record of a run, of this life of the store or an earlier one, of this node or another one."""
+        beat = run_beat_of(record)
+        if beat is not None:
+            self._take_run(beat, now)
+
+    def _take_run(self, beat: RunBeat, now: float) -> None:
+        if beat.closed:
+            self.runs.pop(beat.run_id, None)
+            return
+        run = self.runs.setdefault(beat.run_id, OpenRun(beat.owner, now))
+        run.owner, run.heard, run.beat_us = beat.owner, now, beat.beat_us
 
     def merge(self, beat: WorkerBeat) -> None:
         """Take over what somebody knows of a worker: of each thing the newest."""
@@ -201,6 +251,15 @@ def decode_beat(record: Record) -> WorkerBeat | None:
         return msgspec.msgpack.decode(record.value, type=WorkerBeat)
     except msgspec.MsgspecError:
         logger.warning("A heartbeat at offset %d cannot be read; it is left out", record.offset)
+        return None
+
+
+def run_beat_of(record: Record) -> RunBeat | None:
+    """A run's record; None, with a line in the log of this process, for bytes that are none."""
+    try:
+        return msgspec.msgpack.decode(record.value, type=RunBeat)
+    except msgspec.MsgspecError:
+        logger.warning("A sign of life of a run at offset %d cannot be read; it is left out", record.offset)
         return None
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from ..core import decide, payload
 from ..core.errors import InvalidInput
-from ..core.run_events import CLOSED, DECIDED, OPENED, RunEvent, digest_of
+from ..core.run_events import BEAT, CLOSED, DECIDED, OPENED, RunEvent, digest_of
 from ..core.scalars import escaped, plain_scalar
 from ..core.vocabulary import QUEUING, RUNNING
 from .call import current_call
@@ -20,7 +20,7 @@ from .runs import Run, RunBook, find_run
 MOST_CHARACTERS = 1_000
 CANCELLED_AT_ONCE = 100
 """So many rollouts are read before they are cancelled: few can end in between."""
-RunEventType = Literal["run.opened", "run.closed", "algorithm.decided"]
+RunEventType = Literal["run.opened", "run.closed", "algorithm.decided", "run.beat"]
 
 _PLAIN: dict[str, dict[str, Any]] = {
     OPENED: {
@@ -52,8 +52,14 @@ class RunMethods:
 
         `run.opened` without a run id makes one. `fields`: of `RunOpened`, `RunClosed` or `AlgorithmDecided`
         (core/run_events.py), where user data are given as they are and a missing `digest` is taken of the content. User
-        data beyond 900 kB go into blobs. Raises `InvalidInput` for other fields, `PayloadTooLarge`, and what a log raises.
+        data beyond 900 kB go into blobs.
+
+        `run.beat` is no event: the owner of the run says that it is there. Whoever said so once is expected to go on,
+        every few seconds where it is a client: a run whose owner is silent, or whose process is gone, is closed as `lost`.
+        Raises `InvalidInput` for other fields, `PayloadTooLarge`, and what a log raises.
         """
+        if type == BEAT:
+            return self._heard_of(run_id)
         if type not in _PLAIN:
             raise InvalidInput(f"{type!r} is no event of a run; there are {', '.join(_PLAIN)}")
         given = dict(fields or {})
@@ -78,7 +84,20 @@ class RunMethods:
         for field, value in user.items():  # all of them share one record
             limit_bytes = payload.INLINE_LIMIT_BYTES // len(user)
             plain[field] = await blobs.settle(blobs.encode(value, field), limit_bytes)
-        return {"run_id": name, "position": await self.engine.note(_MAKE[type](name, **plain))}
+        engine = self.engine
+        position = await engine.note(_MAKE[type](name, **plain))
+        if type == CLOSED:
+            with engine.node.lock:
+                engine.timekeeper.run_closed(name)
+        return {"run_id": name, "position": position}
+
+    def _heard_of(self, run_id: str | None) -> dict[str, Any]:
+        if not run_id:
+            raise InvalidInput(f"{BEAT} needs run_id")
+        engine = self.engine
+        with engine.node.lock:
+            engine.timekeeper.run_alive(run_id, here=not current_call().remote)
+            return {"run_id": run_id, "position": engine.node.state.position}
 
     async def query_runs(self, run_id: str | None = None, brief: bool = False) -> list[dict[str, Any]]:
         """The runs, the oldest first, as `Run` in plain data.

@@ -18,8 +18,9 @@ from ..core.codec import Undecodable, UnknownEvent
 from ..core.errors import AgentLightningError, InvalidInput, NotFound
 from ..core.events import NewRollout, RolloutsEnqueued, RolloutStarted
 from ..core.log import Log
-from ..core.run_events import MARKS, OWN_RUNNERS, RUN_ID, RunClosed, RunOpened, RunRecord, decode_run
+from ..core.run_events import LOST, MARKS, OWN_RUNNERS, RUN_ID, RunClosed, RunOpened, RunRecord, decode_run
 from ..core.topics import CONTROL, partition_of
+from .liveness import Liveness
 
 READ_RECORDS = 8192
 MOST_NAMED = 10
@@ -48,7 +49,8 @@ class Run(msgspec.Struct):
 
     `rollout_ids` are in the order in which they were created; those of a proposal that the log refused are among them
     until somebody who folded the log leaves them out. `decisions` are in log order, `decided` is their number, also
-    where they were not asked for. `own_runners`: no other runners get the rollouts of the run.
+    where they were not asked for. `outcome` is `lost` where the owner was gone; `closed_at` is None there while that is not
+    in the log yet, and `closed_time` is that of the last sign of life. `own_runners`: only its own runners get its rollouts.
     """
 
     run_id: str
@@ -104,7 +106,20 @@ class RunBook:
                     if record.key == self._namespace:
                         self.read(self._position, record.value, record.offset)
                         self._position += 1
+            self._look_for_lost()
             return self.runs
+
+    def _look_for_lost(self) -> None:
+        """Open runs whose owner ended with the process that wrote the file: the next one that writes it will say so."""
+        is_written: Callable[[], bool] | None = getattr(self._log, "is_written", None)
+        left = {run.run_id for run in self.runs.values() if run.closed_at is None}
+        if not left or is_written is None or is_written():
+            return
+        liveness = Liveness(self._log, namespace=self._namespace)
+        liveness.load()
+        for run_id in left.intersection(liveness.runs):
+            run = self.runs[run_id]
+            run.outcome, run.closed_time = LOST, max(run.opened_time, liveness.runs[run_id].beat_us / 1_000_000)
 
     def read(self, position: int, value: bytes, offset: int) -> None:
         """Take one control record."""
@@ -130,7 +145,7 @@ class RunBook:
         if run is None:
             return
         if isinstance(event, RunClosed):
-            if run.closed_at is None:
+            if run.closed_at is None or (run.outcome == LOST and event.outcome != LOST):
                 run.closed_at, run.closed_time, run.outcome = position, time, event.outcome
                 run.best_resources_id, run.best_resources_version = event.resources_id, event.resources_version
                 run.summary = self._user(event.summary)

@@ -22,7 +22,7 @@ from ..core.errors import LogClosed, LogError
 from ..core.log import Ack, Log, NewRecord, Record, Subscription
 from ..core.topics import LIVENESS
 from .contact import Contact
-from .liveness import HEARTBEAT, NODE, AttemptKey, Liveness, decode_beat, headers_of, told_by
+from .liveness import HEARTBEAT, NODE, RUN, AttemptKey, Liveness, decode_beat, headers_of, told_by
 from .node import Node
 
 logger = logging.getLogger(__name__)
@@ -166,6 +166,9 @@ class Signs:
                     continue
                 if kind == NODE:
                     self._heard_node(record, now)
+                elif kind == RUN:
+                    if teller != node.writer:
+                        self._liveness.run_heard(record, now)
                 elif teller != node.writer:
                     self._heard_worker(record, kind, now)
 

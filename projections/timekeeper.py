@@ -20,6 +20,7 @@ from ..core.errors import LogError
 from ..core.events import AnyEvent, ExpiryKind
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
+from ..core.run_events import LOST
 from ..core.state import Attempt, Rollout
 from ..core.transitions import governs
 from .liveness import AttemptKey, Liveness, OpenAttempt
@@ -33,6 +34,10 @@ TICK_SECONDS = 1.0
 CLOCK_STEP_SECONDS = 5.0
 """How far the log's clock may lag behind while a deadline is pending and none is due."""
 MIN_SLEEP_SECONDS = 0.005
+RUN_BEAT_SECONDS = 5.0
+"""How often the owner of a run shows that it is there."""
+RUN_LOST_SECONDS = 20.0
+"""A run whose owner is silent for so long is lost."""
 SILENT_FOR_GOOD_SECONDS = 3600.0
 
 Act = Callable[[], None]
@@ -145,9 +150,13 @@ class Timekeeper:
         if not self._liveness.open and not self.backoffs:
             self._stepped = self._time
             self._liveness.forget_silent(self._time - self._deaf, SILENT_FOR_GOOD_SECONDS)
-            return None
+            if not self._liveness.runs:
+                return None
         if self._node.broken is not None or self._node.state.halted is not None:
             return TICK_SECONDS
+        runs = self._gone_runs()
+        if not self._liveness.open and not self.backoffs and not runs:
+            return 2 * TICK_SECONDS  # as long as a turn counts
         if not self._timed():
             self._stepped = self._time  # nobody waits for the log's clock: it must not run after a time nobody counted
         grace = 0.0
@@ -157,6 +166,9 @@ class Timekeeper:
             if left is None:
                 return TICK_SECONDS
             grace = left
+        for run_id, since in runs.items():
+            if since >= grace:
+                self._lose_run(run_id)
         due = [(when + grace, timed, act) for when, timed, act in self._due()]
         next_due = min((when for when, _, _ in due), default=None)
         self._move_clock(any(timed and when <= self._time for when, timed, _ in due), CLOCK_STEP_SECONDS + grace)
@@ -166,6 +178,44 @@ class Timekeeper:
         if next_due is None:
             return TICK_SECONDS
         return min(TICK_SECONDS, max(next_due - self._time, MIN_SLEEP_SECONDS))
+
+    def _gone_runs(self) -> dict[str, float]:
+        """Open runs whose owner is gone -> seconds since that was known. The owner of a run shows that it is there."""
+        gone: dict[str, float] = {}
+        now = self.now()
+        for run_id, run in self._liveness.runs.items():
+            if run.owner == self._node.writer:
+                if self._peers is not None and now - run.heard >= RUN_BEAT_SECONDS:
+                    self._liveness.run_beat(run_id, run.owner, now, int(self._node.clock.time() * 1_000_000))
+                continue
+            # The only writer of a log needs not wait: an owner that was another life of it has ended.
+            silent = 0.0 if run.owner and self._peers is None else now - run.heard - RUN_LOST_SECONDS
+            if silent >= 0 and not run.acting:
+                gone[run_id] = silent
+        return gone
+
+    def _lose_run(self, run_id: str) -> None:
+        run = self._liveness.runs[run_id]
+        run.acting = True
+
+        def done(outcome: Outcome | Exception) -> None:
+            run.acting = False
+            if not isinstance(outcome, Exception):
+                time_us = int(self._node.clock.time() * 1_000_000)
+                self._liveness.run_beat(run_id, run.owner, self.now(), time_us, closed=True)
+                logger.warning("Run %s is lost: the process of its algorithm is gone.", run_id)
+
+        self._node.propose(decide.close_run(run_id, outcome=LOST), uuid7_hex(), done)
+
+    def run_alive(self, run_id: str, here: bool) -> None:
+        """The owner of a run was heard; `here`: it runs in this process. Under the node's lock."""
+        owner = self._node.writer if here else ""
+        self._liveness.run_beat(run_id, owner, self.now(), int(self._node.clock.time() * 1_000_000))
+        self._wake.notify_all()
+
+    def run_closed(self, run_id: str) -> None:
+        """The owner has closed the run. Under the node's lock."""
+        self._liveness.run_beat(run_id, "", self.now(), int(self._node.clock.time() * 1_000_000), closed=True)
 
     def _move_clock(self, something_due: bool, step_seconds: float) -> None:
         """Append `TimePassed` when a deadline is due or the log's clock lags; one at a time."""

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal, TypeVar
 
 from ..core.contract import LightningStore
@@ -38,7 +38,7 @@ IDLE_SECONDS = 3.0
 """After so long without work a runner looks for a reason."""
 
 
-_OF_THIS_LIFE = ("_agent", "_store", "_hooks", "_worn_out", "_replaceable", "_given_up", "_slots", "worker_id")
+_OF_THIS_LIFE = ("_agent", "_store", "_hooks", "_worn_out", "_replaceable", "_given_up", "_slots", "_on_execute", "worker_id")
 
 
 class LitAgentRunner(Runner[T]):
@@ -103,6 +103,7 @@ class LitAgentRunner(Runner[T]):
         self._group = group
         self._worker_name = worker_name
         self._run_id: str | None = None
+        self._on_execute: Callable[[str, bool], None] | None = None
         self._idle_explained = False
         self._begin(on_stuck, capture_output, strict_traces)
         self._slots = slots_of(self.get_worker_id(), slots)
@@ -122,19 +123,29 @@ class LitAgentRunner(Runner[T]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         capture_output, strict_traces = state.pop("_options")
-        vars(self).update(state, _agent=None, _store=None, _hooks=[], worker_id=None, _begun=0, _done=0)
+        vars(self).update(state, _agent=None, _store=None, _hooks=[], _on_execute=None, worker_id=None, _begun=0, _done=0)
         self._begin(None, capture_output, strict_traces)
         self._slots = slots_of(self.get_worker_id(), self._count)
 
     def settle_in(
-        self, on_stuck: Callable[[str], None] | None, worker_name: str | None, run_id: str | None = None
+        self,
+        on_stuck: Callable[[str], None] | None = None,
+        worker_name: str | None = None,
+        run_id: str | None = None,
+        max_rollouts: int | None = None,
+        on_execute: Callable[[str, bool], None] | None = None,
     ) -> None:
-        """Set these two arguments of the class before the work begins, where they were not given.
+        """Set arguments of the class before the work begins: the first two where they were not given.
 
-        ``run_id``: claim rollouts of this run only; the store has to be able to (``run_claims``).
+        ``run_id``: claim rollouts of this run only; the store has to be able to (``run_claims``). ``max_rollouts``: what
+        is left of it, where an earlier process of this worker has done some. ``on_execute``: called with the rollout's id
+        and True before an attempt, and with False after it.
         """
         self._worker_name = self._worker_name or worker_name
         self._run_id = run_id
+        self._on_execute = on_execute
+        if max_rollouts is not None:
+            self._max_rollouts = max_rollouts
         if on_stuck is not None:
             self._begin(on_stuck, self._options.capture_output, self._options.strict_traces)
 
@@ -326,7 +337,7 @@ class LitAgentRunner(Runner[T]):
             left -= piece
 
     async def _execute(self, rollout: AttemptedRollout, slot: Slot) -> Exception | None:
-        with slot.marked(rollout):
+        with slot.marked(rollout), self._told(rollout.rollout_id):
             return await AttemptRun(
                 runner=self,
                 agent=self.get_agent(),
@@ -338,6 +349,17 @@ class LitAgentRunner(Runner[T]):
                 options=self._options,
                 place=slot.place,
             ).run()
+
+    @contextmanager
+    def _told(self, rollout_id: str) -> Generator[None, None, None]:
+        if self._on_execute is None:
+            yield
+            return
+        self._on_execute(rollout_id, True)
+        try:
+            yield
+        finally:
+            self._on_execute(rollout_id, False)
 
     async def step(
         self,

@@ -173,3 +173,35 @@ def _lock(file: int) -> None:
         msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
     else:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 0, os.SEEK_CUR)
+
+
+def is_held(log_path: Path) -> bool:
+    """Whether a process writes the log now. True as well where that cannot be found out without taking the lock."""
+    path = log_path.with_name(log_path.name + ".lock")
+    with _guard:
+        if _held.get(str(path.resolve())) is not None:
+            return True  # and nothing is opened: closing it would drop the lock
+        try:
+            file = open(path, "rb")
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        with file:
+            if sys.platform != "linux":
+                return _lives(_read(path).get("pid"))
+            question = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, _OFFSET, 1, 0)
+            answer = fcntl.fcntl(file.fileno(), fcntl.F_GETLK, question)
+            return struct.unpack("hhqqi", answer)[0] != fcntl.F_UNLCK
+
+
+def _lives(pid: Any) -> bool:
+    if sys.platform == "win32" or not isinstance(pid, int):
+        return True  # os.kill would end the process there
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -14,6 +14,7 @@ from ..log import EVERYWHERE, Done, KeyRange, Log, Membership, NewRecord, OnProb
 from ..log_follow import Follower
 from ..log_records import check_topic
 from ..topics import TOPICS
+from .lock import is_held
 from .reader import Reader
 from .schema import check_kind
 
@@ -95,6 +96,10 @@ class ReadOnlyLog(Log):
     def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
         """Raises `InvalidInput`, always: a group's offsets are kept by the process that writes."""
         raise InvalidInput(f"{self.path} is open for reading only; a group needs the process that writes it")
+
+    def is_written(self) -> bool:
+        """Whether a process has the log open for writing now."""
+        return is_held(self.path)
 
     def close(self) -> None:
         self._stop.set()

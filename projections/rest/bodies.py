@@ -237,7 +237,7 @@ class AddDeadLetter(Body):
 class RecordRunEvent(Body):
     """See EventLogStore.record_run_event."""
 
-    type: Literal["run.opened", "run.closed", "algorithm.decided"]
+    type: Literal["run.opened", "run.closed", "algorithm.decided", "run.beat"]
     run_id: str | None = None
     fields: dict[str, Any] | None = None
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import agentlightning as agl
+from agentlightning.algorithms.crew import Place
 from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
+from agentlightning.algorithms.runner_crew import RunnerCrew, ending
 from agentlightning.projections.run_methods import cancel_run
 
 
@@ -151,3 +154,27 @@ def test_a_fit_that_starts_its_runners_serves_on_a_free_port_unless_one_was_chos
         (agl.ClientServerExecutionStrategy(role="algorithm"), 4747),
     ):
         assert strategy.serve(store).launcher_args.port == port
+
+
+class Bundle:
+    """What a crew carries to its processes."""
+
+    make = SimpleNamespace(max_rollouts=2)
+
+
+def test_a_process_that_replaces_another_goes_on_with_its_count_and_the_lost_rollout_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    crew = RunnerCrew(Bundle(), 1, None, None, lambda: None)
+    place = Place(0, "runner-0")
+    assert crew.given(place).left == 2
+    for rollout_id in ("ro-1", "ro-2"):
+        crew.hear(place, "begins", rollout_id)
+        if rollout_id == "ro-1":
+            crew.hear(place, "ends", rollout_id)
+            assert crew.given(place).left == 1 and not place.done
+    crew.on_end(place, 7)
+    assert place.done  # both were begun: nothing is left for another process
+    [line] = [one.message for one in caplog.records]
+    assert "runner-0" in line and "exit code 7, as by os._exit()" in line and "rollout ro-2;" in line
+    assert ending(-9) == "signal 9 (SIGKILL)"

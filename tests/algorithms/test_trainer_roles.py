@@ -45,7 +45,7 @@ def test_runners_started_by_role_work_for_the_algorithm_and_stop_when_its_run_cl
             result = algorithm.result()
             assert result["best"] == "Please {question}" and result["statuses"] == ["succeeded"] * 6
         assert runner.result()["run_id"] == ""
-        assert "The run is closed; the runners stop." in runner.text and "Traceback" not in runner.text
+        assert "is over; the runners stop." in runner.text and "Traceback" not in runner.text
         assert runner.left_over() == []
     assert not (folders[0] / ".agl").exists()
 

@@ -95,6 +95,32 @@ def test_what_outlives_the_grace_time_is_cancelled_and_recorded_as_failed(tmp_pa
     assert left_behind(tmp_path) == {"failed": 1}
 
 
+@pytest.mark.parametrize("strategy", ["cs", "shm"])
+def test_sigterm_closes_the_run_and_ends_the_program(tmp_path: Path, strategy: str) -> None:
+    with program(SLOW, tmp_path, "slow", "['1'] * 4", f"n_runners=1, strategy={strategy!r}, name='mine'") as fit:
+        fit.says("begins")
+        fit.process.terminate()
+        assert fit.ends(20) == 143, fit.text
+        assert "Traceback" not in fit.text and "and on" not in fit.text and fit.left_over() == []
+    assert document("ps", "--log", f"{tmp_path}/.agl/log.db")[0]["state"] == "interrupted"
+
+
+def test_a_killed_fit_is_shown_as_lost_and_closed_so_by_the_next_one(tmp_path: Path) -> None:
+    log = f"{tmp_path}/.agl/log.db"
+    with program(SLOW, tmp_path, "slow", "['60']", "n_runners=1, strategy='shm', name='first'") as fit:
+        fit.says("begins")
+        assert document("ps", "--log", log)[0]["state"] == "open"
+        fit.process.kill()
+        fit.ends(20)
+    [killed] = document("ps", "--log", log)
+    assert killed["state"] == "lost" and killed["closed_at"] is None
+    with program("", tmp_path, "slow", "['0']", "n_runners=1, strategy='shm', name='second'") as fit:
+        assert fit.result()["outcome"] == "succeeded"
+        assert f"of {killed['run_id']}" in fit.text and f"`agl cancel {killed['run_id']}`" in fit.text
+    closed, second = document("ps", "--log", log)
+    assert closed["state"] == "lost" and closed["closed_at"] is not None and second["state"] == "succeeded"
+
+
 @pytest.mark.parametrize("agent", ["slow", "stuck"])
 @pytest.mark.parametrize("strategy", ["cs", "shm"])
 def test_a_second_ctrl_c_ends_within_three_seconds(tmp_path: Path, strategy: str, agent: str) -> None:
