@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import click
 import msgspec
 
 from ..core.dead import ROLLOUT, SUBSCRIBER, DeadLetter
-from ..core.errors import InvalidInput
+from ..core.errors import InvalidInput, LogLocked
 from .finding_runs import LOOKING_SECONDS
 from .reading import address_of, log_option, open_reading
 from .terminal import counted, echo_json, examples, json_option, plain, printable, short, table, when
@@ -86,18 +87,29 @@ def show(name: str, url: str, token: str | None, as_json: bool) -> None:
 
 
 @dead.command(
-    short_help="Try one again.",
-    epilog=examples("agl dead retry ro-1d18988581cd --log http://127.0.0.1:4747", "agl dead retry dl-3f --function app:keep"),
+    short_help="Try one again, or all of a run.",
+    epilog=examples("agl dead retry ro-1d18988581cd", "agl dead retry --run capitals --log http://127.0.0.1:4747"),
 )
-@click.argument("name", metavar="ID")
+@click.argument("name", metavar="[ID]", required=False)
+@click.option("--run", metavar="RUN", help="Every rollout of this run that was given up, instead of one ID.")
 @click.option("--function", metavar="MODULE:FUNCTION", help="The subscriber to hand a fact to, if not the one it failed in.")
 @log_option()
 @json_option
-def retry(name: str, function: str | None, url: str, token: str | None, as_json: bool) -> None:
+def retry(name: str | None, run: str | None, function: str | None, url: str, token: str | None, as_json: bool) -> None:
     """Try one again: a rollout goes back into the queue as a new generation, a fact to its function once more.
 
-    The store has to be reachable for writing: give its http:// address where one serves the file.
+    With --run every rollout of RUN that was given up goes back; RUN is its id, the beginning of it, or its name. A file that
+    a store serves is changed through that store.
     """
+    if (name is None) == (run is None):
+        raise click.UsageError("give the ID of one letter, or --run RUN for all rollouts of a run")
+    if run is not None:
+        done = asyncio.run(_retry_run(run, url, token))
+        ids = done["rollout_ids"]
+        what = f"{counted(len(ids), 'rollout')} in the queue again." if ids else "none of its rollouts was given up."
+        echo_json({"event": "requeued", **done}) if as_json else click.echo(f"{printable(done['run_id'])}: {what}")
+        return
+    assert name is not None
     what, letter = asyncio.run(_retry(name, function, url, token))
     if as_json:
         echo_json({"event": what, "id": letter.id, "rollout_id": letter.rollout_id})
@@ -140,8 +152,9 @@ def _find(entries: Sequence[Any], name: str) -> Any:
     return found[0]
 
 
-async def _retry(name: str, function: str | None, url: str, token: str | None) -> tuple[str, DeadLetter]:
-    from ..projections.dead_letters import HANDLED, REQUEUED, entries_from, requeue, settle
+@asynccontextmanager
+async def _writable(url: str, token: str | None) -> AsyncGenerator[Any, None]:
+    """The store of a log that is there; where a process serves the file, that process."""
     from ..projections.store import open_store
 
     address = address_of(url)
@@ -150,8 +163,31 @@ async def _retry(name: str, function: str | None, url: str, token: str | None) -
         from ..core.sqlite_log.readonly import check_there
 
         check_there(path_of(address))  # a store would begin a log where there is none
-    store: Any = await asyncio.to_thread(open_store, address, token=token, environment=os.environ)
     try:
+        store: Any = await asyncio.to_thread(open_store, address, token=token, environment=os.environ)
+    except LogLocked as locked:
+        if locked.address is None:
+            raise
+        store = open_store(locked.address, token=token)
+    try:
+        yield store
+    finally:
+        closed = store.close()
+        if closed is not None:
+            await closed
+
+
+async def _retry_run(run: str, url: str, token: str | None) -> dict[str, Any]:
+    from ..projections.dead_letters import requeue_run
+
+    async with _writable(url, token) as store:
+        return await requeue_run(store, run)
+
+
+async def _retry(name: str, function: str | None, url: str, token: str | None) -> tuple[str, DeadLetter]:
+    from ..projections.dead_letters import HANDLED, REQUEUED, entries_from, requeue, settle
+
+    async with _writable(url, token) as store:
         letter: DeadLetter = _find(entries_from(await store.query_dead_letters()), name).letter
         if letter.settled:
             raise InvalidInput(f"{letter.id} was {letter.settled} already")
@@ -166,10 +202,6 @@ async def _retry(name: str, function: str | None, url: str, token: str | None) -
         await _hand_over(store, letter, function)
         await settle(store, letter, HANDLED)
         return HANDLED, letter
-    finally:
-        closed = store.close()
-        if closed is not None:
-            await closed
 
 
 async def _hand_over(store: Any, letter: DeadLetter, function: str | None) -> None:

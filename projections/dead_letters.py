@@ -1,25 +1,39 @@
-"""The topic `dead` as a list: what was given up and is still open, from whatever log, and how a letter is put there."""
+"""Dead letters as a list: what was given up and is still open, from whatever log, and how a letter is put there.
+
+On Kafka the leader writes a letter for each rollout that was given up, so that Kafka tools see it. On a log of one process
+these letters are derived: every rollout that failed has one, with the error of its last attempt as the reason.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import msgspec
 
-from ..core.dead import RECORD, DeadLetter, decode_letter, encode_letter, record_letter_id
+from ..core.archival import unpack
+from ..core.dead import RECORD, ROLLOUT, DeadLetter, decode_letter, encode_letter, record_letter_id, rollout_letter_id
 from ..core.errors import InvalidInput, InvalidPayload, LogError
+from ..core.fold import apply
 from ..core.log import Ack, Log, Record
+from ..core.state import Rollout, State
 from ..core.topics import DEAD, partition_of
 from ..core.vocabulary import FINISHED
+from .blobs import Blobs
+from .cold_rows import Where
 from .delivery import Delivery
 from .engine import Engine
+from .published import MOST_MB, reason_of
+from .replay import control_records
 
 READ_RECORDS = 1024
 LATEST_SECONDS = 2**42
 REQUEUED, HANDLED = "requeued", "handled"
+REQUEUED_AT_ONCE = 500
+_ENDS = frozenset({"failed", "timeout", "unresponsive"})
 
 
 class DeadEntry(msgspec.Struct, frozen=True):
@@ -35,8 +49,13 @@ class DeadEntry(msgspec.Struct, frozen=True):
     last_time: float
 
 
-def dead_letters(log: Log) -> list[DeadEntry]:
-    """Every letter of the log, the oldest first. Blocks; raises what reading raises. What is no letter is shown as one."""
+def dead_letters(log: Log, failed: Sequence[DeadLetter] | None = None) -> list[DeadEntry]:
+    """Every letter of the log, the oldest first. Blocks; raises what reading raises. What is no letter is shown as one.
+
+    `failed`: the letters of failed rollouts, from who knows them; where they are derived, the log is folded otherwise.
+    """
+    if failed is None:
+        failed = [] if _written(log) else _derived(log)
     found: dict[str, DeadEntry] = {}
     for partition in range(log.partitions(DEAD)):
         offset = log.ends(DEAD, partition)[0]
@@ -45,7 +64,59 @@ def dead_letters(log: Log) -> list[DeadEntry]:
             for record in records:
                 letter = _letter(record)
                 found[letter.id] = _after(found.get(letter.id), letter)
+    for letter in failed:
+        found.setdefault(letter.id, _after(None, letter))
     return sorted(found.values(), key=lambda entry: (entry.last_time, entry.letter.id))
+
+
+def _written(log: Log) -> bool:
+    """Whether the log has the letters of failed rollouts, because others than its store read it."""
+    return log.url.startswith("kafka:")
+
+
+def _derived(log: Log, namespace: str = "default") -> list[DeadLetter]:
+    """The letters of every failed rollout of a log that this process only reads."""
+    state, failed = State(), dict[str, Rollout]()
+    for record in control_records(log, namespace):
+        outcome = apply(state, record.value)
+        for gone, _ in outcome.archived:
+            failed[gone.rollout_id] = gone
+        for kind, rollout_id, _, _ in outcome.facts:
+            if kind == "rollout.restored" and rollout_id is not None:
+                failed.pop(rollout_id, None)
+    blobs = Blobs(log, MOST_MB)
+    return [
+        letter for one in [*failed.values(), *state.rollouts.values()] for letter in _letters_of(one, namespace, blobs)
+    ]
+
+
+def _letters_of(rollout: Rollout, namespace: str, blobs: Blobs) -> list[DeadLetter]:
+    """The letter of a rollout whose last attempt was the last one, as the leader on Kafka writes it; of others none."""
+    last = rollout.attempts[-1] if rollout.attempts else None
+    if rollout.status != "failed" or last is None or last.status not in _ENDS:
+        return []
+    return [
+        DeadLetter(
+            id=rollout_letter_id(namespace, rollout.rollout_id, rollout.generation),
+            kind=ROLLOUT,
+            source=rollout.rollout_id,
+            reason=reason_of(last, blobs),
+            time=(rollout.ended_us or 0) / 1_000_000,
+            namespace=namespace,
+            tries=last.sequence_id,
+            rollout_id=rollout.rollout_id,
+            attempt_id=last.attempt_id,
+            position=rollout.finished_at,
+            data={"ended": str(last.status)},
+        )
+    ]
+
+
+def _short(rollout: Rollout) -> Rollout:
+    """A copy with the last attempt only, for use outside of the node's lock."""
+    short = copy(rollout)
+    short.attempts = [copy(one) for one in rollout.attempts[-1:]]
+    return short
 
 
 def _letter(record: Record) -> DeadLetter:
@@ -106,8 +177,27 @@ class DeadLetterMethods:
         await write_letter(self.engine.log, letter if isinstance(letter, DeadLetter) else letter_from(letter))
 
     async def query_dead_letters(self) -> list[dict[str, Any]]:
-        """Every letter, as `DeadEntry` in plain data, the oldest first."""
-        return msgspec.to_builtins(await asyncio.to_thread(dead_letters, self.engine.log))
+        """Every letter, as `DeadEntry` in plain data, the oldest first. Raises `Rebuilding` as `query_rollouts` does."""
+        log, failed = self.engine.log, list[DeadLetter]()
+        if not _written(log):
+            await self.engine.indexed()
+            failed = await asyncio.to_thread(self._failed)
+        return msgspec.to_builtins(await asyncio.to_thread(dead_letters, log, failed))
+
+    def _failed(self) -> list[DeadLetter]:
+        """The letters of the failed rollouts of this store, in memory and in the index. Blocks for the I/O."""
+        engine = self.engine
+        found: dict[str, Rollout] = {}
+        with engine.cold.reading() as table:
+            numbers = [number for _, number in table.ordered(Where(frozenset({"failed"})), None, False, 0, -1)]
+            archived = [unpack(body) for body in table.bodies(numbers).values()]
+        found.update((one.rollout_id, one) for one in archived if one is not None)
+        with engine.node.lock:
+            hot = engine.node.state.rollouts
+            moved = [*engine.cold.pending()[1], *(one for one in hot.values() if one.status == "failed")]
+            found = {name: one for name, one in found.items() if name not in hot}
+            found.update((one.rollout_id, _short(one)) for one in moved)
+        return [letter for one in found.values() for letter in _letters_of(one, engine.node.namespace, engine.blobs)]
 
 
 def letter_from(fields: Mapping[str, Any]) -> DeadLetter:
@@ -138,6 +228,28 @@ async def requeue(store: Any, letter: DeadLetter) -> None:
         raise InvalidInput(f"{letter.rollout_id} is {rollout.status}: somebody has started it again already")
     await store.update_rollout(letter.rollout_id, status="queuing")
     await settle(store, letter, REQUEUED)
+
+
+async def requeue_run(store: Any, name: str) -> dict[str, Any]:
+    """Put every rollout of a run that was given up back into the queue; `{"run_id", "rollout_ids"}`.
+
+    `name`: the id of the run, the beginning of it, or its name. Raises `NotFound`, `InvalidInput` for several.
+    """
+    [run] = await store.query_runs(name)
+    mine = set(run["rollout_ids"])
+    letters = {
+        entry.letter.rollout_id: entry.letter
+        for entry in entries_from(await store.query_dead_letters())
+        if entry.letter.kind == ROLLOUT and not entry.letter.settled and entry.letter.rollout_id in mine
+    }
+    queued: list[str] = []
+    names = [one for one in letters if one is not None]
+    for first in range(0, len(names), REQUEUED_AT_ONCE):
+        some = names[first : first + REQUEUED_AT_ONCE]
+        for rollout in await store.query_rollouts(rollout_id_in=some, status_in=sorted(FINISHED)):
+            await requeue(store, letters[rollout.rollout_id])
+            queued.append(rollout.rollout_id)
+    return {"run_id": run["run_id"], "rollout_ids": queued}
 
 
 async def settle(store: Any, letter: DeadLetter, what: str) -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
 
+from msgspec import structs
+
+from ..core import payload
 from ..core.codec import Undecodable, UnknownEvent, decode
 from ..core.dead import RECORD, ROLLOUT, DeadLetter, encode_letter, record_letter_id, rollout_letter_id
+from ..core.errors import AgentLightningError
 from ..core.log import Log, NewRecord, Record
+from ..core.state import Attempt
 from ..core.topics import CONTROL
+from .blobs import Blobs
 from .fact_feed import FactFeed, Heard, Refold
 from .node import Node
 from .snapshots import read_snapshot
 
+Reason = Callable[[str, str | None], str]
+"""(rollout id, attempt id) -> why the rollout was given up; empty where nobody knows any more."""
+MOST_MB = 1e9
+"""What is read here was taken by a store with a limit of its own."""
 ROUND_RECORDS = 1024
 SHOWN_BYTES = 65_536
 """So much of a record that nobody can read is in its letter; the record itself stays where it is."""
@@ -79,8 +89,11 @@ def _judged(record: Record, position: int) -> Entry:
     return Entry(None)
 
 
-def letters_of(entry: Entry, namespace: str, partition: int) -> Iterator[NewRecord]:
-    """The dead letters of an entry: a rollout whose last attempt failed, a record that nobody can read."""
+def letters_of(entry: Entry, namespace: str, partition: int, reason: Reason) -> Iterator[NewRecord]:
+    """The dead letters of an entry: a rollout whose last attempt failed, a record that nobody can read.
+
+    `reason` is asked for the error of the attempt that was the last one.
+    """
     if entry.poison is not None:
         yield encode_letter(_poison(entry.poison, entry, namespace, partition))
     heard = entry.heard
@@ -89,7 +102,8 @@ def letters_of(entry: Entry, namespace: str, partition: int) -> Iterator[NewReco
     ends = {rollout_id: kind for kind, rollout_id, _, _ in heard.facts if kind in _ENDS}
     for index, (kind, rollout_id, tries, status) in enumerate(heard.facts):
         if kind == "rollout.completed" and status == "failed" and rollout_id is not None and rollout_id in ends:
-            yield encode_letter(_given_up(heard, index, rollout_id, tries, ends[rollout_id], namespace))
+            letter = _given_up(heard, index, rollout_id, tries, ends[rollout_id], namespace)
+            yield encode_letter(structs.replace(letter, reason=reason(rollout_id, letter.attempt_id) or letter.reason))
 
 
 def _given_up(heard: Heard, index: int, rollout_id: str, tries: int, end: str, namespace: str) -> DeadLetter:
@@ -107,6 +121,17 @@ def _given_up(heard: Heard, index: int, rollout_id: str, tries: int, end: str, n
         position=heard.position,
         data={"fact": f"{namespace}/{heard.position}/{index}", "ended": how},
     )
+
+
+def reason_of(last: Attempt, blobs: Blobs) -> str:
+    """Why a rollout was given up: the error of its last attempt, or how that ended. Blocks where the error is a blob."""
+    try:
+        metadata = None if last.metadata is None else payload.decode(last.metadata, blobs.fetch)
+    except AgentLightningError:
+        metadata = None  # it is lost or of another release; how the attempt ended is known anyway
+    error = cast("dict[str, Any]", metadata).get("error") if isinstance(metadata, dict) else None
+    how = f"attempt {last.sequence_id} was the last one and ended as {last.status}"
+    return f"{error} ({how})" if error else how
 
 
 def _poison(record: Record, entry: Entry, namespace: str, partition: int) -> DeadLetter:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -23,11 +24,12 @@ from ..core.errors import AgentLightningError
 from ..core.fold import Outcome
 from ..core.log import Done, Log, NewRecord
 from ..core.topics import CONTROL, DEAD, FACTS, SNAPSHOTS, TASKS, partition_of
+from .blobs import Blobs
 from .derived import CLAIMABLE, record_of
 from .fact_feed import FactFeed, hear, plain_facts_of
 from .node import Node
 from .outbox import Batch, Outbox, settle
-from .published import Entry, Source, letters_of
+from .published import MOST_MB, Entry, Source, letters_of, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Publisher:
         self._node = node
         self._leads = leads
         self._outbox = Outbox(log, log)
+        self._blobs = Blobs(log, MOST_MB)
         self._source = Source(log, node, facts)
         self._task_partitions = log.partitions_published(TASKS)
         self._fact_partitions = log.partitions_published(FACTS)
@@ -206,9 +209,17 @@ class Publisher:
                 for fact in plain_facts_of(entry.heard, namespace, log_id):
                     record = record_of(fact, namespace)
                     made.setdefault((FACTS, partition_of(record.key, self._fact_partitions)), []).append(record)
-            for letter in letters_of(entry, namespace, self._node.partition):
+            for letter in letters_of(entry, namespace, self._node.partition, self._reason):
                 made.setdefault((DEAD, partition_of(letter.key, letters)), []).append(letter)
         return made
+
+    def _reason(self, rollout_id: str, attempt_id: str | None) -> str:
+        """Why a rollout was given up, while it is in memory; it was completed lately."""
+        with self._node.lock:
+            rollout = self._node.state.rollouts.get(rollout_id)
+            attempts = [] if rollout is None else [one for one in rollout.attempts if one.attempt_id == attempt_id]
+            last = copy(attempts[0]) if attempts else None
+        return "" if last is None else reason_of(last, self._blobs)
 
     # Where it goes on
 

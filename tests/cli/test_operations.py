@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agentlightning.core import decide
 from agentlightning.core.codec import decode, encode
 from agentlightning.core.events import AttemptUpdated, NewRollout
+from agentlightning.core.run_events import RUN_ID
 from agentlightning.core.sqlite_log.schema import checksum
+from agentlightning.projections.rest.server import LightningStoreServer
 from agentlightning.projections.store import open_store
 
 from .support import document, invoke, make_log, running
@@ -48,6 +51,51 @@ def test_a_backup_under_load_is_sound_and_a_prefix_of_the_log(tmp_path: Path) ->
         assert there["fingerprint"] == report["fingerprint"]
 
 
+def test_dead_letters_of_a_file_are_listed_and_retried_also_while_a_store_serves_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "log.db")
+
+    async def fill() -> tuple[list[str], str]:
+        with open_store(f"sqlite:///{path}") as store:  # type: ignore[attr-defined]
+            run = await store.record_run_event("run.opened", None, {"name": "capitals"})
+            made: list[str] = []
+            for number in range(4):
+                begun = await store.start_rollout(number, metadata={RUN_ID: run["run_id"]} if number else {})
+                error = {"error": f"ValueError: {number}"}
+                await store.update_attempt(begun.rollout_id, "latest", status="failed", metadata=error)
+                made.append(begun.rollout_id)
+            return made, run["run_id"]
+
+    made, run_id = asyncio.run(fill())
+    code, out = invoke("dead", "ls", "--log", path)
+    assert code == 0 and "ValueError: 0 (attempt 1 was the last one" in out and len(out.splitlines()) == 5
+    assert document("dead", "retry", made[0], "--log", path)["event"] == "requeued"
+    store: Any = open_store(f"sqlite:///{path}")
+    server = LightningStoreServer(store, "127.0.0.1", 0)
+    asyncio.run(serve_while(server, store, lambda: invoke("dead", "retry", made[1], "--log", path)))
+    left = [one["letter"]["rollout_id"] for one in document("dead", "ls", "--log", path)]
+    assert left == made[2:]
+    done = document("dead", "retry", "--run", "capitals", "--log", path)
+    assert done == {"event": "requeued", "run_id": run_id, "rollout_ids": made[2:]}
+    assert invoke("dead", "retry", "--run", run_id[:8], "--log", path)[1].endswith(
+        "none of its rollouts was given up.\n"
+    )
+    code, out = invoke("dead", "retry", "--log", path)
+    assert code == 2 and "--run RUN" in out
+    assert document("dead", "ls", "--log", path) == []
+
+
+async def serve_while(server: LightningStoreServer, store: Any, act: Callable[[], tuple[int, str]]) -> None:
+    """Run a command beside a store that serves its file."""
+    await server.start()
+    store.engine.log.set_address(server.endpoint)
+    try:
+        code, out = await asyncio.to_thread(act)
+        assert code == 0 and "in the queue again" in out, out
+    finally:
+        await server.stop()
+        store.close()
+
+
 def test_index_and_lock_may_be_deleted_and_are_made_again(tmp_path: Path) -> None:
     made = make_log(tmp_path / ".agl" / "log.db")
     for name in ("log.db.index", "log.db.lock"):
@@ -61,7 +109,9 @@ def test_index_and_lock_may_be_deleted_and_are_made_again(tmp_path: Path) -> Non
 def test_a_change_that_also_mends_the_check_sum_is_found_by_the_fingerprints(tmp_path: Path) -> None:
     made = make_log(tmp_path / "log.db")
     db = sqlite3.connect(tmp_path / "log.db")
-    for offset, time_us, key, headers, value in db.execute("SELECT offset, ts, key, headers, value FROM control_0").fetchall():
+    for offset, time_us, key, headers, value in db.execute(
+        "SELECT offset, ts, key, headers, value FROM control_0"
+    ).fetchall():
         event = decode(value).event
         if isinstance(event, AttemptUpdated) and event.status == "failed":
             changed = value.replace(b"failed", b"failex")

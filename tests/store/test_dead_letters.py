@@ -12,7 +12,10 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.dead import DeadLetter, rollout_letter_id
 from agentlightning.core.log import NewRecord
-from agentlightning.projections.dead_letters import entries_from, requeue, write_letter
+from agentlightning.core.open_log import open_log
+from agentlightning.core.run_events import RUN_ID
+from agentlightning.projections.dead_letters import dead_letters, entries_from, requeue, requeue_run, write_letter
+from agentlightning.projections.settings import StoreSettings
 from agentlightning.projections.store import open_store
 
 
@@ -89,3 +92,86 @@ async def test_a_record_of_the_topic_that_is_no_letter_is_shown_as_one() -> None
     ]
     assert entries[0].letter.data["value"] == "ff"
     await asyncio.to_thread(store.close)
+
+
+async def fail(store: Any, rollout_id: str, **fields: Any) -> None:
+    await store.update_attempt(rollout_id, "latest", status="failed", **fields)
+
+
+async def test_every_rollout_that_was_given_up_has_a_letter_with_its_last_error(store: Any) -> None:
+    once = agl.RolloutConfig(max_attempts=1)
+    told = await store.start_rollout("told", config=once)
+    silent = await store.start_rollout("silent", config=once)
+    twice = await store.start_rollout("twice", config=agl.RolloutConfig(max_attempts=2, retry_condition=["failed"]))
+    good = await store.start_rollout("good")
+    await fail(store, told.rollout_id, metadata={"error": "ValueError: no such city"})
+    await fail(store, silent.rollout_id)
+    await fail(store, twice.rollout_id, metadata={"error": "the first"})
+    await store.update_attempt(good.rollout_id, "latest", status="succeeded")
+    entries = entries_from(await store.query_dead_letters())
+    assert [(entry.letter.rollout_id, entry.letter.reason) for entry in entries] == [
+        (told.rollout_id, "ValueError: no such city (attempt 1 was the last one and ended as failed)"),
+        (silent.rollout_id, "attempt 1 was the last one and ended as failed"),
+    ]
+    again = await store.dequeue_rollout("w")
+    await fail(store, again.rollout_id, metadata={"error": "the second"})
+    entry = entries_from(await store.query_dead_letters())[-1]
+    assert (
+        entry.letter.reason.startswith("the second (attempt 2") and entry.letter.attempt_id == again.attempt.attempt_id
+    )
+    assert entry.letter.id == rollout_letter_id("default", twice.rollout_id, 0) and entry.letter.tries == 2
+
+    await requeue(store, entry.letter)
+    by_rollout = {
+        entry.letter.rollout_id: entry.letter.settled for entry in entries_from(await store.query_dead_letters())
+    }
+    assert by_rollout == {told.rollout_id: "", silent.rollout_id: "", twice.rollout_id: "requeued"}
+    await store.dequeue_rollout("w")
+    await fail(store, twice.rollout_id)
+    await store.dequeue_rollout("w")
+    await fail(store, twice.rollout_id, metadata={"error": "the last"})
+    newest = entries_from(await store.query_dead_letters())[-1].letter
+    assert (newest.id, newest.settled) == (rollout_letter_id("default", twice.rollout_id, 1), "")
+
+
+async def test_letters_of_archived_rollouts_are_found_by_stores_and_by_who_only_looks(tmp_path: Path) -> None:
+    settings = StoreSettings(archive_after=5, snapshot_every=1000)
+    path = tmp_path / "log.db"
+    failed: list[str] = []
+    with open_store(f"sqlite:///{path}", settings=settings) as store:  # type: ignore[attr-defined]
+        for number in range(20):
+            begun = await store.start_rollout(number, config=agl.RolloutConfig(max_attempts=1))
+            if number % 3:
+                await store.update_attempt(begun.rollout_id, "latest", status="succeeded")
+            else:
+                await fail(store, begun.rollout_id, metadata={"error": f"error {number}"})
+                failed.append(begun.rollout_id)
+        store.engine.cold.flush()
+        entries = entries_from(await store.query_dead_letters())
+        assert {entry.letter.rollout_id for entry in entries} == set(failed) and len(entries) == 7
+        await requeue(store, entries[0].letter)
+    with open_log(f"sqlite:///{path}", readonly=True) as log:
+        looked = dead_letters(log)
+    assert [one.letter.settled for one in looked].count("requeued") == 1
+    assert {one.letter.id: one.letter.reason for one in looked} == {one.letter.id: one.letter.reason for one in entries}
+
+
+async def test_all_failed_rollouts_of_a_run_are_queued_again(store: Any) -> None:
+    opened = await store.record_run_event("run.opened", None, {"name": "capitals"})
+    made = []
+    for number in range(5):
+        run = {RUN_ID: opened["run_id"]} if number < 4 else {}
+        begun = await store.start_rollout(number, config=agl.RolloutConfig(max_attempts=1), metadata=run)
+        made.append(begun.rollout_id)
+        await (
+            fail(store, begun.rollout_id)
+            if number
+            else store.update_attempt(begun.rollout_id, "latest", status="succeeded")
+        )
+    done = await requeue_run(store, "capitals")
+    assert done == {"run_id": opened["run_id"], "rollout_ids": made[1:4]}
+    statuses = {one.rollout_id: one.status for one in await store.query_rollouts()}
+    assert [statuses[one] for one in made] == ["succeeded", "queuing", "queuing", "queuing", "failed"]
+    assert (await requeue_run(store, opened["run_id"]))["rollout_ids"] == []
+    with pytest.raises(agl.NotFound):
+        await requeue_run(store, "no such run")

@@ -207,9 +207,10 @@ async def test_rollouts_that_were_given_up_and_poison_become_dead_letters() -> N
     with store_on(log, foreign_writers=True) as store:
         config = agl.RolloutConfig(max_attempts=2, retry_condition=["failed"])
         rollout = await store.enqueue_rollout("x", config=config)
-        for _ in range(2):
+        for number in range(2):
             await claim(store)
-            await store.update_attempt(rollout.rollout_id, "latest", status="failed")
+            error = {"error": f"ValueError: {number}"}
+            await store.update_attempt(rollout.rollout_id, "latest", status="failed", metadata=error)
         chosen = await store.enqueue_rollout("failed by hand")
         await store.update_rollout(chosen.rollout_id, status="failed")
         log.append(CONTROL, 0, [NewRecord("default", b"\xc1 rubbish", 5)], lambda _: None)
@@ -218,7 +219,8 @@ async def test_rollouts_that_were_given_up_and_poison_become_dead_letters() -> N
         await all_published(log)
         given_up, poison = [decode_letter(record) for record in log.read(DEAD, 0, 0)]
         assert (given_up.kind, given_up.rollout_id, given_up.tries) == ("rollout", rollout.rollout_id, 2)
-        assert given_up.reason == "attempt 2 was the last one and ended as failed" and given_up.id.endswith("/0")
+        assert given_up.reason == "ValueError: 1 (attempt 2 was the last one and ended as failed)"
+        assert given_up.id.endswith("/0")
         assert given_up.position is not None and given_up.attempt_id is not None
         assert (poison.kind, poison.source, poison.data["value"]) == ("record", "control/0", b"\xc1 rubbish".hex())
         assert poison.position is not None and poison.position == poison.data["offset"]
