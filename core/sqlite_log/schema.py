@@ -192,22 +192,17 @@ def check_kind(path: Path) -> None:
         raise InvalidInput(f"{path} may not be read by this user; its owner can give the right (chmod), or copy the log")
 
 
-def no_database(path: Path) -> InvalidInput | None:
-    """What to answer where SQLite found no database in the file: a text is no event log; None for a damaged file."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-    except OSError:
-        return None
-    if b"\0" in head:
-        return None
-    return InvalidInput(f"{path} is a text file and no event log; name the log, such as .agl/log.db")
-
-
-def opening_failed(error: sqlite3.Error, path: Path) -> Exception:
-    """The error of our tree for one that SQLite had when it opened the file."""
-    text = no_database(path) if "not a database" in str(error) else None
-    return told(error, f"opening {path}") if text is None else text
+def opening_failed(error: sqlite3.Error, path: Path) -> LogError:
+    """The error of our tree for one that SQLite had when it opened the file; a text file is named as one."""
+    if "not a database" in str(error):
+        try:
+            with path.open("rb") as file:
+                text = b"\0" not in file.read(_HEAD_BYTES)
+        except OSError:
+            text = False
+        if text:
+            return LogCorrupt(f"{path} is a text file and no event log; name the log, such as .agl/log.db", position=0)
+    return told(error, f"opening {path}")
 
 
 _HEAD_BYTES = 4096

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.errors import InvalidInput, LogClosed, LogLocked
+from agentlightning.core.errors import InvalidInput, LogClosed, LogCorrupt, LogLocked
 from agentlightning.core.log import Ack, Log
 from agentlightning.core.sqlite_log import SqliteLog, check_file, checkpoint
 from agentlightning.core.topics import BLOBS, CONTROL, LIVENESS, SPANS
@@ -200,7 +200,7 @@ def test_a_log_that_was_dropped_unclosed_lets_its_file_go(path: Path) -> None:
 
 def test_a_log_that_cannot_be_opened_gives_the_lock_back(path: Path) -> None:
     path.write_bytes(b"no database at all" * 1000)
-    with pytest.raises(Exception, match="damaged"):
+    with pytest.raises(LogCorrupt, match="text file"):
         SqliteLog(path)
     path.unlink()
     SqliteLog(path).close()
