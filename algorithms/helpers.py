@@ -100,8 +100,9 @@ class Rows:
 
 
 def _rows(dataset: Any) -> Iterator[Row]:
+    kind: type[Any] = type(dataset)
     size = None if _is_table(dataset) else _length(dataset)
-    if size is not None and hasattr(type(dataset), "__getitem__"):
+    if size is not None and hasattr(kind, "__getitem__"):
         for number in range(size):
             try:
                 value = dataset[number]

@@ -13,6 +13,7 @@ from ..core.errors import InvalidInput
 from ..core.hooks import Hook
 from ..core.model import RolloutConfig
 from ..core.resources import NamedResources, validate_resources
+from ..core.scalars import plain_scalar
 from ..runners.base import Runner
 from ..runners.decorators import as_agent
 from ..runners.tracer import Tracer
@@ -96,7 +97,7 @@ class Trainer:
         self._dev = dev
         self.daemon = daemon
         self.port = port
-        self.seed = seed
+        self.seed: int | None = plain_scalar(seed)
         self.name = name
         self.rollout_config = rollout_config
         self.max_rollouts = _given_number(max_rollouts=max_rollouts, max_tasks=max_tasks)

@@ -526,6 +526,7 @@ def _tools(span: Span) -> list[Message]:
         _stored(span.attributes, "ai.prompt.tools"),
         _stored(span.attributes, "llm.tools"),
         *(_fields(span.attributes.get(key)).get("tools") for key in ("request_data", "gen_ai.prompt")),
+        _fields(span.attributes.get("model_request_parameters")).get("function_tools"),  # pydantic-ai
     )
     for source in sources:
         found: list[Message] = []
@@ -534,7 +535,8 @@ def _tools(span: Span) -> list[Message]:
             outer = _fields(outer.get("tool")) or outer
             outer = _fields(outer.get("json_schema")) or outer
             function = _fields(outer.get("function")) or outer
-            parameters = function.get("parameters", function.get("inputSchema", function.get("input_schema")))
+            schemas = ("parameters", "inputSchema", "input_schema", "parameters_json_schema")
+            parameters = next((function[key] for key in schemas if key in function), None)
             found.append({key: function[key] for key in ("name", "description") if key in function}
                          | ({"parameters": parameters} if parameters is not None else {}))  # fmt: skip
         if found:

@@ -38,7 +38,7 @@ __all__ = [
 _NAME = LightningSpanAttributes.OPERATION_NAME.value
 _INPUT = LightningSpanAttributes.OPERATION_INPUT.value
 _OUTPUT = LightningSpanAttributes.OPERATION_OUTPUT.value
-_AGENT_KEYS = ("recipient_agent_type", "langchain.chain.type", "executor.id")
+_AGENT_KEYS = ("recipient_agent_type", "langchain.chain.type", "executor.id", "gen_ai.agent.name")
 
 
 def given(attributes: Mapping[str, Any], key: str) -> Any:

@@ -59,7 +59,7 @@ class LlmProxyTraceToTriplet(TraceToTripletBase):
 
 def _calls(spans: Sequence[Span], odd: Counter[str]) -> list[_Call]:
     calls: list[_Call] = []
-    seen: set[str] = set()
+    seen: dict[str, _Call] = {}
     for span in spans:
         if span.name not in (_RAW, _LITELLM):
             continue
@@ -72,12 +72,21 @@ def _calls(spans: Sequence[Span], odd: Counter[str]) -> list[_Call]:
             continue
         answer = facts.response_id(span) or provider.get("id")
         answer = answer if isinstance(answer, str) else None
-        if answer is not None and answer in seen:
+        call = _Call(span, prompt, response, answer, [])
+        known = seen.get(answer) if answer is not None else next((one for one in calls if _holds(one, call)), None)
+        if known is not None and (known.prompt, known.response) == (prompt, response):
             continue
+        if known is not None and answer is not None:
+            odd["answer id that two different model calls share"] += 1
         if answer is not None:
-            seen.add(answer)
-        calls.append(_Call(span, prompt, response, answer, []))
+            seen.setdefault(answer, call)
+        calls.append(call)
     return calls
+
+
+def _holds(one: _Call, other: _Call) -> bool:
+    """Whether the span of one is the parent of the other's: the proxy's own and that of the request that it sent."""
+    return one.span.span_id == other.span.parent_id or other.span.span_id == one.span.parent_id
 
 
 def _provider_fields(span: Span) -> dict[str, Any]:

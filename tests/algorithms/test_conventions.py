@@ -242,7 +242,12 @@ def test_answers_that_call_tools_and_images_and_tools_are_read() -> None:
             "ai.prompt.tools": [json.dumps({"type": "function", "name": "f", "inputSchema": {"type": "object"}})],
         }
     )
-    first, second = agl.TraceToMessages()([one, two])
+    three = Span.from_attributes(attributes=dict(OTEL))
+    three.attributes["model_request_parameters"] = json.dumps(
+        {"function_tools": [{"name": "f", "parameters_json_schema": {"type": "object"}}]}
+    )
+    first, second, third = agl.TraceToMessages()([one, two, three])
+    assert third["tools"] == [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
     assert first["messages"][0]["content"] == [{"type": "text", "text": "What?"}, image]  # type: ignore[typeddict-item]
     assert agl.TracerTraceToTriplet()([one])[0].prompt["image_urls"] == ["http://x/1.png"]
     assert first["tools"] == [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -297,7 +302,8 @@ def test_spans_around_a_call_are_no_calls() -> None:
         "gen_ai.input.messages": '["Say a"]', "gen_ai.output.messages": '["a"]'})  # fmt: skip
     client = call("a", 2, 4, parent=chat, response_token_ids=[1], prompt_token_ids=[2], gen_ai__request__model="m")
     spans = [client, chat, agent, reward(1.0, 6)]
-    (triplet,) = agl.TracerTraceToTriplet(llm_call_match="chat")(spans)
+    agent.attributes["gen_ai.agent.name"] = "weather"
+    (triplet,) = agl.TracerTraceToTriplet(llm_call_match="chat", agent_match="weather")(spans)
     assert triplet.response["token_ids"] == [1] and triplet.reward == 1.0
     assert len(agl.TraceToMessages()(spans)) == 1
     assert check_trace(spans, {}, [], True) == [] and check_trace(spans[1:], {}, [], True) == ["no_token_ids"]

@@ -64,3 +64,13 @@ def test_ids_that_cannot_be_read_cost_their_call_only(odd: str) -> None:
     spans = [raw(1, "a", **{"llm.hosted_vllm.prompt_token_ids": odd}), raw(2, "b"), reward(float("nan"), sequence=3)]
     assert outcome(adapter(spans)) == [([2], None)]
     assert adapter.oddities["proxied call without token ids"] == 1 and adapter.oddities["reward of nan"] == 1
+
+
+def test_two_calls_with_one_id_are_two_and_two_spans_without_an_id_are_one() -> None:
+    adapter = agl.LlmProxyTraceToTriplet()
+    assert outcome(adapter([raw(1, "same"), raw(2, "same")])) == [([1], None), ([2], None)]
+    assert adapter.oddities == {"answer id that two different model calls share": 1}
+    inner = raw(1, "a", id="00000000000000aa", parent="00000000000000bb")
+    outer = span("litellm_request", sequence=2, id="00000000000000bb", prompt_token_ids=[1, 2], response_token_ids=[1])
+    del inner.attributes["llm.hosted_vllm.id"]
+    assert outcome(agl.LlmProxyTraceToTriplet()([inner, outer])) == [([1], None)]

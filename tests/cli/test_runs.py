@@ -14,8 +14,12 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.algorithms.recorder import RunStart, recorder_for
+from agentlightning.cli.finding_runs import RunSummary
+from agentlightning.cli.ps import _row
+from agentlightning.cli.show_run import _reward_line
 from agentlightning.core.open_log import open_log
 from agentlightning.projections.replay import replay
+from agentlightning.projections.runs import Run
 
 from .support import document, documents, invoke
 
@@ -100,6 +104,15 @@ def test_ps_lists_the_runs_of_all_logs_here(made: dict[str, Any]) -> None:
     lines = out.splitlines()
     assert code == 0 and len(lines) == 3 and lines[0].split()[:3] == ["run", "name", "algorithm"]
     assert " 6 " in lines[1] and f"{expected:.3f}" in lines[1] and made["ids"][1] in lines[2]
+
+
+def test_a_mean_says_how_many_rewards_are_missing() -> None:
+    found = RunSummary(Run("run-1", 0, 1.0), "x", {"a": "succeeded", "b": "failed"}, {"a": 0.5, "b": None})
+    assert "0.500 (1 without)" in _row(found)
+    assert _reward_line(found) == "0.5 on average of 1 rollout; 1 rollout without a reward"
+    assert found.summary()["missing_rewards"] == 1
+    result = agl.FitResult("run-1", rewards=found.rewards, statuses=found.statuses)
+    assert (result.missing_rewards, result.summary["missing_rewards"], result.mean_reward) == (1, 1, 0.5)
 
 
 def test_ps_looks_into_every_log_of_the_folder(made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
