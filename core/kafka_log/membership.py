@@ -18,9 +18,13 @@ from .tail import stop_quietly
 
 SESSION_MS = 6000
 """A member that is silent for so long is out: a killed runner is noticed in 6 s (aiokafka's default: 11.5 s)."""
-HEARTBEAT_MS = 500
+HEARTBEAT_MS = 1000
 JOIN_SECONDS = 60.0
 ASK_AGAIN_SECONDS = 0.2
+FETCH_MS = 1000
+"""How long the broker may wait for records. While it does, a partition whose records were taken is not asked for more."""
+SURE_SECONDS = 2.0
+"""A poll that waited for so long had the broker's answer for every partition: nothing is behind it then."""
 NOWHERE = TopicPartition("", 0)
 
 
@@ -66,6 +70,7 @@ class KafkaMember(Membership):
             auto_offset_reset="earliest",
             session_timeout_ms=SESSION_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
+            fetch_max_wait_ms=FETCH_MS,
             max_poll_interval_ms=300_000,
             partition_assignment_strategy=(_own_assignor(),),
         )
@@ -107,8 +112,8 @@ class KafkaMember(Membership):
                 committed = await self._consumer.committed(place)
                 if committed is not None:
                     return int(committed)
-                return int((await self._consumer.beginning_offsets([place]))[place])
-            except (KafkaError, OSError):
+                return await self._ends.first(place)  # the client itself waits for a fetch that is under way
+            except (KafkaError, OSError, StorageError):
                 if self.closed or place not in self._consumer.assignment():
                     raise
                 await asyncio.sleep(ASK_AGAIN_SECONDS)
@@ -135,7 +140,7 @@ class KafkaMember(Membership):
                     return []
                 continue
             found = await self._fetch(most, left)
-            if found or (left <= 0 and not await self._behind()):
+            if found or (left <= 0 and (timeout_seconds >= SURE_SECONDS or not await self._behind())):
                 return found
 
     async def _fetch(self, most: int, left_seconds: float) -> list[Record]:

@@ -25,7 +25,7 @@ from ..topics import TOPICS
 from .address import KafkaAddress
 from .client import KafkaError, OffsetOutOfRangeError, TopicPartition
 from .ends import Ends
-from .reading import make_consumer
+from .reading import LONG_FETCH_MS, make_consumer
 from .records import record_in
 from .tail import stop_quietly
 
@@ -213,7 +213,9 @@ class Mirror:
                 if self.table.damaged:
                     raise sqlite3.DatabaseError("a read failed")
                 if consumer is None:
-                    consumer = make_consumer(self._address)
+                    # A fetch that waits for some partitions holds up the next one of another.
+                    more = {"fetch_max_wait_ms": LONG_FETCH_MS} if len(self._places) == 1 else {}
+                    consumer = make_consumer(self._address, **more)
                     await consumer.start()
                     consumer.assign(self._places)
                     await self._seek(consumer)

@@ -17,6 +17,9 @@ FETCH_BYTES = 8 << 20
 RETRY_SECONDS = 0.25
 IDLE_FETCH_MS = 20
 """The broker answers a connection's requests one after the other: a fetch that waits for records holds up a later one."""
+LONG_FETCH_MS = 2500
+"""How long a client with one partition waits for records: the broker answers as soon as there are some, and an idle process
+asks five times less often than by default. Below the deadline of a request (`KafkaAddress.client`)."""
 READ_SECONDS = 60.0
 """How long a read waits for a broker that is away."""
 

@@ -12,7 +12,7 @@ from ..errors import LogError, OffsetLost
 from ..log_follow import Follower
 from .address import KafkaAddress
 from .client import KafkaError, OffsetOutOfRangeError, TopicPartition
-from .reading import make_consumer
+from .reading import LONG_FETCH_MS, make_consumer
 from .records import record_in
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Tail:
             while not self.follower.closed:
                 try:
                     if consumer is None:
-                        consumer = make_consumer(self._address)
+                        consumer = make_consumer(self._address, fetch_max_wait_ms=LONG_FETCH_MS)
                         await consumer.start()
                         consumer.assign([self.place])
                         consumer.seek(self.place, self.follower.next)
