@@ -9,11 +9,14 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 
 from ..core import events, model, payload
-from ..core.errors import InvalidInput
+from ..core.errors import InvalidInput, LogCorrupt
 from ..core.resources import ResourcesUpdate, validate_resources
 from ..core.state import Attempt, ResourcesVersion, Rollout
 
 Fetch = Callable[[payload.Reference], bytes]
+
+INCOMPLETE = "agentlightning.incomplete"
+"""In the metadata of a row: why its user data is not whole."""
 
 NO_RESOURCES = ""
 """As the `resources_id` of a new rollout: bound to none, whatever is the latest by then. Nobody's id: it is empty."""
@@ -77,15 +80,41 @@ def config_out(config: events.Config) -> model.RolloutConfig:
     return assemble(model.RolloutConfig, fields)
 
 
-def attempt_out(rollout_id: str, attempt: Attempt, beat_us: int | None, fetch: Fetch) -> model.Attempt:
-    """An attempt; `beat_us` is the overlay's last sign of life, which wins where it is newer."""
+def _user_data(data: bytes | None, fetch: Fetch, lost: list[str] | None) -> Any:
+    """What a payload holds. Where the log lost its bytes: None, and the reason in `lost`; without `lost` it is raised.
+
+    A list of rows is given with `lost`: one that cannot be read must not hide the others.
+    """
+    if data is None:
+        return None
+    try:
+        return payload.decode(data, fetch)
+    except LogCorrupt as error:
+        if lost is None:
+            raise
+        lost.append(error.message)
+        return None
+
+
+def _marked(metadata: dict[str, Any] | None, reasons: list[str]) -> dict[str, Any] | None:
+    return {**(metadata or {}), INCOMPLETE: "; ".join(reasons)} if reasons else metadata
+
+
+def attempt_out(
+    rollout_id: str, attempt: Attempt, beat_us: int | None, fetch: Fetch, lost: list[str] | None = None
+) -> model.Attempt:
+    """An attempt; `beat_us` is the overlay's last sign of life, which wins where it is newer. `lost` as for `rollout_out`."""
     last = attempt.beat_us
     if beat_us is not None and (last is None or beat_us > last):
         last = beat_us
-    return assemble(model.Attempt, _attempt_fields(rollout_id, attempt, last, fetch))
+    return assemble(model.Attempt, _attempt_fields(rollout_id, attempt, last, fetch, lost))
 
 
-def _attempt_fields(rollout_id: str, attempt: Attempt, last: int | None, fetch: Fetch) -> dict[str, Any]:
+def _attempt_fields(
+    rollout_id: str, attempt: Attempt, last: int | None, fetch: Fetch, lost: list[str] | None
+) -> dict[str, Any]:
+    known = len(lost or ())
+    metadata = _user_data(attempt.metadata, fetch, lost)
     return {
         "rollout_id": rollout_id,
         "attempt_id": attempt.attempt_id,
@@ -95,38 +124,43 @@ def _attempt_fields(rollout_id: str, attempt: Attempt, last: int | None, fetch: 
         "status": attempt.status,
         "worker_id": attempt.worker_id or None,
         "last_heartbeat_time": seconds(last),
-        "metadata": None if attempt.metadata is None else payload.decode(attempt.metadata, fetch),
+        "metadata": _marked(metadata, (lost or [])[known:]),
     }
 
 
-def _rollout_fields(rollout: Rollout, fetch: Fetch) -> dict[str, Any]:
+def _rollout_fields(rollout: Rollout, fetch: Fetch, lost: list[str] | None) -> dict[str, Any]:
+    known = len(lost or ())
+    task = _user_data(rollout.input, fetch, lost)
+    metadata = _user_data(rollout.metadata, fetch, lost)
     return {
         "rollout_id": rollout.rollout_id,
-        "input": payload.decode(rollout.input, fetch),
+        "input": task,
         "start_time": rollout.created_us / 1_000_000,
         "end_time": seconds(rollout.ended_us),
         "mode": rollout.mode,
         "resources_id": rollout.resources_id or None,
         "status": rollout.status,
         "config": config_out(rollout.config),
-        "metadata": {} if rollout.metadata is None else payload.decode(rollout.metadata, fetch),
+        "metadata": _marked({} if rollout.metadata is None else metadata, (lost or [])[known:]),
     }
 
 
-def rollout_out(rollout: Rollout, fetch: Fetch) -> model.Rollout:
-    """A rollout without its attempts."""
-    return assemble(model.Rollout, _rollout_fields(rollout, fetch))
+def rollout_out(rollout: Rollout, fetch: Fetch, lost: list[str] | None = None) -> model.Rollout:
+    """A rollout without its attempts. User data that the log lost is left out and named in `lost`; without, it is raised."""
+    return assemble(model.Rollout, _rollout_fields(rollout, fetch, lost))
 
 
-def attempted_out(rollout: Rollout, attempt: Attempt, beat_us: int | None, fetch: Fetch) -> model.AttemptedRollout:
-    """A rollout with one of its attempts."""
-    inner = attempt_out(rollout.rollout_id, attempt, beat_us, fetch)
-    return assemble(model.AttemptedRollout, {**_rollout_fields(rollout, fetch), "attempt": inner})
+def attempted_out(
+    rollout: Rollout, attempt: Attempt, beat_us: int | None, fetch: Fetch, lost: list[str] | None = None
+) -> model.AttemptedRollout:
+    """A rollout with one of its attempts. `lost` as for `rollout_out`."""
+    inner = attempt_out(rollout.rollout_id, attempt, beat_us, fetch, lost)
+    return assemble(model.AttemptedRollout, {**_rollout_fields(rollout, fetch, lost), "attempt": inner})
 
 
-def resources_out(entry: ResourcesVersion, fetch: Fetch) -> ResourcesUpdate:
-    """One version of named resources."""
-    content = cast("dict[str, Any]", payload.decode(entry.resources, fetch))
+def resources_out(entry: ResourcesVersion, fetch: Fetch, lost: list[str] | None = None) -> ResourcesUpdate:
+    """One version of named resources. `lost` as for `rollout_out`."""
+    content = cast("dict[str, Any]", _user_data(entry.resources, fetch, lost) or {})
     return ResourcesUpdate.model_construct(
         resources_id=entry.resources_id,
         create_time=entry.created_us / 1_000_000,

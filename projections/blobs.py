@@ -6,7 +6,7 @@ import asyncio
 
 from ..core import payload
 from ..core.clock import Clock, SystemClock
-from ..core.errors import InvalidPayload, LogError
+from ..core.errors import LogCorrupt, LogError
 from ..core.log import Ack, Log, NewRecord
 from ..core.topics import BLOBS, partition_of
 from .delivery import Delivery
@@ -42,8 +42,11 @@ class Blobs:
         return payload.refer(data)
 
     def fetch(self, reference: payload.Reference) -> bytes:
-        """The bytes behind a reference. Raises `InvalidPayload` where they are missing or not those."""
+        """The bytes behind a reference. Raises `LogCorrupt` where they are missing or not those."""
         records = self._log.read_key(BLOBS, reference.digest)
         if not records or payload.digest_of(records[-1].value) != reference.digest:
-            raise InvalidPayload(f"the blob {reference.digest[:12]} ({reference.size:,} bytes) is missing from the log")
+            raise LogCorrupt(
+                f"the blob {reference.digest[:12]} ({reference.size:,} bytes) is missing from the log; restore topic blobs",
+                topic=BLOBS,
+            )
         return records[-1].value

@@ -77,8 +77,11 @@ class ResourceMethods(LightningStore):
         with self.engine.node.lock:
             newest = [versions[-1] for versions in self.engine.node.state.resources.values()]
         filters: Any = {"resources_id": {"exact": resources_id, "contains": resources_id_contains}}
+        lost: list[str] = []
+        found = [resources_out(entry, self.engine.fetch, lost) for entry in newest]
         return page(
-            [resources_out(entry, self.engine.fetch) for entry in newest],
+            found,
+            incomplete=bool(lost),
             filters=filters,
             sort_by=sort_by,
             sort_order=sort_order,
@@ -91,7 +94,9 @@ class ResourceMethods(LightningStore):
         resources_id = arguments.text(resources_id, "resources_id")
         with self.engine.node.lock:
             versions = list(self.engine.node.state.resources.get(resources_id, ()))
-        return page([resources_out(entry, self.engine.fetch) for entry in versions], model=ResourcesUpdate)
+        lost: list[str] = []
+        found = [resources_out(entry, self.engine.fetch, lost) for entry in versions]
+        return page(found, model=ResourcesUpdate, incomplete=bool(lost))
 
 
 class WorkerMethods(LightningStore):

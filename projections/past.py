@@ -25,7 +25,7 @@ from .cold import ColdIndex
 from .engine import Engine
 from .fact_feed import Heard, hear
 from .rollouts import RolloutMethods
-from .span_book import span_of
+from .span_book import spans_of
 from .span_records import decode, fold_spans, key_range
 from .spans import SpanMethods
 
@@ -40,8 +40,8 @@ class PastSpans:
         self._log = log
         self._past = past
 
-    def read(self, rollout_id: str) -> list[Span]:
-        """The spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O."""
+    def read(self, rollout_id: str, lost: list[str] | None = None) -> list[Span]:
+        """As `SpanBook.read`."""
         with self._past.node.lock:
             rollout = self._past.rollout(rollout_id)
             within = EVERYWHERE if rollout is None else key_range(rollout)
@@ -54,7 +54,7 @@ class PastSpans:
         else:
             seen = [one for one in records if one.timestamp_us <= now_us]
         found = fold_spans(decode(one.value, one.offset) for one in seen)
-        return [span_of(number, added, self._past.blobs) for number, added in found]
+        return spans_of(found, self._past.blobs, lost)
 
     def lost(self, rollout_id: str, created_us: int, watermark: int) -> bool:
         """Whether spans that were acknowledged then are gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,17 +13,19 @@ from typing import Any
 from ..core import model
 from ..core.archival import unpack
 from ..core.errors import Rebuilding
-from ..core.pages import compile_filter, page
+from ..core.pages import IncompletePage, compile_filter, page
 from ..core.state import FINISHED, Rollout
 from .cold_rows import MOST, SORT_KEYS, ColdRows, Where
 from .engine import Engine
+
+logger = logging.getLogger(__name__)
 
 TRIES = 5
 """How often the index is read beside its writer before the store waits for the reader."""
 SLACK = 1_000
 """Rollouts that may become hot while the index is read."""
 
-View = Callable[[Rollout], model.Rollout]
+View = Callable[[Rollout, list[str]], model.Rollout]
 Found = tuple[Any, int, Rollout | None]
 """(what it sorts by, number, the rollout where it is in memory)."""
 _number = itemgetter(1)
@@ -67,7 +70,10 @@ class RolloutQuery:
 
 
 class RolloutPages:
-    """Answers one query. `view` makes what the caller sees of a rollout; it is called for those of the page only."""
+    """Answers one query. `view` makes what the caller sees of a rollout; it is called for those of the page only.
+
+    What the log lost of a rollout costs this row its user data, and marks the page.
+    """
 
     def __init__(self, engine: Engine, query: RolloutQuery, view: View) -> None:
         # No item: whatever cannot be filtered, sorted or paged is refused here.
@@ -76,6 +82,7 @@ class RolloutPages:
         self._engine = engine
         self._query = query
         self._view = view
+        self._lost: list[str] = []
         self._where = query.where()
         self._matches = compile_filter(query.filters(), model=model.Rollout)
         self._key = SORT_KEYS[query.sort_by] if query.sort_by is not None else _nothing
@@ -89,7 +96,7 @@ class RolloutPages:
                 if self._all_hot():
                     found = self._hot(())
                     shown = self._cut(self._in_order(found), self._query.offset)
-                    return self._result([self._view(one) for _, _, one in shown if one is not None], len(found))
+                    return self._result([self._view(one, self._lost) for _, _, one in shown if one is not None], len(found))
         await self._engine.indexed()
         for _ in range(TRIES if self._engine.cold.beside else 0):
             answer = await asyncio.to_thread(self._try, False)
@@ -120,14 +127,14 @@ class RolloutPages:
                 if moves != table.moves or len(found) > most:
                     return None
                 shown = self._cut(self._in_order([*found, *rows]), query.offset - skipped)
-                views = {number: self._view(one) for _, number, one in shown if one is not None}
+                views = {number: self._view(one, self._lost) for _, number, one in shown if one is not None}
             bodies = table.bodies([number for _, number, one in shown if one is None])
         for number, body in bodies.items():
             rollout = unpack(body)
             if rollout is None or rollout.number != number:
                 self._engine.cold.fail(f"its row {number} is not a rollout")
                 raise Rebuilding("the index of finished rollouts is made anew; try again in a moment")
-            views[number] = self._view(rollout)
+            views[number] = self._view(rollout, self._lost)
         return self._result([views[number] for _, number, _ in shown if number in views], total + len(found))
 
     def _rows(self, table: ColdRows, skipped: int) -> list[Found]:
@@ -177,7 +184,10 @@ class RolloutPages:
 
     def _result(self, items: list[Any], total: int) -> model.PaginatedResult[Any]:
         query = self._query
-        return model.PaginatedResult[Any].model_construct(items=items, limit=query.limit, offset=query.offset, total=total)
+        if self._lost:
+            logger.warning("User data of rollouts is gone from the log (%s); their rows are marked.", self._lost[0])
+        kind = IncompletePage[Any] if self._lost else model.PaginatedResult[Any]
+        return kind.model_construct(items=items, limit=query.limit, offset=query.offset, total=total)
 
 
 def _nothing(_: Rollout) -> None:

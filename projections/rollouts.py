@@ -251,22 +251,22 @@ class RolloutMethods(LightningStore):
             rollout = decide.find(self.engine.node.state, rollout_id)
         return rollout, decide.find_attempt(rollout, attempt_id)
 
-    def _plain(self, rollout_id: str) -> model.Rollout:
+    def _plain(self, rollout_id: str, lost: list[str] | None = None) -> model.Rollout:
         rollout = self.engine.rollout(rollout_id)
         if rollout is None:
             rollout = decide.find(self.engine.node.state, rollout_id)
-        return rollout_out(rollout, self.engine.fetch)
+        return rollout_out(rollout, self.engine.fetch, lost)
 
     def _attempted(self, rollout_id: str, attempt_id: str) -> model.AttemptedRollout:
         rollout, attempt = self._pair(rollout_id, attempt_id)
         return attempted_out(rollout, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch)
 
-    def _view(self, rollout: Rollout) -> model.Rollout:
+    def _view(self, rollout: Rollout, lost: list[str] | None = None) -> model.Rollout:
         """With the latest attempt, where there is one."""
         if not rollout.attempts:
-            return rollout_out(rollout, self.engine.fetch)
+            return rollout_out(rollout, self.engine.fetch, lost)
         latest = rollout.attempts[-1]
-        return attempted_out(rollout, latest, self.engine.beat_us(rollout, latest), self.engine.fetch)
+        return attempted_out(rollout, latest, self.engine.beat_us(rollout, latest), self.engine.fetch, lost)
 
     async def get_rollout_by_id(self, rollout_id: str) -> model.AttemptedRollout | model.Rollout | None:
         rollout_id = arguments.text(rollout_id, "rollout_id")
@@ -293,15 +293,17 @@ class RolloutMethods(LightningStore):
         offset: int = 0,
     ) -> model.PaginatedResult[model.Attempt]:
         rollout_id = arguments.text(rollout_id, "rollout_id")
+        lost: list[str] = []
         with self.engine.node.lock:
             rollout = self.engine.rollout(rollout_id)
             attempts = [] if rollout is None else [
-                attempt_out(rollout_id, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch)
+                attempt_out(rollout_id, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch, lost)
                 for attempt in rollout.attempts
             ]
         return page(
-            attempts, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Attempt
-        )
+            attempts, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Attempt,
+            incomplete=bool(lost),
+        )  # fmt: skip
 
     async def query_rollouts(
         self,
@@ -338,7 +340,7 @@ class RolloutMethods(LightningStore):
                 missing = [one for one in rollout_ids if self.engine.is_finished(one) is False]
                 left = None if deadline is None else deadline - loop.time()
                 if not missing or (left is not None and left <= 0):
-                    return [self._plain(one) for one in rollout_ids if self.engine.is_finished(one)]
+                    return [self._plain(one, []) for one in rollout_ids if self.engine.is_finished(one)]
                 future = waiters.add(loop, missing)
             handle = None if left is None else loop.call_later(left, _give_up, future)
             try:

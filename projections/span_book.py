@@ -7,6 +7,7 @@ A counter that was dropped is folded again from the rollout's records.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..core import payload
 from ..core.clock import Clock, SystemClock
-from ..core.errors import LogError
+from ..core.errors import LogCorrupt, LogError
 from ..core.ids import uuid7_hex
 from ..core.log import Ack, Log, NewRecord, Record
 from ..core.payload import INLINE_LIMIT_BYTES
@@ -25,6 +26,8 @@ from .blobs import Blobs
 from .call import Call, current_call
 from .delivery import Delivery
 from .span_records import Counter, SequenceReserved, SpanAdded, SpanRecord, decode, encode, fold_spans, id_of
+
+logger = logging.getLogger(__name__)
 
 HOT_SPANS = 200_000
 """Span ids kept in memory for the duplicate check, over all rollouts; some 30 MB."""
@@ -291,10 +294,13 @@ class SpanBook:
         # A record without a time cannot say that it is older than the rollout: in doubt, something is missing.
         return not oldest or not 0 < oldest[0].timestamp_us < created_us
 
-    def read(self, rollout_id: str) -> list[Span]:
-        """All spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O."""
+    def read(self, rollout_id: str, lost: list[str] | None = None) -> list[Span]:
+        """All spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O.
+
+        One whose payload the log lost is left out, with the reason in `lost`.
+        """
         found = fold_spans(decode(record.value, record.offset) for record in self._records(rollout_id))
-        return [span_of(number, added, self._blobs) for number, added in found]
+        return spans_of(found, self._blobs, lost)
 
 
 async def wait_for_all(waits: list[asyncio.Future[Ack]]) -> list[Ack]:
@@ -328,7 +334,20 @@ def numbered(span: Span, number: int) -> Span:
     return span
 
 
-def span_of(number: int, added: SpanAdded, blobs: Blobs) -> Span:
+def spans_of(found: Sequence[tuple[int, SpanAdded]], blobs: Blobs, lost: list[str] | None) -> list[Span]:
+    """The spans of records, as `SpanBook.read` gives them."""
+    spans: list[Span] = []
+    for number, added in found:
+        try:
+            spans.append(_span_of(number, added, blobs))
+        except LogCorrupt as error:
+            logger.warning("Span %s of rollout %s cannot be shown: %s", added.span_id, added.rollout_id, error)
+            if lost is not None:
+                lost.append(error.message)
+    return spans
+
+
+def _span_of(number: int, added: SpanAdded, blobs: Blobs) -> Span:
     """The span of a record, under the number that its place gave it."""
     body = payload.decode(added.body, blobs.fetch)
     return Span.model_validate(

@@ -153,13 +153,14 @@ class SpanMethods(LightningStore):
 
     def _read(self, rollout_id: str) -> tuple[list[Span], bool]:
         """The spans that are there, and whether some that were acknowledged are not."""
-        spans = self.engine.spans.read(rollout_id)
+        lost: list[str] = []
+        spans = self.engine.spans.read(rollout_id, lost)
         with self.engine.node.lock:
             rollout = self.engine.rollout(rollout_id)
             if rollout is None or not rollout.attempts:
-                return spans, False
+                return spans, bool(lost)
             created_us, marks = rollout.created_us, [attempt.watermark or 0 for attempt in rollout.attempts]
         if not self.engine.spans.lost(rollout_id, created_us, max(marks)):
-            return spans, False
+            return spans, bool(lost)
         logger.warning("Spans of rollout %s are gone from the log; what is left is marked incomplete.", rollout_id)
         return spans, True

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+import agentlightning as agl
 from agentlightning.core.clock import ManualClock
-from agentlightning.core.errors import LogFull
+from agentlightning.core.errors import LogCorrupt, LogFull
 from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log import Log, NewRecord
 from agentlightning.core.memory_log import MemoryLog
+from agentlightning.core.payload import INLINE_LIMIT_BYTES
 from agentlightning.core.topics import BLOBS, SPANS
 from agentlightning.projections import span_book
+from agentlightning.projections.answers import INCOMPLETE
 from agentlightning.projections.call import Call, serve
 from agentlightning.projections.memory_store import InMemoryLightningStore
 from agentlightning.projections.settings import StoreSettings
@@ -177,6 +180,51 @@ async def test_a_counter_whose_spans_are_under_way_is_not_dropped(monkeypatch: p
         log.release()
         assert [(await each).sequence_id for each in adding] == [1, 1, 2]  # type: ignore[union-attr]
         assert [each.sequence_id for each in await store.query_spans(one.rollout_id)] == [1, 2]
+
+
+class BlobsLost(Unclosed):
+    """A log whose blobs are gone, once `lost` names their keys."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.lost: set[str] = set()
+
+    def read_key(self, topic: str, key: str, **options: Any) -> Any:
+        return [] if topic == BLOBS and key in self.lost else self._log.read_key(topic, key, **options)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_one_lost_payload_costs_its_own_row(shared: bool) -> None:
+    log = BlobsLost(MemoryLog())
+    large = "x" * (INLINE_LIMIT_BYTES + 1)
+    with store_on(log, foreign_writers=shared) as store:
+        attempted = await begin(store)
+        await store.enqueue_rollout(large)
+        await store.enqueue_rollout("small", metadata={"m": large + "y"})
+        await store.add_span(span(attempted, attributes={"a": large}))
+        await store.add_span(span(attempted, attributes={"a": 1}))
+        await store.update_attempt(attempted.rollout_id, attempted.attempt.attempt_id, metadata={"n": large})
+        await store.update_resources("rs-1", {"p": agl.PromptTemplate(template=large, engine="f-string")})
+        await store.update_resources("rs-2", {"p": agl.PromptTemplate(template="small", engine="f-string")})
+        log.lost = {record.key for record in log.read(BLOBS, 0, 0)}
+        assert len(log.lost) == 5
+        rollouts = await store.query_rollouts()
+        assert [one.input for one in rollouts] == ["task", None, "small"] and rollouts.total == 3
+        assert [INCOMPLETE in one.metadata for one in rollouts] == [False, True, True]
+        assert "is missing from the log" in rollouts[1].metadata[INCOMPLETE]
+        spans = await store.query_spans(attempted.rollout_id)
+        assert [one.attributes for one in spans] == [{"a": 1}] and spans[0].sequence_id == 2
+        attempts = await store.query_attempts(attempted.rollout_id)
+        assert INCOMPLETE in attempts[0].metadata
+        resources = await store.query_resources()
+        assert [sorted(one.resources) for one in resources] == [[], ["p"]]
+        for page in (rollouts, spans, attempts, resources):
+            assert getattr(page, "incomplete", False)
+        other = await store.enqueue_rollout("whole")
+        assert not getattr(await store.query_rollouts(rollout_id_in=[other.rollout_id]), "incomplete", False)
+        with pytest.raises(LogCorrupt, match="is missing from the log"):
+            await store.get_rollout_by_id(rollouts[1].rollout_id)
+    log.close()
 
 
 async def test_spans_and_blobs_carry_the_wall_clock_of_their_writer() -> None:
