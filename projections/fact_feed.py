@@ -7,6 +7,8 @@ of a fact is (namespace, position, index): the same however often and by whomeve
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +29,11 @@ from .snapshots import Restored
 KEPT_RECORDS = 32_768
 """Records whose facts stay in memory; older ones are folded again from the log."""
 CHUNK = 256
-REFOLD_RECORDS = 1_024
+REFOLD_RECORDS = 256
+MAX_REFOLDS = 8
+"""States that subscribers far back fold at a time."""
+UNUSED_SECONDS = 2.0
+TURN_SECONDS = 0.1
 
 
 class Heard(NamedTuple):
@@ -120,12 +126,59 @@ class Refold:
             raise OffsetLost(f"the log ends before position {self.state.position}", offset=self._offset)
         return found
 
-    def step(self, since: int) -> list[Fact]:
-        """Fold the next records and return their facts at positions after `since`."""
-        found: list[Fact] = []
-        for _, _, heard in self.advance(since):
-            found.extend(facts_of(heard, self._node.namespace, self._log.log_id) if heard is not None else ())
-        return found
+    def step(self, since: int) -> list[Heard]:
+        """Fold the next records and return those at positions after `since` that have facts."""
+        return [heard for _, _, heard in self.advance(since) if heard is not None]
+
+
+class _Refolds:
+    """The refolds of all subscribers that are far back: each holds a whole state, so only a few exist at a time.
+
+    Others wait for their turn. One whose subscriber does not come back for the next facts is dropped for the next in
+    turn; if it does come back, it folds the log from its beginning again.
+    """
+
+    def __init__(self, log: Log, node: Node) -> None:
+        self._log = log
+        self._node = node
+        self._lock = threading.Lock()
+        self._used: dict[object, float] = {}
+        self._refolds: dict[object, Refold] = {}
+        self._busy: set[object] = set()
+
+    async def step(self, owner: object, since: int) -> tuple[list[Heard], int]:
+        """The next records with facts after position `since`, and the position that was folded to."""
+        while True:
+            refold = self._take(owner)
+            if refold is not None:
+                break
+            await asyncio.sleep(TURN_SECONDS)
+        try:
+            return await asyncio.to_thread(refold.step, since), refold.state.position
+        finally:
+            with self._lock:
+                self._busy.discard(owner)
+                self._used[owner] = time.monotonic()
+
+    def _take(self, owner: object) -> Refold | None:
+        with self._lock:
+            if owner not in self._refolds:
+                if len(self._refolds) >= MAX_REFOLDS:
+                    waiting = [one for one in self._refolds if one not in self._busy]
+                    idle = min(waiting, key=lambda one: self._used[one], default=None)
+                    if idle is None or time.monotonic() - self._used[idle] < UNUSED_SECONDS:
+                        return None
+                    del self._refolds[idle]
+                self._refolds[owner] = Refold(self._log, self._node)
+            self._used[owner] = time.monotonic()
+            self._busy.add(owner)
+            return self._refolds[owner]
+
+    def leave(self, owner: object) -> None:
+        """The subscriber has caught up or is gone."""
+        with self._lock:
+            self._refolds.pop(owner, None)
+            self._used.pop(owner, None)
 
 
 class FactFeed:
@@ -136,6 +189,7 @@ class FactFeed:
         self._delivery: Delivery = node.delivery
         self._kept: deque[Heard] = deque(maxlen=KEPT_RECORDS)
         self._complete_after = -1
+        self._refolds = _Refolds(node.log, node)
         self._waiting: list[asyncio.Future[None]] = []
         self._failed: Exception | None = None
 
@@ -174,44 +228,44 @@ class FactFeed:
         return self._deliver(None if wanted is None else frozenset(wanted), cursor)
 
     async def _deliver(self, wanted: frozenset[str] | None, cursor: int) -> AsyncIterator[Fact]:
-        refold: Refold | None = None
-        while True:
-            batch: Sequence[Fact] = ()
-            future: asyncio.Future[None] | None = None
-            with self._node.lock:
-                behind = cursor < self._complete_after
-                if not behind:
-                    batch = self._behind(cursor)
-                    if not batch:
-                        if self._failed is not None:
-                            raise self._failed
-                        future = asyncio.get_running_loop().create_future()
-                        self._waiting.append(future)
-            if behind:
-                refold = refold if refold is not None else Refold(self._node.log, self._node)
-                batch = await asyncio.to_thread(refold.step, cursor)
-                cursor = max(cursor, refold.state.position - 1)
-            elif batch:
-                refold = None
-                cursor = batch[-1].position
-            for fact in batch:
-                if wanted is None or fact.type in wanted:
-                    yield fact
-            if future is not None:
-                try:
-                    await future
-                except asyncio.CancelledError:  # subscribers may come and go for long before there is a next fact
-                    with self._node.lock:
-                        if future in self._waiting:
-                            self._waiting.remove(future)
-                    raise
+        me = object()
+        try:
+            while True:
+                batch: Sequence[Heard] = ()
+                future: asyncio.Future[None] | None = None
+                with self._node.lock:
+                    behind = cursor < self._complete_after
+                    if not behind:
+                        batch = self._after(cursor, CHUNK)
+                        if not batch:
+                            if self._failed is not None:
+                                raise self._failed
+                            future = asyncio.get_running_loop().create_future()
+                            self._waiting.append(future)
+                if behind:
+                    batch, position = await self._refolds.step(me, cursor)
+                    cursor = max(cursor, position - 1)
+                elif batch:
+                    self._refolds.leave(me)
+                    cursor = batch[-1].position
+                # Made one record at a time: a subscriber that does not take them holds the raw ones only.
+                for heard in batch:
+                    for fact in facts_of(heard, self._node.namespace, self._node.log.log_id):
+                        if wanted is None or fact.type in wanted:
+                            yield fact
+                if future is not None:
+                    await self._next_record(future)
+        finally:
+            self._refolds.leave(me)
 
-    def _behind(self, cursor: int) -> list[Fact]:
-        """The facts of the next few kept records after `cursor`."""
-        found: list[Fact] = []
-        for heard in self._after(cursor, CHUNK):
-            found.extend(facts_of(heard, self._node.namespace, self._node.log.log_id))
-        return found
+    async def _next_record(self, future: asyncio.Future[None]) -> None:
+        try:
+            await future
+        except asyncio.CancelledError:  # subscribers may come and go for long before there is a next fact
+            with self._node.lock:
+                if future in self._waiting:
+                    self._waiting.remove(future)
+            raise
 
     def kept_after(self, cursor: int, most: int) -> list[Heard] | None:
         """What up to `most` records after position `cursor` led to; None where that is not in memory any more.

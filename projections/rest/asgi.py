@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ...core.errors import InvalidInput, PayloadTooLarge
+from ...core.errors import PayloadTooLarge
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -68,27 +67,6 @@ async def answer(
         fields.extend(headers)
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})
-
-
-def gunzip(data: bytes, limit: int) -> bytes:
-    """Decompress, but never beyond `limit` bytes. Raises `InvalidInput` and `PayloadTooLarge`."""
-    parts: list[bytes] = []
-    size = 0
-    # A gzip file may have several members, one after the other; all of them are the content. Each turn eats one.
-    while data:
-        machine = zlib.decompressobj(31)
-        try:
-            part = machine.decompress(data, limit + 1 - size)
-        except zlib.error as error:
-            raise InvalidInput(f"the body is not gzip: {error}") from None
-        size += len(part)
-        if size > limit:
-            raise PayloadTooLarge(f"The unpacked request is larger than the limit of {limit} bytes", limit=limit)
-        if not machine.eof:
-            raise InvalidInput("the gzip body is cut off")
-        parts.append(part)
-        data = machine.unused_data
-    return b"".join(parts)
 
 
 def note_access(scope: Scope, shown: str, status: int, seconds: float) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import Callable, Coroutine
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, TypeVar
 
 from ...core.contract import LightningStore
-from ...core.errors import ForeignPosition, InvalidInput, StoreUnreachable
+from ...core.errors import ForeignPosition, InvalidInput, NotFound, Refused, StoreUnreachable
 from ...core.ids import uuid7_hex
 from ...core.resources import masked
 from ..call import Call, serve
 from .bodies import Page
-from .routes import LONGEST_HOLD_SECONDS, PRINT_HEADER, Method
+from .limits import count_spans
+from .routes import LONGEST_HOLD_SECONDS, PRINT_HEADER, READING, Method
 from .wire import as_dict
 
 T = TypeVar("T")
@@ -21,6 +26,8 @@ T = TypeVar("T")
 CATCH_UP_SECONDS = 5.0
 """How long a caller is held back until this store has seen what the caller has."""
 MAX_KEY_LENGTH = 200
+KEPT_KEYS = 20_000
+"""Idempotency keys of which this process remembers the call."""
 _KEPT = {
     "add_dead_letter": "dead letters",
     "query_dead_letters": "dead letters",
@@ -40,11 +47,14 @@ class Calls:
 
     def __init__(self, store: LightningStore) -> None:
         self.store = store
+        self._keys = _Keys()
         self._held: set[asyncio.Task[Any]] = set()
         self._closing = False
 
     async def run(self, method: Method, args: dict[str, Any], command: Call | None) -> Any:
         """Check the arguments and call the store. Raises pydantic's ValidationError and what the store raises."""
+        if method.name in ("add_span", "add_many_spans"):
+            count_spans(args)
         given = method.body.model_validate(args).given()
         for name in method.not_null:
             if name in given and given[name] is None:
@@ -58,7 +68,11 @@ class Calls:
             raise InvalidInput(f"this store keeps no {kept}")
         # Set in every case: the connection's context may be shared by requests that follow each other.
         serve(command or Call(uuid7_hex()))
-        answer = await getattr(self.store, method.name)(**given)
+        if command is None or method.name in READING:
+            answer = await getattr(self.store, method.name)(**given)
+        else:
+            with self._keys.used(command, method, args):
+                return await getattr(self.store, method.name)(**given)
         if method.name in _LISTS_OF_RESOURCES:  # people list them; a runner asks for those that it needs
             shown = [one.model_copy(update={"resources": masked(one.resources)}) for one in answer.items]
             return answer.model_copy(update={"items": shown})
@@ -144,6 +158,41 @@ class Calls:
             await asyncio.wait_for(wait(token), CATCH_UP_SECONDS)
         except asyncio.TimeoutError:
             raise StoreUnreachable(f"the store has not reached position {token} yet") from None
+
+
+class _Keys:
+    """Which call each idempotency key was used for, of the newest ones: a key names one call, and its repetitions."""
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
+
+    @contextmanager
+    def used(self, command: Call, method: Method, args: dict[str, Any]) -> Generator[None, None, None]:
+        """For the time of a call. Raises `Refused` where the key stands for another one."""
+        # Our own client makes a key for each call; its arguments are not looked at a second time.
+        this = (method.name, b"" if command.remote else _digest(args))
+        known = self._calls.setdefault(command.command_id, this)
+        if known[0] != this[0] or (known[1] and this[1] and known[1] != this[1]):
+            what = known[0] if known[0] != this[0] else f"{known[0]} with other arguments"
+            raise Refused(
+                f"the idempotency key {command.command_id[:100]} was used for {what}; a call needs a key of its own",
+                reason="key_reused",
+            )
+        self._calls.move_to_end(command.command_id)
+        if len(self._calls) > KEPT_KEYS:
+            self._calls.popitem(last=False)
+        try:
+            yield
+        except (InvalidInput, NotFound):
+            # Nothing happened, so the key is free for the call as it was meant.
+            self._calls.pop(command.command_id, None)
+            raise
+
+
+def _digest(args: dict[str, Any]) -> bytes:
+    """Of the arguments, but for how long the caller waits, which a repetition may change."""
+    kept = {name: value for name, value in args.items() if name not in ("wait_seconds", "timeout")}
+    return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).digest()
 
 
 def command_of(command_id: str | None, basis: str | None, remote: bool) -> Call | None:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("agentlightning.store.client")
 
 LONGEST_POLL_SECONDS = 60.0
+MOST_SPANS = 5_000
+"""Of one request; a server takes ten times as many spans, events and links."""
 _ANSWERED_EARLY_SECONDS = 0.5
 
 
@@ -258,6 +260,9 @@ class LightningStoreClient(StoreCaller, LightningStore):
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
         if not spans:
             return []
+        if len(spans) > MOST_SPANS:
+            parts = [spans[start : start + MOST_SPANS] for start in range(0, len(spans), MOST_SPANS)]
+            return [span for part in parts for span in await self.add_many_spans(part)]
         stored = await self.call("add_many_spans", {"spans": list(spans)})
         sent = {(span.rollout_id, span.attempt_id, span.span_id): span for span in reversed(spans)}
         return [_numbered(sent[(rollout, attempt, span)], number) for rollout, attempt, span, number in stored]

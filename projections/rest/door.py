@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from ...core.contract import LightningStore
-from ...core.errors import AgentLightningError, HistoryChanged, InvalidInput, Unauthorized
+from ...core.errors import AgentLightningError, HistoryChanged, InvalidInput, StoreUnreachable, Unauthorized
 from . import wire
 from .access_policy import AccessPolicy
 from .asgi import (
@@ -37,6 +37,7 @@ from .asgi import (
 from .calls import CallerGone, Calls, command_of, waits
 from .events import stream_events
 from .handlers import RouteHandler
+from .limits import LARGE_BODY
 from .openapi import describe
 from .otlp import OtlpHandler
 from .remote_log import describe_log, read_records
@@ -51,6 +52,7 @@ from .routes import (
     OTLP_UNSUPPORTED,
     POSITION_HEADER,
     PRINT_HEADER,
+    READING,
     ROUTES,
     shown_path,
 )
@@ -60,6 +62,7 @@ log = logging.getLogger("agentlightning.store.server")
 MSGPACK = b"application/msgpack"
 JSON = b"application/json"
 MAX_CALLS = 4096
+MAX_SIDE_BY_SIDE = 256
 DEFAULT_PAYLOAD_MB = 64.0
 
 
@@ -204,16 +207,47 @@ class Door:
 
     async def _serve_calls(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Several calls of one client, run side by side; answered in order, each with its own status."""
-        frames = wire.as_list(wire.unpack(await read_body(scope, receive, self.body_limit)))
+        data = await read_body(scope, receive, self.body_limit)
+        frames = wire.as_list(await asyncio.to_thread(wire.unpack, data) if len(data) > LARGE_BODY else wire.unpack(data))
         if frames is None or not 0 < len(frames) <= MAX_CALLS:
             raise InvalidInput(f"the body is a list of 1 to {MAX_CALLS} calls")
         await self.calls.catch_up(header(scope, b"x-agl-position"))
         if len(frames) == 1:
             answers = [await self._one(frames[0], scope, receive)]
         else:
-            answers = await asyncio.gather(*(self._one(frame, scope, None) for frame in frames))
+            answers = await self._several(frames, scope)
         body = msgspec.msgpack.encode([msgspec.Raw(data) for data in answers])
         await answer(send, 200, body, MSGPACK, self._position_headers())
+
+    async def _several(self, frames: list[Any], scope: Scope) -> list[bytes]:
+        """The answers of a batch, bounded in bytes: calls beyond the bound are not run, and may be sent again.
+
+        What writes runs side by side, so that one commit serves all; what reads runs one after the other, because
+        several large answers at a time are what the bound is for.
+        """
+        answers: list[bytes] = [b""] * len(frames)
+        left = self.body_limit
+
+        async def run(index: int) -> None:
+            nonlocal left
+            answers[index] = await self._one(frames[index], scope, None) if left > 0 else _put_off(self.body_limit)
+            left -= len(answers[index])
+
+        async def read(indexes: list[int]) -> None:
+            for index in indexes:
+                await run(index)
+                await asyncio.sleep(0)  # others are served in between, and a caller that left is noticed
+
+        reads = [index for index, frame in enumerate(frames) if _reads(frame)]
+        writes = [index for index, frame in enumerate(frames) if not _reads(frame)]
+        reading = asyncio.ensure_future(read(reads))
+        try:
+            for start in range(0, len(writes), MAX_SIDE_BY_SIDE):
+                await asyncio.gather(*(run(index) for index in writes[start : start + MAX_SIDE_BY_SIDE]))
+            await reading
+        finally:
+            reading.cancel()
+        return answers
 
     async def _one(self, frame: Any, scope: Scope, receive: Receive | None) -> bytes:
         began = time.perf_counter()
@@ -221,11 +255,13 @@ class Door:
         try:
             command_id, name, args, basis = frame
             method = METHODS[name]
-            args = wire.unwrap(args)
+            args = wire.as_dict(wire.unwrap(args))
+            if args is None:
+                raise InvalidInput("the arguments of a call are an object, by name")
             shown = shown_path(method, args)
             work = self.calls.run(method, args, command_of(command_id, basis, remote=True))
-            if receive is not None and waits(method, args):
-                result = await self.calls.held(work, lambda: until_gone(receive))
+            if waits(method, args):
+                result = await self.calls.held(work, lambda: until_gone(receive) if receive is not None else _never())
             else:
                 result = await work
             return wire.pack_answer(200, wire.compact(method.name, result))
@@ -265,6 +301,21 @@ def _malformed(frame: Any, error: Exception) -> Exception:
         ):
             return error
     return InvalidInput("a call is a list of [id, method, arguments, basis]")
+
+
+def _reads(frame: Any) -> bool:
+    call = wire.as_list(frame)
+    return call is not None and len(call) == 4 and isinstance(call[1], str) and call[1] in READING
+
+
+def _put_off(limit: int) -> bytes:
+    error = StoreUnreachable(f"the answers of this batch are larger than {limit} bytes; this call was not run, send it again")
+    return wire.pack_answer(503, wire.error_body(error))
+
+
+async def _never() -> None:
+    """The caller of one call of many: its task is cancelled when the connection is lost."""
+    await asyncio.get_running_loop().create_future()
 
 
 def _with_headers(send: Send, headers: list[tuple[bytes, bytes]]) -> Send:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any, get_args, get_origin
 
@@ -12,6 +13,7 @@ from ...core.errors import InvalidInput, NotFound
 from . import wire
 from .asgi import Disconnected, read_body, until_gone
 from .calls import CallerGone, Calls, command_of, guard_page, waits
+from .limits import LARGE_BODY
 from .routes import BASIS_HEADER, COMMAND_HEADER, METHODS, Route
 
 log = logging.getLogger("agentlightning.store.server")
@@ -67,7 +69,9 @@ class RouteHandler:
         else:
             body = await read_body(request.scope, request.receive, self._limit)
             if body or not route.optional:
-                args = self._from_body(wire.from_json(body) if body else None)
+                large = len(body) > LARGE_BODY
+                value = await asyncio.to_thread(wire.from_json, body) if large else wire.from_json(body) if body else None
+                args = self._from_body(value)
         args.update(request.path_params)
         return args
 

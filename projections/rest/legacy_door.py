@@ -23,6 +23,7 @@ from .calls import CallerGone
 from .door import Door
 from .legacy_client import LIFE_HEADER, WORKER_HEADER
 from .legacy_results import ATTEMPT_KEY, LIMIT_KEY, keep_result
+from .limits import count_json
 from .routes import METHODS
 
 __all__ = ["LegacyDoor"]
@@ -118,6 +119,7 @@ class LegacyDoor:
 
     async def _rollout(self, request: Request) -> Response:
         body = await read_body(request.scope, request.receive, self.door.body_limit)
+        count_json(body)
         posted = RolloutLegacy.model_validate_json(body)
         if await keep_result(self._store, posted):
             log.info("Rollout received and stored: %s", posted.rollout_id)

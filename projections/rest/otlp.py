@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import json
@@ -22,12 +23,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...core.contract import LightningStore
-from ...core.errors import InvalidInput, NotFound, PayloadTooLarge
+from ...core.errors import InvalidInput, NotFound, PayloadTooLarge, printable
 from ...core.semconv import LightningResourceAttributes
 from ...core.span_parts import convert_timestamp, plain_attributes
 from ...core.spans import Event, Link, OtelResource, Span, SpanContext, TraceStatus
 from . import wire
-from .asgi import gunzip, read_body
+from .asgi import read_body
+from .limits import LARGE_BODY, count_json, count_otlp, count_records, gunzip
 
 log = logging.getLogger("agentlightning.store.server")
 
@@ -59,10 +61,12 @@ class OtlpHandler:
             if encoding not in ("", "identity", "gzip"):
                 raise InvalidInput(f"The content encoding is gzip or none, not {encoding[:100]!r}")
             body = await read_body(request.scope, request.receive, self._limit)
-            if encoding == "gzip" and body:
-                body = gunzip(body, self._limit)
-            export, complaints = parse(body, kind)
-            answer = await self._store_all(export, complaints)
+            zipped_body = encoding == "gzip" and bool(body)
+            if len(body) > LARGE_BODY:
+                spans, complaints = await asyncio.to_thread(self._read, body, kind, zipped_body)
+            else:
+                spans, complaints = self._read(body, kind, zipped_body)
+            answer = await self._store_all(spans, complaints)
             return _encoded(_message(answer, kind), kind if kind == JSON else PROTOBUF, 200, zipped)
         except (InvalidInput, PayloadTooLarge) as error:
             return _refusal(error, kind, zipped)
@@ -73,20 +77,30 @@ class OtlpHandler:
             headers = {"Retry-After": "1"} if status == 503 else None
             return Response(wire.to_json(wire.error_body(error)), status, headers, media_type=JSON)
 
-    async def _store_all(
-        self, export: ExportTraceServiceRequest, complaints: list[str]
-    ) -> ExportTraceServiceResponse:
-        """``complaints`` has one sentence for each span that could not be read."""
-        groups: dict[tuple[str, str], list[Span]] = {}
+    def _read(self, body: bytes, kind: str, zipped: bool) -> tuple[list[Span], list[str]]:
+        """The spans of an export, and a sentence for each that could not be read."""
+        if zipped:
+            body = gunzip(body, self._limit)
+        (count_otlp if kind == PROTOBUF else count_json)(body)
+        export, complaints = parse(body, kind)
+        count_records(export)
+        spans: list[Span] = []
         for span, complaint in spans_of(export):
             if span is None:
                 complaints.append(complaint)
             else:
-                groups.setdefault((span.rollout_id, span.attempt_id), []).append(span)
+                spans.append(span)
+        return spans, complaints
+
+    async def _store_all(self, spans: list[Span], complaints: list[str]) -> ExportTraceServiceResponse:
+        """``complaints`` has one sentence for each span that could not be read."""
+        groups: dict[tuple[str, str], list[Span]] = {}
+        for span in spans:
+            groups.setdefault((span.rollout_id, span.attempt_id), []).append(span)
         for complaint in complaints:
-            log.warning("A span was dropped: %s", complaint)
-        for key, spans in groups.items():
-            complaints += await self._add(key, spans)
+            log.warning("A span was dropped: %s", printable(complaint))
+        for key, group in groups.items():
+            complaints += await self._add(key, group)
         answer = ExportTraceServiceResponse()
         if complaints:
             answer.partial_success.rejected_spans = len(complaints)
@@ -108,7 +122,10 @@ class OtlpHandler:
                     pending += [batch[half:], batch[:half]]
                     continue
                 refused += [str(error)] * len(batch)
-                log.warning("%d spans of rollout %s, attempt %s were refused: %s", len(batch), *key, error)
+                log.warning(
+                    "%d spans of rollout %s, attempt %s were refused: %s",
+                    len(batch), printable(key[0]), printable(key[1]), printable(str(error)),
+                )  # fmt: skip
         return refused
 
     async def _number(self, key: tuple[str, str], spans: list[Span]) -> None:

@@ -117,6 +117,14 @@ METHODS = _methods(
 )  # fmt: skip
 """Everything that a client can ask of a store, by name."""
 
+READING = frozenset(
+    name
+    for name in METHODS
+    if name in ("statistics", "fingerprint", "wait_for_rollouts", "confirm_claim")
+    or name.startswith(("query_", "get_latest_", "get_rollout_", "get_resources_", "get_worker_"))
+)
+"""Methods that put nothing into the log, whose idempotency key says nothing."""
+
 _PATH_ARGUMENTS = ("rollout_id", "attempt_id", "resources_id", "worker_id")
 
 Source = Literal["body", "query"]

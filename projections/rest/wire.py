@@ -20,6 +20,7 @@ from ...core.pages import IncompletePage
 from ...core.resources import ResourcesUpdate
 from ...core.scalars import plain_data
 from ...core.spans import Span
+from .limits import count_json, count_msgpack
 
 _STATUS_OF: tuple[tuple[type[BaseException], int], ...] = (
     (errors.NotFound, 404),
@@ -69,7 +70,8 @@ def pack_answer(status: int, result: Any) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """What msgpack made. Raises `InvalidPayload`."""
+    """What msgpack made. Raises `InvalidPayload`, and `PayloadTooLarge` for too many values."""
+    count_msgpack(data)
     try:
         return _unpack(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
@@ -77,10 +79,14 @@ def unpack(data: bytes) -> Any:
 
 
 def unwrap(value: Any) -> Any:
-    """A value as it was before packing: bytes are JSON text."""
-    if isinstance(value, bytes):
+    """A value as it was before packing: bytes are JSON text. Raises as :func:`unpack` does."""
+    if not isinstance(value, bytes):
+        return value
+    count_json(value)
+    try:
         return json.loads(value)
-    return value
+    except (ValueError, RecursionError) as error:
+        raise errors.InvalidPayload(f"a value is not JSON: {error}") from None
 
 
 def as_dict(value: Any) -> dict[str, Any] | None:
@@ -102,7 +108,10 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(body: bytes) -> Any:
-    """Decode a request body. Raises `InvalidInput` with a sentence, whatever the bytes are."""
+    """Decode a request body. Raises `InvalidInput` with a sentence, whatever the bytes are; `PayloadTooLarge` for too many
+    values.
+    """
+    count_json(body)
     try:
         return msgspec.json.decode(body)
     except RecursionError:
@@ -124,6 +133,10 @@ def status_of(error: BaseException) -> int:
     return 400 if isinstance(error, ValueError) and not isinstance(error, UnicodeError) else 500
 
 
+MAX_COMPLAINTS = 200
+"""Wrong values that are listed one by one."""
+
+
 _OBJECT = re.compile(r"valid dictionary( or (instance of \w+|object to extract fields from))?")
 
 
@@ -131,6 +144,9 @@ def error_body(error: BaseException) -> dict[str, Any]:
     """What a caller is told: a sentence, the class, our code and fields; of unexpected ones only the class."""
     name = type(error).__name__
     if isinstance(error, ValidationError):
+        if error.error_count() > MAX_COMPLAINTS:
+            sentence = f"{error.error_count():,} values are wrong; send one of them alone to see what is expected"
+            return {"detail": sentence, "error_type": name, "code": errors.InvalidInput.code}
         detail = error.errors(include_url=False, include_context=False, include_input=False)
         for item in detail:
             # Whoever sends JSON knows nothing of our classes.
