@@ -1,4 +1,4 @@
-"""The spans of the OpenAI instrumentation in the names that algorithms read; the one file that knows both."""
+"""The spans of the OpenAI client in the names that algorithms read; the one file that knows both."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 from typing import Any, cast
 
 from ..core.spans import Attributes, Span, SpanContext, TraceStatus
+from .instrumentation import SCOPE
 
-__all__ = ["SCOPE_PREFIX", "SPAN_NAMES", "normalised"]
+__all__ = ["SCOPE_PREFIXES", "SPAN_NAMES", "normalised"]
 
-SCOPE_PREFIX = "opentelemetry.instrumentation.openai"
-"""Spans of instrumentation scopes with this prefix are translated; written against version 0.62."""
+SCOPE_PREFIXES = (SCOPE, "opentelemetry.instrumentation.openai")
+"""Spans of instrumentation scopes with these prefixes are translated; the second written against version 0.62."""
 
 SPAN_NAMES = {
     "openai.chat": "openai.chat.completion",
@@ -46,7 +47,7 @@ def normalised(span: Span) -> list[Span]:
     """
     scope = getattr(span, "instrumentation_scope", None)
     name = str(cast("dict[str, Any]", scope).get("name", "")) if isinstance(scope, dict) else ""
-    if not name.startswith(SCOPE_PREFIX) or span.name not in SPAN_NAMES:
+    if not name.startswith(SCOPE_PREFIXES) or span.name not in SPAN_NAMES:
         return [span]
     added: Attributes = {"gen_ai.system": "OpenAI", "gen_ai.request.type": _REQUEST_TYPES[span.name]}
     for source, target in _COPIES.items():

@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from ..core.semconv import LightningResourceAttributes
 from ..core.spans import Span
+from .instrumentation import answer_so_far
 from .openai_attributes import normalised
 from .recording import CURRENT, Recording
-from .token_ids import tokens_so_far
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -84,7 +84,7 @@ class LightningSpanProcessor(SpanProcessor):
             # Sequence 0: the store gives the number.
             try:
                 stored = Span.from_opentelemetry(span, recording.rollout_id, recording.attempt_id, 0)
-                stored.attributes = {**tokens_so_far(live), **stored.attributes}
+                stored.attributes = {**answer_so_far(live), **stored.attributes}
                 stored.resource.attributes = {**stored.resource.attributes, **recording.resource_attributes}
                 spans = normalised(stored)
             except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import uuid
@@ -47,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "completions":
             return self._stream(_text_chunks(body)) if body.get("stream") else self._json(_text(body))
         if kind == "responses":
-            return self._json(_response(body))
+            return self._stream(_response_events(body)) if body.get("stream") else self._json(_response(body))
         if kind == "embeddings":
             return self._json(_embeddings(body))
         return self._json({"error": {"message": f"No route {self.path}"}}, 404)
@@ -77,14 +78,16 @@ def _chat(body: dict[str, Any], said: str | dict[str, Any] = ANSWER) -> dict[str
     if said is ANSWER and body.get("tools") and not answered:
         message = {"role": "assistant", "content": None, "tool_calls": [TOOL_CALL]}
     reason = "tool_calls" if message.get("tool_calls") else "stop"
-    choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
-    extra: dict[str, Any] = {}
-    if _gives_tokens(body):
-        choice["token_ids"] = TOKENS
-        extra["prompt_token_ids"] = PROMPT_TOKENS
-    if body.get("logprobs"):
-        choice["logprobs"] = {"content": [_logprob(word) for word in ANSWER.split(" ")], "refusal": None}
-    return {**_head(body, "chat.completion"), "choices": [choice], "usage": USAGE, **extra}
+    choices: list[dict[str, Any]] = []
+    for index in range(body.get("n") or 1):
+        choice: dict[str, Any] = {"index": index, "message": message, "finish_reason": reason, "logprobs": None}
+        if _gives_tokens(body):
+            choice["token_ids"] = [100 * index + token for token in TOKENS]
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [_logprob(word) for word in ANSWER.split(" ")], "refusal": None}
+        choices.append(choice)
+    extra = {"prompt_token_ids": PROMPT_TOKENS} if _gives_tokens(body) else {}
+    return {**_head(body, "chat.completion"), "choices": choices, "usage": USAGE, **extra}
 
 
 def _gives_tokens(body: dict[str, Any]) -> bool:
@@ -96,19 +99,24 @@ def _logprob(word: str) -> dict[str, Any]:
 
 
 def _chat_chunks(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One piece for each word; the last choice comes first, so that their order says nothing."""
     head = _head(body, "chat.completion.chunk")
-    for index, word in enumerate(ANSWER.split(" ")):
-        delta = {"content": word if index == 0 else " " + word}
-        if index == 0:
-            delta["role"] = "assistant"
-        piece: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": None}
-        if _gives_tokens(body):
-            piece["token_ids"] = [TOKENS[index]]
-        if body.get("logprobs"):
-            piece["logprobs"] = {"content": [_logprob(word)], "refusal": None}
-        first = {"prompt_token_ids": PROMPT_TOKENS} if index == 0 and _gives_tokens(body) else {}
-        yield {**head, **first, "choices": [piece]}
-    yield {**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    indices = range((body.get("n") or 1) - 1, -1, -1)
+    first = {"prompt_token_ids": PROMPT_TOKENS} if _gives_tokens(body) else {}
+    for number, word in enumerate(ANSWER.split(" ")):
+        for index in indices:
+            delta = {"content": word if number == 0 else " " + word}
+            if number == 0:
+                delta["role"] = "assistant"
+            piece: dict[str, Any] = {"index": index, "delta": delta, "finish_reason": None}
+            if _gives_tokens(body):
+                piece["token_ids"] = [100 * index + TOKENS[number]]
+            if body.get("logprobs"):
+                piece["logprobs"] = {"content": [_logprob(word)], "refusal": None}
+            yield {**head, **first, "choices": [piece]}
+            first = {}
+    for index in indices:
+        yield {**head, "choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]}
     if (body.get("stream_options") or {}).get("include_usage"):
         yield {**head, "choices": [], "usage": USAGE}
 
@@ -140,7 +148,29 @@ def _response(body: dict[str, Any]) -> dict[str, Any]:
         "tool_choice": "auto",
         "tools": [],
         "usage": {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18, **details},
+        **({"prompt_token_ids": PROMPT_TOKENS, "response_token_ids": TOKENS} if _gives_tokens(body) else {}),
     }
+
+
+def _response_events(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    whole = _response(body)
+    item = whole["output"][0]
+    place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": {**whole, "status": "in_progress", "output": [], "usage": None}},
+        {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}},
+        {"type": "response.content_part.added", **place, "part": {**item["content"][0], "text": ""}},
+        *(
+            {"type": "response.output_text.delta", **place, "delta": piece, "logprobs": []}
+            for piece in re.findall(r"\S+\s*", ANSWER)
+        ),
+        {"type": "response.output_text.done", **place, "text": ANSWER, "logprobs": []},
+        {"type": "response.content_part.done", **place, "part": item["content"][0]},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": whole},
+    ]
+    for number, event in enumerate(events):
+        yield {**event, "sequence_number": number}
 
 
 def _embeddings(body: dict[str, Any]) -> dict[str, Any]:

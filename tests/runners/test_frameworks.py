@@ -40,7 +40,7 @@ async def run(
 
 
 def calls_of(spans: list[Span]) -> list[Span]:
-    return [span for span in spans if span.name == "openai.chat.completion"]
+    return [span for span in spans if span.name in ("openai.chat.completion", "openai.responses.create")]
 
 
 def tool_names(spans: list[Span]) -> list[str]:
@@ -148,14 +148,15 @@ async def test_the_handler_puts_model_calls_below_the_nodes_of_a_graph(
         assert failed.status.status_code == "ERROR" and failed.attributes["langchain.tags"] == ["mine"]
 
 
+@pytest.mark.parametrize("options", [{}, {"include_response_headers": True}, {"use_responses_api": True}], ids=str)
 @pytest.mark.parametrize("asynchronous", [True, False])
 async def test_langchain_streams_are_recorded_whole(
-    store: InMemoryLightningStore, stub: Stub, asynchronous: bool
+    store: InMemoryLightningStore, stub: Stub, asynchronous: bool, options: dict[str, Any]
 ) -> None:
     from langchain_openai import ChatOpenAI
 
     def model(llm: agl.LLM) -> Any:
-        return ChatOpenAI(model=llm.model, base_url=llm.endpoint, api_key="none")  # type: ignore[arg-type]
+        return ChatOpenAI(model=llm.model, base_url=llm.endpoint, api_key="none", stream_usage=True, **options)  # type: ignore[arg-type]
 
     async def coroutine(task: str, llm: agl.LLM) -> float:
         return float(len([piece async for piece in model(llm).astream(task)]))
@@ -165,7 +166,9 @@ async def test_langchain_streams_are_recorded_whole(
 
     (spans,) = await run(store, stub, coroutine if asynchronous else function, model="m-tokens")
     (call,) = calls_of(spans)
+    assert call.attributes["gen_ai.prompt.0.content"] == "Question 0"
     assert call.attributes["gen_ai.completion.0.content"] == ANSWER
+    assert call.attributes["gen_ai.usage.total_tokens"] == 18
     assert call.attributes["response_token_ids"] == TOKENS
     assert call.attributes["gen_ai.request.streaming"] is True
 
@@ -219,7 +222,10 @@ async def test_the_openai_agents_sdk_is_traced(store: InMemoryLightningStore, st
         assert [span.name for span in spans if span.name.startswith("openai.")] == ["openai.responses.create"]
 
 
-async def test_streams_of_the_openai_agents_sdk_are_traced(store: InMemoryLightningStore, stub: Stub) -> None:
+@pytest.mark.parametrize("api", ["chat", "responses"])
+async def test_streams_of_the_openai_agents_sdk_are_traced(
+    store: InMemoryLightningStore, stub: Stub, api: str
+) -> None:
     import agents
     from openai import AsyncOpenAI
 
@@ -227,7 +233,8 @@ async def test_streams_of_the_openai_agents_sdk_are_traced(store: InMemoryLightn
 
     async def agent(task: str, llm: agl.LLM) -> float:
         client = AsyncOpenAI(base_url=llm.endpoint, api_key="none")
-        made = agents.Agent(name="a", model=agents.OpenAIChatCompletionsModel(model=llm.model, openai_client=client))
+        kinds: Any = {"chat": agents.OpenAIChatCompletionsModel, "responses": agents.OpenAIResponsesModel}
+        made = agents.Agent(name="a", model=kinds[api](model=llm.model, openai_client=client))
         streamed = agents.Runner.run_streamed(made, task)
         async for _ in streamed.stream_events():
             await asyncio.sleep(0)

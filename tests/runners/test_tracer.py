@@ -336,6 +336,7 @@ def test_spans_are_whole_whatever_opentelemetrys_environment_says(tmp_path: Path
         "OTEL_PYTHON_TRACER_PROVIDER": "there_is_no_such_provider",
         "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS": "there_is_no_such_detector",
         "OTEL_RESOURCE_ATTRIBUTES": "service.name=other",
+        "TRACELOOP_TRACE_CONTENT": "false",
         **{f"OTEL_{kind}ATTRIBUTE_COUNT_LIMIT": "1" for kind in ("", "SPAN_", "EVENT_", "LINK_")},
         **{f"OTEL_{kind}ATTRIBUTE_VALUE_LENGTH_LIMIT": "3" for kind in ("", "SPAN_")},
         "OTEL_SPAN_EVENT_COUNT_LIMIT": "0",
