@@ -44,6 +44,16 @@ def allow_poml() -> None:
     _poml_allowed = True
 
 
+class MissingValue(KeyError):
+    """A prompt names a value that `format` was not given; `str` is the sentence."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+_BRACES = "braces that are text, as those of JSON, are written {{ and }}"
+
+
 class _Formatter(string.Formatter):
     """`str.format` without what an object does not declare, and within bounds."""
 
@@ -56,7 +66,12 @@ class _Formatter(string.Formatter):
         end = min((at for at in (field_name.find("."), field_name.find("[")) if at >= 0), default=len(field_name))
         first, rest = field_name[:end], field_name[end:]
         key: int | str = int(first) if first.isdecimal() else first
-        value: Any = self.get_value(key, args, kwargs)
+        if not isinstance(key, str):
+            raise IndexError(f"the prompt has a placeholder without a name, {{}}; name it, {_BRACES}")
+        if key not in kwargs:
+            given = ", ".join(kwargs) or "none"
+            raise MissingValue(f"the prompt asks for {key!r}, and the values that are given are: {given}; {_BRACES}")
+        value: Any = kwargs[key]
         at = 0
         while at < len(rest):
             step = _STEP.match(rest, at)
@@ -131,9 +146,15 @@ def _kind(value: Any) -> str:
 def fill_f_string(template: str, values: Mapping[str, Any], secret: Secret) -> str:
     """Fill `{name}` placeholders.
 
-    Raises KeyError for a value that is not there, what `str.format` raises for a template that is none, and `InvalidInput`.
+    Raises `MissingValue` for a value that is not there, IndexError and ValueError for a template that is none, and
+    `InvalidInput`.
     """
-    return _Formatter(secret).vformat(template, (), values)
+    try:
+        return _Formatter(secret).vformat(template, (), values)
+    except InvalidInput:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{error}; in an f-string prompt {_BRACES}") from error
 
 
 def fill_jinja(template: str, values: Mapping[str, Any], secret: Secret) -> str:

@@ -85,12 +85,14 @@ class TestPromptTemplate:
         assert template.format(name="x", score=0.5, unused=1) == "x: 0.50 {kept}"
 
     def test_a_missing_placeholder_is_named(self) -> None:
-        with pytest.raises(KeyError, match="any_question"):
+        with pytest.raises(KeyError, match="asks for 'any_question', and the values that are given are: question"):
             PromptTemplate(template="{any_question}", engine="f-string").format(question="?")
+        with pytest.raises(KeyError, match=r"are written \{\{ and \}\}"):
+            PromptTemplate(template='Answer with {"room": 1} {task}', engine="f-string").format(task="?")
 
     @pytest.mark.parametrize(("template", "error"), [("{", ValueError), ("}", ValueError), ("{}", IndexError)])
     def test_unbalanced_braces_pass_through_as_formats_own_errors(self, template: str, error: type[Exception]) -> None:
-        with pytest.raises(error):
+        with pytest.raises(error, match=r"are written \{\{ and \}\}"):
             PromptTemplate(template=template, engine="f-string").format(a=1)
 
     @pytest.mark.parametrize(("engine", "library"), [("jinja", "jinja2"), ("poml", "poml")])
