@@ -11,7 +11,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from ..core.contract import LightningStore
@@ -293,7 +292,6 @@ class _Execution:
     def run_algorithm(self, store: LightningStore) -> None:
         strategy, event = self._strategy, self._event
         serving = self._serve(store)
-        quiet = _requests_unsaid()
         used: LightningStore = serving if serving is not None else store
         algorithm = Part("algorithm", lambda: self._algorithm(used, event), lambda part: event.set())
         try:
@@ -314,7 +312,6 @@ class _Execution:
                 self._crew.stop(0.0, 1.0, self._hurry)
             if serving is not None:
                 _stop(serving)
-            quiet()
         if algorithm.error is not None:
             raise algorithm.error
 
@@ -384,15 +381,6 @@ class _Execution:
 
 def _host() -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:LONGEST_HOST]
-
-
-def _requests_unsaid() -> Callable[[], None]:
-    """Leave out a line for each request of our own runners, unless a level was asked for; the call takes it back."""
-    logger = logging.getLogger("agentlightning.store.server")
-    if logger.level != logging.NOTSET:
-        return lambda: None
-    logger.setLevel(logging.WARNING)
-    return lambda: logger.setLevel(logging.NOTSET)
 
 
 def _linger(store: LightningStore, hurry: threading.Event, grace_seconds: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ..core.errors import AgentLightningError, HistoryChanged
+from ..core.errors import AgentLightningError, HistoryChanged, printable
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "best": ("show_run", "best", "The best prompt or model of a run, and what it is worth; saves it to a file."),
@@ -126,7 +126,7 @@ def _say(sentence: str, code: str, as_json: bool, error: click.ClickException | 
     if as_json:
         click.echo(json.dumps({"error": code, "message": sentence}), err=True)
     else:
-        click.echo(f"agl: {' '.join(sentence.split())}", err=True)
+        click.echo(f"agl: {printable(' '.join(sentence.split()))}", err=True)
         if isinstance(error, click.UsageError) and error.ctx is not None:
             click.echo(f"Try '{error.ctx.command_path} --help'.", err=True)
     return USAGE if isinstance(error, click.UsageError) else FAILED

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..core.errors import AgentLightningError, InvalidInput
 from ..core.loglines import setup_logging
@@ -64,14 +65,17 @@ def store(
     Ctrl+C or SIGTERM answers what is under way and closes the log. Exit code 5: the log is not the one that was folded
     any more (a broker lost records, a file was replaced); start again, and it is folded anew.
     """
-    began = time.perf_counter()
-    setup_logging(log_level)
     # Only now: the help of this command and wrong options need no server.
     from ..projections.rest.access_policy import AccessPolicy
+    from ..projections.rest.asgi import ACCESS_LOGGER
     from ..projections.rest.serving import check_bind, check_port
     from ..projections.settings import StoreSettings
     from ..projections.store import open_store
 
+    began = time.perf_counter()
+    setup_logging(log_level)
+    if click.get_current_context().get_parameter_source("log_level") is ParameterSource.COMMANDLINE and log_level == "INFO":
+        logging.getLogger(ACCESS_LOGGER).setLevel(logging.DEBUG)  # who asks for INFO wants to see the calls
     check_bind(host, token or None)
     AccessPolicy(host, allowed, origins)  # a wrong name is refused before a file is made
     url = address_of(url)
@@ -158,4 +162,7 @@ def _tell_start(report: dict[str, Any], endpoint: str, seconds: float, as_json: 
     total = sum(report["rollouts"].values())
     states = f" ({by_status(report['rollouts'])})" if total else ""
     logger.info("Opened %s: %s, %s%s", report["url"], counted(report["events"], "event"), counted(total, "rollout"), states)
-    logger.info("Serving %s after %s", endpoint, duration(seconds))
+    if logger.isEnabledFor(logging.INFO):
+        logger.info("Serving %s after %s", endpoint, duration(seconds))
+    else:
+        click.echo(f"Serving {endpoint}", err=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidInput
+from .errors import InvalidInput, printable
 from .private_files import make_folder, make_private
 
 __all__ = ["PLAIN_FORMAT", "configure_logger", "setup_logging", "setup_module_logging"]
@@ -19,6 +19,25 @@ PLAIN_FORMAT = "%(asctime)s [%(levelname)s] (Process-%(process)d %(name)s)   %(m
 
 _BASE = "agentlightning"
 _OURS = "_agentlightning_handler"
+
+
+class HarmlessFormatter(logging.Formatter):
+    """Escapes what a terminal would obey (`printable`), and indents further lines of a message, so that none passes for a
+    record of its own.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Called by logging."""
+        record.message = _harmless(record.message, "\n    ")
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """Called by logging; a traceback ends with what the exception says."""
+        return _harmless(super().formatException(ei), "\n")
+
+
+def _harmless(text: str, line_end: str) -> str:
+    return text if text.isprintable() else line_end.join(printable(line) for line in text.split("\n"))
 
 
 def setup_logging(
@@ -57,7 +76,7 @@ def setup_logging(
     children = {name: _level(wanted) for name, wanted in (submodule_levels or {}).items()}
     if disable_existing_loggers:
         _disable_others()
-    formatter = formatter or logging.Formatter(PLAIN_FORMAT)
+    formatter = formatter or HarmlessFormatter(PLAIN_FORMAT)
     handlers = _handlers(console, color, formatter, extra_handlers or ())
     paths = {_BASE: files} if isinstance(files, str) else dict(files or {})
     base = logging.getLogger(_BASE)
@@ -87,7 +106,7 @@ def setup_module_logging(
     if disable_existing_loggers:
         _disable_others()
     logger = logging.getLogger(name)
-    _install(logger, number, _handlers(console, color, logging.Formatter(PLAIN_FORMAT), ()), propagate)
+    _install(logger, number, _handlers(console, color, HarmlessFormatter(PLAIN_FORMAT), ()), propagate)
     return logger
 
 
@@ -138,7 +157,9 @@ def _console(color: bool | dict[str, Any], formatter: logging.Formatter) -> logg
         else:
             options: dict[str, Any] = {"console": Console(stderr=True), "show_path": False}
             options.update(color if isinstance(color, dict) else {})
-            return RichHandler(**options)
+            rich = RichHandler(**options)
+            rich.setFormatter(HarmlessFormatter("%(message)s"))
+            return rich
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     return handler

@@ -20,6 +20,7 @@ from ..core.scalars import plain_scalar
 from ..core.spans import Span
 
 ROLLOUT_STATUSES = frozenset(("queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing"))
+WORKER_STATUSES = frozenset(("busy", "idle", "unknown"))
 ATTEMPT_STATUSES = frozenset(("preparing", "running", "failed", "succeeded", "unresponsive", "timeout"))
 MODES = frozenset((None, "train", "val", "test"))
 NAME_LIMIT = 1000
@@ -54,6 +55,15 @@ def named(value: object, name: str) -> str:
     found = text(value, name)
     if not found:
         raise InvalidInput(f"{name} must not be empty")
+    return found
+
+
+def some_of(values: object, allowed: frozenset[str], name: str) -> list[str] | None:
+    """Texts each of which is one of `allowed`; None stays None."""
+    found = texts_or_none(values, name)
+    for value in found or ():
+        if value not in allowed:
+            raise InvalidInput(f"{name} takes {', '.join(sorted(allowed))}, not {value!r}")
     return found
 
 

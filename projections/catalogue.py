@@ -166,7 +166,7 @@ class WorkerMethods(LightningStore):
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Worker]:
-        status_in = cast("Sequence[WorkerStatus] | None", arguments.texts_or_none(status_in, "status_in"))
+        status_in = cast("Sequence[WorkerStatus] | None", arguments.some_of(status_in, arguments.WORKER_STATUSES, "status_in"))
         with self.engine.node.lock:
             known = dict.fromkeys([*self.engine.node.state.workers, *self.engine.liveness.workers])
             workers = [self._worker(worker_id) for worker_id in known]

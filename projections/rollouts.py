@@ -321,7 +321,8 @@ class RolloutMethods(LightningStore):
     ) -> model.PaginatedResult[model.Rollout | model.AttemptedRollout]:
         if status is not None:
             warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
-        statuses = arguments.texts_or_none(status_in if status_in is not None else status, "status_in")
+        asked = status_in if status_in is not None else status
+        statuses = arguments.some_of(asked, arguments.ROLLOUT_STATUSES, "status_in")
         ids = arguments.texts_or_none(rollout_id_in if rollout_id_in is not None else rollout_ids, "rollout_ids")
         contains = arguments.text_or_none(rollout_id_contains, "rollout_id_contains")
         limit, offset = plain_scalar(limit), plain_scalar(offset)

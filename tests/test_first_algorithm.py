@@ -99,7 +99,7 @@ def test_three_terminals_find_the_best_prompt(order: str, tmp_path: Path, stub: 
     env = {**os.environ, "OPENAI_API_KEY": "none", "OPENAI_BASE_URL": stub.base_url, "PYTHONUNBUFFERED": "1"}
     example = [str(EXAMPLE), "--store", f"http://127.0.0.1:{port}"]
     commands = {
-        "store": ["-m", "agentlightning", "store", "--port", str(port)],
+        "store": ["-m", "agentlightning", "store", "--port", str(port), "--log-level", "info"],
         "runner": [*example, "runner"],
         "algo": [*example, "algo"],
     }

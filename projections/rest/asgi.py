@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from ...core.errors import PayloadTooLarge
+from ...core.errors import PayloadTooLarge, printable
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -14,7 +14,11 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-access_log = logging.getLogger("agentlightning.store.server")
+ACCESS_LOGGER = "agentlightning.store.server.access"
+access_log = logging.getLogger(ACCESS_LOGGER)
+_beat_log = logging.getLogger("agentlightning.store.server.heartbeats")
+"""Apart, so that the calls can be shown without what every worker sends every few seconds."""
+_BEATS = ("POST /update_worker", "POST /v1/agl/workers/", "GET /health", "GET /v1/agl/health", "POST /heartbeat")
 
 
 class Disconnected(Exception):
@@ -70,10 +74,11 @@ async def answer(
 
 
 def note_access(scope: Scope, shown: str, status: int, seconds: float) -> None:
-    """One access line at INFO, in the form of the tutorial's log."""
-    if access_log.isEnabledFor(logging.INFO):
+    """One access line at DEBUG, in the form of the tutorial's log."""
+    log = _beat_log if shown.startswith(_BEATS) else access_log
+    if log.isEnabledFor(logging.DEBUG):
         client = scope.get("client") or ("-", 0)
         version = scope.get("http_version", "1.1")
-        access_log.info(
-            '%s:%s - "%s HTTP/%s" %d in %.2f ms', client[0], client[1], shown, version, status, seconds * 1e3
+        log.debug(
+            '%s:%s - "%s HTTP/%s" %d in %.2f ms', client[0], client[1], printable(shown), version, status, seconds * 1e3
         )

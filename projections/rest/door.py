@@ -197,8 +197,8 @@ class Door:
 
     async def _refuse(self, scope: Scope, send: Send, error: Exception, began: float) -> None:
         status = wire.status_of(error)
-        if status == 500:
-            log.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+        if status >= 500:
+            wire.note_failure(f"{scope['method']} {scope['path']}", status, error)
         extra = [(b"retry-after", b"1")] if status == 503 else []
         if status == 401:
             extra = [(b"www-authenticate", b"Bearer")]
@@ -271,8 +271,8 @@ class Door:
         except Exception as caught:
             error = _malformed(frame, caught)
             status = wire.status_of(error)
-            if status == 500:
-                log.error("%s failed", shown, exc_info=error)
+            if status >= 500:
+                wire.note_failure(shown, status, error)
             return wire.pack_answer(status, wire.error_body(error))
         finally:
             note_access(scope, shown, status, time.perf_counter() - began)

@@ -42,8 +42,8 @@ class RouteHandler:
             raise
         except Exception as error:
             status = wire.status_of(error)
-            if status == 500:
-                log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            if status >= 500:
+                wire.note_failure(f"{request.method} {request.url.path}", status, error)
             headers = {"Retry-After": "1"} if status == 503 else None
             return Response(wire.to_json(wire.error_body(error)), status, headers, media_type="application/json")
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ...core.contract import LightningStore
-from ...core.errors import InvalidInput
+from ...core.errors import InvalidInput, printable
 from ...core.ids import uuid7_hex
 from ...core.model import AttemptedRollout, RolloutLegacy, Task, TaskIfAny
 from ...core.resources import ResourcesUpdate
@@ -78,8 +78,8 @@ class LegacyDoor:
                 raise
             except Exception as error:
                 status = wire.status_of(error)
-                if status == 500:
-                    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+                if status >= 500:
+                    wire.note_failure(f"{request.method} {request.url.path}", status, error)
                 return Response(wire.to_json(wire.error_body(error)), status, media_type="application/json")
 
         return endpoint
@@ -122,9 +122,9 @@ class LegacyDoor:
         count_json(body)
         posted = RolloutLegacy.model_validate_json(body)
         if await keep_result(self._store, posted):
-            log.info("Rollout received and stored: %s", posted.rollout_id)
+            log.info("Rollout received and stored: %s", printable(posted.rollout_id))
         else:
-            log.warning("Rollout %s was finished before: a later result is kept beside it", posted.rollout_id)
+            log.warning("Rollout %s was finished before: a later result is kept beside it", printable(posted.rollout_id))
         message = f"Rollout {posted.rollout_id} received and stored."
         return Response(wire.to_json({"status": "ok", "message": message}), media_type="application/json")
 

@@ -72,8 +72,8 @@ class OtlpHandler:
             return _refusal(error, kind, zipped)
         except Exception as error:
             status = wire.status_of(error)
-            if status == 500:
-                log.error("POST /v1/traces failed", exc_info=error)
+            if status >= 500:
+                wire.note_failure("POST /v1/traces", status, error)
             headers = {"Retry-After": "1"} if status == 503 else None
             return Response(wire.to_json(wire.error_body(error)), status, headers, media_type=JSON)
 

@@ -7,6 +7,7 @@ surrogates) travels inside it as bytes of JSON text. The routes for everybody el
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, cast
@@ -21,6 +22,8 @@ from ...core.resources import ResourcesUpdate
 from ...core.scalars import plain_data
 from ...core.spans import Span
 from .limits import count_json, count_msgpack
+
+log = logging.getLogger("agentlightning.store.server")
 
 _STATUS_OF: tuple[tuple[type[BaseException], int], ...] = (
     (errors.NotFound, 404),
@@ -131,6 +134,14 @@ def status_of(error: BaseException) -> int:
         if isinstance(error, kind):
             return status
     return 400 if isinstance(error, ValueError) and not isinstance(error, UnicodeError) else 500
+
+
+def note_failure(shown: str, status: int, error: BaseException) -> None:
+    """Log why a request was answered with 500 or more: a traceback for what nobody expected, one line for known errors."""
+    if status == 500:
+        log.error("%s failed", errors.printable(shown), exc_info=error)
+    else:
+        log.warning("%s was answered with %d: %s", errors.printable(shown), status, error)
 
 
 MAX_COMPLAINTS = 200

@@ -70,14 +70,16 @@ def test_everything_acknowledged_is_there_after_it_was_stopped(tmp_path: Path, n
     assert report["rollouts"] == {"preparing": 1, "queuing": 1}
 
 
-def test_access_lines_are_shown_and_can_be_silenced(tmp_path: Path) -> None:
-    with running("store", "--port", "0", cwd=tmp_path) as store:
-        urllib.request.urlopen(served(store) + "/v1/agl/health", timeout=10).read()
-        assert '"GET /v1/agl/health HTTP/1.1" 200' in store.wait_for(store.err, "health")
+def test_access_lines_are_shown_where_asked_for_and_the_address_always(tmp_path: Path) -> None:
+    with running("store", "--port", "0", "--log-level", "info", cwd=tmp_path) as store:
+        endpoint = served(store)
+        for path in ("/v1/agl/health", "/dequeue_rollout"):
+            urllib.request.urlopen(endpoint + path, timeout=10).read()
+        assert '"GET /dequeue_rollout HTTP/1.1" 200' in store.wait_for(store.err, "HTTP/1.1")
         store.end()
-    with running("store", "--port", "0", "--log-level", "warning", "--json", cwd=tmp_path) as store:
-        endpoint = json.loads(store.wait_for(store.out, "serving"))["endpoint"]
-        urllib.request.urlopen(endpoint + "/v1/agl/health", timeout=10).read()
+    with running("store", "--port", "0", "--log-level", "warning", cwd=tmp_path) as store:
+        endpoint = store.wait_for(store.err, "Serving http").split()[1]
+        urllib.request.urlopen(endpoint + "/dequeue_rollout", timeout=10).read()
         store.end()
         assert store.err.empty()
 

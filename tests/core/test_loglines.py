@@ -144,3 +144,14 @@ def test_the_earliest_form_still_works_and_says_that_it_is_old() -> None:
 
 def test_the_plain_format_is_public() -> None:
     assert loglines.PLAIN_FORMAT == "%(asctime)s [%(levelname)s] (Process-%(process)d %(name)s)   %(message)s"
+
+
+def test_what_a_terminal_would_obey_is_escaped_and_no_line_passes_for_a_record(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging("INFO")
+    try:
+        raise ValueError("\x1b[2J\u202e")
+    except ValueError:
+        logging.getLogger("agentlightning").exception("one\x1b[31m\n2026 [INFO] two\ttab")
+    text = capsys.readouterr().err
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "one\\x1b[31m\n    2026 [INFO] two" in text and "ValueError: \\x1b[2J\\u202e" in text
