@@ -1,20 +1,37 @@
 """Agent Lightning on an event log: run agents, record what they did, and let algorithms improve them.
 
-``import agentlightning as agl`` loads no room: a name is imported where it is first used (PEP 562), so that
-the import stays quick, opens no socket and needs no optional library.
+::
 
-To export a name, add it twice, in alphabetical order: to ``_EXPORTS`` under the module that defines it, and to
-the ``TYPE_CHECKING`` block as ``X as X``, which is what type checkers and editors read. ``tests/test_import.py``
-compares the two.
+    import agentlightning as agl
+
+    @agl.rollout
+    def agent(task, prompt_template):                 # what is improved
+        return 1.0 if "Paris" in prompt_template.format(question=task) else 0.0
+
+    trainer = agl.Trainer(algorithm=agl.Baseline(), initial_resources={"prompt_template": "{question}"})
+    trainer.fit(agent, ["Where is the Louvre? Not in Paris?"])   # kept in ./.agl/log.db; `agl ps`, `agl show latest`
+
+- agents: `rollout`, `LitAgent`, `emit_reward`, `emit_annotation`, `operation`
+- what is tuned: `PromptTemplate`, `LLM`, `NamedResources`
+- training: `Trainer`, `algo`, `Algorithm`, `Baseline`, `TracerTraceToTriplet`, `TraceToMessages`
+- the store: `open_store`, `LightningStore`, `LightningStoreClient`, `LightningStoreServer`, `subscriber`
+- what runs agents: `LitAgentRunner`, `OtelTracer`, `AgentOpsTracer`; in a terminal `agl --help`
+
+The pages are in `docs/`, and `help(agl.Trainer)` explains one name. Every error on purpose is an `AgentLightningError`.
 """
+
+# Importing this module loads no room: a name is imported where it is first used (PEP 562), so that the import stays quick,
+# opens no socket and needs no optional library. To export a name, add it twice, in alphabetical order: to `_EXPORTS` under
+# the module that defines it, and to the TYPE_CHECKING block as `X as X`, which is what type checkers and editors read.
+# tests/test_import.py compares the two.
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
-from importlib import import_module
-from importlib.machinery import ModuleSpec
+import os as _os
+import sys as _sys
+import warnings as _warnings
+from importlib import import_module as _import_module
+from importlib.machinery import ModuleSpec as _ModuleSpec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -285,13 +302,13 @@ if not TYPE_CHECKING:  # a type checker that sees __getattr__ takes every misspe
         module = _MODULE_OF.get(name)
         if module is None:
             return _older(name)
-        value = getattr(import_module(f".{module}", __name__), name)
+        value = getattr(_import_module(f".{module}", __name__), name)
         globals()[name] = value
         return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULE_OF})
+    return sorted({name for name in globals() if name.startswith("__")} | {*_MODULE_OF})
 
 
 def _older(name: str) -> object:
@@ -301,7 +318,7 @@ def _older(name: str) -> object:
 
         refuse_gone(name, __name__)
         if is_old_path(name):
-            return import_module(f".{name}", __name__)
+            return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -311,7 +328,7 @@ class _OldPaths:
     rooms = frozenset(("__main__", "algorithms", "cli", "core", "projections", "runners"))
 
     @classmethod
-    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> _ModuleSpec | None:
         """Asked for every import of the process, so the table is loaded only for a name of this package."""
         if not fullname.startswith("agentlightning.") or fullname.split(".", 2)[1] in cls.rooms:
             return None
@@ -320,7 +337,7 @@ class _OldPaths:
         return spec_of(fullname)
 
 
-sys.meta_path[:] = [_OldPaths, *(finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "_OldPaths")]
+_sys.meta_path[:] = [_OldPaths, *(finder for finder in _sys.meta_path if getattr(finder, "__name__", "") != "_OldPaths")]
 
 
 def _warn_of_namesake(folders: list[str]) -> None:
@@ -330,14 +347,14 @@ def _warn_of_namesake(folders: list[str]) -> None:
     the rest of this import.
     """
     for folder in folders:
-        if os.path.basename(folder) not in ("site-packages", "dist-packages"):
+        if _os.path.basename(folder) not in ("site-packages", "dist-packages"):
             continue
         try:
-            names = os.listdir(folder)
+            names = _os.listdir(folder)
         except OSError:
             continue
         if any(n.startswith("agentlightning-") and n.endswith((".dist-info", ".egg-info")) for n in names):
-            warnings.warn(
+            _warnings.warn(
                 "The package 'agentlightning' is installed beside 'agentlightning-eventlog' and both provide the "
                 "module 'agentlightning'; uninstall both and reinstall the one that you mean.",
                 stacklevel=3,
@@ -345,4 +362,4 @@ def _warn_of_namesake(folders: list[str]) -> None:
             return
 
 
-_warn_of_namesake(sys.path)
+_warn_of_namesake(_sys.path)

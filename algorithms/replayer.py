@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Union, cast
@@ -18,7 +19,7 @@ from typing import Any, Union, cast
 from ..core.errors import Departed, InvalidInput, RecordEnds
 from ..core.log import Log
 from ..core.model import Dataset
-from ..core.open_log import open_log
+from ..core.open_log import address_of, open_log
 from ..core.resources import validate_resources
 from ..projections.blobs import Blobs
 from ..projections.past import PastStore
@@ -70,9 +71,9 @@ class Replayer:
     is closed by :meth:`close`; use the replayer as a context manager.
     """
 
-    def __init__(self, log: Log | str, *, environment: Mapping[str, str] | None = None) -> None:
-        self._owned = isinstance(log, str)
-        self.log = _opened(log, environment) if isinstance(log, str) else log
+    def __init__(self, log: Log | str | os.PathLike[str], *, environment: Mapping[str, str] | None = None) -> None:
+        self._owned = isinstance(log, str | os.PathLike)
+        self.log = _opened(address_of(log), environment) if isinstance(log, str | os.PathLike) else log
         self._fetch = Blobs(self.log, _NO_LIMIT_MB).fetch
 
     def recordings(self) -> dict[str, Recording]:

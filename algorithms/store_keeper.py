@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..core.contract import LightningStore
 from ..core.errors import LogLocked
+from ..core.open_log import address_of
 from .components import build_component
 from .environment import secrets, token
 from .parts import to_the_end
@@ -55,6 +57,9 @@ class StoreKeeper:
             return _open_default()
         if isinstance(self._spec, str) and "://" in self._spec:
             return _open_url(self._spec)
+        given: object = self._spec
+        if isinstance(given, os.PathLike):
+            return _open_url(address_of(cast(object, given)))
         built = build_component(self._spec, expected_type=LightningStore, spec_name="store")
         assert built is not None
         return built

@@ -359,6 +359,23 @@ class LightningStore:
         """Every version of an id, oldest first; empty for an unknown one."""
         raise NotImplementedError
 
+    # Runs
+
+    async def query_runs(self, run_id: str | None = None, brief: bool = False) -> list[dict[str, Any]]:
+        """The runs of the log as plain data, in order of their opening; only those of this id or name, if one is given.
+
+        Args:
+            brief: without the ids of their rollouts.
+        """
+        raise NotImplementedError
+
+    async def decided(self, kind: str, content: Any = None) -> None:
+        """Record in a run what its algorithm decided and no other call shows, such as ``"best.chosen"``.
+
+        The store that a fit gives to its algorithm records it, and a replay compares it. Any other store belongs to no run
+        and records nothing.
+        """
+
     # Workers
 
     async def query_workers(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from ..core import decide, payload
+from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
 from ..core.run_events import BEAT, CLOSED, DECIDED, OPENED, RunEvent, digest_of
 from ..core.scalars import escaped, plain_scalar
@@ -39,7 +40,7 @@ _MAKE: dict[str, Callable[..., RunEvent]] = {
 _NEEDED = {OPENED: (), CLOSED: ("outcome",), DECIDED: ("kind",)}
 
 
-class RunMethods:
+class RunMethods(LightningStore):
     """Part of `EventLogStore` (store.py)."""
 
     engine: Engine

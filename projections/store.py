@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from ..core.contract import LightningStore
 from ..core.errors import LogClosed
 from ..core.log import Log
 from ..core.model import Fact
-from ..core.open_log import open_log
+from ..core.open_log import address_of, open_log
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
 from .catalogue import ResourceMethods, WorkerMethods
 from .claims import ClaimMethods, Returns
@@ -172,20 +173,21 @@ class EventLogStore(
 
 
 def open_store(
-    url: str,
+    url: str | os.PathLike[str],
     *,
     settings: StoreSettings | None = None,
     clock: Clock | None = None,
     token: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> LightningStore:
-    """Open the store at `url`: `sqlite:///path`, `memory://`, `kafka://host:port/prefix`, or `http://host:port` for one
-    that lives elsewhere. `environment`: where the security options of a Kafka are looked up that its address does not
-    have (AGL_KAFKA_SASL_PASSWORD and so on); pass `os.environ` to use those of this process.
+    """Open the store at `url`: `sqlite:///path` or the `pathlib.Path` of a log file, `memory://`, `kafka://host:port/prefix`,
+    or `http://host:port` for one that lives elsewhere. `environment`: where the security options of a Kafka are looked up
+    that its address does not have (AGL_KAFKA_SASL_PASSWORD and so on); pass `os.environ` to use those of this process.
 
     Raises `InvalidInput` for other forms, `LogLocked` where another process writes the file, `LogCorrupt` where it is
     damaged.
     """
+    url = address_of(url)
     if url.startswith(("http://", "https://")):
         from .rest.client import LightningStoreClient
 

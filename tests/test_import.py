@@ -120,3 +120,10 @@ def test_first_import_names_the_other_distribution_in_one_sentence(tmp_path: Pat
     said = fresh(program, tmp_path, PYTHONPATH=path)
     assert said.count("UserWarning") == 1
     assert "'agentlightning' is installed beside 'agentlightning-eventlog'" in said
+
+
+def test_no_module_of_the_standard_library_is_a_name_of_the_package() -> None:
+    for name in ("os", "sys", "warnings", "import_module", "ModuleSpec"):
+        assert not hasattr(agl, name)
+    assert {name for name in dir(agl) if not name.startswith("__")} == set(agl.__all__)
+    assert agl.__doc__ is not None and "agl.Trainer" in agl.__doc__ and "_EXPORTS" not in agl.__doc__

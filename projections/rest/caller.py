@@ -10,7 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ...core.credentials import mask_text
@@ -34,6 +34,8 @@ Arguments = dict[str, Any] | Callable[[], dict[str, Any]]
 
 def checked_address(address: str) -> str:
     """`http://host:port` without a trailing slash. Raises `InvalidInput` for any other form."""
+    if not isinstance(cast(object, address), str):
+        raise InvalidInput(f"the address of a store is a text such as http://localhost:4747, not {type(address).__name__}")
     parts = urlsplit(address.strip())
     try:
         port_is_fine = parts.port is None or parts.port > 0

@@ -29,6 +29,6 @@ def _passing(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
     return method
 
 
-for _name in (*METHODS, "add_otel_span"):
+for _name in (*METHODS, "add_otel_span", "decided"):
     if inspect.iscoroutinefunction(getattr(LightningStore, _name, None)):
         setattr(Delegating, _name, _passing(_name))

@@ -20,8 +20,8 @@ SIGNATURES = {
     "start_rollout": "input, mode=None, resources_id=None, config=None, metadata=None, worker_id=None",
     "enqueue_rollout": "input, mode=None, resources_id=None, config=None, metadata=None",
     "enqueue_many_rollouts": "rollouts",
-    "dequeue_rollout": "worker_id=None, *, wait_seconds=0.0, incarnation=None, command_id=None",
-    "dequeue_many_rollouts": "*, limit=1, worker_id=None, wait_seconds=0.0, incarnation=None, command_id=None",
+    "dequeue_rollout": "worker_id=None, *, wait_seconds=0.0, incarnation=None, command_id=None, run_id=None",
+    "dequeue_many_rollouts": "*, limit=1, worker_id=None, wait_seconds=0.0, incarnation=None, command_id=None, run_id=None",
     "start_attempt": "rollout_id, worker_id=None",
     "add_span": "span",
     "add_many_spans": "spans",
@@ -55,6 +55,7 @@ SIGNATURES = {
     "update_attempt": (
         "rollout_id, attempt_id, status=UNSET, worker_id=UNSET, last_heartbeat_time=UNSET, metadata=UNSET"
     ),
+    "query_runs": "run_id=None, brief=False",
     "query_workers": (
         "*, status_in=None, worker_id_contains=None, filter_logic='and', sort_by=None, sort_order='asc', limit=-1, "
         "offset=0"
@@ -87,7 +88,7 @@ def test_every_method_is_a_coroutine_that_the_base_leaves_open(name: str) -> Non
 
 def test_the_interface_has_no_method_beyond_the_listed() -> None:
     public = {name for name in vars(LightningStore) if not name.startswith("_")}
-    assert public == {*SIGNATURES, "capabilities", "statistics", "otlp_traces_endpoint", "subscribe"}
+    assert public == {*SIGNATURES, "decided", "capabilities", "statistics", "otlp_traces_endpoint", "subscribe"}
 
 
 def test_subscriptions_and_the_otlp_address_are_left_open_too() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import agentlightning as agl
+from agentlightning.algorithms.store_keeper import StoreKeeper
 from agentlightning.core.copy_log import copy_log
 from agentlightning.core.errors import InvalidInput, StorageError
 from agentlightning.core.log import Record
@@ -81,6 +85,35 @@ def test_a_copy_has_every_record_in_order_and_an_id_of_its_own(tmp_path: Path) -
             found = spread.read_key(SPANS, key)
             assert {record.partition for record in found} == {partition_of(key, 3)}
             assert without_place(list(found)) == without_place(list(source.read_key(SPANS, key)))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [None, 5, b"sqlite:///x", "", "x.db", "sqlite:///", "sqlite:///:memory:", "sqlite://x.db", "sqlite:///~nobody-here/x.db",
+     "sqlite:///a\0b", "ftp://x", object()],
+)  # fmt: skip
+def test_what_is_no_address_is_refused_with_a_sentence(address: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for opens in (open_log, agl.open_store, lambda given: agl.Replayer(given) if isinstance(given, str) else open_log(given)):
+        with pytest.raises(InvalidInput, match="address") as refused:
+            opens(address)
+        assert "\n" not in refused.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_path_is_the_address_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store: Any = agl.open_store(tmp_path / "x.db")
+    await store.enqueue_rollout("one")
+    store.close()
+    store = agl.open_store("sqlite:///~/x.db")
+    assert [one.input for one in await store.query_rollouts()] == ["one"]
+    store.close()
+    with pytest.raises(InvalidInput, match="not PosixPath" if os.name == "posix" else "not "):
+        agl.LightningStoreClient(tmp_path)  # type: ignore[arg-type]
+    kept: Any = StoreKeeper(tmp_path / "x.db").get()
+    assert kept.engine.log.path == (tmp_path / "x.db").resolve()
+    kept.close()
 
 
 def test_a_copy_goes_into_an_empty_log_only() -> None:
