@@ -7,6 +7,7 @@ acknowledged, and then everything of its rollout that lies before it is folded, 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -38,6 +39,10 @@ class SharedSpanBook(SpanBook):
         """For each partition an end that it had before the record of the control log that is folded next."""
         self._floors: OrderedDict[str, int] = OrderedDict()
         """Rollout -> an offset below which it has no span, for rollouts whose first claim was folded here as it came."""
+        self._counting = threading.RLock()
+        self._counted: dict[int, int] = {}
+        """Partition -> the offset up to which its spans were counted."""
+        self._different: set[int] = set()
         self.where: Callable[[str], KeyRange | None] = lambda _: KeyRange()
         """Where the spans of a rollout can lie by what is known of it; None for one that is not known."""
 
@@ -92,11 +97,22 @@ class SharedSpanBook(SpanBook):
         return [number for number in await self._place(ids, records) if number is not None]
 
     def count(self) -> int:
-        """How many different spans the log holds. Blocks while all of them are read: others may have added some."""
-        with self._lock:
-            self._before, self._added = None, 0
-            self._end_at_open = [self._log.ends(SPANS, part)[1] for part in range(self._log.partitions(SPANS))]
-        return super().count()
+        """How many different spans the log holds. Blocks while those are read that it has more than at the last call."""
+        with self._counting:
+            for part in range(self._log.partitions(SPANS)):
+                first, end = self._log.ends(SPANS, part)
+                offset = self._counted.get(part, first)
+                if offset > end:  # the topic was made anew
+                    self._counted.clear()
+                    self._different.clear()
+                    return self.count()
+                while offset < end and (records := self._log.read(SPANS, part, offset, headers=False)):
+                    for record in records:
+                        added = decode(record.value, record.offset)
+                        if isinstance(added, SpanAdded):
+                            self._different.add(hash((added.rollout_id, added.attempt_id, added.span_id)))
+                    offset = self._counted[part] = records[-1].offset + 1
+            return len(self._different)
 
     async def _place(self, ids: list[str], records: list[NewRecord]) -> list[int | None]:
         """Append, in order for each rollout, and return the number of the record of each id once it is durable."""

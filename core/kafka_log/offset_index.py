@@ -33,6 +33,8 @@ NEAR_RECORDS = 8192
 """A longer piece is read by a client of its own, so that spans being added do not wait for it."""
 NEAR_BYTES, FAR_BYTES = 1 << 20, 8 << 20
 SCAN_RECORDS = 2048
+STALL_SECONDS = 1.5
+"""A broker that shows nothing for so long may lead the partition no longer: the client asks who does."""
 APART = 512
 """Records of a key with more offsets between them are read in two pieces."""
 RECENT_BYTES = 8 << 20
@@ -128,8 +130,12 @@ class _PieceReader:
             consumer.resume(self._place)
             if self._position != position:
                 consumer.seek(self._place, position)
-            deadline = asyncio.get_running_loop().time() + READ_SECONDS
-            while asyncio.get_running_loop().time() < deadline:
+            now = asyncio.get_running_loop().time
+            deadline, asked = now() + READ_SECONDS, now()
+            while now() < deadline:
+                if now() - asked > STALL_SECONDS:
+                    consumer.update_metadata()
+                    asked = now()
                 fetched = await consumer.getmany(self._place, timeout_ms=500, max_records=min(SCAN_RECORDS, end - position))
                 self._position = int(await consumer.position(self._place))
                 if self._position > position:

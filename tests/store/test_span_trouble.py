@@ -132,12 +132,15 @@ async def test_spans_go_on_under_a_node_whose_topic_of_spans_was_made_anew() -> 
     log = LosingLog(MemoryLog())
     with store_on(log, foreign_writers=True) as store:
         attempted = await begin(store)
-        await store.add_many_spans([span(attempted) for _ in range(5)])
+        sent = [span(attempted) for _ in range(5)]
+        await store.add_many_spans([*sent, sent[0]])
+        assert (await store.statistics()).get("total_spans") == 5
         log.make_anew()
         for number in (1, 2):
             stored = await store.add_span(span(attempted))
             assert stored is not None and stored.sequence_id == number
         assert log.ends(SPANS, 0) == (0, 2), "a try left a copy behind"
+        assert (await store.statistics()).get("total_spans") == 2
         assert (await store.query_spans(attempted.rollout_id)).total == 2
 
 
