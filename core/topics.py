@@ -26,6 +26,9 @@ DEAD = "dead"
 TASKS = "tasks"
 FACTS = "facts"
 
+LEADER_GROUP = "timekeeper"
+"""The consumer group that deals the partitions of `control` among nodes, which says who leads. It reads and commits nothing."""
+
 
 @dataclass(frozen=True)
 class Topic:

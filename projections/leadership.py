@@ -11,11 +11,10 @@ import threading
 
 from ..core.errors import AgentLightningError, LogClosed, LogError
 from ..core.log import Log, Membership
-from ..core.topics import CONTROL
+from ..core.topics import CONTROL, LEADER_GROUP
 
 logger = logging.getLogger(__name__)
 
-GROUP = "timekeeper"
 RETRY_SECONDS = 1.0
 
 
@@ -43,13 +42,13 @@ class Leadership:
         except AgentLightningError as error:
             self._led(False)
             if not self._failing and not self._closed.is_set():
-                logger.warning("The group %r does not answer (%s); this node acts after the others.", GROUP, error)
+                logger.warning("The group %r does not answer (%s); this node acts after the others.", LEADER_GROUP, error)
             self._failing = True
             self._leave()
             self._closed.wait(RETRY_SECONDS)
 
     def _join(self) -> Membership:
-        member = self._member = self._log.join(GROUP, [CONTROL], self._member_id)
+        member = self._member = self._log.join(LEADER_GROUP, [CONTROL], self._member_id)
         if self._closed.is_set():
             self._leave()
             raise LogClosed("this node is leaving")
@@ -69,7 +68,7 @@ class Leadership:
             try:
                 member.close()
             except LogError as error:
-                logger.debug("Leaving group %s: %s", GROUP, error)
+                logger.debug("Leaving group %s: %s", LEADER_GROUP, error)
 
     def close(self) -> None:
         """Leave the group, so that another leads at once. Idempotent; whoever is in `step` comes back."""

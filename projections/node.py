@@ -96,6 +96,7 @@ class Node:
         self._staging = threading.Lock()
         self._staged: list[_Staged] = []
         self._inflight = False
+        self._batch_bytes = min(BATCH_BYTES, log.append_limit(CONTROL))
         self._acked: queue.SimpleQueue[tuple[list[_Staged], Ack | LogError] | None] = queue.SimpleQueue()
         self._applier = threading.Thread(target=self._apply_acked, name="agl-fold", daemon=True)
         self._tickets: dict[str, list[Done]] = {}
@@ -293,7 +294,7 @@ class Node:
         size = count = 0
         for staged in self._staged[:BATCH_RECORDS]:
             size += len(staged.record.value)
-            if count and size > BATCH_BYTES:
+            if count and size > self._batch_bytes:
                 break
             count += 1
         batch, self._staged = self._staged[:count], self._staged[count:]

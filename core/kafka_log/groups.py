@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
 
-from ..topics import TOPICS
-from .access import unreachable
+from ..topics import LEADER_GROUP, TOPICS
+from .access import NO_RIGHT, unreachable
 from .address import KafkaAddress
 from .client import (
     AIOKafkaAdminClient,
@@ -15,16 +16,20 @@ from .client import (
     ConsumerProtocolMemberAssignment,
     KafkaError,
     TopicPartition,
+    for_code,
 )
 from .reading import IDLE_FETCH_MS
 from .tail import stop_quietly
+
+logger = logging.getLogger(__name__)
 
 
 class PartitionLag(msgspec.Struct, frozen=True):
     """One partition as a group sees it.
 
     `committed` is the offset that the group goes on from, None where it never committed: then it begins at the first
-    record that is there. `lag`: records that it has still to take. `member`: who has the partition now, or empty.
+    record that is there. `lag`: records that it has still to take, 0 in the group that only chooses a leader. `member`: who
+    has the partition now, or empty.
     """
 
     topic: str
@@ -49,7 +54,7 @@ Place = tuple[str, int]
 
 
 async def lags(address: KafkaAddress) -> list[GroupLag]:
-    """The groups of this prefix that read its topics. Raises `StorageError` where the broker does not let us ask."""
+    """The groups of this prefix that are dealt its topics. Raises `StorageError` where the broker does not let us ask."""
     admin: Any = AIOKafkaAdminClient(**address.client())
     # Asking for a topic's partitions makes it fetch, and the broker answers nothing else on that connection meanwhile.
     asker: Any = AIOKafkaConsumer(**address.client(), group_id=None, fetch_max_wait_ms=IDLE_FETCH_MS)
@@ -59,12 +64,17 @@ async def lags(address: KafkaAddress) -> list[GroupLag]:
         await admin.start()
         await asker.start()
         found: list[GroupLag] = []
-        for group in sorted(row[0] for row in await admin.list_consumer_groups() if row[0].startswith(begin)):
+        groups = sorted(row[0] for row in await admin.list_consumer_groups() if row[0].startswith(begin))
+        if not groups:
+            await _may_see(admin, address)
+        for group in groups:
             state, members, owners, topics = await _described(admin, group, names)
             committed = await _committed(admin, group, names)
             topics |= {topic for topic, _ in committed}
             if topics:
                 places = await _lags_of(asker, sorted(topics), names, committed, owners)
+                if group == address.group(LEADER_GROUP):
+                    places = [msgspec.structs.replace(place, lag=0) for place in places]
                 total = sum(place.lag for place in places)
                 found.append(GroupLag(group[len(begin) :], state, members, total, places))
         return found
@@ -75,6 +85,16 @@ async def lags(address: KafkaAddress) -> list[GroupLag]:
         await admin.close()
 
 
+async def _may_see(admin: Any, address: KafkaAddress) -> None:
+    """A broker lists only the groups that one may see; asked for one by its name, it says whether one may see it."""
+    try:
+        await _described(admin, address.group(LEADER_GROUP), {})
+    except NO_RIGHT:
+        raise
+    except KafkaError as error:  # a broker on which nobody ever joined a group has no coordinator yet
+        logger.debug("Whether groups may be seen is not known: %s", error)
+
+
 async def _described(admin: Any, group: str, names: dict[str, str]) -> tuple[str, int, dict[Place, str], set[str]]:
     """(state, number of members, owner of each partition, topics that are assigned)."""
     owners: dict[Place, str] = {}
@@ -82,6 +102,8 @@ async def _described(admin: Any, group: str, names: dict[str, str]) -> tuple[str
     state, count = "Unknown", 0
     for answer in await admin.describe_consumer_groups([group]):
         for row in answer.groups:
+            if row[0]:
+                raise for_code(row[0])(group)
             state, members = row[2] or "Unknown", row[5]
             count = len(members)
             for member in members:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import shutil
 import subprocess
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import OutOfOrderSequenceNumber
 
-from agentlightning.core.errors import UnknownOutcome
-from agentlightning.core.kafka_log import KafkaLog
+from agentlightning.cli.kafka import make_topics as init
+from agentlightning.core.errors import StorageError, UnknownOutcome
+from agentlightning.core.kafka_log import KafkaAddress, KafkaLog
 from agentlightning.core.log import Ack
 from agentlightning.core.topics import CONTROL
 from agentlightning.projections.store import EventLogStore, open_store
 from tests.core.log_contract import new, try_append
 
+from .broker import admin, apart
 from .test_kafka_log import make_topics
 
 
@@ -118,3 +122,41 @@ async def test_an_acknowledgement_that_was_lost_is_found_out_and_nothing_happens
         assert [one is not None for one in claimed] == [True, True, False]
     finally:
         await asyncio.to_thread(store.close)
+
+
+async def test_a_topic_with_a_small_limit_gets_smaller_batches_and_refuses_only_what_is_too_large(
+    kafka_url: str,
+) -> None:
+    await asyncio.to_thread(make_topics, kafka_url)
+    name = KafkaAddress.parse(kafka_url).topic(CONTROL)
+    await asyncio.to_thread(apart, _limit(kafka_url, name, 300_000))
+    report = await asyncio.to_thread(init, kafka_url)
+    assert report["notices"] == [
+        f"topic {name} takes batches of 300,000 bytes at most, and what is larger is refused; set max.message.bytes=8388608"
+    ]
+    store = await _opened(kafka_url)
+    try:
+        inputs = [random.Random(n).randbytes(30_000).hex() for n in range(24)]
+        too_large = asyncio.ensure_future(store.enqueue_rollout(random.Random(99).randbytes(420_000).hex()))
+        made = await asyncio.gather(*(store.enqueue_rollout(one) for one in inputs))
+        assert [one.input for one in made] == inputs
+        with pytest.raises(StorageError, match="takes no batch as large as this append .* max.message.bytes"):
+            await too_large
+        log: Any = store.engine.log
+        lane = log._lane(CONTROL, 0)
+        lane._batch_bytes = 900_000  # as where the limit was lowered after the log was opened
+        await asyncio.gather(*(store.enqueue_rollout(one) for one in inputs))
+        assert (await store.query_rollouts()).total == 48
+    finally:
+        await asyncio.to_thread(store.close)
+
+
+async def _limit(url: str, name: str, limit: int) -> None:
+    async with admin(KafkaAddress.parse(url).bootstrap) as client:
+        settings = {"max.message.bytes": str(limit), "retention.ms": "-1"}
+        await client.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, settings)])
+        shown = ""
+        while shown != str(limit):
+            (answer,) = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
+            shown = {row[0]: row[1] for row in answer.resources[0][4]}["max.message.bytes"]
+            await asyncio.sleep(0.05)

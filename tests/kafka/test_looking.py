@@ -266,6 +266,10 @@ def test_lag_says_where_each_group_is(made: dict[str, Any]) -> None:
     after = document("lag", "--store", url)
     mine = next(one for one in after["groups"] if one["group"] == "mine")
     assert (mine["state"], mine["members"]) == ("Empty", 0)
+    with KafkaLog(url) as log:
+        log.join("timekeeper", ["control"], "node")
+        leaders = document("lag", "--log", url, "--group", "timekeeper")["groups"][0]
+    assert (leaders["state"], leaders["lag"]) == ("Stable", 0) and leaders["partitions"][0]["end"] > 0
     code, out = invoke("lag", "--log", url, "--group", "nobody")
     assert code == 1 and "has no group 'nobody'; its groups are" in out
     code, out = invoke("lag", "--log", url)

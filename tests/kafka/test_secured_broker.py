@@ -331,8 +331,11 @@ def test_who_lacks_rights_is_told_which_and_with_them_everything_works(secured: 
         assert (code, out.count("\n")) == (1, 1), out
         assert f"does not let {GUEST} do this" in out and f"ACLs on the prefix {prefix}. for Read, Write" in out
     give((TOPIC, READ_SETTINGS))
-    assert invoke("kafka", "init", "--log", url)[0] == 0
+    until(20, lambda: invoke("kafka", "init", "--log", url)[0] == 0, lambda: "a broker applies rights a moment later")
     with open_log(url, environment=os.environ) as log, pytest.raises(AccessRefused, match="Read of groups"):
         log.join("listeners", ["facts"], "one")
+    code, out = invoke("lag", "--log", url)
+    assert code == 1 and f"does not let {GUEST} do this" in out and "Read of groups" in out, out
     give((GROUP, READ))
+    until(20, lambda: "No group reads" in invoke("lag", "--log", url)[1], lambda: invoke("lag", "--log", url)[1])
     assert asyncio.run(one_rollout(url)) in invoke("log", "tail", "--log", url)[1]

@@ -99,7 +99,7 @@ async def test_19_and_20_the_frozen_leader_expires_nobody_and_another_acts_after
                     acted = time.monotonic() - began
                 await asyncio.sleep(0.25)
             print(f"\nleader frozen: the other node acted {acted:.1f} s after a start with a timeout of 2 s")
-            assert 6.5 <= acted <= 9.5
+            assert 5.5 <= acted <= 9.5  # the frozen one is out 5.5 to 6 s after its last heartbeat, the grace ends at 7
             attempt = await attempt_of(node, alive.rollout_id)
             assert attempt.status == "preparing"
             out, _ = await asyncio.to_thread(leader.communicate, "\n", 30)
