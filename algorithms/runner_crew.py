@@ -18,45 +18,32 @@ from .crew import TERMINATE, Crew, Place
 from .parts import Part
 from .worker_process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORN_OUT, Desk, Job, leave
 
-__all__ = ["RunnerCrew"]
+__all__ = ["CountingCrew", "RunnerCrew", "ending", "leave_stuck", "tell_of"]
 
 _log = logging.getLogger(__name__)
 BEGINS, ENDS = "begins", "ends"
 """From the child, each with the id of the rollout that it executes."""
 
 
-class RunnerCrew(Crew):
-    """``count`` processes that run ``bundle`` on ``store``, which has to be picklable.
+class CountingCrew(Crew):
+    """Processes that execute ``most`` rollouts each, None for no limit, counted over all lives of a place.
 
-    Args:
-        ended, start_method: see :class:`Crew`.
-        prefix: what the workers' names in the store begin with; None: they are called by their numbers.
+    Their jobs say which rollout begins and ends (:func:`tell_of`).
     """
 
     def __init__(
-        self,
-        bundle: Any,
-        count: int,
-        store: Any,
-        start_method: str | None,
-        ended: Callable[[], None],
-        prefix: str | None = None,
+        self, job: Job, count: int, most: int | None, ended: Callable[[], None], start_method: str | None
     ) -> None:
-        self._given = Given(store, prefix)
-        most = getattr(getattr(bundle, "make", None), "max_rollouts", None)
         self._left: dict[int, int | None] = dict.fromkeys(range(count), most)
         self._running: dict[int, dict[str, None]] = {number: {} for number in range(count)}
-        super().__init__(RunnerJob(bundle), count, ended, start_method)
+        super().__init__(job, count, ended, start_method)
 
-    def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
-        """Ask, cancel, terminate, kill, with a pause after each; returns what :meth:`Crew.end` does."""
-        return self.end([(STOP, grace_seconds), (CANCEL, step_seconds), (TERMINATE, step_seconds)], step_seconds, hurry)
+    def left(self, place: Place) -> int | None:
+        """How many rollouts are left for a process in this place."""
+        return self._left[place.number]
 
     def name_of(self, number: int) -> str:
         return f"runner-{number}"
-
-    def given(self, place: Place) -> Given:
-        return replace(self._given, left=self._left[place.number])
 
     def hear(self, place: Place, what: str, text: str) -> None:
         running, left = self._running[place.number], self._left[place.number]
@@ -76,6 +63,35 @@ class RunnerCrew(Crew):
                 ", ".join(running),
             )
         place.done = place.done or self._left[place.number] == 0
+
+
+class RunnerCrew(CountingCrew):
+    """``count`` processes that run ``bundle`` on ``store``, which has to be picklable.
+
+    Args:
+        ended, start_method: see :class:`Crew`.
+        prefix: what the workers' names in the store begin with; None: they are called by their numbers.
+    """
+
+    def __init__(
+        self,
+        bundle: Any,
+        count: int,
+        store: Any,
+        start_method: str | None,
+        ended: Callable[[], None],
+        prefix: str | None = None,
+    ) -> None:
+        self._given = Given(store, prefix)
+        most = getattr(getattr(bundle, "make", None), "max_rollouts", None)
+        super().__init__(RunnerJob(bundle), count, most, ended, start_method)
+
+    def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
+        """Ask, cancel, terminate, kill, with a pause after each; returns what :meth:`Crew.end` does."""
+        return self.end([(STOP, grace_seconds), (CANCEL, step_seconds), (TERMINATE, step_seconds)], step_seconds, hurry)
+
+    def given(self, place: Place) -> Given:
+        return replace(self._given, left=self.left(place))
 
     def on_replace(self, place: Place, code: int | None) -> None:
         _log.warning("%s ended with exit code %s; another process takes its place.", place.name, code)
@@ -123,9 +139,9 @@ class RunnerJob(Job):
         """What the bundle raises is told and does not get better by starting again."""
         bundle, given = self.bundle, desk.given
         if hasattr(bundle, "on_stuck"):
-            bundle.on_stuck = _leave_stuck
+            bundle.on_stuck = leave_stuck
             bundle.max_rollouts = given.left
-            bundle.on_execute = partial(_tell_of, desk)
+            bundle.on_execute = partial(tell_of, desk)
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
         part = Part(f"runner-{desk.number}", lambda: _on_store(bundle, desk), lambda part: None)
         desk.when_cancelled(part.cancel)
@@ -140,11 +156,12 @@ class RunnerJob(Job):
         return 0
 
 
-def _tell_of(desk: Desk, rollout_id: str, begins: bool) -> None:
+def tell_of(desk: Desk, rollout_id: str, begins: bool) -> None:
+    """Tell the crew that an attempt of this rollout begins, or has ended."""
     desk.tell(BEGINS if begins else ENDS, rollout_id)
 
 
-def _leave_stuck(prefix: str) -> None:
+def leave_stuck(prefix: str) -> None:
     """End this process at once, in the middle of an agent that lets nothing else run; the crew starts another."""
     _log.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
     os._exit(WORN_OUT)

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from ..algorithms.execution import ThreadingEvent
 
 
 class StopFlag:
@@ -24,9 +29,23 @@ class StopFlag:
 
     def install(self) -> None:
         """Take over both signals. signal.signal is there on every platform; a loop's own handlers are not."""
-        self._loop = asyncio.get_running_loop()
+        self.attach()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._caught)
+
+    def attach(self) -> None:
+        """Be set from outside of the running event loop, without any signal."""
+        self._loop = asyncio.get_running_loop()
+
+    def follow(self, event: ThreadingEvent) -> None:
+        """Be set when the event is."""
+        self.attach()
+
+        def wait() -> None:
+            event.wait()
+            self.set()
+
+        threading.Thread(target=wait, name="agl-stop", daemon=True).start()
 
     def is_set(self) -> bool:
         """Whether to stop."""
@@ -52,11 +71,6 @@ class StopFlag:
     def exit_code(self) -> int:
         """130 after Ctrl+C, else 0."""
         return 130 if self.by == signal.SIGINT else 0
-
-
-def ignore_interrupts() -> None:
-    """For a child whose parent decides: a Ctrl+C in the terminal reaches the whole group."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def announce(line: str) -> None:

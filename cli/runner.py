@@ -7,40 +7,36 @@ import logging
 import math
 import os
 import secrets
+import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import click
 
+from ..algorithms.crew import TERMINATE, Place
+from ..algorithms.runner_crew import CountingCrew, leave_stuck, tell_of
+from ..algorithms.worker_process import DONE, FAILED, HOPELESS, STOP, WORN_OUT, Desk, Job, leave
 from ..core.contract import LightningStore
 from ..core.errors import AgentLightningError, HistoryChanged, InvalidInput
 from ..core.hooks import Hook
 from ..core.loglines import setup_logging
 from ..core.open_log import shown
-from .interrupts import StopFlag, announce, ignore_interrupts
+from ..runners.threads import lend_thread
+from .interrupts import StopFlag, announce
 from .reading import refuse_bare_port
 from .terminal import echo_json, examples, json_option, log_level_option
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
 TOKEN_VARIABLE = "AGL_TOKEN"
-HOPELESS = 3
-"""Exit code of a child whose error will not get better by starting it again."""
-WORN_OUT = 4
-"""Exit code of a child that an agent of its own keeps busy for ever, in a thread or on its event loop."""
-SHORT_LIFE_SECONDS = 10.0
-LONGEST_PAUSE_SECONDS = 30.0
 GRACE_SECONDS = 10.0
 LONGEST_HOST = 40
 IDLE_SECONDS = 1.0
 """Twice as long as a runner that was asked to stop needs to look up from its wait for work."""
-WATCH_SECONDS = 0.1
 _STOPPING = "Stopping after the rollouts that run; press Ctrl+C again to end at once."
 logger = logging.getLogger(__name__)
 
@@ -58,7 +54,6 @@ logger = logging.getLogger(__name__)
 @click.option("--token", envvar=TOKEN_VARIABLE, metavar="TOKEN", help="The store's token; also read from AGL_TOKEN.")
 @click.option("--worker-id", type=click.IntRange(min=0), help="Number of the first worker; host and process id if left out.")
 @log_level_option
-@click.option("--supervised", is_flag=True, hidden=True)
 @json_option
 def runner(
     agent: str,
@@ -70,7 +65,6 @@ def runner(
     token: str | None,
     worker_id: int | None,
     log_level: str,
-    supervised: bool,
     as_json: bool,
 ) -> int:
     """Run an agent on the rollouts of a store, and wait for the store where it is not there yet.
@@ -82,21 +76,12 @@ def runner(
     """
     setup_logging(log_level)
     _check_store(url, processes)
+    options = Options(max_rollouts=max_rollouts, slots=slots, group=group)
     if processes > 1:
         _check_agent(agent)
-        command = [sys.executable, "-m", __name__.partition(".")[0], "runner", agent, "--supervised"]
-        command += ["--store", url, "--log-level", log_level, "--slots", str(slots), "--group", group]
-        command += [] if max_rollouts is None else ["--max-rollouts", str(max_rollouts)]
-        done = asyncio.run(Crew(command, processes, worker_id, token).run())
+        done = asyncio.run(_supervise(agent, url, token, worker_id, options, processes))
     else:
-        try:
-            options = Options(max_rollouts=max_rollouts, slots=slots, group=group)
-            done = asyncio.run(_work(agent, url, token, worker_id, options, supervised))
-        except AgentLightningError as error:
-            if not supervised or error.retryable or isinstance(error, HistoryChanged):
-                raise
-            announce(f"agl: {error.message}")
-            return HOPELESS
+        done = asyncio.run(_work(agent, url, token, worker_id, options))
     if as_json:
         echo_json({"event": "stopped", "exit_code": done})
     return done
@@ -131,17 +116,17 @@ def _check_agent(agent: str) -> None:
 
 
 async def _work(
-    agent: str, url: str, token: str | None, worker_id: int | None, options: Options, supervised: bool
+    agent: str, url: str, token: str | None, worker_id: int | None, options: Options, desk: Desk | None = None
 ) -> int:
-    """One runner in this process; returns the exit code."""
+    """One runner in this process, which has a ``desk`` where it is one of several; returns the exit code."""
     from ..runners.load import load_agent, run_agent
 
     loaded = load_agent(agent)
     stop = StopFlag()
-    stop.install()
-    if supervised:
-        ignore_interrupts()
-        _end_with_parent(stop)
+    if desk is None:
+        stop.install()
+    else:
+        stop.follow(desk.stop)
     busy = Busy()
     async with _opened(url, token) as store:
         work = asyncio.ensure_future(
@@ -150,7 +135,8 @@ async def _work(
                 store,
                 worker_id=os.getpid() if worker_id is None else worker_id,
                 worker_name=_worker_name() if worker_id is None else None,
-                on_stuck=_leave_stuck if supervised else None,
+                on_stuck=leave_stuck if desk is not None else None,
+                on_execute=None if desk is None else partial(tell_of, desk),
                 max_rollouts=options.max_rollouts,
                 event=stop,
                 hooks=[busy],
@@ -161,26 +147,20 @@ async def _work(
         stopped = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if stop.is_set() and not supervised:
+            if stop.is_set() and desk is None:
                 announce(_STOPPING if busy.now else "Stopping.")
             given_up = await _finish(work, busy)
         finally:
             stopped.cancel()
     if given_up:
         logger.warning("%d agent(s) did not end in time and were left behind in their threads.", given_up)
-    return WORN_OUT if given_up and supervised and not stop.is_set() else stop.exit_code()
+    return WORN_OUT if given_up and desk is not None and not stop.is_set() else stop.exit_code()
 
 
 def _worker_name() -> str:
     """Host, process and a random part: process ids repeat among containers, and host names among machines."""
     host = "".join(letter if letter.isalnum() else "-" for letter in socket.gethostname())[:LONGEST_HOST]
     return f"{host}-{os.getpid()}-{secrets.token_hex(3)}"
-
-
-def _leave_stuck(prefix: str) -> None:
-    """End this process at once, in the middle of an agent that lets nothing else run; the crew starts another."""
-    logger.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
-    os._exit(WORN_OUT)
 
 
 @asynccontextmanager
@@ -242,103 +222,75 @@ async def _finish(work: asyncio.Future[int], busy: Busy) -> int:
                 return 0
 
 
-def _end_with_parent(stop: StopFlag) -> None:
-    """Set `stop` when standard input closes: the parent holds its other end and never writes, however it ends."""
-    stream = os.dup(sys.stdin.fileno())
-
-    def wait() -> None:
-        while os.read(stream, 4096):
-            pass
-        stop.set()
-
-    threading.Thread(target=wait, name="agl-parent", daemon=True).start()
+# Several processes
 
 
-@dataclass
-class Member:
-    """One place in the crew: the process in it, when it was started, and when the next may be."""
+@dataclass(frozen=True)
+class CommandJob(Job):
+    """What each process of `agl runner -n N` does; it is given a worker's number, or None, and what is left of its rollouts."""
 
-    number: int | None
-    process: subprocess.Popen[bytes] | None = None
-    started: float = 0.0
-    not_before: float = 0.0
-    pause_seconds: float = 0.0
-    finished: bool = False
+    agent: str
+    url: str
+    token: str | None
+    options: Options
 
+    def work(self, desk: Desk) -> int:
+        """See :class:`Job`; synchronous agents run in the main thread, where signals may be handled."""
+        signal.signal(signal.SIGTERM, lambda number, frame: desk.stop.set())
+        return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
 
-class Crew:
-    """Keeps so many runner processes alive. One that ends by itself with code 0 has done its rollouts and stays away."""
-
-    def __init__(self, command: list[str], processes: int, worker_id: int | None, token: str | None) -> None:
-        self._command = command
-        self._members = [Member(None if worker_id is None else worker_id + index) for index in range(processes)]
-        self._environment = {**os.environ, **({TOKEN_VARIABLE: token} if token else {})}
-
-    async def run(self) -> int:
-        """Until all have finished, one is hopeless, or a signal comes; returns the exit code."""
-        stop = StopFlag()
-        stop.install()
-        hopeless = False
+    def _serve(self, desk: Desk) -> int:
+        worker_id, left = desk.given
+        options = replace(self.options, max_rollouts=left)
         try:
-            while not stop.is_set() and not hopeless and not all(member.finished for member in self._members):
-                for member in self._members:
-                    hopeless = self._tend(member) or hopeless
-                try:
-                    await asyncio.wait_for(stop.wait(), WATCH_SECONDS)
-                except asyncio.TimeoutError:
-                    pass
-            if stop.is_set():
-                announce(_STOPPING)
-        finally:
-            await asyncio.to_thread(self._end, stop)
-        return 1 if hopeless else stop.exit_code()
-
-    def _tend(self, member: Member) -> bool:
-        """Start, replace or let go one member; True where its error will not get better."""
-        now = time.monotonic()
-        if member.finished:
-            return False
-        if member.process is None:
-            if now >= member.not_before:
-                self._start(member, now)
-            return False
-        code = member.process.poll()
-        if code is None:
-            return False
-        self._let_go(member)
+            code = asyncio.run(_work(self.agent, self.url, self.token, worker_id, options, desk))
+        except AgentLightningError as error:
+            if error.retryable or isinstance(error, HistoryChanged):
+                announce(f"agl: {error.message}")
+                return 1
+            desk.tell(FAILED, error.message)
+            return HOPELESS
         if code == 0:
-            member.finished = True
-            return False
-        if code in (HOPELESS, 2):
-            return True
-        # A worn-out process did what it could: it is replaced at once, however young.
-        short = now - member.started < SHORT_LIFE_SECONDS and code != WORN_OUT
-        member.pause_seconds = min(max(2 * member.pause_seconds, 1.0), LONGEST_PAUSE_SECONDS) if short else 0.0
-        member.not_before = now + member.pause_seconds
-        after = f" in {member.pause_seconds:g} s" if member.pause_seconds else ""
-        logger.warning("A runner process ended with code %d; another takes its place%s", code, after)
-        return False
+            desk.tell(DONE)
+        return code
 
-    def _start(self, member: Member, now: float) -> None:
-        command = self._command if member.number is None else [*self._command, "--worker-id", str(member.number)]
-        # A pipe that closes when this process ends, also by kill -9: the children must not outlive it.
-        member.process = subprocess.Popen(command, stdin=subprocess.PIPE, env=self._environment)
-        member.started = now
 
-    def _let_go(self, member: Member) -> None:
-        if member.process is not None and member.process.stdin is not None:
-            member.process.stdin.close()
-        member.process = None
+class CommandCrew(CountingCrew):
+    """The processes of `agl runner -n N`. One that ends by itself with code 0 has done its rollouts and stays away."""
 
-    def _end(self, stop: StopFlag) -> None:
-        """Close the pipes, which asks the children to finish what they run; end those that do not in time."""
-        running = [member.process for member in self._members if member.process is not None]
-        for member in self._members:
-            self._let_go(member)
-        # Asked by a person, who may ask again; else nobody would ever.
-        limit = None if stop.is_set() else GRACE_SECONDS
-        for process in running:
-            try:
-                process.wait(limit)
-            except subprocess.TimeoutExpired:
-                process.terminate()
+    def __init__(self, job: CommandJob, processes: int, worker_id: int | None, ended: Callable[[], None]) -> None:
+        self._first = worker_id
+        super().__init__(job, processes, job.options.max_rollouts, ended, "spawn")
+
+    def given(self, place: Place) -> tuple[int | None, int | None]:
+        return None if self._first is None else self._first + place.number, self.left(place)
+
+    def on_replace(self, place: Place, code: int | None) -> None:
+        after = f" in {place.pause_seconds:g} s" if place.pause_seconds else ""
+        logger.warning("A runner process ended with code %s; another takes its place%s", code, after)
+
+
+async def _supervise(
+    agent: str, url: str, token: str | None, worker_id: int | None, options: Options, processes: int
+) -> int:
+    """Until all have finished, one cannot work, or a signal comes; returns the exit code."""
+    stop, over = StopFlag(), StopFlag()
+    stop.install()
+    over.attach()
+    crew = CommandCrew(CommandJob(agent, url, token, options), processes, worker_id, over.set)
+    waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(over.wait())]
+    try:
+        await asyncio.to_thread(crew.start)
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if stop.is_set():
+            announce(_STOPPING)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        # Who asked may ask again, which ends this process and with it the others; else nobody would ever.
+        steps = [(STOP, math.inf)] if stop.is_set() else [(STOP, GRACE_SECONDS), (TERMINATE, GRACE_SECONDS)]
+        await asyncio.to_thread(crew.end, steps, GRACE_SECONDS, threading.Event())
+    if crew.failure is not None:
+        announce(f"agl: {crew.failure.message}")
+        return 1
+    return stop.exit_code()

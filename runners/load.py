@@ -49,11 +49,12 @@ async def run_agent(
     group: str = "runners",
     worker_name: str | None = None,
     on_stuck: Callable[[str], None] | None = None,
+    on_execute: Callable[[str, bool], None] | None = None,
 ) -> int:
     """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done.
 
     Returns how many agents did not end in time and were left behind. ``slots``, ``group``, ``worker_name`` and
-    ``on_stuck`` as in :class:`LitAgentRunner`.
+    ``on_stuck`` as in :class:`LitAgentRunner`, ``on_execute`` as in its :meth:`~LitAgentRunner.settle_in`.
     """
     runner = LitAgentRunner[Any](
         tracer=tracer or AgentOpsTracer(),
@@ -64,6 +65,7 @@ async def run_agent(
         worker_name=worker_name,
         on_stuck=on_stuck,
     )
+    runner.settle_in(on_execute=on_execute)
     with runner.run_context(agent=agent, store=store, hooks=hooks, worker_id=worker_id):
         await runner.iter(event=event)
     return runner.given_up

@@ -136,6 +136,26 @@ def test_max_rollouts_ends_it_with_success(tmp_path: Path) -> None:
         store.end()
 
 
+def test_a_second_ctrl_c_ends_all_processes_in_the_middle_of_their_work(tmp_path: Path) -> None:
+    (tmp_path / "agents.py").write_text("import time\ndef slow(task):\n    print('begins', flush=True)\n    time.sleep(60)\n")
+    with running("store", "--port", "0", "--json", cwd=tmp_path) as store:
+        endpoint = json.loads(store.wait_for(store.out, "serving"))["endpoint"]
+        with running("runner", "agents:slow", "--store", endpoint, "-n", "2", cwd=tmp_path) as crew:
+            pids = [_process_of(crew.wait_for(crew.err, "Started async rollouts")) for _ in range(2)]
+            asyncio.run(ask(endpoint, ["one", "two"], wait=False))
+            for _ in range(2):
+                crew.wait_for(crew.out, "begins")
+            crew.process.send_signal(signal.SIGINT)
+            crew.wait_for(crew.err, "Stopping after the rollouts that run")
+            crew.process.send_signal(signal.SIGINT)
+            crew.process.wait(10)
+            deadline = time.monotonic() + 5
+            while any(_alive(pid) for pid in pids):
+                assert time.monotonic() < deadline, "a runner goes on without its crew"
+                time.sleep(0.05)
+        store.end()
+
+
 @pytest.mark.skipif(not hasattr(os, "kill"), reason="kills a process by its number")
 def test_no_runner_outlives_a_killed_crew(tmp_path: Path) -> None:
     (tmp_path / "agents.py").write_text(AGENT)
