@@ -9,6 +9,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from .carrying import second
 from .execution import ExecutionEvent, until_set
 from .fit_result import FitResult, Outcome, collect
 from .parts import Part
+from .progress import Progress
 from .recorded import BEST, best_content
 from .recorder import ALIVE_SECONDS, RunEnd, RunStart, keeper_of, leftovers, recorder_for
 from .run_store import ClaimsForRun, RunStore
@@ -54,6 +56,8 @@ class AlgorithmSide:
     run_id: str
     own_runners: bool = False
     """Whether the runners of the strategy take the rollouts of this run only, and no other runner gets them."""
+    progress: bool = True
+    """Whether a line on standard error says how far it is."""
     result: FitResult | None = None
     runners_failed: bool = False
 
@@ -77,7 +81,8 @@ class AlgorithmSide:
             if self.algorithm is None:
                 _log.info("No algorithm: the runners execute what others enqueue, until Ctrl+C or their max_rollouts.")
             self._hand_over(recorder.bind(run_id, self.own_runners))
-            outcome = await self._work(event)
+            with self._progress(store, run_id, run_store.rollout_ids):
+                outcome = await self._work(event)
         except asyncio.CancelledError:
             outcome = "interrupted"
             raise
@@ -94,6 +99,19 @@ class AlgorithmSide:
             await recorder.closed(run_id, end)
             ended.set()
             _log.info("Run %s is closed: %s.", run_id, outcome)
+            if outcome == "succeeded" and result.statuses and "succeeded" not in result.statuses.values():
+                _log.warning(
+                    "Run %s ended, and none of its %d rollouts succeeded: `agl show %s` lists the errors.",
+                    run_id,
+                    len(result.statuses),
+                    run_id,
+                )
+
+    def _progress(self, store: LightningStore, run_id: str, rollout_ids: list[str]) -> AbstractContextManager[Any]:
+        if not self.progress or self.algorithm is None:
+            return nullcontext()
+        workers = self.start.parameters.get("n_runners", 0) if self.own_runners else 0
+        return Progress(store, run_id, rollout_ids, workers)
 
     def _hand_over(self, store: LightningStore) -> None:
         algorithm = self.algorithm

@@ -62,6 +62,7 @@ class Trainer:
         rollout_config: timeouts and retries of the rollouts that the algorithm enqueues without saying so itself.
         seed: of ``random`` (and numpy's, where it is loaded) while the algorithm runs; kept with the run, for its replay.
         name: of the run in the log.
+        progress: say on standard error how far a fit is: one live line on a terminal, a line every 10 s elsewhere.
         dev, n_workers, max_tasks, triplet_exporter: older names of ``dev()``, ``n_runners``, ``max_rollouts`` and
             ``adapter``.
         daemon: whether worker processes of the first generation are daemons.
@@ -90,6 +91,7 @@ class Trainer:
         rollout_config: RolloutConfig | None = None,
         seed: int | None = None,
         name: str = "",
+        progress: bool = True,
     ) -> None:
         _warn_of_older_names(dev=dev or None, n_workers=n_workers, max_tasks=max_tasks)
         if not daemon:
@@ -99,6 +101,7 @@ class Trainer:
         self.port = port
         self.seed: int | None = plain_scalar(seed)
         self.name = name
+        self.progress = progress
         self.rollout_config = rollout_config
         self.max_rollouts = _given_number(max_rollouts=max_rollouts, max_tasks=max_tasks)
         self.n_runners: int = _given_number(n_runners=n_runners, n_workers=n_workers) or 1
@@ -294,6 +297,7 @@ class Trainer:
             initial_resources=self.initial_resources,
             rollout_config=self.rollout_config,
             run_id=new_run_id(),
+            progress=self.progress,
         )
         runner = RunnerSide(agent, self.hooks, self._runners(), self)
         if not self.strategy.needs_store:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Generator
+import traceback
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import Any
 
 from ..core.errors import AttemptTimedOut, RolloutCancelled
@@ -23,6 +26,8 @@ CANCEL_SECONDS = 5.0
 STUCK_SECONDS = 5.0
 """How long after its time limit an attempt may still hold the event loop before that is said, or ends the process."""
 _CHECK_SECONDS = 1.0
+SHOWN_FRAMES = 8
+"""Innermost frames that are shown of an event loop that does not turn."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +44,7 @@ class GivenUp:
         self.count = 0
         self._on_change = on_change
         self._on_stuck = on_stuck
-        self._deadlines: dict[object, tuple[float, str]] = {}
+        self._deadlines: dict[object, tuple[float, str, int]] = {}
         self._lock = threading.Lock()
         self._watching = False
 
@@ -58,7 +63,8 @@ class GivenUp:
             return
         key = object()  # the object and not its id, which the next object may have
         with self._lock:
-            self._deadlines[key] = (time.monotonic() + limit_seconds + CANCEL_SECONDS + STUCK_SECONDS, prefix)
+            deadline = time.monotonic() + limit_seconds + CANCEL_SECONDS + STUCK_SECONDS
+            self._deadlines[key] = (deadline, prefix, threading.get_ident())
             if not self._watching:
                 self._watching = True
                 threading.Thread(target=self._watch, name="agl-time-limits", daemon=True).start()
@@ -76,9 +82,12 @@ class GivenUp:
                     self._watching = False
                     return
                 now = time.monotonic()
-                late = [key for key, (deadline, _) in self._deadlines.items() if deadline < now]
-                prefixes = [self._deadlines.pop(key)[1] for key in late]
-            for prefix in prefixes:
+                late = [key for key, (deadline, *_) in self._deadlines.items() if deadline < now]
+                stuck = [self._deadlines.pop(key)[1:] for key in late]
+            for prefix, thread in stuck:
+                frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
+                lines = [] if frame is None else traceback.format_stack(frame)[-SHOWN_FRAMES:]
+                _log.error("%s The event loop stands here:\n%s", prefix, "".join(lines))
                 self._on_stuck(prefix)
 
 
@@ -113,13 +122,23 @@ async def call_agent(
         for look in looking:
             look.cancel()
     if not work.done():
+        hung_at = _traceback(agent_call.stack())
         await _end(agent_call, place, asynchronous, given_up, prefix)
         if any(look.done() and not look.cancelled() and look.exception() is None for look in looking):
             raise RolloutCancelled("The rollout was cancelled while its agent ran")
-        raise AttemptTimedOut(f"The attempt ran longer than the {limit or 0:g} s of its rollout")
+        late = AttemptTimedOut(f"The attempt ran longer than the {limit or 0:g} s of its rollout")
+        raise late.with_traceback(hung_at)  # which ends at the line where the agent's code stands
     if work.cancelled():
         raise RuntimeError("The agent was cancelled from inside")
     return work.result()
+
+
+def _traceback(frames: Sequence[FrameType]) -> TracebackType | None:
+    """What an exception would have that was raised where these frames stand, the outermost first."""
+    found: TracebackType | None = None
+    for frame in reversed(frames):
+        found = TracebackType(found, frame, max(frame.f_lasti, 0), frame.f_lineno)
+    return found
 
 
 async def _end(

@@ -6,12 +6,14 @@ import asyncio
 import contextvars
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextvars import ContextVar
 from queue import SimpleQueue
+from types import FrameType
 from typing import Any, TypeVar
 
 from .failures import error_text
@@ -24,11 +26,15 @@ _log = logging.getLogger(__name__)
 
 
 class Call:
-    """An agent at work: ``future`` has its result or exception, ``cancel`` asks it to end."""
+    """An agent at work: ``future`` has its result or exception, ``cancel`` asks it to end, ``stack`` says where it is."""
 
-    def __init__(self, future: asyncio.Future[Any], cancel: Callable[[], object]) -> None:
+    def __init__(
+        self, future: asyncio.Future[Any], cancel: Callable[[], object], stack: Callable[[], list[FrameType]]
+    ) -> None:
         self.future = future
         self.cancel = cancel
+        self.stack = stack
+        """The frames of its code as it stands now, the outermost first; none where that is not known."""
 
 
 class AgentPlace:
@@ -48,7 +54,7 @@ class AgentPlace:
             lent = _LENT.get()
             self._thread = lent if lent is not None and lent.claim() else _CallThread.started()
         future = self._thread.run(func)
-        return Call(future, future.cancel)
+        return Call(future, future.cancel, self._thread.stack)
 
     def run_coroutine(self, call: Callable[[], Awaitable[Any]]) -> Call:
         """Await ``call()`` with the caller's context variables."""
@@ -80,6 +86,7 @@ class _CallThread:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._claimed = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._number: int | None = None
 
     @classmethod
     def started(cls) -> _CallThread:
@@ -108,6 +115,7 @@ class _CallThread:
 
     def serve(self) -> None:
         """Run what :meth:`run` is given, in this thread."""
+        self._number = threading.get_ident()
         try:
             while (call := self._calls.get()) is not None:
                 self._provide_event_loop()
@@ -121,6 +129,15 @@ class _CallThread:
             if self._loop is not None and not self._loop.is_running():
                 self._loop.close()
                 asyncio.set_event_loop(None)
+
+    def stack(self) -> list[FrameType]:
+        """The frames of the function that runs in it, the outermost first."""
+        frames: list[FrameType] = []
+        frame = sys._current_frames().get(self._number or 0)  # pyright: ignore[reportPrivateUsage]
+        while frame is not None and frame.f_code.co_filename != __file__:
+            frames.insert(0, frame)
+            frame = frame.f_back
+        return frames if self.busy else []
 
     def _provide_event_loop(self) -> None:
         """One that an agent made or set is kept; ``asyncio.run`` takes it away."""
@@ -208,12 +225,23 @@ class _CallTask:
         """Have ``call()`` awaited."""
         asked = _AwaitedCall(call, contextvars.copy_context(), asyncio.get_running_loop().create_future())
         self._calls.put_nowait(asked)
-        return Call(asked.future, lambda: self._cancel(asked))
+        return Call(asked.future, lambda: self._cancel(asked), self._stack)
 
     def end(self) -> None:
         """End after what was asked for."""
         if not self._task.done():
             self._calls.put_nowait(None)
+
+    def _stack(self) -> list[FrameType]:
+        """The frames of the coroutines that wait for one another, the outermost first."""
+        frames: list[FrameType] = []
+        waiting: Any = self._task.get_coro()
+        while waiting is not None:
+            frame = getattr(waiting, "cr_frame", None) or getattr(waiting, "gi_frame", None)
+            if frame is not None and frame.f_code.co_filename != __file__:
+                frames.append(frame)
+            waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
+        return frames
 
     def _cancel(self, asked: _AwaitedCall) -> None:
         if asked is not self._current:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
+from agentlightning.algorithms import progress
 from agentlightning.algorithms.crew import Place
 from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.algorithms.runner_crew import RunnerCrew, ending
@@ -178,3 +180,53 @@ def test_a_process_that_replaces_another_goes_on_with_its_count_and_the_lost_rol
     [line] = [one.message for one in caplog.records]
     assert "runner-0" in line and "exit code 7, as by os._exit()" in line and "rollout ro-2;" in line
     assert ending(-9) == "signal 9 (SIGKILL)"
+
+
+class Output(io.StringIO):
+    """Standard error as a terminal, or as a file."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+async def test_a_fit_shows_how_far_it_is(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LIVE_SECONDS", 0.05), ("PLAIN_SECONDS", 0.05), ("LOOK_SECONDS", 0.01)):
+        monkeypatch.setattr(progress, name, seconds)
+    store: Any = agl.InMemoryLightningStore()
+    ids = [(await store.enqueue_rollout(number)).rollout_id for number in range(3)]
+    foreign = (await store.enqueue_rollout("foreign")).rollout_id
+    output = Output(terminal)
+
+    async def until(words: str) -> None:
+        for _ in range(300):
+            if words in output.getvalue():
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError(output.getvalue())
+
+    with progress.Progress(store, "run-1", ids, 2, output):
+        await until("run-1: 0 of 3 rollouts are over; 2 workers start (")
+        for rollout_id, status in zip([*ids[:2], foreign], ["succeeded", "failed", "failed"]):
+            claimed = await store.dequeue_rollout("w")
+            assert claimed is not None
+            await store.update_rollout(rollout_id, status=status)
+        await until("run-1: 2 of 3 rollouts are over, 1 did not succeed (")
+    shown = output.getvalue()
+    assert (shown.endswith("\x1b[2K") and "\n" not in shown) if terminal else "\x1b" not in shown
+    store.close()
+
+
+def test_a_run_in_which_everything_failed_ends_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    def agent(task: Any) -> float:
+        raise ValueError("no")
+
+    trainer = agl.Trainer(strategy="shm", store=agl.InMemoryLightningStore())
+    result = trainer.dev(agent, ["a", "b"])
+    assert set(result.statuses.values()) == {"failed"}
+    [line] = [one.message for one in caplog.records if "none of its 2 rollouts succeeded" in one.message]
+    assert f"`agl show {result.run_id}`" in line

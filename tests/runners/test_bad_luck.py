@@ -95,6 +95,7 @@ async def test_an_agent_that_hangs_in_its_thread_is_given_up_and_counted(
     attempt, spans, runner = await run_two(store, agent, timeout_seconds=0.5, heartbeat_interval=0.05)
     release.set()
     assert attempt.status == "timeout" and "ran longer than the 0.5 s" in told(spans)["message"]
+    assert "release.wait(30)" in told(spans)["stacktrace"] and "(test_bad_luck.py, line " in caplog.text
     assert runner.given_up == 1 and "left behind; 1 so far" in caplog.text
     assert beats[-1]["agents_given_up"] == 1
     await asyncio.sleep(0.1)
@@ -115,6 +116,7 @@ async def test_the_time_limit_reaches_an_asynchronous_agent(store: InMemoryLight
     attempt, spans, runner = await run_two(store, agent, timeout_seconds=0.3)
     assert attempt.status == "timeout" and cleaned == ["bad"] and runner.given_up == 0
     assert told(spans)["type"] == "AttemptTimedOut"
+    assert 'await asyncio.sleep(30 if task == "bad" else 0)' in told(spans)["stacktrace"]
 
 
 async def test_a_rollout_that_is_cancelled_in_the_store_reaches_its_agent(
@@ -214,7 +216,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("limits", [(0.0, 1000.0), (1000.0, 0.0)])
 def test_an_attempt_that_blocks_the_event_loop_is_noticed_beside_another(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[float, float]
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[float, float], caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, seconds in (("CANCEL_SECONDS", 0.0), ("STUCK_SECONDS", 0.0), ("_CHECK_SECONDS", 0.01)):
         monkeypatch.setattr(agent_call, name, seconds)
@@ -224,3 +226,4 @@ def test_an_attempt_that_blocks_the_event_loop_is_noticed_beside_another(
     outer, inner = limits
     with given_up.watched(outer, f"limit {outer:g}"), given_up.watched(inner, f"limit {inner:g}"):
         assert noticed.wait(3) and stuck == ["limit 0"]
+        assert "limit 0 The event loop stands here" in caplog.text and "noticed.wait(3)" in caplog.text
