@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import TypeVar
 from ..errors import LogClosed, LogCorrupt, StorageError
 from ..log import Record
 from ..topics import TOPICS
-from .schema import MOST_OFFSET, MOST_TEXT, MOST_VALUE, Row, altered, read_meta, records, table, told
+from .schema import MOST_OFFSET, MOST_VALUE, Row, altered, read_meta, records, table, told
 
 T = TypeVar("T")
 State = tuple[int, ...]
 """What a connection was opened on; another one means: open it again."""
 _COLUMNS = (
-    f"offset, ts, CASE WHEN length(CAST(key AS BLOB)) <= {MOST_TEXT} THEN key END AS key, "
-    f"CASE WHEN length(headers) <= {MOST_TEXT} THEN headers END AS headers, "
+    "offset, ts, key, headers, value, crc"
+    if sys.version_info >= (3, 11)  # where the connection knows how large a cell may be
+    else f"offset, ts, key, CASE WHEN length(headers) <= {MOST_VALUE} THEN headers END AS headers, "
     f"CASE WHEN length(value) <= {MOST_VALUE} THEN value END AS value, crc"
 )
 _IDLE_CONNECTIONS = 8
@@ -95,9 +97,12 @@ class Reader:
                     return db
                 db.close()
         mode = "?mode=ro&immutable=1" if len(state) > 1 else "?mode=ro"
-        return sqlite3.connect(
+        db = sqlite3.connect(
             self.path.as_uri() + mode, uri=True, check_same_thread=False, isolation_level=None, timeout=10
         )
+        if sys.version_info >= (3, 11):
+            db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MOST_VALUE)
+        return db
 
     def _give(self, state: State, db: sqlite3.Connection) -> None:
         with self._lock:

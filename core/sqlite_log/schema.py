@@ -27,10 +27,12 @@ _GROUP_OFFSETS = "group_offsets"
 MOST_OFFSET = 1 << 61
 """No log comes so far; SQLite's numbers end at 2**63."""
 MOST_VALUE = 300_000_000
-MOST_TEXT = 1_000_000
-"""Bytes of a value, and of headers or a key: more than any release writes. A larger cell is not read into memory."""
-_DAMAGED = ("malformed", "not a database", "Could not decode")
-"""SQLite's words for a torn page, a foreign header, and a text that is none; sqlite3 of Python 3.10 has no codes."""
+"""Bytes of a cell: more than any release writes. A larger one is not read into memory."""
+_DAMAGED = ("malformed", "not a database", "Could not decode", "too big")
+"""SQLite's words for a torn page, a foreign header, a text that is none, and a cell beyond `MOST_VALUE`.
+
+The module sqlite3 of Python 3.10 has no codes.
+"""
 
 
 def table(topic: str, partition: int = 0) -> str:

@@ -266,17 +266,19 @@ def test_a_strange_value_with_a_check_sum_that_fits_is_refused(
     path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stamp: object = "abc" if case == "another type" else 1
-    value = b"x" * 1000
+    value = b"x" * 20_000  # larger than a page
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
         check = schema.checksum(7, stamp, "default", b"", value)  # type: ignore[arg-type]
         changes = (stamp, b"", value, check)
         db.execute(
             "UPDATE control_0 SET ts = ?, headers = ?, value = ?, crc = ?, key = 'default' WHERE offset = 7", changes
         )
-    with SqliteLog.open_readonly(path) as log:
-        if case == "a huge cell":
+    if case == "a huge cell":
+        with SqliteLog.open_readonly(path) as log:
             all_of(log)
-            monkeypatch.setattr(reader, "_COLUMNS", reader._COLUMNS.replace(str(schema.MOST_VALUE), "999"))
+        monkeypatch.setattr(reader, "_COLUMNS", reader._COLUMNS.replace(str(schema.MOST_VALUE), "9999"))
+        monkeypatch.setattr(reader, "MOST_VALUE", 9999)
+    with SqliteLog.open_readonly(path) as log:
         with pytest.raises(LogCorrupt, match="offset 7 of control was altered"):
             all_of(log)
 
