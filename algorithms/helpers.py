@@ -7,7 +7,7 @@ import inspect
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..core.errors import InvalidInput
 from ..core.model import Dataset
@@ -100,7 +100,7 @@ class Rows:
 
 
 def _rows(dataset: Any) -> Iterator[Row]:
-    kind: type[Any] = type(dataset)
+    kind = cast("type[Any]", type(dataset))
     size = None if _is_table(dataset) else _length(dataset)
     if size is not None and hasattr(kind, "__getitem__"):
         for number in range(size):

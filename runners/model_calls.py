@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 from ..core.spans import Span
@@ -27,12 +27,12 @@ class Candidate:
     around: bool = False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Group:
     """Candidates that are one call, by their places, and the id of its answer where one of them has it."""
 
     members: list[int]
-    answer: str | None = field(default=None)
+    answer: str | None = None
 
 
 def candidates_of(spans: Sequence[Span], also: Callable[[Span], Role | None] | None = None) -> list[Candidate]:
@@ -130,8 +130,8 @@ def _around(place: int, candidate: Candidate, inner: list[_Group]) -> list[_Grou
             return inner
         return [_Group([place])]
     mine = [group for group in inner if group.answer in (None, answer)]
-    own = _Group([place, *(member for group in mine for member in group.members)], answer)
-    return [own, *(group for group in inner if group not in mine)]
+    others = [group for group in inner if group.answer not in (None, answer)]
+    return [_Group([place, *(member for group in mine for member in group.members)], answer), *others]
 
 
 def _with_one_id(groups: list[_Group], candidates: Sequence[Candidate], odd: Counter[str]) -> list[_Group]:

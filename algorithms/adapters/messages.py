@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ...core.spans import Span
-from ...runners.conventions import exchange_of, json_text
+from ...runners.conventions import Exchange, exchange_of, json_text
 from ...runners.model_calls import candidates_of, distinct_calls
 from . import facts
 from .base import TraceAdapter, as_spans
@@ -51,9 +51,10 @@ class TraceToMessages(TraceAdapter[list[OpenAIMessages]]):
         calls = [candidates[place].span for place in distinct_calls(candidates)]
         found: list[OpenAIMessages] = []
         for span in calls:
-            exchange = exchange_of(span)
-            prompts = facts.nested(span.attributes, "gen_ai.prompt") or exchange.prompt
-            answers = facts.nested(span.attributes, "gen_ai.completion") or exchange.answers
+            prompts = facts.nested(span.attributes, "gen_ai.prompt")
+            answers = facts.nested(span.attributes, "gen_ai.completion")
+            exchange = Exchange() if prompts and answers else exchange_of(span)
+            prompts, answers = prompts or exchange.prompt, answers or exchange.answers
             messages = _prompt_messages(facts.sequence(prompts), odd)
             messages += _answers(facts.sequence(answers), requested.get(span.span_id, []), odd)
             odd.update(exchange.unread)

@@ -137,6 +137,36 @@ async def test_values_cross_unchanged(client: LightningStoreClient) -> None:
     assert found.input == value and found.config.max_attempts == 3
 
 
+class Text(str):
+    """As LangChain's message.text, or numpy.str_."""
+
+
+class Scalar:
+    """As a number of numpy."""
+
+    shape = ()
+
+    def item(self) -> int:
+        return 3
+
+
+async def test_values_of_other_classes_cross_as_what_they_stand_for(client: LightningStoreClient) -> None:
+    asked: Any = {Text("q"): Text("why?"), "n": [Scalar()]}
+    made = await client.enqueue_rollout(asked, mode=Text("train"), metadata={"m": Scalar()})  # type: ignore[arg-type]
+    assert (made.input, made.mode, made.metadata) == ({"q": "why?", "n": [3]}, "train", {"m": 3})
+    [found] = await client.query_rollouts(rollout_id_in=[Text(made.rollout_id)], limit=Scalar())  # type: ignore[arg-type]
+    assert found.rollout_id == made.rollout_id
+    claimed = await client.dequeue_rollout(Text("worker"))
+    assert claimed is not None and claimed.attempt.worker_id == "worker"
+    ids: dict[str, Any] = {"rollout_id": made.rollout_id, "attempt_id": claimed.attempt.attempt_id}
+    stored = await client.add_span(Span.from_attributes(attributes={"t": Text("x"), "n": Scalar()}, **ids))  # type: ignore[dict-item]
+    assert stored is not None and stored.attributes == {"t": "x", "n": 3}
+    for value in (math.nan, "0.5"):
+        bad = Span.from_attributes(attributes={"agentlightning.reward.0.value": value}, **ids)
+        with pytest.raises(InvalidInput, match=f"The reward of rollout {made.rollout_id} "):
+            await client.add_span(bad)
+
+
 async def test_spans_cross_unchanged_and_are_numbered_by_the_store(client: LightningStoreClient) -> None:
     started = await client.start_rollout(1)
     ids: dict[str, Any] = {"rollout_id": started.rollout_id, "attempt_id": started.attempt.attempt_id}

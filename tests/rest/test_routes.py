@@ -41,6 +41,10 @@ async def test_a_rollout_lives_through_the_new_routes(http: aiohttp.ClientSessio
     status, stored = await ask(http, "POST", AGL + "/spans", span(rollout, attempt))
     assert status == 201 and stored["span_id"] == "ab" * 8
     assert await ask(http, "POST", AGL + "/spans", span(rollout, attempt)) == (201, None)
+    bad = {**span(rollout, attempt, "ef" * 8), "attributes": {"agentlightning.reward.0.value": "NaN"}}
+    for path in (AGL + "/spans", "/add_span"):
+        status, answer = await ask(http, "POST", path, bad)
+        assert status == 400 and f"The reward of rollout {rollout} must be a number" in answer["detail"]
     for verb, path, body in (
         ("GET", f"/spans?rollout_id={rollout}", None),
         ("POST", "/spans/search", {"rollout_id": rollout}),
