@@ -15,6 +15,7 @@ from ..core.resources import ResourcesUpdate, validate_resources
 from ..core.run_events import OWN_RUNNERS, RUN_ID, digest_of
 from ..core.scalars import model_data
 from ..core.store_terms import UNSET, LightningStoreCapabilities
+from ..projections import arguments
 from ..projections.positions import number_of
 from ..projections.rest.delegation import Delegating
 
@@ -131,12 +132,13 @@ class RecordedStore(Delegating):
         return rollout
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
-        if not rollouts:
-            return await self._store.enqueue_many_rollouts(rollouts)
-        marked = [one.model_copy(update={"metadata": self._marked(one.metadata)}) for one in rollouts]
+        requests = arguments.requests(rollouts)  # once: it may be a generator
+        if not requests:
+            return await self._store.enqueue_many_rollouts(requests)
+        marked = [one.model_copy(update={"metadata": self._marked(one.metadata)}) for one in requests]
         known = position_of(self._store)
         made = await self._store.enqueue_many_rollouts(marked)
-        await self._decided(self.run_id, ENQUEUED, rollouts_content(made, rollouts), based_on=known)
+        await self._decided(self.run_id, ENQUEUED, rollouts_content(made, requests), based_on=known)
         return made
 
     async def start_rollout(

@@ -31,6 +31,7 @@ from ..core.run_events import digest_of
 from ..core.scalars import escaped, model_data
 from ..core.spans import Span
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
+from ..projections import arguments
 from ..projections.answers import resources_out
 from ..projections.fact_feed import facts_of
 from ..projections.past import PastStore
@@ -144,7 +145,7 @@ class ReplayStore(PastStore):
         return await self._created(ENQUEUED, request)
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
-        return [await self._created(ENQUEUED, request) for request in rollouts]
+        return [await self._created(ENQUEUED, request) for request in arguments.requests(rollouts)]
 
     async def start_rollout(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 from ..core.contract import LightningStore
 from ..core.model import AttemptedRollout, EnqueueRolloutRequest, Fact, Rollout, RolloutConfig, RolloutMode, TaskInput
 from ..core.store_terms import LightningStoreCapabilities
+from ..projections import arguments
 from ..projections.rest.delegation import Delegating
 
 __all__ = ["ClaimsForRun", "RunStore"]
@@ -93,7 +94,8 @@ class RunStore(_Around):
         return rollout
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
-        requests = [request.model_copy(update={"config": request.config or self._config}) for request in rollouts]
+        given = arguments.requests(rollouts)
+        requests = [request.model_copy(update={"config": request.config or self._config}) for request in given]
         made = await self.store.enqueue_many_rollouts(requests)
         self.rollout_ids += [rollout.rollout_id for rollout in made]
         return made

@@ -225,3 +225,18 @@ def test_a_run_and_its_decisions_may_be_named_after_any_file() -> None:
     assert fit([name], decides, store, name=name).outcome == "succeeded"
     (run,) = _runs(store)
     assert run.name == "caf\\udce9.csv" and [one.kind for one in run.decisions][-1] == "caf\\udce9.csv"
+
+
+@pytest.mark.parametrize("form", [list, iter, tuple])
+def test_many_rollouts_are_enqueued_and_recorded_in_whatever_form_the_store_takes(form: Any) -> None:
+    @agl.algo
+    async def many(store: Any) -> None:
+        asked = form([agl.EnqueueRolloutRequest(input="a"), {"input": "b", "metadata": {"mine": 1}}])
+        made = await store.enqueue_many_rollouts(asked)
+        await store.wait_for_rollouts([one.rollout_id for one in made], timeout=30)
+
+    store = agl.InMemoryLightningStore()
+    result = fit(None, many, store, rollout_config=agl.RolloutConfig(max_attempts=2))
+    assert result.outcome == "succeeded" and len(result.rewards) == 2
+    (run,) = _runs(store)
+    assert [len(one.content["digests"]) for one in run.decisions if one.kind == "rollouts.enqueued"] == [2]
