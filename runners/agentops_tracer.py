@@ -46,8 +46,10 @@ class AgentOpsTracer(OtelTracer):
     def _start_agentops(self, worker_id: int) -> None:
         try:
             agentops = importlib.import_module("agentops")
-        except ImportError:
-            if not self._said:
+        except ImportError as error:
+            if error.name != "agentops":
+                _log.warning("[Worker %s] The AgentOps SDK is installed and cannot be imported: %s", worker_id, error)
+            elif not self._said:
                 _log.info(
                     "[Worker %s] The AgentOps SDK is not installed; spans are recorded by OpenTelemetry.", worker_id
                 )

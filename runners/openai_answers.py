@@ -164,6 +164,10 @@ def _field(value: Any, name: str) -> Any:
     return cast("Mapping[str, Any]", value).get(name) if isinstance(value, Mapping) else None
 
 
+def _mapping(value: Any) -> dict[str, Any]:
+    return dict(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else {}
+
+
 def _items(value: Any) -> list[Any]:
     return cast("list[Any]", value) if isinstance(value, list) else []
 
@@ -358,8 +362,7 @@ class ResponseAnswer(Answer):
             self._response = _ids(_field(response, "response_token_ids")) or _ids(_field(response, "token_ids"))
         if not final:
             return
-        items = [item for item in _items(_field(response, "output")) if isinstance(item, Mapping)]
-        output = [dict(cast("Mapping[str, Any]", item)) for item in items]
+        output = [_mapping(item) for item in _items(_field(response, "output"))]
         if output:
             self._items = dict(enumerate(output))
             contents = [content for item in output for content in _items(_field(item, "content"))]

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -118,6 +119,23 @@ def core_environment(version: str) -> Path:
             bare(interpreters()[version], environment)
             (environment / "core.txt").write_text(lock, encoding="utf-8")
             install(environment, "--require-hashes", "-r", str(environment / "core.txt"))
+            (environment / "ready").touch()
+    return environment
+
+
+def overlay(rows: Path) -> Path:
+    """An environment of this interpreter with these packages over all that it has already; kept under .cache/."""
+    here = Path(sysconfig.get_paths()["purelib"])
+    key = hashlib.sha256(f"{sys.executable}\n{here}\n{rows.read_text(encoding='utf-8')}".encode()).hexdigest()[:12]
+    environment = CACHE / f"{rows.stem}-{key}"
+    with one_process_at_a_time(CACHE / f"{rows.stem}.lock"):
+        if not (environment / "ready").exists():
+            for old in CACHE.glob(f"{rows.stem}-*"):
+                shutil.rmtree(old, ignore_errors=True)
+            bare(Path(sys.executable), environment)
+            install(environment, "--require-hashes", "-r", str(rows))
+            # A line of a .pth file comes after the packages beside it. Editable installations are not followed.
+            (site_packages(environment) / "below.pth").write_text(f"{here}\n", encoding="utf-8")
             (environment / "ready").touch()
     return environment
 

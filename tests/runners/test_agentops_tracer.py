@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib.util
+import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import agentlightning as agl
 from agentlightning.projections.memory_store import InMemoryLightningStore
+
+from ..environments import CannotInstall, overlay, python_of
+from ..openai_stub import ANSWER, PROMPT_TOKENS, TOKENS, Stub
+from ..sources import ROOT
 
 
 async def test_without_the_sdk_it_says_so_once_and_records_the_same(
@@ -34,26 +40,107 @@ async def test_without_the_sdk_it_says_so_once_and_records_the_same(
     assert lines[:2] == ["[Worker 0] Setting up tracer...", "[Worker 0] Instrumentation applied."]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("agentops") is None, reason="the extra is not installed")
-async def test_with_the_sdk_nothing_leaves_the_process(
-    store: InMemoryLightningStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    printing = builtins.print
-    seen: list[object] = []
-    watching = [True]
+PROGRAM = """
+import asyncio, builtins, json, sys
+from pathlib import Path
 
-    def watch(event: str, args: tuple[object, ...]) -> None:
-        if watching[0] and event in ("socket.connect", "socket.getaddrinfo"):
-            seen.append(args)
+import agentlightning as agl
 
+left, printing = [], builtins.print
+
+
+def watch(event, args):
+    if event == "socket.getaddrinfo" and args[0] not in ("127.0.0.1", "localhost", "::1", None):
+        left.append(repr(args))
+        raise PermissionError(f"it asks for {args[0]!r}")
+    if event == "socket.connect" and isinstance(args[1], tuple) and args[1][0] not in ("127.0.0.1", "::1"):
+        left.append(repr(args))
+        raise PermissionError(f"it connects to {args[1]!r}")
+
+
+@agl.rollout
+def agent(task: str, llm: agl.LLM) -> float:
+    from openai import OpenAI
+
+    client = OpenAI(base_url=llm.endpoint, api_key="none")
+    for stream in (False, True):
+        answer = client.chat.completions.create(
+            model=llm.model, messages=[{"role": "user", "content": f"{task} {stream}"}], stream=stream
+        )
+        if stream:
+            list(answer)
+    agl.emit_reward(0.25)
+    return 0.75
+
+
+@agl.algo
+async def once(store, train_dataset):
+    for task in train_dataset:
+        rollout = await store.enqueue_rollout(task)
+        await store.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=60)
+
+
+def main(url):
+    store = agl.InMemoryLightningStore()
+    llm = agl.LLM(endpoint=url, model="m-tokens")
+    trainer = agl.Trainer(algorithm=once, n_runners=1, strategy="shm", store=store, initial_resources={"llm": llm})
+    asyncio.run(store.add_resources({"llm": llm}))
+    trainer.fit(agent, ["Why?", "And why that?"])
+    kept = "prompt.0.content completion.0.content usage.total_tokens".split()
+    found = []
+    for rollout in asyncio.run(store.query_rollouts()):
+        spans = asyncio.run(store.query_spans(rollout.rollout_id))
+        calls = [span.attributes for span in spans if span.name == "openai.chat.completion"]
+        found.append({
+            "status": rollout.status,
+            "names": [span.name.replace(rollout.rollout_id, "") for span in spans],
+            "calls": [[call.get(f"gen_ai.{key}") for key in kept] for call in calls],
+            "tokens": [[call.get(f"{side}_token_ids") for side in ("prompt", "response")] for call in calls],
+            "rewards": [agl.get_reward_value(span) for span in agl.find_reward_spans(spans)],
+            "final": agl.find_final_reward(spans),
+            "triplets": len(agl.TracerTraceToTriplet()(spans)),
+        })
+    store.close()
+    return found
+
+
+if __name__ == "__main__":
     sys.addaudithook(watch)
-    tracer = agl.AgentOpsTracer()
-    tracer.init_worker(0, store)
-    rollout = await store.start_rollout("x")
-    async with tracer.trace_context(rollout_id=rollout.rollout_id, attempt_id=rollout.attempt.attempt_id):
-        agl.emit_reward(1.0)
-    watching[0] = False
-    assert seen == []
-    assert builtins.print is printing and list(tmp_path.iterdir()) == [], "no print and no log file of its own"
-    assert agl.find_final_reward(await store.query_spans(rollout.rollout_id)) == 1.0
+    found = main(sys.argv[1])
+    loaded = "agentops" in sys.modules and sys.modules["agentops"].get_client().initialized
+    files = [path.name for path in Path.cwd().iterdir() if path.name.startswith("agentops")]
+    print(json.dumps([found, {"sdk": loaded, "left": left, "files": files, "print": builtins.print is printing}]))
+"""
+
+
+def test_with_the_sdk_a_run_records_the_same_and_nothing_leaves_the_process(stub: Stub, tmp_path: Path) -> None:
+    """In an environment of its own: the SDK asks for older versions of what others need in newer ones."""
+    try:
+        environment = overlay(Path(__file__).parent / "fixtures" / "agentops.txt")
+    except CannotInstall as failure:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"the AgentOps SDK cannot be installed here: {failure}")
+    (tmp_path / "agentlightning").symlink_to(ROOT)
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    found: list[Any] = []
+    for python in (python_of(environment), Path(sys.executable)):
+        run = subprocess.run(
+            [python, str(program), stub.base_url],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        found.append(json.loads(run.stdout.splitlines()[-1]))
+    (with_sdk, facts), (without, bare_facts) = found
+    assert facts == {"sdk": True, "left": [], "files": [], "print": True} and not bare_facts["sdk"]
+    assert with_sdk == without
+    for rollout, question in zip(with_sdk, ("Why?", "And why that?")):
+        assert [call[:2] for call in rollout["calls"]] == [[f"{question} {stream}", ANSWER] for stream in (False, True)]
+        assert rollout["tokens"] == [[PROMPT_TOKENS, TOKENS]] * 2 and rollout["triplets"] == 2
+        assert rollout["rewards"] == [0.25, 0.75] and rollout["final"] == 0.75
