@@ -7,7 +7,7 @@ import json
 from typing import Any, cast
 
 from ..core.spans import Attributes, Span, SpanContext, TraceStatus
-from .instrumentation import SCOPE
+from .call_spans import SCOPE
 
 __all__ = ["SCOPE_PREFIXES", "SPAN_NAMES", "normalised"]
 

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from ..core.semconv import LightningResourceAttributes
 from ..core.spans import Span
-from .instrumentation import answer_so_far
+from .call_spans import answer_so_far
 from .openai_attributes import normalised
 from .recording import CURRENT, Recording
 
