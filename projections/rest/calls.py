@@ -118,6 +118,11 @@ class Calls:
             task.cancel()
         return task
 
+    @property
+    def closing(self) -> bool:
+        """Whether the server stops."""
+        return self._closing
+
     def stop(self) -> None:
         """End every held call."""
         self._closing = True

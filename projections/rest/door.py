@@ -111,7 +111,19 @@ class Door:
         except AgentLightningError as error:
             await self._refuse(scope, send, error, began)
             return
-        await inside(scope, receive, send)
+        begun = False
+
+        async def sending(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await inside(scope, receive, sending)
+        except asyncio.CancelledError:  # what is under way longer than a server that stops waits for it
+            if begun or not self.calls.closing:
+                raise
+            await self._refuse(scope, send, StoreUnreachable("the store is shutting down"), began)
 
     def admits(self, scope: Scope) -> bool:
         """Whether :meth:`enter` would let this request in; for a server that wants to know before it reads the body."""

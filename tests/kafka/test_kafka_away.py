@@ -49,7 +49,7 @@ def test_a_broker_that_is_away_fails_fast_where_that_is_asked_for_and_closing_do
 
     began = time.monotonic()
     log.close()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
     cluster.restart(1)
     patient = KafkaLog(url)
     cluster.kill(1)
@@ -60,7 +60,7 @@ def test_a_broker_that_is_away_fails_fast_where_that_is_asked_for_and_closing_do
     patient.close()
     waiting.join(10)
     assert [type(error) for error in told] == [LogClosed]
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
 
 
 async def test_an_outage_is_ridden_out_with_no_double_effect(cluster: Cluster, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_store_whose_broker_is_away_says_so_and_ends_in_time_with_calls_pendin
         assert process.wait(60) == 0
         seconds = time.monotonic() - began
         print(f"ended {seconds:.1f} s after SIGTERM with the broker away")
-        assert seconds < 10
+        assert seconds < 15
     finally:
         if process.poll() is None:
             process.kill()

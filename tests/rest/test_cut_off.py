@@ -20,7 +20,7 @@ from agentlightning.projections.rest.legacy_door import LegacyDoor
 from agentlightning.projections.rest.server import LightningStoreServer
 from agentlightning.projections.rest.serving import Serving
 from agentlightning.projections.store import EventLogStore
-from tests.store.logs import HeldLog
+from tests.store.logs import HeldLog, HoldingLog
 from tests.store.tools import Unclosed
 
 PATHS = ("/health", "/v1/agl/health", "/v1/agl/rollouts", "/v1/agl/rollouts/ro-of-another-node", "/v1/agl/statistics")
@@ -156,3 +156,20 @@ async def test_where_the_log_does_not_answer_it_is_closed_first_and_nothing_wait
         await store.end()
     assert order == ["peers False True"]
     assert "does not answer; the store is closed without it" in caplog.text
+
+
+async def test_a_call_that_is_under_way_when_the_server_stops_is_asked_to_come_again() -> None:
+    log = HoldingLog(MemoryLog())
+    store = EventLogStore(log)
+    server = LightningStoreServer(store, port=0)
+    await server.start()
+    log.holding = True
+    async with aiohttp.ClientSession() as session:
+        asked = asyncio.ensure_future(session.post(f"{server.endpoint}/v1/agl/rollouts", json={"input": "x"}))
+        await asyncio.to_thread(log.written.acquire)
+        await server.stop()
+        answer = await asked
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert (await answer.json())["detail"] == "the store is shutting down"
+    log.release()
+    store.close()
