@@ -239,6 +239,8 @@ class RunnerSide:
     """What is left of it in a process that replaces another one; None where the runner's own counts."""
     on_execute: Callable[[str, bool], None] | None = None
     """See :meth:`LitAgentRunner.settle_in`."""
+    on_ready: Callable[[], None] | None = None
+    """Called when all is loaded, before the first rollout is asked for."""
     given_up: int = 0
     """How many agents were left behind; of more use in a process that ends because of them."""
 
@@ -252,6 +254,8 @@ class RunnerSide:
         self.agent.set_trainer(self.trainer)
         with runner.run_context(agent=self.agent, store=store, hooks=self.hooks, worker_id=worker_id):
             try:
+                if self.on_ready is not None:
+                    self.on_ready()
                 await runner.iter(event=event)
             finally:
                 self.given_up += getattr(runner, "given_up", 0)

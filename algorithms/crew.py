@@ -23,6 +23,7 @@ from .worker_process import (
     STOP,
     UNGUARDED,
     UNREADABLE,
+    WORKS,
     WORN_OUT,
     Assignment,
     Job,
@@ -37,6 +38,8 @@ WATCH_SECONDS = 0.05
 SHORT_LIFE_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 30.0
+LONGEST_START_SECONDS = 10.0
+"""A process that is not at work after so long does not keep the next one from its start."""
 MOST_IN_VAIN = 5
 """So many lives of nothing in a row are no accident."""
 TERMINATE, KILL = "terminate", "kill"
@@ -57,6 +60,8 @@ class Place:
     not_before: float = 0.0
     pause_seconds: float = 0.0
     ready: bool = False
+    works: bool = False
+    """The process has loaded everything that it needs."""
     unreadable: str | None = None
     vain: int = 0
     """Lives in a row in which nothing was achieved."""
@@ -72,16 +77,25 @@ class Crew:
         start_method: ``spawn``, ``forkserver`` or ``fork``; None: spawn, and fork where the job cannot be carried, or
             processes that start from nothing come to no good with this program.
         daemon: end the processes with this one, without a step before.
+        at_once: how many processes may be on their way from their start to their work (WORKS) at the same time; None for
+            all. More than there are processors only delay one another, and the first work with them.
     """
 
     def __init__(
-        self, job: Job, count: int, ended: Callable[[], None], start_method: str | None = None, daemon: bool = False
+        self,
+        job: Job,
+        count: int,
+        ended: Callable[[], None],
+        start_method: str | None = None,
+        daemon: bool = False,
+        at_once: int | None = None,
     ) -> None:
         self.failure: AgentLightningError | None = None
         self.finished = False
         self._job = job
         self._ended = ended
         self._daemon = daemon
+        self._at_once = count if at_once is None else at_once
         self._places = [Place(number, self.name_of(number)) for number in range(count)]
         self._guard = threading.RLock()
         self._stopping = threading.Event()
@@ -144,7 +158,8 @@ class Crew:
         with self._guard:
             for place in self._places:
                 self.on_start(place)
-                self._start(place)
+                if self._has_turn():
+                    self._start(place)
         threading.Thread(target=self._watch, name="agl-crew", daemon=True).start()
 
     def _start(self, place: Place) -> None:
@@ -162,7 +177,13 @@ class Crew:
             place.process.start()
         its.close()
         place.link, place.method, place.started, place.ready = mine, self._method, time.monotonic(), False
-        place.unreadable = None
+        place.works, place.unreadable = False, None
+
+    def _has_turn(self) -> bool:
+        """Whether another process may start: few enough are starting, those left out that take very long."""
+        now = time.monotonic()
+        starting = [one for one in self._places if one.process is not None and not one.works]
+        return sum(now - one.started < LONGEST_START_SECONDS for one in starting) < self._at_once
 
     def _fork_instead(self, why: str, error: Exception | None) -> None:
         if not self._may_fork:
@@ -188,7 +209,7 @@ class Crew:
     def _tend(self, place: Place) -> None:
         """Hear what the process says, and put another in its place where it died."""
         if place.process is None:
-            if not place.done and time.monotonic() >= place.not_before:
+            if not place.done and time.monotonic() >= place.not_before and self._has_turn():
                 self._start(place)
             return
         alive = place.process.is_alive()
@@ -213,6 +234,8 @@ class Crew:
                 what, text = place.link.recv()
                 if what == READY:
                     place.ready = True
+                elif what == WORKS:
+                    place.works = True
                 elif what == DONE:
                     place.done = True
                 elif what == FAILED:

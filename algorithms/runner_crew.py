@@ -16,7 +16,7 @@ from typing import Any
 from ..runners.threads import lend_thread
 from .crew import TERMINATE, Crew, Place
 from .parts import Part
-from .worker_process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORN_OUT, Desk, Job, leave
+from .worker_process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
 
 __all__ = ["CountingCrew", "RunnerCrew", "ending", "leave_stuck", "tell_of"]
 
@@ -36,7 +36,7 @@ class CountingCrew(Crew):
     ) -> None:
         self._left: dict[int, int | None] = dict.fromkeys(range(count), most)
         self._running: dict[int, dict[str, None]] = {number: {} for number in range(count)}
-        super().__init__(job, count, ended, start_method)
+        super().__init__(job, count, ended, start_method, at_once=_processors())
 
     def left(self, place: Place) -> int | None:
         """How many rollouts are left for a process in this place."""
@@ -142,6 +142,7 @@ class RunnerJob(Job):
             bundle.on_stuck = leave_stuck
             bundle.max_rollouts = given.left
             bundle.on_execute = partial(tell_of, desk)
+            bundle.on_ready = partial(desk.tell, WORKS)
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
         part = Part(f"runner-{desk.number}", lambda: _on_store(bundle, desk), lambda part: None)
         desk.when_cancelled(part.cancel)
@@ -154,6 +155,12 @@ class RunnerJob(Job):
             return WORN_OUT
         desk.tell(DONE)
         return 0
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return max(1, len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
 
 
 def tell_of(desk: Desk, rollout_id: str, begins: bool) -> None:

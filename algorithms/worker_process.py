@@ -29,6 +29,7 @@ __all__ = [
     "STOP",
     "UNGUARDED",
     "UNREADABLE",
+    "WORKS",
     "WORN_OUT",
     "Assignment",
     "Desk",
@@ -42,8 +43,9 @@ __all__ = [
 _log = logging.getLogger(__name__)
 STOP, CANCEL = "stop", "cancel"
 """From the parent: take no more work; end what runs."""
-READY, DONE, FAILED, UNREADABLE = "ready", "done", "failed", "unreadable"
-"""From the child, each with a text: it begins; it has ended by itself; it cannot work, and why; it found no agent."""
+READY, WORKS, DONE, FAILED, UNREADABLE = "ready", "works", "done", "failed", "unreadable"
+"""From the child, each with a text: it begins; it has loaded what it needs; it has ended by itself; it cannot work, and
+why; it found no agent."""
 HOPELESS = 3
 """Exit code of a child whose error will not get better by starting it again."""
 WORN_OUT = 4

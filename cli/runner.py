@@ -20,7 +20,7 @@ import click
 
 from ..algorithms.crew import TERMINATE, Place
 from ..algorithms.runner_crew import CountingCrew, leave_stuck, tell_of
-from ..algorithms.worker_process import DONE, FAILED, HOPELESS, STOP, WORN_OUT, Desk, Job, leave
+from ..algorithms.worker_process import DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
 from ..core.contract import LightningStore
 from ..core.errors import AgentLightningError, HistoryChanged, InvalidInput
 from ..core.hooks import Hook
@@ -137,6 +137,7 @@ async def _work(
                 worker_name=_worker_name() if worker_id is None else None,
                 on_stuck=leave_stuck if desk is not None else None,
                 on_execute=None if desk is None else partial(tell_of, desk),
+                on_ready=None if desk is None else partial(desk.tell, WORKS),
                 max_rollouts=options.max_rollouts,
                 event=stop,
                 hooks=[busy],

@@ -50,11 +50,13 @@ async def run_agent(
     worker_name: str | None = None,
     on_stuck: Callable[[str], None] | None = None,
     on_execute: Callable[[str, bool], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
 ) -> int:
     """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done.
 
     Returns how many agents did not end in time and were left behind. ``slots``, ``group``, ``worker_name`` and
-    ``on_stuck`` as in :class:`LitAgentRunner`, ``on_execute`` as in its :meth:`~LitAgentRunner.settle_in`.
+    ``on_stuck`` as in :class:`LitAgentRunner`, ``on_execute`` as in its :meth:`~LitAgentRunner.settle_in`;
+    ``on_ready`` is called when all is loaded.
     """
     runner = LitAgentRunner[Any](
         tracer=tracer or AgentOpsTracer(),
@@ -67,5 +69,7 @@ async def run_agent(
     )
     runner.settle_in(on_execute=on_execute)
     with runner.run_context(agent=agent, store=store, hooks=hooks, worker_id=worker_id):
+        if on_ready is not None:
+            on_ready()
         await runner.iter(event=event)
     return runner.given_up

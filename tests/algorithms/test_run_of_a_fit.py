@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms import progress
+from agentlightning.algorithms import progress, runner_crew
 from agentlightning.algorithms.crew import Place
 from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.algorithms.runner_crew import RunnerCrew, ending
@@ -230,3 +232,48 @@ def test_a_run_in_which_everything_failed_ends_with_a_warning(caplog: pytest.Log
     assert set(result.statuses.values()) == {"failed"}
     [line] = [one.message for one in caplog.records if "none of its 2 rollouts succeeded" in one.message]
     assert f"`agl show {result.run_id}`" in line
+
+
+class Running:
+    """A process that does nothing until it is killed."""
+
+    exitcode: int | None = None
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+    def kill(self) -> None:
+        self.exitcode = -9
+
+    terminate = kill
+
+    def join(self) -> None: ...
+
+
+def test_no_more_processes_load_at_once_than_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner_crew, "_processors", lambda: 2)
+    crew = RunnerCrew(Bundle(), 4, None, None, lambda: None)
+    started: list[Place] = []
+
+    def start(place: Place) -> None:
+        place.process, place.started, place.works = Running(), time.monotonic(), False
+        started.append(place)
+
+    def until(count: int) -> None:
+        end = time.monotonic() + 10
+        while len(started) < count and time.monotonic() < end:
+            time.sleep(0.01)
+        assert len(started) == count
+
+    monkeypatch.setattr(crew, "_start", start)
+    crew.start()
+    try:
+        until(2)
+        time.sleep(0.2)
+        until(2)
+        started[1].works = True
+        until(3)
+        started[0].started -= 60.0  # one that never gets to work keeps nobody from starting
+        until(4)
+    finally:
+        crew.stop(0.0, 0.0, threading.Event())
