@@ -39,6 +39,8 @@ _OFFSET = 1 << 20
 """The byte that is locked: far behind the text, since Windows lets nobody read a locked one."""
 _FILE_OFFSET = 1 << 62
 """The byte of the log itself that is locked: beyond the largest file, and beyond the bytes that SQLite locks."""
+_FORK_SECONDS = 1.0
+"""A child that was forked by an owner just before it was killed holds the log until the child runs."""
 
 
 class WriterLock:
@@ -93,15 +95,20 @@ class WriterLock:
             if other is not None and other._pid == self._pid:
                 raise _refusal(log_path, other._facts)
             file = open(log_path, "r+b", buffering=0)
-            try:
-                fcntl.fcntl(
-                    file, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, _FILE_OFFSET, 1, 0)
-                )
-            except OSError as error:
-                file.close()
-                if error.errno in _TAKEN:
-                    raise _refusal(log_path, {}) from None
-                return  # a file system without such locks: the one beside the file counts
+            request = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, _FILE_OFFSET, 1, 0)
+            deadline = time.monotonic() + _FORK_SECONDS
+            while True:
+                try:
+                    fcntl.fcntl(file, fcntl.F_OFD_SETLK, request)
+                    break
+                except OSError as error:
+                    if error.errno in _TAKEN and time.monotonic() < deadline:
+                        time.sleep(0.02)
+                        continue
+                    file.close()
+                    if error.errno in _TAKEN:
+                        raise _refusal(log_path, {}) from None
+                    return  # a file system without such locks: the one beside the file counts
             self._on_file = file
             _held_files[found.st_dev, found.st_ino] = self
             _inherited.add(self)
