@@ -6,10 +6,11 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
-from agentlightning.core.kafka_log import KafkaAddress
+from agentlightning.core.kafka_log import KafkaAddress, membership
 from agentlightning.core.kafka_log.membership import KafkaMember
 
 PLACE, OTHER = TopicPartition("p.facts", 0), TopicPartition("p.facts", 1)
@@ -83,3 +84,21 @@ async def test_what_is_kept_goes_on_where_it_was_and_a_broker_that_fails_is_aske
     await asyncio.wait_for(member.assigned([PLACE, OTHER]), 5)
     assert consumer.positions == {PLACE: 8, OTHER: 5}
     assert member.assignment() == {("facts", 0), ("facts", 1)}
+
+
+async def test_a_poll_that_waited_asks_the_broker_for_no_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle member of a group with many partitions would ask for all of them at each poll."""
+    asked: list[TopicPartition] = []
+
+    async def end(place: TopicPartition) -> int:
+        asked.append(place)
+        return 5
+
+    consumer = Consumer()
+    consumer.positions = {PLACE: 10}
+    member: Any = member_of(consumer)
+    member._ends = SimpleNamespace(end=end)
+    member._positions = {PLACE: 10, OTHER: 5}
+    monkeypatch.setattr(membership, "SURE_SECONDS", 0.05)
+    assert await member._poll(1, 0.05) == [] and asked == []
+    assert await member._poll(1, 0.0) == [] and asked == [PLACE, OTHER]
