@@ -185,6 +185,9 @@ class Log(ABC):
         """
         return {}
 
+    def note_end(self, topic: str, partition: int, end: int) -> None:  # noqa: B027 (only ends that are asked for need it)
+        """Say that records below `end` are known to be there, as another record says. Does not block; from any thread."""
+
     def append_limit(self, topic: str) -> int:
         """Bytes up to which one append is surely taken: who joins commands of several callers keeps below it."""
         return 1 << 62

@@ -61,7 +61,9 @@ class SharedSpanBook(SpanBook):
         event = outcome.proposal.event if outcome.proposal is not None else None
         watermark = getattr(event, "watermark", None)
         if watermark is not None:
-            self._ends[self._partition(getattr(event, "rollout_id", ""))] = watermark
+            part = self._partition(getattr(event, "rollout_id", ""))
+            self._ends[part] = watermark
+            self._log.note_end(SPANS, part, watermark)
 
     def _partition(self, rollout_id: str) -> int:
         return partition_of(rollout_id, self._log.partitions(SPANS))

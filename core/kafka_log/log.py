@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -325,6 +326,12 @@ class KafkaLog(Log):
         """See `Log.known_ends`."""
         check_topic(topic)
         return self._ends.known(self.address.topic(topic))
+
+    def note_end(self, topic: str, partition: int, end: int) -> None:
+        """See `Log.note_end`."""
+        self._check_place(topic, partition)
+        with contextlib.suppress(RuntimeError):  # the log was closed: nobody asks for its ends any more
+            self._loop.loop.call_soon_threadsafe(self._ends.acknowledged, self._place(topic, partition), end)
 
     def ask_end(
         self, topic: str, partition: int, done: Callable[[int | LogError], None], at_least: int = 0

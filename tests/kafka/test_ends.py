@@ -151,6 +151,23 @@ async def test_a_span_that_was_acknowledged_by_one_node_is_shown_by_the_next_tho
         await asyncio.to_thread(second.close)
 
 
+async def test_the_watermark_of_an_end_says_where_the_spans_end_though_the_broker_says_less(kafka_url: str) -> None:
+    await asyncio.to_thread(make_topics, kafka_url)
+    first: Any = await asyncio.to_thread(open_store, kafka_url)
+    second: Any = await asyncio.to_thread(open_store, kafka_url)
+    try:
+        rollout = await first.start_rollout("x")
+        await first.add_span(span(rollout))
+        await first.update_attempt(rollout.rollout_id, rollout.attempt.attempt_id, status="succeeded")
+        told = _too_low(second, times=3)
+        await second.wait_position(first.position().partition("~")[0])
+        found = await second.query_spans(rollout.rollout_id)
+        assert (len(found), getattr(found, "incomplete", False), told()) == (1, False, 3)
+    finally:
+        await asyncio.to_thread(first.close)
+        await asyncio.to_thread(second.close)
+
+
 def test_an_acknowledged_end_is_known_to_the_log(kafka_url: str) -> None:
     with KafkaLog(make_topics(kafka_url)) as log:
         append(log, SPANS, new(1), new(2), partition=3)
