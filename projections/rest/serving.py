@@ -170,11 +170,15 @@ class _QuietServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Called by uvicorn: stop."""
         await super().shutdown(sockets)
-        asyncio.get_running_loop().set_exception_handler(self._loop_errors)
+        # After a failed accept asyncio tries again a second later, and complains that the listener is closed by then.
+        if self._full_told == -math.inf:
+            asyncio.get_running_loop().set_exception_handler(self._loop_errors)
 
     def loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An error that no task has. asyncio reports thousands a second while no descriptor is left: one line is enough."""
         error = context.get("exception")
+        if self.should_exit and isinstance(error, ValueError) and "_start_serving" in str(context.get("message")):
+            return
         if not (
             isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
         ):

@@ -259,5 +259,9 @@ def test_thousands_of_failed_accepts_are_one_line(store: LightningStore, caplog:
         assert [record.levelno for record in caplog.records] == [logging.ERROR] and "ulimit" in caplog.text
         server.loop_error(loop, {"message": "something else", "exception": ValueError("seen")})
         assert "something else" in caplog.text
+        server.should_exit = True  # a second later asyncio tries again, on a listener that is closed
+        lines = len(caplog.records)
+        server.loop_error(loop, {"message": "Exception in callback X._start_serving()", "exception": ValueError("-1")})
+        assert len(caplog.records) == lines
     finally:
         loop.close()

@@ -166,3 +166,29 @@ async def test_a_thousand_idle_waiters_and_subscribers_cause_no_query_and_no_tim
         await store.update_attempt(rollout.rollout_id, "latest", status="succeeded")
         await asyncio.wait_for(asyncio.gather(*waiting), 10)
         assert loop.is_running()
+
+
+async def test_subscribers_far_back_share_a_few_refolds_and_each_gets_everything_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fact_feed, "KEPT_RECORDS", 4)
+    monkeypatch.setattr(fact_feed, "REFOLD_RECORDS", 5)
+    monkeypatch.setattr(fact_feed, "MAX_REFOLDS", 2)
+    monkeypatch.setattr(fact_feed, "UNUSED_SECONDS", 0.0)
+    monkeypatch.setattr(fact_feed, "TURN_SECONDS", 0.001)
+    store: Any = InMemoryLightningStore()
+    try:
+        made = [(await store.enqueue_rollout(number)).rollout_id for number in range(30)]
+        readers = [store.subscribe(["rollout.enqueued"], since=-1) for _ in range(6)]
+        seen: list[list[str | None]] = [[] for _ in readers]
+        refolds = store.engine.facts._refolds._refolds
+        for _ in made:  # side by side, so that each is dropped again and again while the others have their turn
+            for reader, found in zip(readers, seen):
+                found.append((await anext(reader)).rollout_id)
+                assert len(refolds) <= 2
+        assert seen == [made] * 6
+        for reader in readers:
+            await reader.aclose()
+        assert not refolds
+    finally:
+        store.close()
