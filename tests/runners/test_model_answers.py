@@ -233,7 +233,7 @@ async def test_secrets_of_the_address_and_of_headers_are_not_in_the_span(
         client.chat.completions.create(**CHAT, extra_headers={"X-Key": "hunter3"})
 
     (span,) = await spans_of(store, tracer, call)
-    assert "hunter" not in span.model_dump_json() and "X-Key" in str(span.attributes["gen_ai.request.headers"])
+    assert "hunter" not in span.model_dump_json() and "gen_ai.request.headers" in span.attributes
 
 
 WORDS = (
