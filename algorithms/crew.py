@@ -57,6 +57,8 @@ class Place:
     method: str = ""
     """How the process in it was started."""
     started: float = 0.0
+    began: float = 0.0
+    """When it had read its job; until then when it was started."""
     not_before: float = 0.0
     pause_seconds: float = 0.0
     ready: bool = False
@@ -177,6 +179,7 @@ class Crew:
             place.process.start()
         its.close()
         place.link, place.method, place.started, place.ready = mine, self._method, time.monotonic(), False
+        place.began = place.started
         place.works, place.unreadable = False, None
 
     def _has_turn(self) -> bool:
@@ -233,7 +236,7 @@ class Crew:
             while place.link is not None and place.link.poll():
                 what, text = place.link.recv()
                 if what == READY:
-                    place.ready = True
+                    place.ready, place.began = True, time.monotonic()
                 elif what == WORKS:
                     place.works = True
                 elif what == DONE:
@@ -260,7 +263,7 @@ class Crew:
 
     def _replace(self, place: Place, code: int | None) -> None:
         now = time.monotonic()
-        seconds = now - place.started
+        seconds = now - place.began  # the time to start is the machine's affair
         place.vain = place.vain + 1 if self.in_vain(place, seconds) else 0
         if place.vain >= MOST_IN_VAIN:
             self.failure = AgentLightningError(self.given_up(place, code))
