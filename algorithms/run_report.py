@@ -21,6 +21,7 @@ from ..core.vocabulary import FINISHED
 from ..projections.blobs import Blobs
 from ..projections.runs import Run, RunBook
 from ..projections.span_book import SpanBook
+from ..projections.span_records import key_range
 from ..projections.standing import end_of
 from ..runners.readers import find_final_reward
 from .adapters.messages import TraceToMessages
@@ -162,7 +163,8 @@ class LogReader:
         latest = rollout.attempts[-1] if rollout.attempts else None
         spans: list[Span] = []
         if latest is not None and rollout.status in FINISHED:
-            spans = [one for one in self._spans.read(rollout.rollout_id) if one.attempt_id == latest.attempt_id]
+            stored = self._spans.read(rollout.rollout_id, within=key_range(rollout))
+            spans = [one for one in stored if one.attempt_id == latest.attempt_id]
             spans.sort(key=lambda one: one.sequence_id)
         error, line = ("", "")
         if latest is not None and rollout.status != "succeeded":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.fold import apply
-from ..core.log import Log
+from ..core.log import EVERYWHERE, Log
 from ..core.run_events import RunClosed, RunOpened, decode_run
 from ..core.state import State
 from ..projections.blobs import Blobs
@@ -17,6 +17,7 @@ from ..projections.fact_feed import hear, plain_facts_of
 from ..projections.replay import control_records
 from ..projections.snapshots import read_snapshot
 from ..projections.span_book import SpanBook
+from ..projections.span_records import key_range
 from .reading import POLL_SECONDS, Filters
 from .records import View
 from .terminal import printable, short, status, when
@@ -85,7 +86,9 @@ class ActivityReader:
     def _reward(self, rollout_id: str, attempt_id: str) -> float | None:
         from ..runners.readers import find_final_reward
 
-        own = [one for one in self._spans.read(rollout_id) if one.attempt_id == attempt_id]
+        rollout = self._state.rollouts.get(rollout_id)
+        within = EVERYWHERE if rollout is None else key_range(rollout)
+        own = [one for one in self._spans.read(rollout_id, within=within) if one.attempt_id == attempt_id]
         return find_final_reward(sorted(own, key=lambda one: one.sequence_id))
 
 

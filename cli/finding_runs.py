@@ -19,6 +19,7 @@ from ..projections.blobs import Blobs
 from ..projections.history import find_rollout
 from ..projections.runs import LATEST, Run, RunBook, find_run, runs_from
 from ..projections.span_book import SpanBook
+from ..projections.span_records import key_range
 from .reading import logs_here, open_reading
 from .terminal import printable
 
@@ -114,7 +115,7 @@ def _summary(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanBook) 
     for one, rollout in rollouts.items():
         if rollout.status in FINISHED:
             latest = rollout.attempts[-1].attempt_id if rollout.attempts else None
-            rewards[one] = _reward([span for span in spans.read(one) if span.attempt_id == latest])
+            rewards[one] = _reward([span for span in spans.read(one, within=key_range(rollout)) if span.attempt_id == latest])
     return RunSummary(run, url, {one: str(rollout.status) for one, rollout in rollouts.items()}, rewards)
 
 

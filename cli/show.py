@@ -16,6 +16,7 @@ from ..projections.answers import seconds
 from ..projections.blobs import Blobs
 from ..projections.history import History, Step, history_of
 from ..projections.span_book import SpanBook
+from ..projections.span_records import key_range
 from .conversation import as_text, exchange
 from .ending import ending_lines, ending_of
 from .finding_runs import NO_LIMIT_MB, Located, located
@@ -52,7 +53,7 @@ def show(name: str, url: str | None, token: str | None, full: bool, as_json: boo
 
 def _show_rollout(place: Located, full: bool, as_json: bool) -> None:
     history = history_of(place.log, place.id)
-    spans = SpanBook(place.log, Blobs(place.log, NO_LIMIT_MB)).read(history.rollout.rollout_id)
+    spans = SpanBook(place.log, Blobs(place.log, NO_LIMIT_MB)).read(place.id, within=key_range(history.rollout))
     found = _gather(place.log, history, spans)
     if as_json:
         echo_json(found)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from ..core.clock import Clock
 from ..core.errors import UnknownOutcome
 from ..core.fold import Outcome
-from ..core.log import KeyRange, Log, NewRecord, Record
+from ..core.log import EVERYWHERE, KeyRange, Log, NewRecord, Record
 from ..core.topics import SPANS, partition_of
 from .blobs import Blobs
 from .call import current_call
@@ -76,9 +76,9 @@ class SharedSpanBook(SpanBook):
             return known
         return KeyRange(first=floor, end=known.end, until_us=known.until_us)
 
-    def _records(self, rollout_id: str) -> Sequence[Record]:
-        within = self._range(rollout_id)
-        return [] if within is None else self._log.read_key(SPANS, rollout_id, within=within)
+    def _records(self, rollout_id: str, within: KeyRange = EVERYWHERE) -> Sequence[Record]:
+        known = self._range(rollout_id) if within is EVERYWHERE else within
+        return [] if known is None else self._log.read_key(SPANS, rollout_id, within=known)
 
     async def _store(self, added: list[SpanAdded], ids: list[str]) -> list[int | None]:
         numbers: list[int | None] = [None] * len(added)

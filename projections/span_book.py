@@ -17,7 +17,7 @@ from ..core import payload
 from ..core.clock import Clock, SystemClock
 from ..core.errors import LogCorrupt, LogError
 from ..core.ids import uuid7_hex
-from ..core.log import Ack, Log, NewRecord, Record
+from ..core.log import EVERYWHERE, Ack, KeyRange, Log, NewRecord, Record
 from ..core.payload import INLINE_LIMIT_BYTES
 from ..core.spans import Span
 from ..core.topics import SPANS, partition_of
@@ -88,9 +88,9 @@ class SpanBook:
             if dropped is not None:
                 self._hot -= len(dropped.seen)
 
-    def _records(self, rollout_id: str) -> Sequence[Record]:
+    def _records(self, rollout_id: str, within: KeyRange = EVERYWHERE) -> Sequence[Record]:
         """All records of a rollout, in order. Blocks for the I/O."""
-        return self._log.read_key(SPANS, rollout_id)
+        return self._log.read_key(SPANS, rollout_id, within=within)
 
     async def add(self, spans: Sequence[CheckedSpan]) -> list[Span | None]:
         """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable.
@@ -294,12 +294,14 @@ class SpanBook:
         # A record without a time cannot say that it is older than the rollout: in doubt, something is missing.
         return not oldest or not 0 < oldest[0].timestamp_us < created_us
 
-    def read(self, rollout_id: str, lost: list[str] | None = None) -> list[Span]:
+    def read(
+        self, rollout_id: str, lost: list[str] | None = None, *, within: KeyRange = EVERYWHERE
+    ) -> list[Span]:
         """All spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O.
 
-        One whose payload the log lost is left out, with the reason in `lost`.
+        One whose payload the log lost is left out, with the reason in `lost`. What lies outside of `within` may be left out.
         """
-        found = fold_spans(decode(record.value, record.offset) for record in self._records(rollout_id))
+        found = fold_spans(decode(record.value, record.offset) for record in self._records(rollout_id, within))
         return spans_of(found, self._blobs, lost)
 
 

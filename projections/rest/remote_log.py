@@ -2,7 +2,8 @@
 
 ``GET /v1/agl/log`` answers the log's id and, for each topic, [first, next] offset of each partition.
 ``GET /v1/agl/log/{topic}?partition=0&offset=0&limit=1024`` answers records as a JSON list, in order, values in base64; with
-``key`` and ``after`` those of one key. An answer has at least one record where there is one, and ends early at a few MB.
+``key`` and ``after`` those of one key, which the fields of `KeyRange` may narrow down. An answer has at least one record where
+there is one, and ends early at a few MB.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...core.errors import InvalidInput, StoreUnreachable
-from ...core.log import Done, Log, Membership, NewRecord, OnProblem, OnRecords, Record, Subscription
+from ...core.log import (
+    EVERYWHERE,
+    Done,
+    KeyRange,
+    Log,
+    Membership,
+    NewRecord,
+    OnProblem,
+    OnRecords,
+    Record,
+    Subscription,
+)
 from ...core.open_log import shown
 from ...core.topics import TOPICS
 from . import wire
@@ -59,7 +71,8 @@ async def read_records(request: Request, store: Any) -> Response:
         limit = _whole(query.get("limit", str(MOST_RECORDS)), "limit", MOST_RECORDS)
         if "key" in query:
             after = _whole(query.get("after", "-1"), "after", lowest=-1)
-            return _bounded(log.read_key(topic, query["key"], after=after, max_records=max(limit, 1)))
+            within = KeyRange(**{name: _whole(query[name], name) for name in KeyRange.__struct_fields__ if name in query})
+            return _bounded(log.read_key(topic, query["key"], after=after, max_records=max(limit, 1), within=within))
         partition = _whole(query.get("partition", "0"), "partition", log.partitions(topic) - 1)
         return _bounded(log.read(topic, partition, _whole(query.get("offset", "0"), "offset"), max(limit, 1)))
 
@@ -133,11 +146,14 @@ class RemoteLog(Log):
         limit = min(max_records, MOST_RECORDS)
         return self._records(topic, {"partition": partition, "offset": offset, "limit": limit})
 
-    def read_key(self, topic: str, key: str, *, after: int = -1, max_records: int | None = None) -> Sequence[Record]:
+    def read_key(
+        self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
+    ) -> Sequence[Record]:
         found: list[Record] = []
+        where = {name: value for name, value in msgspec.structs.asdict(within).items() if value is not None}
         while max_records is None or len(found) < max_records:
             limit = MOST_RECORDS if max_records is None else min(max_records - len(found), MOST_RECORDS)
-            some = self._records(topic, {"key": key, "after": after, "limit": limit})
+            some = self._records(topic, {**where, "key": key, "after": after, "limit": limit})
             if not some:
                 break
             found += some
