@@ -32,7 +32,7 @@ from ..core.scalars import escaped, model_data
 from ..core.spans import Span
 from ..core.store_terms import LightningStoreCapabilities, LightningStoreStatistics
 from ..projections import arguments
-from ..projections.answers import resources_out
+from ..projections.answers import attempted_out, resources_out
 from ..projections.fact_feed import facts_of
 from ..projections.past import PastStore
 from .recorded import ENQUEUED, PUBLISHED, STARTED, request_digest, resources_digest
@@ -113,8 +113,9 @@ class ReplayStore(PastStore):
         """A recorded step in words: what was enqueued or published is looked up where it was."""
         self.past.to(step.position + 1)
         if step.kind in (ENQUEUED, STARTED):
-            rollout = self.past.rollout(step.subject)
-            return f"{step.kind} {_short(None if rollout is None else self._plain(step.subject).input)} ({step.subject})"
+            rollout = self.past.load(step.subject)
+            asked = None if rollout is None else self._plain(rollout, "").input
+            return f"{step.kind} {_short(asked)} ({step.subject})"
         if step.kind == PUBLISHED:
             return f"{step.kind} {step.subject} version {step.version} {_short(self._published(step))}"
         return f"{step.kind} {_short(step.shown)}"
@@ -127,8 +128,7 @@ class ReplayStore(PastStore):
 
     async def _created(self, kind: str, request: EnqueueRolloutRequest) -> Rollout:
         step = await self._take(kind, request_digest(request), f"{kind} {_short(request.input)}")
-        with self.past.node.lock:
-            rollout = self._plain(step.subject)
+        rollout = self._plain(self._rollout(step.subject), "")
         return rollout.model_copy(update={"status": "queuing", "end_time": None})
 
     async def enqueue_rollout(
@@ -160,12 +160,12 @@ class ReplayStore(PastStore):
             input=input, mode=mode, resources_id=resources_id, config=config, metadata=metadata
         )
         rollout = await self._created(STARTED, request)
-        with self.past.node.lock:
-            first = self._attempted(rollout.rollout_id, self._rollout(rollout.rollout_id).attempts[0].attempt_id)
+        found = self._rollout(rollout.rollout_id)
+        first = attempted_out(found, found.attempts[0], self.past.fetch)
         return first.model_copy(update={"status": "preparing", "end_time": None})
 
     def _rollout(self, rollout_id: str) -> Any:
-        found = self.past.rollout(rollout_id)
+        found = self.past.load(rollout_id)
         if found is None:
             raise NotFound.rollout(rollout_id)
         return found
@@ -220,12 +220,12 @@ class ReplayStore(PastStore):
             with self.past.node.lock:
                 missing = [one for one in ids if self.past.is_finished(one) is False]
                 if not missing:
-                    return [self._plain(one) for one in ids if self.past.is_finished(one)]
+                    return [self._plain(self._rollout(one), "") for one in ids if self.past.is_finished(one)]
             target, again = self._target(missing, timeout)
             await self._reach(target)
             if not again:
                 with self.past.node.lock:
-                    return [self._plain(one) for one in ids if self.past.is_finished(one)]
+                    return [self._plain(self._rollout(one), "") for one in ids if self.past.is_finished(one)]
 
     def _target(self, missing: Sequence[str], timeout: float | None) -> tuple[int, bool]:
         """(position to go to, whether to look again there): where the wait ended when it was recorded.

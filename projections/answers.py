@@ -1,4 +1,4 @@
-"""From the fold's state to the nouns of the public API: always fresh copies, never the state's own objects."""
+"""From copies of the fold's state (views.py) to the nouns of the public API; never under the node's lock."""
 
 from __future__ import annotations
 
@@ -100,19 +100,12 @@ def _marked(metadata: dict[str, Any] | None, reasons: list[str]) -> dict[str, An
     return {**(metadata or {}), INCOMPLETE: "; ".join(reasons)} if reasons else metadata
 
 
-def attempt_out(
-    rollout_id: str, attempt: Attempt, beat_us: int | None, fetch: Fetch, lost: list[str] | None = None
-) -> model.Attempt:
-    """An attempt; `beat_us` is the overlay's last sign of life, which wins where it is newer. `lost` as for `rollout_out`."""
-    last = attempt.beat_us
-    if beat_us is not None and (last is None or beat_us > last):
-        last = beat_us
-    return assemble(model.Attempt, _attempt_fields(rollout_id, attempt, last, fetch, lost))
+def attempt_out(rollout_id: str, attempt: Attempt, fetch: Fetch, lost: list[str] | None = None) -> model.Attempt:
+    """An attempt. `lost` as for `rollout_out`."""
+    return assemble(model.Attempt, _attempt_fields(rollout_id, attempt, fetch, lost))
 
 
-def _attempt_fields(
-    rollout_id: str, attempt: Attempt, last: int | None, fetch: Fetch, lost: list[str] | None
-) -> dict[str, Any]:
+def _attempt_fields(rollout_id: str, attempt: Attempt, fetch: Fetch, lost: list[str] | None) -> dict[str, Any]:
     known = len(lost or ())
     metadata = _user_data(attempt.metadata, fetch, lost)
     return {
@@ -123,7 +116,7 @@ def _attempt_fields(
         "end_time": seconds(attempt.ended_us),
         "status": attempt.status,
         "worker_id": attempt.worker_id or None,
-        "last_heartbeat_time": seconds(last),
+        "last_heartbeat_time": seconds(attempt.beat_us),
         "metadata": _marked(metadata, (lost or [])[known:]),
     }
 
@@ -151,11 +144,18 @@ def rollout_out(rollout: Rollout, fetch: Fetch, lost: list[str] | None = None) -
 
 
 def attempted_out(
-    rollout: Rollout, attempt: Attempt, beat_us: int | None, fetch: Fetch, lost: list[str] | None = None
+    rollout: Rollout, attempt: Attempt, fetch: Fetch, lost: list[str] | None = None
 ) -> model.AttemptedRollout:
     """A rollout with one of its attempts. `lost` as for `rollout_out`."""
-    inner = attempt_out(rollout.rollout_id, attempt, beat_us, fetch, lost)
+    inner = attempt_out(rollout.rollout_id, attempt, fetch, lost)
     return assemble(model.AttemptedRollout, {**_rollout_fields(rollout, fetch, lost), "attempt": inner})
+
+
+def latest_out(rollout: Rollout, fetch: Fetch, lost: list[str] | None = None) -> model.Rollout:
+    """A rollout with its latest attempt, where there is one. `lost` as for `rollout_out`."""
+    if not rollout.attempts:
+        return rollout_out(rollout, fetch, lost)
+    return attempted_out(rollout, rollout.attempts[-1], fetch, lost)
 
 
 def resources_out(entry: ResourcesVersion, fetch: Fetch, lost: list[str] | None = None) -> ResourcesUpdate:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, cast
 
 from ..core import decide, payload
@@ -11,11 +13,14 @@ from ..core.model import PaginatedResult, Worker
 from ..core.pages import page
 from ..core.resources import ResourcesUpdate, refuse_masked, validate_resources
 from ..core.scalars import model_data
+from ..core.state import ResourcesVersion
+from ..core.state import Worker as KnownWorker
 from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
 from ..core.vocabulary import WorkerStatus
 from . import arguments
 from .answers import resources_out, seconds
 from .engine import Engine
+from .liveness import WorkerBeat
 
 
 class ResourceMethods(LightningStore):
@@ -40,14 +45,26 @@ class ResourceMethods(LightningStore):
         def name_of(command_id: str) -> str:
             return resources_id if resources_id is not None else decide.resources_id_of(command_id)
 
-        def answer(command_id: str) -> ResourcesUpdate:
+        def answer(command_id: str) -> ResourcesVersion:
             versions = self.engine.node.state.resources[name_of(command_id)]
             mine = [entry for entry in versions if entry.resources == body]
-            return resources_out((mine or versions)[-1], self.engine.fetch)
+            if resources_id is None:
+                return versions[0]  # the command made the id
+            return (mine or versions)[-1]
 
-        return await self.engine.command(
+        entry = await self.engine.command(
             lambda state, command_id: decide.publish_resources(name_of(command_id), body), answer
         )
+        return (await self._shown([entry]))[0]
+
+    async def _shown(self, entries: Sequence[ResourcesVersion], lost: list[str] | None = None) -> list[ResourcesUpdate]:
+        """As callers know them; in a thread where a payload has to be fetched. `lost` as for `resources_out`."""
+
+        def make() -> list[ResourcesUpdate]:
+            return [resources_out(entry, self.engine.fetch, lost) for entry in entries]
+
+        fetches = any(payload.is_reference(entry.resources) for entry in entries)
+        return await asyncio.to_thread(make) if fetches else make()
 
     async def get_resources_by_id(self, resources_id: str, version: int | None = None) -> ResourcesUpdate | None:
         resources_id = arguments.text(resources_id, "resources_id")
@@ -57,7 +74,7 @@ class ResourceMethods(LightningStore):
             if not versions or (version is not None and not 1 <= version <= len(versions)):
                 return None
             entry = versions[-1 if version is None else version - 1]
-        return resources_out(entry, self.engine.fetch)
+        return (await self._shown([entry]))[0]
 
     async def get_latest_resources(self) -> ResourcesUpdate | None:
         with self.engine.node.lock:
@@ -78,7 +95,7 @@ class ResourceMethods(LightningStore):
             newest = [versions[-1] for versions in self.engine.node.state.resources.values()]
         filters: Any = {"resources_id": {"exact": resources_id, "contains": resources_id_contains}}
         lost: list[str] = []
-        found = [resources_out(entry, self.engine.fetch, lost) for entry in newest]
+        found = await self._shown(newest, lost)
         return page(
             found,
             incomplete=bool(lost),
@@ -95,8 +112,7 @@ class ResourceMethods(LightningStore):
         with self.engine.node.lock:
             versions = list(self.engine.node.state.resources.get(resources_id, ()))
         lost: list[str] = []
-        found = [resources_out(entry, self.engine.fetch, lost) for entry in versions]
-        return page(found, model=ResourcesUpdate, incomplete=bool(lost))
+        return page(await self._shown(versions, lost), model=ResourcesUpdate, incomplete=bool(lost))
 
 
 class WorkerMethods(LightningStore):
@@ -126,12 +142,16 @@ class WorkerMethods(LightningStore):
         for rollout_id, attempt_id in alive:
             await engine.observe(rollout_id, attempt_id, "confirmed")
         with engine.node.lock:
-            return self._worker(worker_id)
+            seen = self._seen(worker_id)
+        return self._worker(worker_id, *seen)
 
-    def _worker(self, worker_id: str) -> Worker:
-        """The fold's view with the overlay's; under the node's lock."""
+    def _seen(self, worker_id: str) -> tuple[KnownWorker | None, WorkerBeat | None]:
+        """Copies of what the fold and the overlay know of a worker; under the node's lock."""
         known = self.engine.node.state.workers.get(worker_id)
         beat = self.engine.liveness.workers.get(worker_id)
+        return copy(known), copy(beat)
+
+    def _worker(self, worker_id: str, known: KnownWorker | None, beat: WorkerBeat | None) -> Worker:
         status: str = known.status if known is not None else "unknown"
         idle = beat is not None and beat.idle_us is not None and (known is None or beat.idle_at > known.changed_at)
         idle_us = max(filter(None, (known and known.idle_us, beat and beat.idle_us)), default=None)
@@ -153,7 +173,8 @@ class WorkerMethods(LightningStore):
         with self.engine.node.lock:
             if worker_id not in self.engine.node.state.workers and worker_id not in self.engine.liveness.workers:
                 return None
-            return self._worker(worker_id)
+            seen = self._seen(worker_id)
+        return self._worker(worker_id, *seen)
 
     async def query_workers(
         self,
@@ -169,7 +190,8 @@ class WorkerMethods(LightningStore):
         status_in = cast("Sequence[WorkerStatus] | None", arguments.some_of(status_in, arguments.WORKER_STATUSES, "status_in"))
         with self.engine.node.lock:
             known = dict.fromkeys([*self.engine.node.state.workers, *self.engine.liveness.workers])
-            workers = [self._worker(worker_id) for worker_id in known]
+            seen = {worker_id: self._seen(worker_id) for worker_id in known}
+        workers = [self._worker(worker_id, *both) for worker_id, both in seen.items()]
         filters: Any = {
             "status": {"within": status_in},
             "worker_id": {"contains": worker_id_contains},

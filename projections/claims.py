@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..core import decide, model
 from ..core.contract import LightningStore
-from ..core.errors import AgentLightningError, LogClosed
+from ..core.errors import AgentLightningError, LogClosed, NotFound
 from ..core.events import Claim
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
@@ -21,15 +21,26 @@ from . import arguments
 from .answers import attempted_out
 from .call import Call, CommandIds, current_call
 from .engine import Engine
+from .views import Peeked, shown
 
 logger = logging.getLogger(__name__)
 
 
-Unclaim = Callable[[model.AttemptedRollout], None]
+class Claimed(NamedTuple):
+    """A claim that the log accepted, with the rollout as it was at that record."""
+
+    rollout_id: str
+    sequence_id: int
+    peeked: Peeked
+
+
+Unclaim = Callable[[Claimed], None]
 """What is called with a claim whose caller left before its answer."""
 
 
 MOST_ANSWERED = 10_000
+TAKEN_BACK = frozenset({"unresponsive", "timeout"})
+"""Statuses of an attempt that its claimer, who was never answered, may not run any more."""
 
 
 class Returns:
@@ -54,7 +65,7 @@ class Returns:
                 if len(self._answered) > MOST_ANSWERED:
                     self._answered.popitem(last=False)
 
-    def unclaim(self, call: Call, abandon: Callable[[model.AttemptedRollout], None], claimed: model.AttemptedRollout) -> None:
+    def unclaim(self, call: Call, abandon: Unclaim, claimed: Claimed) -> None:
         """A try of this call ended without the claim that it made."""
         if call.remote:
             return
@@ -125,19 +136,25 @@ class ClaimMethods(LightningStore):
         deadline = loop.time() + arguments.number(wait_seconds, "wait_seconds")
         unclaim = partial(self._returns.unclaim, call, self._abandon)
         claimed = await self._claim_many(max(limit, 0), call, who, deadline, unclaim)
-        if claimed:
+        try:
+            answers = [await self._show(one) for one in claimed]
+        except asyncio.CancelledError:
+            for one in claimed:
+                unclaim(one)
+            raise
+        if answers:
             self._returns.answered(call)
         if not claimed and limit > 0:
             if who.worker_id:
                 self._found_nothing(who.worker_id)
             if who.run_id is None:
                 self._say_who_gets_it(who.worker_id)
-        return claimed
+        return answers
 
     async def _claim_many(
         self, limit: int, call: Call, who: _Claimer, deadline: float, unclaim: Unclaim
-    ) -> list[model.AttemptedRollout]:
-        claimed: list[model.AttemptedRollout] = []
+    ) -> list[Claimed]:
+        claimed: list[Claimed] = []
         for index in range(limit):
             # Each claim of a batch has a chain of its own, so a repeated batch finds the same rollouts again.
             base = call.command_id if index == 0 else f"{call.command_id}/{index}"
@@ -159,7 +176,7 @@ class ClaimMethods(LightningStore):
 
     async def _claim(
         self, base: str, call: Call, who: _Claimer, deadline: float | None, unclaim: Unclaim
-    ) -> model.AttemptedRollout | None:
+    ) -> Claimed | None:
         """Walk the chain base, base.1, base.2, ... to the first claim that is accepted; None when nothing is claimable."""
         engine, node = self.engine, self.engine.node
         loop = asyncio.get_running_loop()
@@ -168,14 +185,16 @@ class ClaimMethods(LightningStore):
         while True:
             turn: asyncio.Future[None] | None = None
             opens_in: float | None = None
-            future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]] | None = None
+            future: asyncio.Future[tuple[Outcome, Claimed | None]] | None = None
+            earlier = await self._claimed_already(ids)
+            if earlier is not None:
+                return earlier
+            command_id = ids.current
             with node.lock:
                 if engine.closed:
                     raise LogClosed("the store was closed")
-                found = self._claimed_already(ids)
-                if found is not None:
-                    return found
-                command_id = ids.current
+                if node.state.verdicts.get(command_id) is not None:
+                    continue
                 engine.check_basis(call)
                 patient = deadline is not None and loop.time() < deadline
                 rollout_id = engine.dispatch.take(node.state, patient=patient, run_id=who.run_id)
@@ -207,28 +226,32 @@ class ClaimMethods(LightningStore):
                 left = deadline - loop.time()
                 await self._await_turn(turn, left if opens_in is None else min(left, opens_in), who.run_id)
 
-    def _claimed_already(self, ids: CommandIds) -> model.AttemptedRollout | None:
+    async def _claimed_already(self, ids: CommandIds) -> Claimed | None:
         """The claim that an earlier try of this call made; else `ids` are at the first one without a verdict.
 
-        Under the node's lock.
+        One that was taken back since is none: nobody may run it any more.
         """
-        while (verdict := self.engine.node.state.verdicts.get(ids.current)) is not None:
-            if not verdict.accepted:
+        while True:
+            with self.engine.node.lock:
+                verdict = self.engine.node.state.verdicts.get(ids.current)
+                if verdict is None:
+                    return None
+                found = self._claimed_by(verdict) if verdict.accepted else None
+            if found is None:
                 ids.refused(verdict.reason)
                 continue
-            found = self._claimed_before(verdict)
-            if found is not None:
-                return found
+            rollout = await self.engine.resolve(found.rollout_id, found.peeked)
+            if rollout is not None and rollout.attempts[found.sequence_id - 1].status not in TAKEN_BACK:
+                return found._replace(peeked=rollout)
             ids.advance()
-        return None
 
     async def _outcome(
         self,
-        future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]],
+        future: asyncio.Future[tuple[Outcome, Claimed | None]],
         rollout_id: str,
         ids: CommandIds,
         unclaim: Unclaim,
-    ) -> model.AttemptedRollout | None:
+    ) -> Claimed | None:
         """The claim's answer; None where another was first, and the next id is due. What keeps it out gives it back."""
         try:
             outcome, answered = await asyncio.shield(future)
@@ -264,37 +287,33 @@ class ClaimMethods(LightningStore):
             if handle is not None:
                 handle.cancel()
 
-    def _abandon(self, claimed: model.AttemptedRollout) -> None:
+    def _abandon(self, claimed: Claimed) -> None:
         engine = self.engine
         with engine.node.lock:
             rollout = engine.node.state.rollouts.get(claimed.rollout_id)
             if rollout is None or engine.closed or engine.node.broken is not None:
                 return
-            attempt = rollout.attempts[claimed.attempt.sequence_id - 1]
+            attempt = rollout.attempts[claimed.sequence_id - 1]
             event = decide.expire(
                 rollout, attempt, "worker_lost", beat_us=None, watermark=None, lost_retries=rollout.lost + 1
             )
             engine.node.propose(event, uuid7_hex(), lambda _: None)
 
-    def _answer(self, outcome: Outcome) -> model.AttemptedRollout | None:
-        """What the fold made of exactly this claim."""
-        return None if outcome.verdict is None else self._claimed_before(outcome.verdict)
+    def _answer(self, outcome: Outcome) -> Claimed | None:
+        """What the fold made of exactly this claim; under the node's lock."""
+        verdict = outcome.verdict
+        return self._claimed_by(verdict) if verdict is not None and verdict.accepted else None
 
-    def _claimed_before(self, verdict: Verdict) -> model.AttemptedRollout | None:
-        """The claim that a verdict accepted; None for one that was taken back since, so that nobody may run it any more.
-
-        Under the node's lock.
-        """
-        if not verdict.accepted:
-            return None
+    def _claimed_by(self, verdict: Verdict) -> Claimed:
         rollout_id, _, number = verdict.subject.partition("#")
-        rollout = self.engine.rollout(rollout_id)
+        return Claimed(rollout_id, int(number), self.engine.peek(rollout_id))
+
+    async def _show(self, claimed: Claimed) -> model.AttemptedRollout:
+        rollout = await self.engine.resolve(claimed.rollout_id, claimed.peeked)
         if rollout is None:
-            return None
-        attempt = rollout.attempts[int(number) - 1]
-        if attempt.status in ("unresponsive", "timeout"):
-            return None
-        return attempted_out(rollout, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch)
+            raise NotFound.rollout(claimed.rollout_id)
+        attempt = rollout.attempts[claimed.sequence_id - 1]
+        return await shown(lambda: attempted_out(rollout, attempt, self.engine.fetch), [rollout])
 
     def _found_nothing(self, worker_id: str) -> None:
         """The worker is idle: an overlay, since an empty queue changes nothing in the log."""
@@ -333,7 +352,7 @@ def _end(turn: asyncio.Future[None]) -> None:
         turn.set_result(None)
 
 
-def _retrieve(unclaim: Unclaim, future: asyncio.Future[tuple[Outcome, model.AttemptedRollout | None]]) -> None:
+def _retrieve(unclaim: Unclaim, future: asyncio.Future[tuple[Outcome, Claimed | None]]) -> None:
     """The caller of this claim left before its answer."""
     if not future.cancelled() and future.exception() is None:
         answered = future.result()[1]

@@ -195,14 +195,18 @@ class ColdIndex:
     # Writing
 
     def add(self, gone: Iterable[Gone], position: int, fingerprint: bytes) -> None:
-        """Keep these rollouts; all that was archived by records below `position` was added. Seldom waits for the disk."""
+        """Keep these rollouts; all that was archived by records below `position` was added.
+
+        Waits for the disk only before `start`.
+        """
         with self._ready:
             for one in gone:
                 self._pending[one[0].rollout_id] = one
             self._complete_to = (position, fingerprint)
             if len(self._pending) >= BATCH:
                 self._ready.notify()
-            overfull = len(self._pending) > MOST_PENDING and not self._refused
+            # Once there is a thread that writes, nobody waits for it: whoever adds may hold the node's lock.
+            overfull = len(self._pending) > MOST_PENDING and not self._refused and self._thread is None
         if overfull:
             self.flush()
 

@@ -12,6 +12,7 @@ from typing import TypeVar, cast
 
 from ..core import decide, payload
 from ..core.clock import Clock, SystemClock
+from ..core.codec import decode
 from ..core.copy_log import refuse_unfinished
 from ..core.errors import Archived, ForeignPosition, LogClosed, LogError, NotFound, Rebuilding
 from ..core.events import AnyEvent, AttemptClaimed, Edge, TimePassed
@@ -39,6 +40,7 @@ from .snapshots import image_of, read_snapshot, write_snapshot
 from .span_book import SpanBook
 from .span_records import key_range
 from .timekeeper import Timekeeper
+from .views import Views
 from .waiting import Waiters
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ AHEAD_SECONDS = 1.0
 """How long a position may be ahead of this node before the log is asked whether it holds it at all."""
 ANSWER_SECONDS = 1.0
 """How long a log may take to answer when the store is closed, before it counts as away."""
+RECORDED_SLICE = 16
 MAX_RESTORES = 64
 """How often a command brings its rollout back before it is given up: it leaves hot state again only after many records."""
 
@@ -67,7 +70,7 @@ class _Proof:
             self.proven = state.fingerprint == self._mark[1]
 
 
-class Engine:
+class Engine(Views):
     """Everything a store consists of, except its public methods. Thread-safe; belongs to no event loop."""
 
     def __init__(
@@ -360,7 +363,7 @@ class Engine:
         expected = self.node.state.archived.get(rollout_id)
         body = await asyncio.to_thread(self.cold.body, rollout_id, expected)
         if body is None:
-            self._check_index(rollout_id)
+            self.check_index(rollout_id)
             raise NotFound.rollout(rollout_id)
         await self.settle(decide.restore(rollout_id, body))
 
@@ -411,28 +414,33 @@ class Engine:
 
     # Look-ups, under the node's lock or not at all in a hurry
 
-    def rollout(self, rollout_id: str) -> Rollout | None:
-        """The rollout, hot or cold; a hot one is the state's own object, so copy before the lock is left."""
-        rollout = self.node.state.rollouts.get(rollout_id)
-        expected = self.node.state.archived.get(rollout_id) if rollout is None else None
-        if expected is not None:
-            rollout = self.cold.get(rollout_id, expected)
-            if rollout is None:
-                self._check_index(rollout_id)
-        return rollout
-
     def _where(self, rollout_id: str) -> KeyRange | None:
-        """Where in their partition the spans of a rollout lie; None for an unknown rollout. Takes the lock."""
-        with self.node.lock:
-            rollout = self.rollout(rollout_id)
-            return None if rollout is None else key_range(rollout)
+        """Where in their partition the spans of a rollout lie; None for an unknown rollout. Blocks for the I/O."""
+        rollout = self.load(rollout_id)
+        return None if rollout is None else key_range(rollout)
 
-    def _check_index(self, rollout_id: str) -> None:
+    def check_index(self, rollout_id: str) -> None:
         """An archived rollout is not in the index: later, perhaps."""
         if self.refill is not None:
             self.refill.check()
         if not self.cold.whole:
             raise Rebuilding(f"rollout {rollout_id} is finished and the index of such is being made; try again in a moment")
+
+    def recorded(self, command_id: str) -> AnyEvent | None:
+        """The event that a command put into the log; None where its verdict is forgotten. Blocks for the I/O."""
+        with self.node.lock:
+            verdict = self.node.state.verdicts.get(command_id)
+        # Others share the partition at most, so a record lies at its position or behind it.
+        offset = None if verdict is None else verdict.position
+        while offset is not None:
+            records = self.log.read(CONTROL, self.node.partition, offset, RECORDED_SLICE, headers=False)
+            for record in records:
+                if record.key == self.node.namespace and command_id.encode() in record.value:
+                    proposal = decode(record.value)
+                    if proposal.id == command_id:
+                        return proposal.event
+            offset = records[-1].offset + 1 if records else None
+        return None
 
     async def indexed(self) -> None:
         """Wait until what is finished can be listed. Raises `Rebuilding` where that takes longer than a call may."""
@@ -444,7 +452,7 @@ class Engine:
         return self.blobs.fetch(reference)
 
     def beat_us(self, rollout: Rollout, attempt: Attempt) -> int | None:
-        """The overlay's last sign of life of an attempt."""
+        """The overlay's last sign of life of an attempt; under the node's lock."""
         return self.liveness.beat_us(rollout.rollout_id, attempt.sequence_id)
 
     def time_us(self) -> int:

@@ -318,15 +318,25 @@ class Node:
             if item is None:
                 return
             batch, ack = item
-            if self._foreign and isinstance(ack, UnknownOutcome):
-                self._await_end()
-            with self.lock:
-                try:
+            try:
+                self._find_records(ack)
+                with self.lock:
                     self._apply_batch(batch, ack)
-                except Exception as error:  # a node that failed to fold must not answer from half a state
-                    logger.exception("The store failed to fold and stops serving.")
+                    self.delivery.flush()
+            except Exception as error:  # a node that failed to fold must not answer from half a state
+                logger.exception("The store failed to fold and stops serving.")
+                with self.lock:
                     self._lose(StorageError(f"the store failed to fold ({error}); restart it to fold the log anew"))
-                self.delivery.flush()
+                    self.delivery.flush()
+
+    def _find_records(self, ack: Ack | LogError) -> None:
+        """Fold what the log holds by now, where an answer does not say where its records are. Without the lock: it reads."""
+        if isinstance(ack, UnknownOutcome) and self._foreign:
+            self._await_end()
+        elif isinstance(ack, UnknownOutcome) and self.broken is None:
+            self._catch_up()
+        elif isinstance(ack, Ack) and not self._foreign and not 0 <= ack.base_offset <= self.next_offset:
+            self._catch_up()
 
     def _await_end(self) -> None:
         """Wait until the tail has brought everything that is in the log now. Without the lock: nobody else waits."""
@@ -350,8 +360,6 @@ class Node:
             elif 0 <= ack.base_offset < self.next_offset and any(one.command_id in self._tickets for one in batch):
                 # Something else was folded at these offsets.
                 self.history_changed(f"offset {ack.base_offset} of the control log was given twice")
-            elif not self._foreign:
-                self._catch_up()
             return  # what others wrote before it comes through the tail, and so does this
         again: list[_Staged] = []
         if isinstance(ack, UnknownOutcome):
@@ -364,9 +372,7 @@ class Node:
             self._flush()
 
     def _settle_unknown(self, batch: list[_Staged], error: LogError) -> list[_Staged]:
-        """Fold what is in the log now; return what is not there and goes out again under the same id, a few times."""
-        if not self._foreign:
-            self._catch_up()
+        """Everything that is in the log is folded; return what is not there and goes out again under the same id."""
         again: list[_Staged] = []
         for staged in batch:
             if staged.command_id not in self._tickets:

@@ -28,6 +28,7 @@ from .rollouts import RolloutMethods
 from .span_book import spans_of
 from .span_records import decode, fold_spans, key_range
 from .spans import SpanMethods
+from .views import Views
 
 CHUNK = 1024
 _NO_LIMIT_MB = 1e9
@@ -42,8 +43,8 @@ class PastSpans:
 
     def read(self, rollout_id: str, lost: list[str] | None = None) -> list[Span]:
         """As `SpanBook.read`."""
+        rollout = self._past.load(rollout_id)
         with self._past.node.lock:
-            rollout = self._past.rollout(rollout_id)
             within = EVERYWHERE if rollout is None else key_range(rollout)
             marks = [] if rollout is None else [one.watermark for one in rollout.attempts if one.watermark is not None]
             over = rollout is not None and rollout.status in FINISHED and marks
@@ -61,7 +62,7 @@ class PastSpans:
         return self._log.ends(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)))[1] < watermark
 
 
-class PastEngine:
+class PastEngine(Views):
     """What the reading methods ask of an engine, at a position: `to` folds on. Thread-safe."""
 
     def __init__(self, log: Log, namespace: str = "default") -> None:
@@ -104,18 +105,12 @@ class PastEngine:
         if heard is not None:
             self.heard.append(heard)
 
-    def rollout(self, rollout_id: str) -> Rollout | None:
-        """The rollout, hot or archived by then."""
-        rollout = self.node.state.rollouts.get(rollout_id)
-        expected = self.node.state.archived.get(rollout_id) if rollout is None else None
-        if expected is not None:
-            rollout = self.cold.get(rollout_id, expected)
-        return rollout
-
     def is_finished(self, rollout_id: str) -> bool | None:
         """Whether the rollout had its outcome; None for one that was not there yet."""
-        rollout = self.rollout(rollout_id)
-        return None if rollout is None else rollout.status in FINISHED
+        rollout = self.node.state.rollouts.get(rollout_id)
+        if rollout is not None:
+            return rollout.status in FINISHED
+        return True if self.node.state.archived.get(rollout_id) is not None else None
 
     async def indexed(self) -> None:
         """Nothing has to be waited for."""

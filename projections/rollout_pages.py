@@ -17,6 +17,7 @@ from ..core.pages import IncompletePage, compile_filter, page
 from ..core.state import FINISHED, Rollout
 from .cold_rows import MOST, SORT_KEYS, ColdRows, Where
 from .engine import Engine
+from .views import shown
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class RolloutQuery:
 
 
 class RolloutPages:
-    """Answers one query. `view` makes what the caller sees of a rollout; it is called for those of the page only.
+    """Answers one query. `view` makes what the caller sees of a copy of a rollout, of those of the page only.
 
     What the log lost of a rollout costs this row its user data, and marks the page.
     """
@@ -92,11 +93,17 @@ class RolloutPages:
     async def answer(self) -> model.PaginatedResult[Any]:
         """The page. Raises `Rebuilding` where finished rollouts are needed and cannot be listed yet."""
         if self._where is None:
+            hot: list[Rollout] | None = None
+            total = 0
             with self._engine.node.lock:
                 if self._all_hot():
                     found = self._hot(())
-                    shown = self._cut(self._in_order(found), self._query.offset)
-                    return self._result([self._view(one, self._lost) for _, _, one in shown if one is not None], len(found))
+                    total = len(found)
+                    wanted = self._cut(self._in_order(found), self._query.offset)
+                    hot = [self._engine.copied(one) for _, _, one in wanted if one is not None]
+            if hot is not None:
+                copies = hot
+                return self._result(await shown(lambda: [self._view(one, self._lost) for one in copies], copies), total)
         await self._engine.indexed()
         for _ in range(TRIES if self._engine.cold.beside else 0):
             answer = await asyncio.to_thread(self._try, False)
@@ -126,16 +133,17 @@ class RolloutPages:
                 found += self._cold_named(named, {number for _, number, _ in found})
                 if moves != table.moves or len(found) > most:
                     return None
-                shown = self._cut(self._in_order([*found, *rows]), query.offset - skipped)
-                views = {number: self._view(one, self._lost) for _, number, one in shown if one is not None}
-            bodies = table.bodies([number for _, number, one in shown if one is None])
+                wanted = self._cut(self._in_order([*found, *rows]), query.offset - skipped)
+                copies = {number: engine.copied(one) for _, number, one in wanted if one is not None}
+            bodies = table.bodies([number for _, number, one in wanted if one is None])
+        views = {number: self._view(one, self._lost) for number, one in copies.items()}
         for number, body in bodies.items():
             rollout = unpack(body)
             if rollout is None or rollout.number != number:
                 self._engine.cold.fail(f"its row {number} is not a rollout")
                 raise Rebuilding("the index of finished rollouts is made anew; try again in a moment")
             views[number] = self._view(rollout, self._lost)
-        return self._result([views[number] for _, number, _ in shown if number in views], total + len(found))
+        return self._result([views[number] for _, number, _ in wanted if number in views], total + len(found))
 
     def _rows(self, table: ColdRows, skipped: int) -> list[Found]:
         """Rows that can be on the page: at most so many lie before it as there are, less what memory has."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..core import codec, decide, events, model
 from ..core.contract import LightningStore
-from ..core.errors import InvalidInput, Refused
+from ..core.errors import InvalidInput, NotFound, Refused
 from ..core.pages import page
 from ..core.scalars import plain_scalar
-from ..core.state import Attempt, Rollout, State
+from ..core.state import FINISHED, Rollout, State
 from ..core.store_terms import UNSET, FilterLogic, SortOrder, Unset
 from . import arguments
-from .answers import NO_RESOURCES, attempt_out, attempted_out, config_in, micros, rollout_out
+from .answers import NO_RESOURCES, attempt_out, attempted_out, config_in, latest_out, micros, rollout_out
 from .call import current_call
 from .engine import Engine
 from .rollout_pages import RolloutPages, RolloutQuery
+from .views import Peeked, shown
+
+M = TypeVar("M")
 
 ENQUEUE_BYTES = 800_000
 """One record carries at most about this many bytes of new rollouts; a larger batch is split, with derived ids."""
@@ -76,9 +79,7 @@ class RolloutMethods(LightningStore):
         def decided(state: State, command_id: str) -> events.AnyEvent:
             return decide.start(new(decide.rollout_id_of(command_id)), self._claimer(command_id, worker_id, None, False))
 
-        return await self.engine.command(
-            decided, lambda command_id: self._attempted(decide.rollout_id_of(command_id), decide.attempt_id_of(command_id))
-        )
+        return await self._changed(decided, decide.rollout_id_of, self._attempted)
 
     async def enqueue_rollout(
         self,
@@ -89,9 +90,10 @@ class RolloutMethods(LightningStore):
         metadata: dict[str, Any] | None = None,
     ) -> model.Rollout:
         new = await self._new(input, mode, resources_id, config, metadata)
-        return await self.engine.command(
+        return await self._changed(
             lambda state, command_id: decide.enqueue([new(decide.rollout_id_of(command_id))]),
-            lambda command_id: self._plain(decide.rollout_id_of(command_id)),
+            decide.rollout_id_of,
+            self._plain,
         )
 
     async def enqueue_many_rollouts(
@@ -135,20 +137,22 @@ class RolloutMethods(LightningStore):
                 new = [_bound(one, bound) for one in new]
             return decide.enqueue(new)
 
-        def answer(command_id: str) -> list[model.Rollout]:
-            return [self._plain(rollout_id) for rollout_id in ids(command_id)]
+        def answer(command_id: str) -> dict[str, Peeked]:
+            return {rollout_id: self.engine.peek(rollout_id) for rollout_id in ids(command_id)}
 
-        return await self.engine.command(decided, answer, prefix)
+        made = await self.engine.resolve_all(await self.engine.command(decided, answer, prefix))
+        return await shown(lambda: [self._plain(rollout, "") for rollout in made], made)
 
     # Changing
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> model.AttemptedRollout:
         rollout_id = arguments.text(rollout_id, "rollout_id")
-        return await self.engine.command(
+        return await self._changed(
             lambda state, command_id: decide.start_attempt(
                 state, rollout_id, self._claimer(command_id, worker_id, None, False)
             ),
-            lambda command_id: self._attempted(rollout_id, decide.attempt_id_of(command_id)),
+            lambda _: rollout_id,
+            self._attempted,
         )
 
     async def update_rollout(
@@ -179,11 +183,12 @@ class RolloutMethods(LightningStore):
             given["input"] = await blobs.settle(blobs.encode(input, "the input"))
         fields = tuple(given)
         watermark = await self.engine.spans.watermark(rollout_id)
-        return await self.engine.command(
+        return await self._changed(
             lambda state, command_id: decide.update_rollout(
                 state, rollout_id, fields, **given, watermark=watermark
             ),
-            lambda command_id: self._plain(rollout_id),
+            lambda _: rollout_id,
+            self._plain,
         )
 
     async def update_attempt(
@@ -228,60 +233,76 @@ class RolloutMethods(LightningStore):
                 lag_ms=engine.timekeeper.lag_ms(),
             )
 
-        def answer(command_id: str) -> model.Attempt:
-            rollout, attempt = self._pair(rollout_id, resolved[0] if resolved else attempt_id)
-            engine.liveness.beat((rollout_id, attempt.sequence_id), engine.timekeeper.now(), engine.time_us())
-            if told_us is not None:
-                engine.liveness.told((rollout_id, attempt.sequence_id), told_us)
-            return attempt_out(rollout_id, attempt, engine.beat_us(rollout, attempt), engine.fetch)
+        def answer(command_id: str) -> tuple[str, Peeked]:
+            rollout = engine.node.state.rollouts.get(rollout_id)
+            named = resolved[0] if resolved else attempt_id
+            for attempt in rollout.attempts if rollout is not None else ():
+                if attempt.attempt_id == named:
+                    key = (rollout_id, attempt.sequence_id)
+                    engine.liveness.beat(key, engine.timekeeper.now(), engine.time_us())
+                    if told_us is not None:
+                        engine.liveness.told(key, told_us)
+            return command_id, engine.peek(rollout_id)
 
         try:
-            return await engine.command(decided, answer)
+            command_id, peeked = await engine.command(decided, answer)
         except Refused as refused:
             if refused.reason != "late":  # the first end won; the late one is in the log and changes nothing
                 raise
             with engine.node.lock:
-                return answer("")
+                command_id, peeked = answer("")
+        rollout = await self._there(rollout_id, peeked)
+        attempt = decide.find_attempt(rollout, resolved[0] if resolved else attempt_id)
+        if attempt_id == "latest" and not resolved:  # a repeated call: it is about the one that its first try found
+            event = await asyncio.to_thread(engine.recorded, command_id)
+            attempt = rollout.attempts[event.sequence_id - 1] if isinstance(event, events.AttemptUpdated) else attempt
+        return await shown(lambda: attempt_out(rollout_id, attempt, engine.fetch), [rollout])
+
+    # Answering
+
+    async def _changed(
+        self,
+        decided: Callable[[State, str], events.AnyEvent],
+        named: Callable[[str], str],
+        show: Callable[[Rollout, str], M],
+        part: str = "",
+    ) -> M:
+        """Put a command through the log and show the rollout that it is about; both are told the id it had in the end."""
+
+        def answer(command_id: str) -> tuple[str, Peeked]:
+            return command_id, self.engine.peek(named(command_id))
+
+        command_id, peeked = await self.engine.command(decided, answer, part)
+        rollout = await self._there(named(command_id), peeked)
+        return await shown(lambda: show(rollout, command_id), [rollout])
+
+    async def _there(self, rollout_id: str, peeked: Peeked) -> Rollout:
+        rollout = await self.engine.resolve(rollout_id, peeked)
+        if rollout is None:
+            raise NotFound.rollout(rollout_id)
+        return rollout
+
+    def _plain(self, rollout: Rollout, _: str) -> model.Rollout:
+        return rollout_out(rollout, self.engine.fetch)
+
+    def _attempted(self, rollout: Rollout, command_id: str) -> model.AttemptedRollout:
+        """With the attempt that the command made."""
+        attempt = decide.find_attempt(rollout, decide.attempt_id_of(command_id))
+        return attempted_out(rollout, attempt, self.engine.fetch)
 
     # Reading
 
-    def _pair(self, rollout_id: str, attempt_id: str) -> tuple[Rollout, Attempt]:
-        rollout = self.engine.rollout(rollout_id)
-        if rollout is None:
-            rollout = decide.find(self.engine.node.state, rollout_id)
-        return rollout, decide.find_attempt(rollout, attempt_id)
-
-    def _plain(self, rollout_id: str, lost: list[str] | None = None) -> model.Rollout:
-        rollout = self.engine.rollout(rollout_id)
-        if rollout is None:
-            rollout = decide.find(self.engine.node.state, rollout_id)
-        return rollout_out(rollout, self.engine.fetch, lost)
-
-    def _attempted(self, rollout_id: str, attempt_id: str) -> model.AttemptedRollout:
-        rollout, attempt = self._pair(rollout_id, attempt_id)
-        return attempted_out(rollout, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch)
-
-    def _view(self, rollout: Rollout, lost: list[str] | None = None) -> model.Rollout:
-        """With the latest attempt, where there is one."""
-        if not rollout.attempts:
-            return rollout_out(rollout, self.engine.fetch, lost)
-        latest = rollout.attempts[-1]
-        return attempted_out(rollout, latest, self.engine.beat_us(rollout, latest), self.engine.fetch, lost)
-
     async def get_rollout_by_id(self, rollout_id: str) -> model.AttemptedRollout | model.Rollout | None:
         rollout_id = arguments.text(rollout_id, "rollout_id")
-        with self.engine.node.lock:
-            rollout = self.engine.rollout(rollout_id)
-            return None if rollout is None else self._view(rollout)
+        rollout = await self.engine.read(rollout_id)
+        return None if rollout is None else await shown(lambda: latest_out(rollout, self.engine.fetch), [rollout])
 
     async def get_latest_attempt(self, rollout_id: str) -> model.Attempt | None:
         rollout_id = arguments.text(rollout_id, "rollout_id")
-        with self.engine.node.lock:
-            rollout = self.engine.rollout(rollout_id)
-            if rollout is None or not rollout.attempts:
-                return None
-            latest = rollout.attempts[-1]
-            return attempt_out(rollout_id, latest, self.engine.beat_us(rollout, latest), self.engine.fetch)
+        rollout = await self.engine.read(rollout_id)
+        if rollout is None or not rollout.attempts:
+            return None
+        return await shown(lambda: attempt_out(rollout_id, rollout.attempts[-1], self.engine.fetch), [rollout])
 
     async def query_attempts(
         self,
@@ -294,12 +315,13 @@ class RolloutMethods(LightningStore):
     ) -> model.PaginatedResult[model.Attempt]:
         rollout_id = arguments.text(rollout_id, "rollout_id")
         lost: list[str] = []
-        with self.engine.node.lock:
-            rollout = self.engine.rollout(rollout_id)
-            attempts = [] if rollout is None else [
-                attempt_out(rollout_id, attempt, self.engine.beat_us(rollout, attempt), self.engine.fetch, lost)
-                for attempt in rollout.attempts
-            ]
+        rollout = await self.engine.read(rollout_id)
+        attempts: list[model.Attempt] = []
+        if rollout is not None:
+            attempts = await shown(
+                lambda: [attempt_out(rollout_id, attempt, self.engine.fetch, lost) for attempt in rollout.attempts],
+                [rollout],
+            )
         return page(
             attempts, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Attempt,
             incomplete=bool(lost),
@@ -327,7 +349,11 @@ class RolloutMethods(LightningStore):
         contains = arguments.text_or_none(rollout_id_contains, "rollout_id_contains")
         limit, offset = plain_scalar(limit), plain_scalar(offset)
         query = RolloutQuery(statuses, ids, contains, filter_logic, sort_by, sort_order, limit, offset)
-        return await RolloutPages(self.engine, query, self._view).answer()
+
+        def view(rollout: Rollout, lost: list[str]) -> model.Rollout:
+            return latest_out(rollout, self.engine.fetch, lost)
+
+        return await RolloutPages(self.engine, query, view).answer()
 
     # Waiting
 
@@ -341,7 +367,8 @@ class RolloutMethods(LightningStore):
                 missing = [one for one in rollout_ids if self.engine.is_finished(one) is False]
                 left = None if deadline is None else deadline - loop.time()
                 if not missing or (left is not None and left <= 0):
-                    return [self._plain(one, []) for one in rollout_ids if self.engine.is_finished(one)]
+                    over = [one for one in rollout_ids if self.engine.is_finished(one)]
+                    break
                 future = waiters.add(loop, missing)
             handle = None if left is None else loop.call_later(left, _give_up, future)
             try:
@@ -351,6 +378,8 @@ class RolloutMethods(LightningStore):
                     handle.cancel()
                 with node.lock:
                     waiters.remove(future, missing)
+        found = [one for one in await self.engine.read_many(over) if one.status in FINISHED]
+        return await shown(lambda: [rollout_out(rollout, self.engine.fetch, []) for rollout in found], found)
 
 
 def _give_up(future: asyncio.Future[None]) -> None:

@@ -52,10 +52,7 @@ class SpanMethods(LightningStore):
 
     async def _add(self, checked: Sequence[arguments.CheckedSpan]) -> list[Span | None]:
         """All must belong to known attempts, or none is stored. Signs of life follow the spans into the log."""
-        attempts = {(one.span.rollout_id, one.span.attempt_id) for one in checked}
-        with self.engine.node.lock:
-            for rollout_id, attempt_id in sorted(attempts):
-                self._known(rollout_id, attempt_id)
+        await self._check_known(sorted({(one.span.rollout_id, one.span.attempt_id) for one in checked}))
         stored = await self.engine.spans.add(checked)
         for (sent, _), one in zip(checked, stored):
             if one is None:
@@ -78,10 +75,9 @@ class SpanMethods(LightningStore):
         """
         now_us = self.engine.time_us()
         for rollout_id, attempt_id in sorted(attempts):
-            with self.engine.node.lock:
-                rollout = self._known(rollout_id, attempt_id)
-                if rollout.status not in FINISHED or now_us - last_sign_us(rollout) < LATE_US:
-                    continue
+            rollout = await self.engine.read(rollout_id)
+            if rollout is None or rollout.status not in FINISHED or now_us - last_sign_us(rollout) < LATE_US:
+                continue
 
             def noted(state: State, _: str, rollout_id: str = rollout_id, attempt_id: str = attempt_id) -> AnyEvent:
                 rollout = decide.find(state, rollout_id)
@@ -93,13 +89,19 @@ class SpanMethods(LightningStore):
             part = f"{current_call().command_id}/late/{rollout_id}/{attempt_id}"
             await self.engine.command(noted, lambda _: None, part=part)
 
-    def _known(self, rollout_id: str, attempt_id: str) -> Rollout:
-        rollout = self.engine.rollout(rollout_id)
-        if rollout is None:
-            raise NotFound.rollout(rollout_id)
-        if all(attempt.attempt_id != attempt_id for attempt in reversed(rollout.attempts)):
-            raise NotFound.attempt(attempt_id, rollout_id)
-        return rollout
+    async def _check_known(self, attempts: Sequence[tuple[str, str]]) -> None:
+        """Raise `NotFound` for the first attempt that there is not."""
+        archived: list[tuple[str, str]] = []
+        state = self.engine.node.state
+        with self.engine.node.lock:
+            for rollout_id, attempt_id in attempts:
+                rollout = state.rollouts.get(rollout_id)
+                if rollout is None and state.archived.get(rollout_id) is not None:
+                    archived.append((rollout_id, attempt_id))
+                else:
+                    _check_attempt(rollout_id, rollout, attempt_id)
+        for rollout_id, attempt_id in archived:
+            _check_attempt(rollout_id, await self.engine.read(rollout_id), attempt_id)
 
     async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
         return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
@@ -108,9 +110,7 @@ class SpanMethods(LightningStore):
         pairs = arguments.pairs(rollout_attempt_ids, "rollout_attempt_ids")
         if not pairs:
             return []
-        with self.engine.node.lock:
-            for rollout_id, attempt_id in pairs:
-                self._known(rollout_id, attempt_id)
+        await self._check_known(pairs)
         return await self.engine.spans.reserve([rollout_id for rollout_id, _ in pairs])
 
     async def query_spans(
@@ -134,9 +134,8 @@ class SpanMethods(LightningStore):
     ) -> PaginatedResult[Span]:
         rollout_id = arguments.text(rollout_id, "rollout_id")
         if attempt_id == "latest":
-            with self.engine.node.lock:
-                rollout = self.engine.rollout(rollout_id)
-                attempt_id = rollout.attempts[-1].attempt_id if rollout is not None and rollout.attempts else ""
+            rollout = await self.engine.read(rollout_id)
+            attempt_id = rollout.attempts[-1].attempt_id if rollout is not None and rollout.attempts else ""
         filters: Any = {
             "trace_id": {"exact": trace_id, "contains": trace_id_contains},
             "span_id": {"exact": span_id, "contains": span_id_contains},
@@ -155,12 +154,18 @@ class SpanMethods(LightningStore):
         """The spans that are there, and whether some that were acknowledged are not."""
         lost: list[str] = []
         spans = self.engine.spans.read(rollout_id, lost)
-        with self.engine.node.lock:
-            rollout = self.engine.rollout(rollout_id)
-            if rollout is None or not rollout.attempts:
-                return spans, bool(lost)
-            created_us, marks = rollout.created_us, [attempt.watermark or 0 for attempt in rollout.attempts]
+        rollout = self.engine.load(rollout_id)
+        if rollout is None or not rollout.attempts:
+            return spans, bool(lost)
+        created_us, marks = rollout.created_us, [attempt.watermark or 0 for attempt in rollout.attempts]
         if not self.engine.spans.lost(rollout_id, created_us, max(marks)):
             return spans, bool(lost)
         logger.warning("Spans of rollout %s are gone from the log; what is left is marked incomplete.", rollout_id)
         return spans, True
+
+
+def _check_attempt(rollout_id: str, rollout: Rollout | None, attempt_id: str) -> None:
+    if rollout is None:
+        raise NotFound.rollout(rollout_id)
+    if all(attempt.attempt_id != attempt_id for attempt in reversed(rollout.attempts)):
+        raise NotFound.attempt(attempt_id, rollout_id)

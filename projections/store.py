@@ -86,10 +86,11 @@ class EventLogStore(
     async def statistics(self) -> LightningStoreStatistics:
         await self.engine.indexed()
         spans = await asyncio.to_thread(self.engine.spans.count)
+        archived = await asyncio.to_thread(self.engine.cold.counts)
+        cold = sum(attempts for _, attempts in archived.values())
         with self.engine.node.lock:
             state = self.engine.node.state
             hot = sum(len(rollout.attempts) for rollout in state.rollouts.values())
-            cold = sum(attempts for _, attempts in self.engine.cold.counts().values())
             workers = len({*state.workers, *self.engine.liveness.workers})
             return LightningStoreStatistics(
                 name=type(self).__name__,
@@ -134,10 +135,11 @@ class EventLogStore(
 
     def report(self) -> dict[str, Any]:
         """What was opened: url, events, rollouts by status, and the seconds it took."""
+        archived = self.engine.cold.counts()
         with self.engine.node.lock:
             state = self.engine.node.state
             statuses = Counter(str(rollout.status) for rollout in state.rollouts.values())
-            for status, (rollouts, _) in self.engine.cold.counts().items():
+            for status, (rollouts, _) in archived.items():
                 statuses[status] += rollouts
             return {
                 "url": self.engine.log.url,
