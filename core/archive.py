@@ -120,6 +120,12 @@ class ArchiveTable:
                     break
         return None if found is None or found == GONE else found
 
+    def copied(self) -> ArchiveTable:
+        """A table of its own with the same entries; runs never change, so they are shared."""
+        made = ArchiveTable()
+        made._fresh, made._runs = dict(self._fresh), list(self._runs)
+        return made
+
     def dump(self) -> list[bytes]:
         """The table for a snapshot: the fresh entries as one more, unsorted, run first."""
         fresh = b"".join(key.to_bytes(KEY_BYTES, "big") + value for key, value in self._fresh.items())

@@ -73,6 +73,13 @@ class VerdictTable:
     def __len__(self) -> int:
         return len(self._verdicts)
 
+    def copied(self) -> VerdictTable:
+        """A table of its own with the same entries."""
+        made = VerdictTable()
+        made._verdicts, made._order, made._prints = dict(self._verdicts), deque(self._order), deque(self._prints)
+        made._first = self._first
+        return made
+
     def dump(self) -> bytes:
         """The table for a snapshot."""
         entries = [(command_id, self._verdicts[command_id]) for _, command_id in self._order]

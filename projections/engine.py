@@ -36,9 +36,10 @@ from .positions import joined, read_token
 from .refill import Refill
 from .settings import StoreSettings
 from .shared_spans import SharedSpanBook
-from .snapshots import image_of, read_snapshot, write_snapshot
+from .snapshots import read_snapshot, write_snapshot
 from .span_book import SpanBook
 from .span_records import key_range
+from .state_image import StateImage
 from .timekeeper import Timekeeper
 from .views import Views
 from .waiting import Waiters
@@ -72,6 +73,9 @@ class _Proof:
 
 class Engine(Views):
     """Everything a store consists of, except its public methods. Thread-safe; belongs to no event loop."""
+
+    node: Node
+    cold: ColdIndex
 
     def __init__(
         self,
@@ -219,22 +223,16 @@ class Engine(Views):
             self.liveness.open.pop(key, None)
 
     def snapshot(self) -> None:
-        """Write a snapshot of the state as it is now; nobody waits for it, and one at a time is written.
-
-        The state is encoded under the node's lock; the rest of the work, which is most of it, is done by a thread.
-        """
-        node = self.node
-        with node.lock:
-            self._snapshot_at = node.state.position
+        """Have a thread write a snapshot of about now; nobody waits for it, and one at a time is written."""
+        with self.node.lock:
+            self._snapshot_at = self.node.state.position
             if self._snapshotting is not None and self._snapshotting.is_alive():
                 return
-            at = (node.state.position, node.next_offset, node.state.fingerprint)
-            self._snapshotting = threading.Thread(
-                target=self._write_snapshot, args=(image_of(node.state), at), name="agl-snapshot", daemon=True
-            )
-        self._snapshotting.start()
+            self._snapshotting = threading.Thread(target=self._write_snapshot, name="agl-snapshot", daemon=True)
+            self._snapshotting.start()
 
-    def _write_snapshot(self, image: bytes, at: tuple[int, int, bytes]) -> None:
+    def _write_snapshot(self) -> None:
+        image, at = StateImage(self.node).make()
         try:
             self.cold.flush(at[0], at[2])  # first: a snapshot that is ahead of the index would not be used
             write_snapshot(self.log, self.node.namespace, self.node.writer, image, at)

@@ -17,7 +17,7 @@ import msgspec
 
 from ..core.errors import LogError
 from ..core.log import Ack, Log, NewRecord
-from ..core.state import FOLD_VERSION, State, dump, load
+from ..core.state import FOLD_VERSION, State, load
 from ..core.topics import CONTROL, SNAPSHOTS, partition_of
 
 logger = logging.getLogger(__name__)
@@ -158,8 +158,3 @@ def _hash_before(log: Log, namespace: str, offset: int) -> bytes:
         if record.offset == offset - 1:
             return blake2b(record.key.encode() + b"/" + record.value, digest_size=16).digest()
     return b""
-
-
-def image_of(state: State) -> bytes:
-    """The bytes that `write_snapshot` takes; call it under the node's lock."""
-    return dump(state)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,10 +18,13 @@ from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log import NewRecord
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.core.payload import encode as payload
-from agentlightning.core.state import State, dump
+from agentlightning.core.state import State, dump, load
 from agentlightning.core.topics import CONTROL, SNAPSHOTS
-from agentlightning.projections import snapshots
-from agentlightning.projections.snapshots import image_of, read_snapshot, write_snapshot
+from agentlightning.projections import snapshots, state_image
+from agentlightning.projections.snapshots import read_snapshot, write_snapshot
+from agentlightning.projections.state_image import StateImage
+
+from .strategies import World
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +64,7 @@ class Writer:
     def snapshot(self, log: object = None) -> None:
         state = self.state
         at = (state.position, state.position, state.fingerprint)
-        write_snapshot(log or self.log, "default", self.name, image_of(state), at)  # type: ignore[arg-type]
+        write_snapshot(log or self.log, "default", self.name, dump(state), at)  # type: ignore[arg-type]
         append(self.log, "dead", [NewRecord("barrier", b"", 0)])
 
 
@@ -191,3 +197,29 @@ def test_old_snapshots_leave_nothing_behind() -> None:
             writer.snapshot()
         live = [one.key for one in log.read(SNAPSHOTS, 0, 0) if one.value and "manifest" not in one.key]
         assert {key.split("/")[1] for key in live} == {"35", "40"}, "two snapshots are kept"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_image_that_was_made_while_the_node_went_on_is_the_state_of_one_moment(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, rng = World(seed).run(150), Random(seed)
+    node: Any = SimpleNamespace(lock=threading.RLock(), listeners=[], state=world.state, next_offset=7)
+
+    def heard(_: State, outcome: Any) -> None:
+        for listener in node.listeners:
+            listener(outcome)
+
+    def goes_on(_: float) -> None:
+        world.run(rng.choice((0, 0, 1, 5)))
+
+    monkeypatch.setattr(world.watch, "see", heard)
+    monkeypatch.setattr(state_image, "SLICE_ROLLOUTS", rng.choice((1, 3, 8)))
+    monkeypatch.setattr(state_image.time, "sleep", goes_on)
+    before = world.state.position
+    image, (position, offset, fingerprint) = StateImage(node).make()
+    assert (position, offset, fingerprint) == (world.state.position, 7, world.state.fingerprint) and position > before
+    assert image == dump(world.state) and dump(load(image)) == image
+    assert node.listeners == []
+    world.run(20)
+    assert dump(load(image)) == image, "what is folded later does not reach into it"
