@@ -186,9 +186,10 @@ class ClaimMethods(LightningStore):
             turn: asyncio.Future[None] | None = None
             opens_in: float | None = None
             future: asyncio.Future[tuple[Outcome, Claimed | None]] | None = None
-            earlier = await self._claimed_already(ids)
-            if earlier is not None:
-                return earlier
+            if node.state.verdicts.get(ids.current) is not None:  # without the lock: most calls come for the first time
+                earlier = await self._claimed_already(ids)
+                if earlier is not None:
+                    return earlier
             command_id = ids.current
             with node.lock:
                 if engine.closed:
