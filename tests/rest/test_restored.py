@@ -220,7 +220,6 @@ async def test_a_store_that_ended_answers_503_until_another_process_takes_its_pl
 async def test_a_basis_that_is_none_is_refused_before_anything_is_written(
     served: Restorable, basis: str, status: int, code: str
 ) -> None:
-    headers = {COMMAND_HEADER: uuid7_hex(), "X-AGL-Basis": basis}
     made = await served.store.start_rollout("x")
     before = len(control_values(served.store.engine.log))
     bodies: dict[str, Any] = {
@@ -233,6 +232,7 @@ async def test_a_basis_that_is_none_is_refused_before_anything_is_written(
     }
     async with aiohttp.ClientSession(served.server.endpoint) as http:
         for path, body in bodies.items():
+            headers = {COMMAND_HEADER: uuid7_hex(), "X-AGL-Basis": basis}
             async with http.post(path, data=json.dumps(body), headers=headers) as answer:
                 said = await answer.json()
                 assert (answer.status, said.get("code")) == (status, code), (path, said)

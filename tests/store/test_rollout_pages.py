@@ -23,7 +23,7 @@ from .tools import claim
 
 SETTINGS = StoreSettings(archive_after=60)
 FIELDS = [None, "rollout_id", "start_time", "end_time", "mode", "resources_id", "status"]
-STATUSES = ["queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing", "nonsense"]
+STATUSES = ["queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing"]
 
 
 async def live(store: EventLogStore, random: Random, turns: int, made: list[str]) -> None:
