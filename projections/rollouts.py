@@ -234,14 +234,7 @@ class RolloutMethods(LightningStore):
             )
 
         def answer(command_id: str) -> tuple[str, Peeked]:
-            rollout = engine.node.state.rollouts.get(rollout_id)
-            named = resolved[0] if resolved else attempt_id
-            for attempt in rollout.attempts if rollout is not None else ():
-                if attempt.attempt_id == named:
-                    key = (rollout_id, attempt.sequence_id)
-                    engine.liveness.beat(key, engine.timekeeper.now(), engine.time_us())
-                    if told_us is not None:
-                        engine.liveness.told(key, told_us)
+            self._showed_life(rollout_id, resolved[0] if resolved else attempt_id, told_us)
             return command_id, engine.peek(rollout_id)
 
         try:
@@ -257,6 +250,17 @@ class RolloutMethods(LightningStore):
             event = await asyncio.to_thread(engine.recorded, command_id)
             attempt = rollout.attempts[event.sequence_id - 1] if isinstance(event, events.AttemptUpdated) else attempt
         return await shown(lambda: attempt_out(rollout_id, attempt, engine.fetch), [rollout])
+
+    def _showed_life(self, rollout_id: str, attempt_id: str, told_us: int | None) -> None:
+        """An update of a hot attempt is a sign of life of it; under the node's lock."""
+        engine = self.engine
+        rollout = engine.node.state.rollouts.get(rollout_id)
+        for attempt in rollout.attempts if rollout is not None else ():
+            if attempt.attempt_id == attempt_id:
+                key = (rollout_id, attempt.sequence_id)
+                engine.liveness.beat(key, engine.timekeeper.now(), engine.time_us())
+                if told_us is not None:
+                    engine.liveness.told(key, told_us)
 
     # Answering
 
