@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,10 @@ import pytest
 
 from agentlightning import __version__
 from agentlightning.cli import app
-from agentlightning.core.errors import AgentLightningError
+from agentlightning.cli.store import Door, _serve
+from agentlightning.core.errors import AgentLightningError, HistoryChanged
+from agentlightning.core.memory_log import MemoryLog
+from agentlightning.projections.store import EventLogStore
 
 from .support import invoke
 
@@ -202,3 +207,26 @@ def test_what_is_no_log_is_said_in_one_line(command: tuple[str, ...], tmp_path: 
         code, out = invoke(*command, str(path))
         assert code == 1 and words in out and len(out.splitlines()) == 1, out
     assert notes.read_text(encoding="utf-8") == "milk, bread" and list(folder.iterdir()) == []
+
+
+async def test_a_served_store_whose_log_became_another_one_ends_with_a_code_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = EventLogStore(MemoryLog(), foreign_writers=True)
+    threading.Timer(0.5, _change, [store]).start()
+    with pytest.raises(HistoryChanged, match="restart"):
+        await asyncio.wait_for(_serve(store, Door("127.0.0.1", 0, None, (), (), 1.0), 0.0, True), 20)
+    store.close()
+
+    def ended(**_: object) -> None:
+        raise HistoryChanged("the log is another one")
+
+    monkeypatch.setattr(app.agl, "main", ended)
+    assert app.run(["store"]) == app.HISTORY_CHANGED == 5
+    assert capsys.readouterr().err.endswith("agl: the log is another one\n")
+
+
+def _change(store: EventLogStore) -> None:
+    node = store.engine.node
+    with node.lock:
+        node.history_changed("the test says so")
