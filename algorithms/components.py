@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Union, cast
 
 from ..core.errors import InvalidInput
 
-__all__ = ["build_component"]
+__all__ = ["Spec", "build_component"]
 
 T = TypeVar("T")
+Spec = Union[T, Callable[..., T], str, Mapping[str, Any], None]  # noqa: UP007 (an alias with a variable, for 3.10)
+"""What `build_component` takes: the component, its class or a function that makes it, a name, or a dict."""
 
 
 def build_component(

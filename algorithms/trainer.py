@@ -6,7 +6,8 @@ import inspect
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any, cast
+from os import PathLike
+from typing import TYPE_CHECKING, Any, cast
 
 from ..core.contract import LightningStore
 from ..core.errors import InvalidInput
@@ -21,13 +22,16 @@ from .base import Algorithm
 from .baseline import Baseline, FastAlgorithm
 from .bundles import AlgorithmSide, RunnerSide
 from .client_server import ClientServerExecutionStrategy
-from .components import build_component
+from .components import Spec, build_component
 from .execution import ExecutionStrategy, whole_number
 from .fit_result import FitResult
 from .making import RunnerMaker, TracerMaker
 from .recorder import RunStart, claims_for_runs, new_run_id
 from .store_keeper import StoreKeeper
 from .worker_process import leave_if_a_worker_imports
+
+if TYPE_CHECKING:
+    from .adapters.base import Adapter
 
 __all__ = ["Trainer"]
 
@@ -75,18 +79,18 @@ class Trainer:
         n_runners: int | None = None,
         max_rollouts: int | None = None,
         initial_resources: NamedResources | None = None,
-        tracer: Any = None,
-        adapter: Any = None,
-        store: Any = None,
-        runner: Any = None,
-        strategy: Any = None,
+        tracer: Spec[Tracer] = None,
+        adapter: Spec[Adapter[Any, Any]] = None,
+        store: Spec[LightningStore] | PathLike[str] = None,
+        runner: Spec[Runner[Any]] = None,
+        strategy: Spec[ExecutionStrategy] = None,
         port: int | None = None,
-        algorithm: Any = None,
+        algorithm: Spec[Algorithm] = None,
         llm_proxy: Any = None,
         n_workers: int | None = None,
         max_tasks: int | None = None,
         daemon: bool = True,
-        triplet_exporter: Any = None,
+        triplet_exporter: Spec[Adapter[Any, Any]] = None,
         hooks: Hook | Sequence[Hook] | None = None,
         rollout_config: RolloutConfig | None = None,
         seed: int | None = None,

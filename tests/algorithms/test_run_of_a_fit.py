@@ -146,7 +146,7 @@ def test_a_dataset_without_an_algorithm_and_a_plain_function_as_one_are_errors_t
 
     for function in (search, plain):
         with pytest.raises(TypeError, match=rf"{function.__name__}\(\): mark it with @agl.algo"):
-            agl.Trainer(algorithm=function)
+            agl.Trainer(algorithm=function)  # pyright: ignore[reportArgumentType]
     assert isinstance(agl.Trainer(algorithm=made).algorithm, agl.Baseline)
 
 
