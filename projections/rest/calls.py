@@ -189,7 +189,7 @@ class _Keys:
             self._calls.popitem(last=False)
         try:
             yield
-        except (InvalidInput, NotFound):
+        except (ForeignPosition, InvalidInput, NotFound):
             # Nothing happened, so the key is free for the call as it was meant.
             self._calls.pop(command.command_id, None)
             raise

@@ -184,7 +184,7 @@ async def test_spans_cross_unchanged_and_are_numbered_by_the_store(client: Light
 async def test_a_wait_is_one_request_and_ends_with_the_outcome(
     client: LightningStoreClient, store: LightningStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "agentlightning.store.server")
+    caplog.set_level(logging.DEBUG, "agentlightning.store.server")
     started = await client.start_rollout(1)
     wait = asyncio.ensure_future(client.wait_for_rollouts([started.rollout_id, "ro-unknown"]))
     await asyncio.sleep(0.3)
