@@ -5,7 +5,7 @@ The lock file stays when the lock is released: removing it would let two process
 
 A name is not the file: symbolic links are resolved before, a file with a second name (a hard link) is refused, and on Linux
 a byte of the file that SQLite never locks is locked too, which also a renamed or mounted file keeps
-([decision 13](../../docs/decisions/0013-the-lock-follows-the-file.md)).
+([decision 16](../../docs/decisions/0016-the-lock-follows-the-file.md)).
 """
 
 from __future__ import annotations
