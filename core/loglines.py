@@ -26,6 +26,14 @@ class HarmlessFormatter(logging.Formatter):
     record of its own.
     """
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Called by logging, which keeps the traceback's text on the record: that of another handler is not escaped."""
+        kept, record.exc_text = record.exc_text, None
+        try:
+            return super().format(record)
+        finally:
+            record.exc_text = kept
+
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Called by logging."""
         record.message = _harmless(record.message, "\n    ")

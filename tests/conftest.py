@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class _RootIsNoTestPackage:
 def pytest_configure(config: pytest.Config) -> None:
     """Registered here and not as a conftest hook, since the root is collected before this folder's hooks apply."""
     config.pluginmanager.register(_RootIsNoTestPackage(), "root-is-no-test-package")
+    # Set for the workers of pytest-xdist: what the commands print is not cut to the width of somebody's terminal.
+    os.environ.pop("COLUMNS", None)
     # A shell that starts the tests in the background lets them ignore Ctrl+C, and so would every process they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentlightning.core import loglines
-from agentlightning.core.loglines import configure_logger, setup_logging, setup_module_logging
+from agentlightning.core.loglines import HarmlessFormatter, configure_logger, setup_logging, setup_module_logging
 
 LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \[INFO\] \(Process-\d+ agentlightning\.store\.server\)   hello\n"
@@ -155,3 +155,13 @@ def test_what_a_terminal_would_obey_is_escaped_and_no_line_passes_for_a_record(c
     text = capsys.readouterr().err
     assert all(line.isprintable() for line in text.splitlines())
     assert "one\\x1b[31m\n    2026 [INFO] two" in text and "ValueError: \\x1b[2J\\u202e" in text
+
+
+def test_a_traceback_that_another_handler_has_formatted_is_escaped_too() -> None:
+    try:
+        raise ValueError("\x1b[2J")
+    except ValueError:
+        record = logging.LogRecord("agentlightning", logging.ERROR, __file__, 1, "failed", (), sys.exc_info())
+    raw = logging.Formatter().format(record)
+    assert raw.endswith("\x1b[2J") and HarmlessFormatter().format(record).endswith("\\x1b[2J")
+    assert logging.Formatter().format(record) == raw, "and the record is as it was"

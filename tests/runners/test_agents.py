@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -198,10 +198,10 @@ def test_a_proxied_model_given_by_name_is_routed_too() -> None:
     [("{a} {b}", []), ("{a.x} {b[0]:>{c}}", []), ("{a}", ["b"]), ("{{a}} {b}", ["a"]), ("none", ["a", "b"])],
 )
 def test_the_placeholders_of_a_template_are_those_that_format_fills(template: str, lost: list[str]) -> None:
-    class Value(list[int]):
-        x = 1
+    class Value(NamedTuple):
+        x: int
 
-    values = {"a": Value([1]), "b": Value([1]), **({"c": 3} if "{c}" in template else {})}
+    values: dict[str, Any] = {"a": Value(1), "b": [1], **({"c": 3} if "{c}" in template else {})}
     with prompts_watched(strict=False) as seen:
         PromptTemplate(template=template, engine="f-string").format(**values)
     assert sorted(seen) == lost

@@ -106,7 +106,7 @@ async def test_agents_and_hooks_see_the_whole_trace_before_the_store_has_it(
 async def test_a_rollout_without_resources_begins_and_ends_for_no_hook(store: InMemoryLightningStore) -> None:
     hook = Looks()
     runner = agl.LitAgentRunner[str](tracer=agl.OtelTracer())
-    with runner.run_context(agent=lambda task: 1.0, store=store, hooks=[hook]):
+    with runner.run_context(agent=lambda task, prompt_template: 1.0, store=store, hooks=[hook]):
         with pytest.raises(RuntimeError, match="Failed to fetch resources"):
             await runner.step("task")
         assert hook.calls == []

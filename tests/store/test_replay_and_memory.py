@@ -70,14 +70,16 @@ async def test_27_a_replay_in_a_thread_leaves_the_event_loop_alive() -> None:
             delays.append(time.perf_counter() - began - 0.002)
 
     pulsing = asyncio.ensure_future(pulse())
+    opened = time.perf_counter()
     store = await asyncio.to_thread(EventLogStore, log)
+    took = time.perf_counter() - opened
     ended.set()
     await pulsing
     assert store.fingerprint()[0] >= 60_000 and (await store.query_rollouts(limit=1)).total >= 19_999
     store.close()
     delays.sort()
     assert len(delays) > 10, "the loop ran all the while"
-    assert delays[len(delays) // 2] < 0.05 and delays[-1] < 0.5
+    assert delays[len(delays) // 2] < took / 10 and delays[-1] < took / 2, "a loop that is held up waits for all of it"
 
 
 async def test_memory_stays_flat_over_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
