@@ -189,7 +189,8 @@ def _sandbox(secret: Secret) -> Any:
             if operator == "**" and abs(right) > 1_000:
                 raise _too_long()
             for text, times in ((left, right), (right, left)):
-                if isinstance(text, str | Sequence) and len(cast("Any", text)) * times > MOST_CHARACTERS:
+                repeats = isinstance(text, str | Sequence) and not isinstance(times, str | Sequence)
+                if repeats and len(cast("Any", text)) * times > MOST_CHARACTERS:
                     raise _too_long()
             return base.call_binop(self, context, operator, left, right)
 

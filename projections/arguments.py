@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from ..core import scalars
-from ..core.credentials import mask_attributes
+from ..core.credentials import mask_attributes, mask_text
 from ..core.errors import InvalidInput
 from ..core.model import EnqueueRolloutRequest, RolloutConfig
 from ..core.rewards import check_reward_attributes
@@ -168,6 +168,9 @@ def span(value: object) -> CheckedSpan:
     for attributes in (fields["attributes"], *(event.get("attributes") for event in fields.get("events") or ())):
         if isinstance(attributes, dict):
             mask_attributes(cast("dict[str, Any]", attributes))
+    status = fields["status"]
+    if isinstance(status, dict) and isinstance(status.get("description"), str):
+        status["description"] = mask_text(status["description"])  # instrumentations repeat the message of an exception there
     checked = Span.model_validate(fields)
     for name in ("rollout_id", "attempt_id", "span_id"):
         text(getattr(checked, name), name)

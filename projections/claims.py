@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from ..core import decide, model
+from ..core import decide, model, payload
 from ..core.contract import LightningStore
-from ..core.errors import AgentLightningError, LogClosed, NotFound
-from ..core.events import Claim
+from ..core.errors import AgentLightningError, LogCorrupt, NotFound, Refused
+from ..core.events import AnyEvent, Claim
 from ..core.fold import Outcome
 from ..core.ids import uuid7_hex
+from ..core.state import State
 from ..core.verdicts import Verdict
 from . import arguments
 from .answers import attempted_out
@@ -137,8 +138,8 @@ class ClaimMethods(LightningStore):
         unclaim = partial(self._returns.unclaim, call, self._abandon)
         claimed = await self._claim_many(max(limit, 0), call, who, deadline, unclaim)
         try:
-            answers = [await self._show(one) for one in claimed]
-        except asyncio.CancelledError:
+            answers = await self._runnable(claimed, call)
+        except BaseException:
             for one in claimed:
                 unclaim(one)
             raise
@@ -192,8 +193,7 @@ class ClaimMethods(LightningStore):
                     return earlier
             command_id = ids.current
             with node.lock:
-                if engine.closed:
-                    raise LogClosed("the store was closed")
+                engine.check_open()
                 if node.state.verdicts.get(command_id) is not None:
                     continue
                 engine.check_basis(call)
@@ -308,6 +308,37 @@ class ClaimMethods(LightningStore):
     def _claimed_by(self, verdict: Verdict) -> Claimed:
         rollout_id, _, number = verdict.subject.partition("#")
         return Claimed(rollout_id, int(number), self.engine.peek(rollout_id))
+
+    async def _runnable(self, claimed: Sequence[Claimed], call: Call) -> list[model.AttemptedRollout]:
+        """The claims as their caller gets them, without those that nobody can run: the log lost what they are to do."""
+        answers: list[model.AttemptedRollout] = []
+        for one in claimed:
+            try:
+                answers.append(await self._show(one))
+            except LogCorrupt as error:
+                await self._end_lost(one, call, error)
+        return answers
+
+    async def _end_lost(self, claimed: Claimed, call: Call, error: LogCorrupt) -> None:
+        """End an attempt for its lost payload: given back to the queue, it would stop one runner after the other."""
+        engine = self.engine
+        logger.error("Rollout %s cannot be run: %s", claimed.rollout_id, error)
+        watermark = await engine.spans.watermark(claimed.rollout_id)
+        reason = payload.encode({"error": error.message}, "the metadata")
+
+        def decided(state: State, _: str) -> AnyEvent:
+            rollout = decide.find(state, claimed.rollout_id)
+            return decide.update_attempt(
+                rollout, rollout.attempts[claimed.sequence_id - 1], status="failed", worker_id=None, metadata=reason,
+                beat_us=None, watermark=watermark, lag_ms=engine.timekeeper.lag_ms(),
+            )  # fmt: skip
+
+        part = f"{call.command_id}/lost/{claimed.rollout_id}#{claimed.sequence_id}"
+        try:
+            await engine.command(decided, lambda _: None, part)
+        except Refused as refused:
+            if refused.reason != "late":  # it has ended in another way
+                raise
 
     async def _show(self, claimed: Claimed) -> model.AttemptedRollout:
         rollout = await self.engine.resolve(claimed.rollout_id, claimed.peeked)

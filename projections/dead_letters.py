@@ -80,7 +80,8 @@ def _derived(log: Log, namespace: str = "default") -> list[DeadLetter]:
     for record in control_records(log, namespace):
         outcome = apply(state, record.value)
         for gone, _ in outcome.archived:
-            failed[gone.rollout_id] = gone
+            if gone.status == "failed":
+                failed[gone.rollout_id] = gone
         for kind, rollout_id, _, _ in outcome.facts:
             if kind == "rollout.restored" and rollout_id is not None:
                 failed.pop(rollout_id, None)
@@ -246,7 +247,8 @@ async def requeue_run(store: Any, name: str) -> dict[str, Any]:
     names = [one for one in letters if one is not None]
     for first in range(0, len(names), REQUEUED_AT_ONCE):
         some = names[first : first + REQUEUED_AT_ONCE]
-        for rollout in await store.query_rollouts(rollout_id_in=some, status_in=sorted(FINISHED)):
+        # One that was queued again in another way may have succeeded since, and its letter is open still.
+        for rollout in await store.query_rollouts(rollout_id_in=some, status_in=["failed"]):
             await requeue(store, letters[rollout.rollout_id])
             queued.append(rollout.rollout_id)
     return {"run_id": run["run_id"], "rollout_ids": queued}

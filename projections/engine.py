@@ -126,7 +126,7 @@ class Engine(Views):
             restored = None  # the index lost what the snapshot relies on: everything again from the first record
         if restored is None or behind:
             self.cold.clear()
-            self.cold.whole = restored is None
+            self.cold.whole = restored is None and not self.cold.broken
         self.restored_at = restored.state.position if restored is not None else 0
         self._snapshot_at = self.restored_at
         self.cold.on_broken = self._index_broken
@@ -150,7 +150,7 @@ class Engine(Views):
             node.listeners.append(self._heard)
         self.cold.start()
         if not self.cold.whole and self.refill is None:
-            self.refill = Refill(self.log, node, self.cold, refill_to)
+            self.refill = Refill(self.log, node, self.cold, None if self.cold.broken else refill_to)
             self.refill.start()
         self.timekeeper.start()
         if self.peers is not None:
@@ -172,6 +172,8 @@ class Engine(Views):
     def _index_broken(self) -> None:
         """The index cannot be read: another one is filled from the log, and questions wait for it."""
         if not self.closed:
+            if self.refill is not None:
+                self.refill.stop()  # it must not call the next table whole
             self.refill = Refill(self.log, self.node, self.cold, None)
             self.refill.start()
 
@@ -295,6 +297,11 @@ class Engine(Views):
 
     # Commands
 
+    def check_open(self) -> None:
+        """Raise what ended the store, or `LogClosed` where it was closed."""
+        if self.closed:
+            raise self.node.lost_by or LogClosed("the store was closed")
+
     async def command(self, decided: Callable[[State, str], AnyEvent], answer: Callable[[str], T], part: str = "") -> T:
         """Put one command through the log and return `answer(command_id)`, read at the command's own record.
 
@@ -302,8 +309,7 @@ class Engine(Views):
         `decided` and `answer` run under the node's lock. A lost race is decided again under a derived id; an id whose
         verdict is known is answered from it. Raises what `decided` raises, `Refused`, and the log's errors.
         """
-        if self.closed:
-            raise LogClosed("the store was closed")
+        self.check_open()
         call = current_call()
         await self.reach_basis(call.basis)
         ids = CommandIds(part or call.command_id)
@@ -375,8 +381,7 @@ class Engine(Views):
 
     async def note(self, event: RunEvent) -> int:
         """Put an event of a run into the log; its position, once it is durable and folded past. Repeating it is harmless."""
-        if self.closed:
-            raise LogClosed("the store was closed")
+        self.check_open()
         call = current_call()
         await self.reach_basis(call.basis)
         future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
@@ -511,6 +516,7 @@ class Engine(Views):
         node = self.node
         for look in count():
             with node.lock:
+                self.check_open()
                 ahead, offset = position - node.state.position, node.next_offset
                 if ahead <= 0:
                     self._check_print(position, fingerprint)

@@ -22,7 +22,7 @@ from ..core.topics import LIVENESS, partition_of
 logger = logging.getLogger(__name__)
 
 LATE_BEATS = 10_000
-"""Attempts that are over whose later signs of life are remembered."""
+"""Attempts and runs that are over of which later signs of life may come."""
 
 AttemptKey = tuple[str, int]
 """(rollout_id, sequence_id)"""
@@ -93,6 +93,8 @@ class Liveness:
         self.open: dict[AttemptKey, OpenAttempt] = {}
         self.runs: dict[str, OpenRun] = {}
         """Runs that are open, by what their owners showed."""
+        self._runs_over: OrderedDict[str, None] = OrderedDict()
+        """Runs that were closed: a sign of life that comes after that is late and opens nothing."""
         self._late: OrderedDict[AttemptKey, int] = OrderedDict()
         """Attempts that are over and were heard of since, the latest last."""
         self.incarnations: dict[str, float] = {}
@@ -119,6 +121,8 @@ class Liveness:
 
     def run_beat(self, run_id: str, owner: str, now: float, time_us: int, *, closed: bool = False) -> None:
         """The owner of a run was heard, or the run was closed: kept, and written to the topic without waiting."""
+        if run_id in self._runs_over and not closed:
+            return
         beat = RunBeat(run_id, owner, time_us, closed)
         self._take_run(beat, now)
         key = f"run/{run_id}"
@@ -136,6 +140,10 @@ class Liveness:
     def _take_run(self, beat: RunBeat, now: float) -> None:
         if beat.closed:
             self.runs.pop(beat.run_id, None)
+            self._runs_over[beat.run_id] = None
+            if len(self._runs_over) > LATE_BEATS:
+                self._runs_over.popitem(last=False)
+        if beat.run_id in self._runs_over:
             return
         run = self.runs.setdefault(beat.run_id, OpenRun(beat.owner, now))
         run.owner, run.heard, run.beat_us = beat.owner, now, beat.beat_us

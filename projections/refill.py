@@ -51,7 +51,7 @@ class Refill:
         deadline = time.monotonic() + timeout_seconds
         while not self.done.is_set():
             self.check()
-            if time.monotonic() > deadline:
+            if self._closed.is_set() or time.monotonic() > deadline:
                 raise Rebuilding("the index of finished rollouts is being made; try again in a moment")
             await asyncio.sleep(POLL_SECONDS)
 
@@ -60,9 +60,13 @@ class Refill:
         if self._failed is not None:
             raise self._failed
 
+    def stop(self) -> None:
+        """Have it stop soon; nobody waits for it."""
+        self._closed.set()
+
     def close(self) -> None:
         """Stop; the next start begins again."""
-        self._closed.set()
+        self.stop()
         if self._thread.is_alive():
             self._thread.join()
 

@@ -14,9 +14,11 @@ from ..core.errors import InvalidInput
 from ..core.run_events import BEAT, CLOSED, DECIDED, OPENED, RunEvent, digest_of
 from ..core.scalars import escaped, plain_scalar
 from ..core.vocabulary import QUEUING, RUNNING
+from . import arguments
 from .call import current_call
 from .engine import Engine
 from .runs import Run, RunBook, find_run
+from .views import SLICE
 
 MOST_CHARACTERS = 1_000
 CANCELLED_AT_ONCE = 100
@@ -93,7 +95,8 @@ class RunMethods(LightningStore):
         return {"run_id": name, "position": position}
 
     def _heard_of(self, run_id: str | None) -> dict[str, Any]:
-        if not run_id:
+        run_id = arguments.id_or_none(run_id, "run_id")
+        if run_id is None:
             raise InvalidInput(f"{BEAT} needs run_id")
         engine = self.engine
         with engine.node.lock:
@@ -112,14 +115,17 @@ class RunMethods(LightningStore):
         runs = await asyncio.to_thread(self._book[1].advance)
         wanted = list(runs.values()) if run_id is None else [find_run(runs, run_id)]
         await engine.indexed()
-        with engine.node.lock:
-            return [self._row(run, brief) for run in wanted]
+        return await asyncio.to_thread(lambda: [self._row(run, brief) for run in wanted])
 
     def _row(self, run: Run, brief: bool) -> dict[str, Any]:
         if brief:
             return msgspec.to_builtins(msgspec.structs.replace(run, rollout_ids=[], decisions=[]))
-        row = msgspec.to_builtins(run)
-        row["rollout_ids"] = [one for one in run.rollout_ids if self.engine.is_finished(one) is not None]
+        row, known = msgspec.to_builtins(run), list[str]()
+        for start in range(0, len(row["rollout_ids"]), SLICE):
+            with self.engine.node.lock:
+                some = row["rollout_ids"][start : start + SLICE]
+                known += [one for one in some if self.engine.is_finished(one) is not None]
+        row["rollout_ids"] = known
         return row
 
 

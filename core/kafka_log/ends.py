@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import LogError, StorageError
+from ..errors import LogClosed, LogError, StorageError
 from .access import NO_RIGHT, unreachable
 from .address import KafkaAddress
 from .client import AIOKafkaConsumer, KafkaError, TopicPartition
@@ -100,6 +100,7 @@ class Ends:
         return int((await self._insist(lambda: self._consumer.beginning_offsets([place])))[place])
 
     async def _ask(self, place: TopicPartition) -> None:
+        asked: list[_Question] | None = None
         try:
             while asked := self._waiting.pop(place, None):
                 end: int | LogError
@@ -107,13 +108,15 @@ class Ends:
                     end = int((await self._insist(lambda: self._consumer.end_offsets([place])))[place])
                 except StorageError as error:
                     end = error
-                left = self._answer(place, asked, end)
+                left, asked = self._answer(place, asked, end), None
                 if left:
                     self._waiting[place] = [*left, *self._waiting.get(place, ())]
                     self._consumer.update_metadata()
                     await asyncio.sleep(RETRY_SECONDS)
-        finally:
+        finally:  # with something left only where the log is closed meanwhile
             del self._tasks[place]
+            for question in [*(asked or ()), *self._waiting.pop(place, ())]:
+                question.done(LogClosed("the log was closed"))
 
     def _answer(self, place: TopicPartition, asked: Sequence[_Question], end: int | LogError) -> list[_Question]:
         """Answer the questions for which `end` is not too low, or was for too long; return the others."""

@@ -338,8 +338,8 @@ class KafkaLog(Log):
     ) -> None:
         """See `Log.ask_end`. Many that ask about a partition at once share one question to the broker."""
         self._check_place(topic, partition)
-        self._check_open()
         with self._gate:
+            self._check_open()  # under the gate: what is in the list when the log is closed is answered
             self._asked.append((self._place(topic, partition), done, at_least))
             if len(self._asked) == 1:
                 self._loop.loop.call_soon_threadsafe(self._take_asked)
@@ -418,6 +418,7 @@ class KafkaLog(Log):
     def _take_inbox_now(self) -> None:
         async def take() -> None:
             self._take_inbox()
+            self._take_asked()
 
         self._loop.call(take(), CLOSE_SECONDS)
 

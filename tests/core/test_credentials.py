@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import agentlightning as agl
 from agentlightning.core.credentials import mask_attributes, mask_text
 from agentlightning.core.errors import InvalidInput
 from agentlightning.core.resources import LLM, ProxyLLM, mask_models, masked, with_keys
+from agentlightning.projections import arguments
 
 KEY = "sk-do-not-show"
 
@@ -28,6 +30,24 @@ KEY = "sk-do-not-show"
 )
 def test_credentials_in_addresses(text: str, shown: str) -> None:
     assert mask_text(text) == shown
+
+
+def test_masking_takes_no_longer_for_a_text_or_a_name_that_looks_like_many_beginnings() -> None:
+    attributes: dict[str, Any] = {"url": "a" * 30_000 + " ://", "headers." * 500 + "key" * 2_000 + "1": "kept"}
+    began = time.perf_counter()
+    mask_attributes(attributes)
+    assert time.perf_counter() - began < 0.5
+    assert list(attributes.values()) == ["a" * 30_000 + " ://", "kept"]
+
+
+def test_the_description_of_a_status_repeats_no_credentials() -> None:
+    made = agl.Span.from_attributes(
+        attributes={},
+        rollout_id="ro",
+        attempt_id="at",
+        status=agl.TraceStatus(status_code="ERROR", description=f"no answer from http://u:{KEY}@h/v1"),
+    )
+    assert arguments.span(made).span.status.description == "no answer from http://***@h/v1"
 
 
 def test_attributes_of_instrumentations() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import logging
 import sys
+import tracemalloc
 from decimal import Decimal
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -196,6 +197,17 @@ class TestWhatAPromptMayRead:
         for engine, template in (("f-string", "{s}" * 100), ("jinja", "{{ s }}" * 100), ("jinja", "{{ s * 100 }}")):
             with pytest.raises(PayloadTooLarge, match="longer than 64,000,000"):
                 PromptTemplate(template=template, engine=engine).format(s="x" * 1_000_000)  # type: ignore[arg-type]
+
+    def test_a_product_that_is_none_takes_no_memory(self) -> None:
+        pytest.importorskip("jinja2")
+        prompt = PromptTemplate(template="{{ s * s }}", engine="jinja")
+        tracemalloc.start()
+        try:
+            with pytest.raises(TypeError):
+                prompt.format(s="x" * 4_000)
+            assert tracemalloc.get_traced_memory()[1] < 8_000_000
+        finally:
+            tracemalloc.stop()
 
     def test_no_prompt_shows_a_key(self) -> None:
         for template in ("{llm}", "{llm!r}", "{all}", "{{ llm }}", "{{ all }}", "{{ llm.api_key }}"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentlightning.core.errors import ForeignPosition, LogError
+from agentlightning.core.errors import ForeignPosition, LogClosed, LogError
 from agentlightning.core.kafka_log import KafkaAddress, KafkaLog, ends
 from agentlightning.core.kafka_log.client import TopicPartition
 from agentlightning.core.kafka_log.ends import Ends
@@ -81,6 +81,18 @@ async def test_an_end_below_what_was_acknowledged_is_not_believed_for_some_secon
     assert await asked.end(HERE) == 10
     assert played.updates == 2
     assert asked.known("t") == {0: 10}
+
+
+async def test_questions_that_are_open_when_the_log_is_closed_are_answered() -> None:
+    made, _ = _ends(p0=[None])
+    answers: list[Any] = []
+    made.ask(HERE, answers.append)
+    await asyncio.sleep(0.01)
+    made.ask(HERE, answers.append)
+    [task] = made._tasks.values()
+    task.cancel()
+    await asyncio.wait([task])
+    assert [type(answer) for answer in answers] == [LogClosed, LogClosed]
 
 
 async def test_an_end_that_was_answered_once_is_known() -> None:

@@ -168,6 +168,7 @@ async def test_all_failed_rollouts_of_a_run_are_queued_again(store: Any) -> None
             if number
             else store.update_attempt(begun.rollout_id, "latest", status="succeeded")
         )
+    await store.add_dead_letter(letter(made[0]))  # of an earlier generation, which was queued again by hand
     done = await requeue_run(store, "capitals")
     assert done == {"run_id": opened["run_id"], "rollout_ids": made[1:4]}
     statuses = {one.rollout_id: one.status for one in await store.query_rollouts()}

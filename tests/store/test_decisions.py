@@ -257,6 +257,8 @@ async def test_12_a_position_that_another_node_wrote_is_waited_for() -> None:
             await asyncio.wait_for(other, 1)
         with pytest.raises(ForeignPosition, match="ahead of the log"):
             await asyncio.wait_for(behind.wait_position(f"{log_id}:{namespace}::{int(position) + 1}"), 5)
+    with pytest.raises(LogClosed):
+        await asyncio.wait_for(behind.wait_position(f"{log_id}:{namespace}::{int(position) + 1}"), 3)
     inner.close()
 
 

@@ -21,6 +21,7 @@ from agentlightning.core.errors import LogError, LogLocked, PayloadTooLarge, Reb
 from agentlightning.core.fold import fold
 from agentlightning.core.sqlite_log import SqliteLog
 from agentlightning.core.topics import BLOBS
+from agentlightning.projections.cold import ColdIndex
 from agentlightning.projections.memory_store import InMemoryLightningStore
 from agentlightning.projections.settings import StoreSettings
 from agentlightning.projections.store import EventLogStore, open_store
@@ -356,6 +357,34 @@ async def test_an_index_that_is_damaged_while_it_is_used_is_made_anew(tmp_path: 
         await store.update_rollout(everything[1].rollout_id, status="queuing")
         await finish(store, 20, "more")
         assert len(await store.query_rollouts()) == 60
+
+
+async def test_an_index_that_cannot_be_emptied_at_the_start_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.db"
+    with archiving(path) as store:
+        await finish(store, 40, "task")
+        everything = list(await store.query_rollouts())
+    for left in tmp_path.glob("*.index*"):
+        left.unlink()
+    clear, begin, refused = ColdIndex.clear, ColdIndex._begin_anew, [False]
+
+    def refusing(index: ColdIndex) -> None:
+        refused[0] = True
+        clear(index)
+
+    def begin_anew(index: ColdIndex) -> None:
+        if refused[0]:
+            refused[0] = False
+            raise sqlite3.OperationalError("database or disk is full")
+        begin(index)
+
+    monkeypatch.setattr(ColdIndex, "clear", refusing)
+    monkeypatch.setattr(ColdIndex, "_begin_anew", begin_anew)
+    with archiving(path) as store:
+        assert list(await store.query_rollouts()) == everything
+        assert store.engine.cold.whole and not store.engine.cold.broken
 
 
 async def test_an_index_that_cannot_be_written_keeps_the_store_going(

@@ -14,6 +14,7 @@ from agentlightning.algorithms import closing
 from agentlightning.algorithms.closing import open_run, until_run_closes
 from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.core.clock import ManualClock
+from agentlightning.core.errors import InvalidInput
 from agentlightning.core.memory_log import MemoryLog
 from agentlightning.core.open_log import open_log
 from agentlightning.projections.call import Call, serve
@@ -93,6 +94,31 @@ async def test_a_run_of_a_client_is_lost_after_its_silence_and_its_own_closing_s
         await recorder.closed(away, RunEnd("lost"))
         await recorder.closed(here, RunEnd("failed"))
         assert await outcomes(store) == {"here": "failed", "away": "succeeded"}
+
+
+async def test_a_sign_of_life_that_comes_after_the_closing_opens_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    with MemoryLog() as log, store_on(log, clock=clock) as store:
+        recorder = recorder_for(store)
+        run_id = await begin(store, "done")
+        await recorder.closed(run_id, RunEnd("succeeded"))
+
+        async def late() -> None:
+            serve(Call("a-call", remote=True))
+            await recorder.alive(run_id)
+
+        position = store.position()
+        await asyncio.create_task(late())
+        await pass_time(store.engine, clock, RUN_LOST_SECONDS + 5)
+        assert store.position() == position and "is lost" not in caplog.text
+
+
+@pytest.mark.parametrize("run_id", [None, "", 7, ["run"], "\ud800", "x" * 2_000])
+async def test_a_sign_of_life_names_a_run(run_id: Any) -> None:
+    with agl.InMemoryLightningStore() as store:
+        with pytest.raises(InvalidInput, match="run_id"):
+            await store.record_run_event("run.beat", run_id)
+        assert not store.engine.liveness.runs
 
 
 async def test_runners_by_role_stop_with_their_run_and_go_on_with_the_next_where_it_was_lost(

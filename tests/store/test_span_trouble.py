@@ -230,6 +230,24 @@ async def test_one_lost_payload_costs_its_own_row(shared: bool) -> None:
     log.close()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_rollout_whose_input_is_lost_fails_and_stops_no_runner(shared: bool) -> None:
+    log = BlobsLost(MemoryLog())
+    with store_on(log, foreign_writers=shared) as store:
+        lost = await store.enqueue_rollout("x" * (INLINE_LIMIT_BYTES + 1))
+        whole = await store.enqueue_rollout("whole")
+        log.lost = {record.key for record in log.read(BLOBS, 0, 0)}
+        claimed = await store.dequeue_many_rollouts(limit=2, command_id="a-call")
+        assert [one.rollout_id for one in claimed] == [whole.rollout_id]
+        assert [one.rollout_id for one in await store.dequeue_many_rollouts(limit=2, command_id="a-call")] == [whole.rollout_id]
+        [row] = await store.query_rollouts(rollout_id_in=[lost.rollout_id])
+        [attempt] = await store.query_attempts(lost.rollout_id)
+        assert (row.status, attempt.status) == ("failed", "failed")
+        assert "is missing from the log" in attempt.metadata["error"]
+        assert await store.dequeue_rollout() is None
+    log.close()
+
+
 async def test_spans_and_blobs_carry_the_wall_clock_of_their_writer() -> None:
     clock = ManualClock()
     with InMemoryLightningStore(clock=clock) as store:
