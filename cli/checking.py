@@ -10,7 +10,7 @@ from ..core.open_log import open_log, path_of
 from ..core.topics import BLOBS, STORED, TOPICS
 from ..projections.references import broken_references
 from ..projections.replay import replay
-from .reading import open_reading
+from .reading import address_of, open_reading
 
 CHECK_RECORDS = 2048
 CHECK_BLOBS = 8
@@ -26,7 +26,7 @@ def examine(url: str, token: str | None = None) -> dict[str, Any]:
         return _examine_topics(url, token)
     from ..core.sqlite_log import check_file, check_there
 
-    address = url if "://" in url else f"sqlite:///{url}"
+    address = address_of(url)
     path = path_of(address)
     check_there(path)
     report = check_file(path)

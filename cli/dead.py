@@ -114,9 +114,9 @@ def retry(name: str | None, run: str | None, function: str | None, url: str, tok
     if as_json:
         echo_json({"event": what, "id": letter.id, "rollout_id": letter.rollout_id})
     elif letter.kind == ROLLOUT:
-        click.echo(f"{letter.rollout_id} is in the queue again.")
+        click.echo(f"{printable(str(letter.rollout_id))} is in the queue again.")
     else:
-        click.echo(f"{letter.id} was handled.")
+        click.echo(f"{printable(letter.id)} was handled.")
 
 
 def _read(url: str, token: str | None) -> list[Any]:

@@ -13,6 +13,7 @@ import click
 
 from ..core.errors import InvalidInput, NotFound
 from ..core.log import Log
+from ..core.open_log import shown
 from ..core.state import Rollout
 from ..core.vocabulary import FINISHED
 from ..projections.blobs import Blobs
@@ -59,7 +60,7 @@ class RunSummary:
         run = self.run
         return {
             "run_id": run.run_id,
-            "log": self.url,
+            "log": shown(self.url),
             "name": run.name,
             "algorithm": run.algorithm,
             "agent": run.agent,
@@ -190,7 +191,7 @@ def located(
         newest = max(found, key=lambda one: one.run.opened_time if one.run is not None else 0.0)
         by_name = all(one.run is not None and name in (one.run.name, LATEST) for one in found)
         if len(found) > 1 and not by_name:
-            raise InvalidInput(f"{name} is in {', '.join(one.url for one in found)}; name one with --log")
+            raise InvalidInput(f"{name} is in {', '.join(shown(one.url) for one in found)}; name one with --log")
         if namesakes > 1 and newest.kind == "run" and newest.id != name:
             click.echo(f"{namesakes} runs are named {printable(name)}; this is the newest, {newest.id}.", err=True)
         yield newest

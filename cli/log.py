@@ -13,7 +13,17 @@ from ..core.errors import InvalidInput
 from ..core.log import Log, Record
 from ..core.topics import CONTROL, FACTS, SPANS, TOPICS
 from .activity import follow_activities, last_activities
-from .reading import Bound, BoundType, Filters, TopicReader, log_option, on_broker, open_reading
+from .reading import (
+    Bound,
+    BoundType,
+    Filters,
+    TopicReader,
+    address_of,
+    log_option,
+    on_broker,
+    open_reading,
+    token_option,
+)
 from .records import View, summary
 from .terminal import (
     counted,
@@ -319,28 +329,30 @@ def check(url: str, token: str | None, as_json: bool) -> int:
 )
 @click.argument("source")
 @click.argument("destination")
+@token_option
 @json_option
-def copy(source: str, destination: str, as_json: bool) -> None:
+def copy(source: str, destination: str, token: str | None, as_json: bool) -> None:
     """Copy a log into a new one, also while a store writes SOURCE: a backup that can be opened at once.
 
-    Either may be a file or on a Kafka. Topics of a Kafka are made by `agl kafka init` before, and have to be empty. A file
-    has its name as soon as it is complete, and topics are marked until then: no store opens a part of a copy.
+    Either may be a file or on a Kafka, and SOURCE a store at http:// too. Topics of a Kafka are made by `agl kafka init`
+    before, and have to be empty. A file has its name as soon as it is complete, and topics are marked until then: no store
+    opens a part of a copy.
     """
     from ..core.copy_log import copy_log, copy_to_file
-    from ..core.open_log import open_log, path_of
+    from ..core.open_log import open_log, path_of, shown
 
-    address = destination if "://" in destination else f"sqlite:///{destination}"
-    with open_reading(source) as log_from:
+    address = address_of(destination)
+    with open_reading(source, token) as log_from:
         if address.startswith("sqlite:"):
             copied = copy_to_file(log_from, path_of(address))
         else:
             with open_log(address, environment=os.environ) as log_to:
                 copied = copy_log(log_from, log_to)
     if as_json:
-        echo_json({"destination": address, "records": copied})
+        echo_json({"destination": shown(address), "records": copied})
     else:
         total = ", ".join(f"{name} {count:,}" for name, count in copied.items() if count)
-        click.echo(f"Copied to {address}: {total or 'an empty log'}")
+        click.echo(f"Copied to {shown(address)}: {total or 'an empty log'}")
 
 
 def _as_dict(record: Record, view: View, raw: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import click
 
+from ..core.open_log import shown
 from ..core.vocabulary import FINISHED
 from .finding_runs import RunSummary, runs_at
 from .reading import log_option, logs_here
@@ -31,13 +32,13 @@ def ps(url: str | None, token: str | None, as_json: bool) -> None:
         echo_json([one.summary() for one in found])
         return
     if not found:
-        click.echo(f"No runs in {', '.join(urls)}")
+        click.echo(f"No runs in {', '.join(shown(one) for one in urls)}")
         return
     heads = ["run", "name", "algorithm", "state", "n", "reward", "began", "took"]
     rows = [_row(one) for one in found]
     if len(urls) > 1:
         heads.append("log")
-        rows = [[*row, printable(one.url)] for row, one in zip(rows, found)]
+        rows = [[*row, printable(shown(one.url))] for row, one in zip(rows, found)]
     click.echo("\n".join(table(rows, heads)))
 
 

@@ -32,14 +32,19 @@ POLL_SECONDS = 0.2
 CHUNK = 2048
 
 
+def token_option(command: Any) -> Any:
+    """`--token` for a store at http://."""
+    return click.option(
+        "--token", envvar="AGL_TOKEN", metavar="TOKEN", help="The token of a store at http://; also read from AGL_TOKEN."
+    )(command)
+
+
 def log_option(default: str | None = DEFAULT_LOG) -> Any:
     """`--log`, with `--store` as another name of it, and `--token`: they reach the command as `url` and `token`."""
     where = "all logs in ./.agl/ if left out" if default is None else f"{DEFAULT_LOG} if left out"
 
     def add(command: Any) -> Any:
-        command = click.option(
-            "--token", envvar="AGL_TOKEN", metavar="TOKEN", help="The token of a store at http://; also read from AGL_TOKEN."
-        )(command)
+        command = token_option(command)
         return click.option(
             "--log", "--store", "url", default=default, metavar="URL",
             help=f"The log (a file or kafka://) or the store (http://) to look at; {where}.",
@@ -118,7 +123,7 @@ class BoundType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] 
         if isinstance(value, Bound):
             return value
         text = str(value)
-        if text.isdigit():
+        if text.isdecimal() and len(text) < 20:
             return Bound(position=int(text))
         # Python 3.10 knows no Z for UTC.
         iso = text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text

@@ -182,10 +182,11 @@ def _rewards(spans: list[Span]) -> list[dict[str, Any]]:
 
 def _print_head(found: dict[str, Any], full: bool) -> None:
     took = found["end_time"] - found["start_time"] if found["end_time"] is not None else None
-    click.echo(f"{found['rollout_id']}  {status(found['status'])}" + (f"  {found['mode']}" if found["mode"] else ""))
+    mode = f"  {printable(found['mode'])}" if found["mode"] else ""
+    click.echo(f"{printable(found['rollout_id'])}  {status(printable(found['status']))}{mode}")
     bound = found["resources_id"] and f"{found['resources_id']} version {found['resources_version'] or '-'}"
     retry = f"up to {counted(found['max_attempts'], 'attempt')}"
-    retry += f", again after {', '.join(found['retry_condition'])}" if found["retry_condition"] else ""
+    retry += f", again after {printable(', '.join(found['retry_condition']))}" if found["retry_condition"] else ""
     for name, text in (
         ("input", _value(found["input"], full)),
         ("created", when(found["start_time"])),

@@ -11,6 +11,7 @@ import msgspec
 
 from ..algorithms.run_report import Candidate, Failure, LogReader, RolloutRow, RunReport
 from ..core.errors import NotFound
+from ..core.open_log import shown
 from ..projections.blobs import Blobs
 from ..projections.runs import Decision, datasets_of
 from .finding_runs import NO_LIMIT_MB, Located, RunSummary, located
@@ -119,7 +120,7 @@ def _print_head(report: RunReport, summary: RunSummary) -> None:
         ("rollouts", by_status(summary.summary()["rollouts"])),
         ("reward", _reward_line(summary)),
         ("summary", short(run.summary) if run.summary is not None else ""),
-        ("log", printable(summary.url)),
+        ("log", printable(shown(summary.url))),
     ):
         if text:
             click.echo(f"{head:12} {text}")

@@ -62,7 +62,8 @@ def own_command() -> str:
     if Path(called).name == "__main__.py":
         return f"{_from_here(sys.executable)} -m agentlightning"
     found = shutil.which("agl")
-    return "agl" if found is not None and os.path.samefile(found, called) else _from_here(called)
+    same = found is not None and os.path.exists(called) and os.path.samefile(found, called)
+    return "agl" if same else _from_here(called)
 
 
 def _from_here(path: str) -> str:

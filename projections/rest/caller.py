@@ -230,7 +230,7 @@ class _Tries:
         else:
             answer = await lane.ask(self._frame)
         status, result = answer
-        result = wire.unwrap(result)
+        result = wire.unwrap(result, counted=False)
         if status == 200:
             return wire.read_result(self._method.result, result)
         error = answered_error(status, result, lane.base)

@@ -37,7 +37,7 @@ from .asgi import (
 from .calls import CallerGone, Calls, command_of, waits
 from .events import stream_events
 from .handlers import RouteHandler
-from .limits import LARGE_BODY
+from .limits import LARGE_BODY, count_json
 from .openapi import describe
 from .otlp import OtlpHandler
 from .remote_log import describe_log, read_records
@@ -56,6 +56,7 @@ from .routes import (
     ROUTES,
     shown_path,
 )
+from .serving import access_host as reached_at
 
 log = logging.getLogger("agentlightning.store.server")
 
@@ -87,7 +88,7 @@ class Door:
         self.limit = int(max_payload_mb * 1_000_000)
         # A payload of the limit is larger on the wire: names, quotes, other fields of the call.
         self.body_limit = self.limit + self.limit // 4 + 65_536
-        self._policy = AccessPolicy(host, allow_hosts, cors_allow_origins, access_host)
+        self._policy = AccessPolicy(host, allow_hosts, cors_allow_origins, access_host or reached_at(host))
         self._token = None if token is None else f"Bearer {token}".encode()
         self.app = self._application()
 
@@ -220,7 +221,7 @@ class Door:
     async def _serve_calls(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Several calls of one client, run side by side; answered in order, each with its own status."""
         data = await read_body(scope, receive, self.body_limit)
-        frames = wire.as_list(await asyncio.to_thread(wire.unpack, data) if len(data) > LARGE_BODY else wire.unpack(data))
+        frames = wire.as_list(await asyncio.to_thread(_unpacked, data) if len(data) > LARGE_BODY else _unpacked(data))
         if frames is None or not 0 < len(frames) <= MAX_CALLS:
             raise InvalidInput(f"the body is a list of 1 to {MAX_CALLS} calls")
         await self.calls.catch_up(header(scope, b"x-agl-position"))
@@ -297,6 +298,14 @@ class Door:
 
     async def _records(self, request: Request) -> Response:
         return await read_records(request, self.calls.store)
+
+
+def _unpacked(data: bytes) -> Any:
+    """The calls of a batch, counted together: arguments that travel as JSON text are read later, call by call."""
+    frames = wire.unpack(data)
+    calls = [call for call in map(wire.as_list, wire.as_list(frames) or ()) if call is not None]
+    count_json(*(part for call in calls for part in call if isinstance(part, bytes)))
+    return frames
 
 
 def _malformed(frame: Any, error: Exception) -> Exception:

@@ -50,7 +50,8 @@ _EVENT_ID = re.compile(r"(-?[0-9]{1,18})(?:\.([0-9]{1,18}))?")
 
 def _resumed(request: Request) -> tuple[int | None, tuple[int, int] | None]:
     """(position behind which facts are wanted, (position, index) of the last fact that arrived, if one is named)."""
-    text = request.query_params.get("since") or request.headers.get("last-event-id")
+    # An EventSource that reconnects sends the address that it was opened with, `since` too, and the header.
+    text = request.headers.get("last-event-id") or request.query_params.get("since")
     if text is None:
         return None, None
     found = _EVENT_ID.fullmatch(text)

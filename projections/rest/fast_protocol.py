@@ -150,7 +150,8 @@ class StoreProtocol(H11Protocol):
                 cycle.disconnected = True
             self.transport.abort()
         finally:
-            self._task = None
+            if self._task is asyncio.current_task():  # else the next request on this connection has begun
+                self._task = None
 
     # The short cut
 

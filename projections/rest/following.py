@@ -85,11 +85,11 @@ async def _open(
     try:
         answer = await lane.session.get(lane.base + EVENTS_PATH, params=params, timeout=timeout, headers=headers)
     except TRANSPORT_ERRORS as error:
-        raise Transient(f"no answer from the store at {lane.base}: {error}") from error
+        raise Transient(f"no answer from the store at {lane.shown}: {error}") from error
     if answer.status != 200:
         raise lane.refusal(answer.status, await answer.read())
     if answer.content_type != "text/event-stream":
-        raise AgentLightningError(f"what answers at {lane.base} is not a store of this package")
+        raise AgentLightningError(f"what answers at {lane.shown} is not a store of this package")
     return answer
 
 

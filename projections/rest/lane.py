@@ -14,6 +14,7 @@ import msgspec
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from ...core.credentials import mask_text
 from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
 from ..positions import joined, number_of, raised, split
 from . import wire
@@ -118,6 +119,7 @@ class Lane:
         self, base: str, seen: Seen, token: str | None, request_timeout: float, connection_timeout: float
     ) -> None:
         self.base = base
+        self.shown = mask_text(base)
         self._seen = seen
         self._urls = {path: URL(base + path) for path in (CALLS_PATH, EVENTS_PATH, HEALTH_PATH)}
         self._request_timeout = request_timeout
@@ -198,9 +200,9 @@ class Lane:
         if status != 200:
             raise self.refusal(status, data)
         plain = fields.get("content-type", "").startswith("application/msgpack")
-        answers = wire.as_list(wire.unpack(data)) if plain else None
+        answers = wire.as_list(wire.unpack(data, counted=False)) if plain else None
         if answers is None or len(answers) != len(frames):
-            raise AgentLightningError(f"what answers at {self.base} is not a store of this package")
+            raise AgentLightningError(f"what answers at {self.shown} is not a store of this package")
         self._seen.note(fields)
         return answers
 
@@ -220,9 +222,9 @@ class Lane:
             async with self.session.post(self._urls[CALLS_PATH], data=body, headers=headers, timeout=timeout) as found:
                 return found.status, found.headers, await found.read()
         except aiohttp.InvalidURL as error:
-            raise AgentLightningError(f"{self.base} is not an address: {error}") from None
+            raise AgentLightningError(f"{self.shown} is not an address: {mask_text(str(error))}") from None
         except TRANSPORT_ERRORS as error:
-            raise Transient(f"no answer from the store at {self.base}: {_reason(error)}") from error
+            raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
 
     def refusal(self, status: int, data: bytes) -> AgentLightningError:
         """What a request that was refused as a whole raises."""
@@ -234,7 +236,7 @@ class Lane:
         if status in RETRY_STATUSES or error.retryable:
             return Transient(str(error), status=status)
         if status in (404, 405, 501) and not (isinstance(body, dict) and "error_type" in body):
-            return AgentLightningError(f"what answers at {self.base} is not a store of this package (status {status})")
+            return AgentLightningError(f"what answers at {self.shown} is not a store of this package (status {status})")
         return error
 
     async def hello(self) -> None:
@@ -245,14 +247,14 @@ class Lane:
             async with self.session.get(self._urls[HEALTH_PATH], headers=headers, timeout=self._timeout) as answer:
                 data = await answer.read()
         except aiohttp.InvalidURL as error:
-            raise AgentLightningError(f"{self.base} is not an address: {error}") from None
+            raise AgentLightningError(f"{self.shown} is not an address: {mask_text(str(error))}") from None
         except TRANSPORT_ERRORS as error:
-            raise Transient(f"no answer from the store at {self.base}: {_reason(error)}") from error
+            raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
         if answer.status != 200:
             error = self.refusal(answer.status, data)
             if not isinstance(error, ForeignPosition) or token is None:
                 raise error
-            self._seen.forget(token, self.base, error)
+            self._seen.forget(token, self.shown, error)
             return await self.hello()
         self._seen.note(answer.headers)
 

@@ -68,12 +68,24 @@ def _check(containers: int, items: int) -> None:
 _JSON_PARTS = re.compile(rb'"[^"]*"?|[\[{,]')
 
 
-def count_json(body: bytes) -> None:
-    """Raises `PayloadTooLarge` for a JSON text with more lists, objects or values than a request may hold."""
-    if len(body) <= MAX_CONTAINERS:
+def count_json(*texts: bytes) -> None:
+    """Raises `PayloadTooLarge` for JSON texts with more lists, objects or values together than a request may hold."""
+    if sum(map(len, texts)) <= MAX_CONTAINERS:
         return
-    if body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS and body.count(b",") <= MAX_ITEMS:
+    if (
+        sum(text.count(b"[") + text.count(b"{") for text in texts) <= MAX_CONTAINERS
+        and sum(text.count(b",") for text in texts) <= MAX_ITEMS
+    ):
         return
+    containers = items = 0
+    for text in texts:
+        more_containers, more_items = _counts_of(text)
+        containers, items = containers + more_containers, items + more_items
+        _check(containers, items)
+
+
+def _counts_of(body: bytes) -> tuple[int, int]:
+    """(lists and objects, commas) of a JSON text; of what is no JSON, those before the parser stops."""
     containers = items = texts = 0
     # Without escapes a text ends at the next quote.
     for found in _JSON_PARTS.finditer(body.replace(b"\\\\", b"").replace(b'\\"', b"")):
@@ -81,13 +93,14 @@ def count_json(body: bytes) -> None:
         if first == 0x22:
             texts += 1
             if texts > 2 * (containers + items) + 2:
-                return  # no JSON: the parser says where
+                break  # no JSON: the parser says where
         elif first == 0x2C:
             items += 1
         else:
             containers += 1
         if containers > MAX_CONTAINERS or items > MAX_ITEMS:
             _check(containers, items)
+    return containers, items
 
 
 _MSGPACK_CONTAINERS = bytes((*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF))
@@ -142,13 +155,16 @@ def count_otlp(body: bytes) -> None:
     """As `count_json`, for an OTLP export in protobuf. What is no protobuf is left to the parser."""
     if len(body) <= 2 * MAX_RECORDS:
         return
-    messages = records = 0
+    messages = records = fields = 0
     pending: list[tuple[int, int, dict[int, Any]]] = [(0, len(body), _EXPORT)]
     while pending:
         at, end, inside = pending.pop()
         while at < end:
             tag, at = _varint(body, at, end)
             kind = tag & 7
+            fields += 1
+            if fields > MAX_ITEMS:
+                raise _too_many("fields", MAX_ITEMS)
             if kind == 2:
                 length, at = _varint(body, at, end)
                 parts = inside.get(tag >> 3)

@@ -8,7 +8,7 @@ import gzip
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -41,6 +41,8 @@ _SEQUENCE = str(LightningResourceAttributes.SPAN_SEQUENCE_ID.value)
 _STATUS_CODES = ("UNSET", "OK", "ERROR")
 _KINDS = ("UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER")
 _INVALID_ARGUMENT = 3
+MOST_LINES = 10
+"""Lines in the log about spans of one request that were dropped."""
 
 
 class OtlpHandler:
@@ -62,7 +64,7 @@ class OtlpHandler:
                 raise InvalidInput(f"The content encoding is gzip or none, not {encoding[:100]!r}")
             body = await read_body(request.scope, request.receive, self._limit)
             zipped_body = encoding == "gzip" and bool(body)
-            if len(body) > LARGE_BODY:
+            if zipped_body or len(body) > LARGE_BODY:  # a small one may unpack to a large one
                 spans, complaints = await asyncio.to_thread(self._read, body, kind, zipped_body)
             else:
                 spans, complaints = self._read(body, kind, zipped_body)
@@ -97,10 +99,9 @@ class OtlpHandler:
         groups: dict[tuple[str, str], list[Span]] = {}
         for span in spans:
             groups.setdefault((span.rollout_id, span.attempt_id), []).append(span)
-        for complaint in complaints:
-            log.warning("A span was dropped: %s", printable(complaint))
         for key, group in groups.items():
             complaints += await self._add(key, group)
+        _note_dropped(complaints)
         answer = ExportTraceServiceResponse()
         if complaints:
             answer.partial_success.rejected_spans = len(complaints)
@@ -120,12 +121,9 @@ class OtlpHandler:
                 if len(batch) > 1 and not isinstance(error, NotFound):
                     half = len(batch) // 2
                     pending += [batch[half:], batch[:half]]
-                    continue
-                refused += [str(error)] * len(batch)
-                log.warning(
-                    "%d spans of rollout %s, attempt %s were refused: %s",
-                    len(batch), printable(key[0]), printable(key[1]), printable(str(error)),
-                )  # fmt: skip
+                    await asyncio.sleep(0)  # other requests do not wait until the last bad span is found
+                else:
+                    refused += [str(error)] * len(batch)
         return refused
 
     async def _number(self, key: tuple[str, str], spans: list[Span]) -> None:
@@ -136,6 +134,16 @@ class OtlpHandler:
         numbers = await self._store.get_many_span_sequence_ids([key] * len(bare)) if bare else ()
         for span, number in zip(bare, numbers, strict=True):
             span.sequence_id = number
+
+
+def _note_dropped(complaints: Sequence[str]) -> None:
+    """A line for each kind of complaint, but few for one request: a wrong exporter repeats all of them every few seconds."""
+    kinds = Counter(complaints)
+    for complaint, count in kinds.most_common(MOST_LINES):
+        log.warning("%s dropped: %s", "A span was" if count == 1 else f"{count} spans were", printable(complaint))
+    rest = len(kinds) - MOST_LINES
+    if rest > 0:
+        log.warning("%d more complaints about spans of the same request", rest)
 
 
 def parse(body: bytes, kind: str) -> tuple[ExportTraceServiceRequest, list[str]]:

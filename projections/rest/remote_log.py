@@ -36,13 +36,15 @@ from ...core.log import (
     Subscription,
 )
 from ...core.open_log import shown
-from ...core.topics import TOPICS
+from ...core.topics import BLOBS, TOPICS
 from . import wire
 from .routes import LOG_PATH
 
 MOST_RECORDS = 4096
 MOST_BYTES = 8_000_000
 """Of the values in one answer; the first record is sent whatever its size."""
+STEP_RECORDS = 256
+"""Read at once: values of most topics have up to 0.9 MB, those of `blobs` up to 64 MB, which are read one by one."""
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 
@@ -72,9 +74,14 @@ async def read_records(request: Request, store: Any) -> Response:
         if "key" in query:
             after = _whole(query.get("after", "-1"), "after", lowest=-1)
             within = KeyRange(**{name: _whole(query[name], name) for name in KeyRange.__struct_fields__ if name in query})
-            return _bounded(log.read_key(topic, query["key"], after=after, max_records=max(limit, 1), within=within))
+            key = query["key"]
+            return _bounded(
+                lambda start, most: log.read_key(topic, key, after=start - 1, max_records=most, within=within),
+                topic, after + 1, limit,
+            )  # fmt: skip
         partition = _whole(query.get("partition", "0"), "partition", log.partitions(topic) - 1)
-        return _bounded(log.read(topic, partition, _whole(query.get("offset", "0"), "offset"), max(limit, 1)))
+        offset = _whole(query.get("offset", "0"), "offset")
+        return _bounded(lambda start, most: log.read(topic, partition, start, most), topic, offset, limit)
 
     return await _answered(read)
 
@@ -87,19 +94,28 @@ def _log_of(store: Any) -> Log:
 
 
 def _whole(text: str, name: str, highest: int = 2**62, lowest: int = 0) -> int:
-    number = int(text) if text.lstrip("-").isdecimal() and len(text) < 20 else lowest - 1
+    number = int(text) if text.removeprefix("-").isdecimal() and len(text) < 20 else lowest - 1
     if not lowest <= number <= highest:
         raise InvalidInput(f"{name} is a whole number from {lowest} to {highest}")
     return number
 
 
-def _bounded(records: Sequence[Record]) -> list[Record]:
+def _bounded(read: Callable[[int, int], Sequence[Record]], topic: str, offset: int, limit: int) -> list[Record]:
+    """Up to `limit` records from an offset on, read in steps: the bound is for what is in memory, not for the answer alone."""
     size, kept = 0, list[Record]()
-    for record in records:
-        size += len(record.value)
-        if kept and size > MOST_BYTES:
+    step = 1 if topic == BLOBS else STEP_RECORDS
+    limit = max(limit, 1)
+    while len(kept) < limit:
+        asked = min(step, limit - len(kept))
+        found = read(offset, asked)
+        for record in found:
+            size += len(record.value)
+            if kept and size > MOST_BYTES:
+                return kept
+            kept.append(record)
+        if len(found) < asked:
             break
-        kept.append(record)
+        offset = found[-1].offset + 1
     return kept
 
 
@@ -122,8 +138,8 @@ class RemoteLog(Log):
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
-        self.url = url.rstrip("/")
-        parts = urlsplit(self.url)
+        self.url = shown(url.rstrip("/"))
+        parts = urlsplit(url.rstrip("/"))
         if not parts.hostname:
             raise InvalidInput(f"{shown(url)!r} is not the address of a store; it looks like http://127.0.0.1:4747")
         self._https = parts.scheme == "https"
@@ -137,7 +153,7 @@ class RemoteLog(Log):
 
     def partitions(self, topic: str) -> int:
         if topic not in self._partitions:
-            raise InvalidInput(f"there is no topic {topic!r} at {shown(self.url)}")
+            raise InvalidInput(f"there is no topic {topic!r} at {self.url}")
         return self._partitions[topic]
 
     def read(
@@ -166,17 +182,17 @@ class RemoteLog(Log):
 
     def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> NoReturn:
         """Raises `InvalidInput`, always: this log is only read."""
-        raise InvalidInput(f"the log at {shown(self.url)} is open for reading only")
+        raise InvalidInput(f"the log at {self.url} is open for reading only")
 
     def follow(
         self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
     ) -> Subscription:
         """Raises `InvalidInput`, always: a reader asks again; programs subscribe to the store's facts."""
-        raise InvalidInput(f"the log at {shown(self.url)} is read, not followed; `agl subscribe` follows a store")
+        raise InvalidInput(f"the log at {self.url} is read, not followed; `agl subscribe` follows a store")
 
     def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
         """Raises `InvalidInput`, always: consumer groups are the log's own."""
-        raise InvalidInput(f"the log at {shown(self.url)} is open for reading only")
+        raise InvalidInput(f"the log at {self.url} is open for reading only")
 
     def close(self) -> None:
         with self._lock:
@@ -197,9 +213,9 @@ class RemoteLog(Log):
         try:
             found: Any = json.loads(body)
         except ValueError:
-            raise InvalidInput(f"{shown(self.url)} is no `agl store`: its answer is not JSON") from None
+            raise InvalidInput(f"{self.url} is no `agl store`: its answer is not JSON") from None
         if status == 404 and "code" not in (wire.as_dict(found) or {}):
-            raise InvalidInput(f"{shown(self.url)} serves no log: it is no `agl store`, or one of an older release")
+            raise InvalidInput(f"{self.url} serves no log: it is no `agl store`, or one of an older release")
         if status != 200:
             raise wire.error_from(status, found)
         return found
@@ -219,7 +235,7 @@ class RemoteLog(Log):
                     self._drop()
                     if not reused:
                         raise StoreUnreachable(
-                            f"no answer from {shown(self.url)} ({error or type(error).__name__}); is `agl store` running there?"
+                            f"no answer from {self.url} ({error or type(error).__name__}); is `agl store` running there?"
                         ) from error
 
     def _connect(self) -> http.client.HTTPConnection:

@@ -72,20 +72,25 @@ def pack_answer(status: int, result: Any) -> bytes:
         raise errors.InvalidPayload(f"the value cannot be sent: {error}") from None
 
 
-def unpack(data: bytes) -> Any:
-    """What msgpack made. Raises `InvalidPayload`, and `PayloadTooLarge` for too many values."""
-    count_msgpack(data)
+def unpack(data: bytes, *, counted: bool = True) -> Any:
+    """What msgpack made. Raises `InvalidPayload`, and `PayloadTooLarge` for too many values.
+
+    `counted`: False for answers, which have as many values as were asked for.
+    """
+    if counted:
+        count_msgpack(data)
     try:
         return _unpack(data)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise errors.InvalidPayload(f"the body is not msgpack: {error}") from None
 
 
-def unwrap(value: Any) -> Any:
+def unwrap(value: Any, *, counted: bool = True) -> Any:
     """A value as it was before packing: bytes are JSON text. Raises as :func:`unpack` does."""
     if not isinstance(value, bytes):
         return value
-    count_json(value)
+    if counted:
+        count_json(value)
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:

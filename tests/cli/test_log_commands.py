@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import agentlightning as agl
 from agentlightning.cli.terminal import printable
 
 from .support import document, documents, invoke, make_log
@@ -169,3 +171,35 @@ def test_a_copy_has_the_same_records_and_fingerprint(made: dict[str, Any], tmp_p
     assert document("log", "check", "--log", str(tmp_path / "copy.db"))["fingerprint"] == made["fingerprint"]
     code, out = invoke("log", "copy", made["file"], str(tmp_path / "copy.db"))
     assert code == 1 and "exists" in out
+    code, out = invoke("log", "copy", made["file"], "localhost:9092/dev")
+    assert code == 1 and "write http://localhost:9092/dev" in out
+    code, out = invoke("log", "check", "--log", "localhost:4747")
+    assert code == 1 and "write http://localhost:4747" in out
+
+
+def test_a_served_log_is_copied_through_its_store_and_no_credentials_are_printed(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document("log", "copy", made["file"], str(tmp_path / "log.db"))
+    store: Any = agl.open_store(f"sqlite:///{tmp_path}/log.db")
+    server = agl.LightningStoreServer(store, host="127.0.0.1", port=0, token="t")
+    asyncio.run(server.start())
+    try:
+        address = server.endpoint.replace("//", "//somebody:hidden@")
+        assert invoke("log", "copy", address, str(tmp_path / "served.db"), "--token", "t")[0] == 0
+        for token, command in (("t", "check"), ("t", "topics"), ("wrong", "check"), ("wrong", "tail")):
+            code, out = invoke("log", command, "--log", address, "--token", token)
+            assert code == (0 if token == "t" else 1) and "hidden" not in out
+        code, out = invoke("replay", "--log", address, "--token", "t")
+        assert code == 0 and server.endpoint in out and "hidden" not in out
+    finally:
+        asyncio.run(server.stop())
+        store.close()
+    fingerprint = document("log", "check", "--log", str(tmp_path / "served.db"))["fingerprint"]
+    assert fingerprint == document("log", "check", "--log", str(tmp_path / "log.db"))["fingerprint"]
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "9" * 40])
+def test_what_is_no_position_is_wrong_usage(made: dict[str, Any], text: str) -> None:
+    code, out = invoke("log", "tail", "--since", text, "--log", made["file"])
+    assert code == 2 and "neither a position nor a time" in out

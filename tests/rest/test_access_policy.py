@@ -15,6 +15,7 @@ from agentlightning.core.contract import LightningStore
 from agentlightning.core.errors import CrossSite, ForeignHost, InvalidInput
 from agentlightning.projections.rest.access_policy import AccessPolicy, is_loopback
 from agentlightning.projections.rest.client import LightningStoreClient
+from agentlightning.projections.rest.legacy_door import LegacyDoor
 from agentlightning.projections.rest.routes import ROUTES
 from agentlightning.projections.rest.server import LightningStoreServer
 
@@ -148,6 +149,19 @@ async def test_another_name_is_let_in_where_it_was_named_and_the_client_says_so(
         await client.close()
     finally:
         await server.stop()
+
+
+async def test_a_server_answers_under_the_address_that_it_gives_to_clients(
+    store: LightningStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("server.access_host", "door.reached_at"):
+        monkeypatch.setattr(f"agentlightning.projections.rest.{name}", lambda host: "192.0.2.9")
+    server = LightningStoreServer(store, host="0.0.0.0", port=0, token="t", allow_hosts=["store.example.com"])
+    assert server.endpoint.startswith("http://192.0.2.9:")
+    legacy = LegacyDoor(store, host="0.0.0.0", token="t", allow_hosts=["store.example.com"]).door
+    for door in (server.app, legacy):
+        assert door.admits(head(host="192.0.2.9:4747", authorization="Bearer t"))
+        assert not door.admits(head(host="192.0.2.8:4747", authorization="Bearer t"))
 
 
 def head(**fields: str) -> dict[str, Any]:

@@ -104,6 +104,16 @@ async def test_patience_ends() -> None:
     await client.close()
 
 
+async def test_no_message_has_the_credentials_of_an_address() -> None:
+    client = LightningStoreClient("http://somebody:hidden@127.0.0.1:9", patience_seconds=0.1)
+    facts = client.subscribe()
+    for call in (client.dequeue_rollout(), client.get_latest_resources(), anext(facts)):
+        with pytest.raises(StoreUnreachable, match=r"no answer from the store at http://\*\*\*@127") as caught:
+            await call
+        assert "hidden" not in str(caught.value)
+    await client.close()
+
+
 @pytest.mark.parametrize("address", ["", "localhost:4747", "ftp://x", "http://", "http://h:port", "http://h:99999"])
 def test_an_address_of_another_form_fails_at_once(address: str) -> None:
     with pytest.raises(InvalidInput, match="address"):

@@ -48,6 +48,9 @@ async def test_an_event_source_that_resumes_anywhere_loses_nothing_and_repeats_n
         headers = {"Last-Event-ID": everything[at][0]}
         resumed = await asyncio.wait_for(read_events(http, 8 - at, headers=headers), 10)
         assert resumed == everything[at + 1 :]
+        # An EventSource sends the address that it was opened with again.
+        resumed = await asyncio.wait_for(read_events(http, 8 - at, headers=headers, params={"since": "-1"}), 10)
+        assert resumed == everything[at + 1 :]
     position = places[3].partition(".")[0]
     resumed = await asyncio.wait_for(read_events(http, 3, headers={"Last-Event-ID": position}), 10)
     assert all(int(one.partition(".")[0]) > int(position) for one, _ in resumed), "as the first releases named events"

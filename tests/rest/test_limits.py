@@ -19,7 +19,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from agentlightning.core.contract import LightningStore
 from agentlightning.core.errors import InvalidInput, PayloadTooLarge
-from agentlightning.projections.rest import fast_protocol, limits, wire
+from agentlightning.projections.rest import door, fast_protocol, limits, remote_log, wire
+from agentlightning.projections.rest.client import LightningStoreClient
 from agentlightning.projections.rest.server import LightningStoreServer
 from agentlightning.projections.rest.serving import _QuietServer  # pyright: ignore[reportPrivateUsage]
 
@@ -85,6 +86,29 @@ def test_a_dense_body_is_refused_before_its_parts_are_built(
         assert tracemalloc.get_traced_memory()[1] < len(body) + 50_000
     finally:
         tracemalloc.stop()
+
+
+def test_dense_parts_of_one_batch_are_counted_together(store: LightningStore, small_limits: None) -> None:
+    part = b'{"input":[' + b"[]," * 1_000 + b"[]]}"
+    assert door._unpacked(msgspec.msgpack.encode([["i", "enqueue_rollout", part, None]] * 4))  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(PayloadTooLarge):
+        door._unpacked(msgspec.msgpack.encode([["i", "enqueue_rollout", part, None]] * 6))  # pyright: ignore[reportPrivateUsage]
+
+
+def test_fields_that_nobody_knows_are_counted_too(store: LightningStore, small_limits: None) -> None:
+    limits.count_otlp(b"\x78\x01" * 50_000)
+    with pytest.raises(PayloadTooLarge):
+        limits.count_otlp(b"\x78\x01" * 50_001)
+
+
+async def test_an_answer_may_be_larger_than_a_request(
+    client: LightningStoreClient, store: LightningStore, small_limits: None
+) -> None:
+    for start in range(0, 2_000, 500):
+        await store.enqueue_many_rollouts([{"input": n} for n in range(start, start + 500)])
+    assert len(await client.query_rollouts()) == 2_000
+    await store.enqueue_rollout([2**70, *[[]] * 6_000])  # what travels as JSON text
+    assert len((await client.query_rollouts())[-1].input) == 6_001
 
 
 def test_what_only_looks_dense_is_read(store: LightningStore, small_limits: None) -> None:
@@ -265,3 +289,27 @@ def test_thousands_of_failed_accepts_are_one_line(store: LightningStore, caplog:
         assert len(caplog.records) == lines
     finally:
         loop.close()
+
+
+async def test_no_more_of_a_log_is_read_than_is_answered(
+    http: aiohttp.ClientSession, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_log, "MOST_BYTES", 40_000)
+    monkeypatch.setattr(remote_log, "STEP_RECORDS", 8)
+    for number in range(40):
+        await store.enqueue_rollout([number, "x" * 2_000])
+    read, taken = store.engine.log.read, list[int]()
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        found = read(*args, **kwargs)
+        taken.append(len(found))
+        return found
+
+    monkeypatch.setattr(store.engine.log, "read", counting)
+    async with http.get("/v1/agl/log/control", params={"offset": 1, "limit": 1000}) as answer:
+        offsets = [one["offset"] for one in await answer.json()]
+    assert offsets == list(range(1, len(offsets) + 1)) and 15 < len(offsets) < 20
+    assert sum(taken) == 24
+    for path, params in (("control", {"limit": "--5"}), ("control", {"offset": "9" * 30}), ("nothing", {})):
+        async with http.get(f"/v1/agl/log/{path}", params=params) as answer:
+            assert answer.status == 400 and "whole number" in await answer.text() or path == "nothing"

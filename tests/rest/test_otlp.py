@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import threading
 
 import aiohttp
 import pytest
@@ -14,6 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from agentlightning.core.contract import LightningStore
+from agentlightning.projections.rest import otlp
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 
@@ -176,3 +178,27 @@ async def test_one_text_that_is_no_utf_8_costs_no_other_span(
     assert (await store.query_spans(attempt[0])).total == 3
     async with http.post("/v1/traces", data=body[:-3], headers=PROTOBUF) as answer:
         assert answer.status == 400
+
+
+async def test_what_is_dropped_of_one_request_is_few_lines(
+    http: aiohttp.ClientSession, store: LightningStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    many = export(*[(f"ro-{number}", "at-1", 1) for number in range(300)], ("", "", 100))
+    async with http.post("/v1/traces", data=many.SerializeToString(), headers=PROTOBUF) as answer:
+        found = ExportTraceServiceResponse.FromString(await answer.read()).partial_success
+    assert answer.status == 200 and found.rejected_spans == 400
+    lines = [line for line in caplog.messages if "dropped" in line or "more" in line]
+    assert len(lines) == 11 and lines[0].startswith("100 spans were dropped: span 'work' has no")
+    assert lines[-1] == "291 more complaints about spans of the same request"
+
+
+async def test_a_small_zipped_body_is_unpacked_beside_the_event_loop(
+    http: aiohttp.ClientSession, store: LightningStore, attempt: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+    unpack = otlp.gunzip
+    monkeypatch.setattr(otlp, "gunzip", lambda *args: threads.add(threading.current_thread().name) or unpack(*args))
+    body = gzip.compress(export((*attempt, 1)).SerializeToString())
+    async with http.post("/v1/traces", data=body, headers={**PROTOBUF, "Content-Encoding": "gzip"}) as answer:
+        assert answer.status == 200
+    assert len(threads) == 1 and not threads & {"MainThread", "agl-store"}
