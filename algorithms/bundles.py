@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..core.contract import LightningStore
-from ..core.errors import AgentLightningError
+from ..core.errors import AgentLightningError, InvalidInput
 from ..core.hooks import Hook
 from ..core.model import RolloutConfig
 from ..core.resources import NamedResources
@@ -27,7 +27,7 @@ from .fit_result import FitResult, Outcome, collect
 from .parts import Part
 from .progress import Progress
 from .recorded import BEST, best_content
-from .recorder import ALIVE_SECONDS, RunEnd, RunStart, keeper_of, leftovers, recorder_for
+from .recorder import ALIVE_SECONDS, RunEnd, RunRecorder, RunStart, keeper_of, leftovers, recorder_for
 from .run_store import ClaimsForRun, RunStore
 from .seeding import seeded
 
@@ -70,14 +70,13 @@ class AlgorithmSide:
         """See the class; raises what the algorithm raises, after the run was closed as failed."""
         run_store = RunStore(store, self.rollout_config)
         recorder = recorder_for(run_store)
-        await recorder.alive(self.run_id)  # first: a run without a sign of life would be open for ever
+        known = await self._announced(recorder)  # first: a run without a sign of life would be open for ever
         run_id = await recorder.opened(dataclasses.replace(self.start, own_runners=self.own_runners), self.run_id)
         _log.info("Run %s is open.", run_id)
-        if self.own_runners and (left := await leftovers(store, run_id)):
-            _log.warning("%s", left)
         outcome: Outcome = "failed"
-        ended = _shown_alive(store, run_id)
+        ended = _shown_alive(store, run_id) if known else threading.Event()
         try:
+            await self._name_leftovers(store, run_id)
             if self.algorithm is None:
                 _log.info("No algorithm: the runners execute what others enqueue, until Ctrl+C or their max_rollouts.")
             self._hand_over(recorder.bind(run_id, self.own_runners))
@@ -90,22 +89,48 @@ class AlgorithmSide:
             _log.error("The algorithm failed: %s: %s", type(error).__name__, error)
             raise
         finally:
-            best = self.algorithm.get_best_resources() if self.algorithm is not None else None
-            self.result = FitResult(run_id, outcome)
-            self.result = result = await collect(run_store, run_id, outcome, run_store.rollout_ids, best)
-            if best is not None and result.best_resources is not None:
-                await recorder.decided(run_id, BEST, best_content(best))
-            end = RunEnd(outcome, result.best_resources_id, result.best_resources_version, result.summary)
-            await recorder.closed(run_id, end)
-            ended.set()
-            _log.info("Run %s is closed: %s.", run_id, outcome)
-            if outcome == "succeeded" and result.statuses and "succeeded" not in result.statuses.values():
-                _log.warning(
-                    "Run %s ended, and none of its %d rollouts succeeded: `agl show %s` lists the errors.",
-                    run_id,
-                    len(result.statuses),
-                    run_id,
-                )
+            try:
+                await self._close(run_store, recorder, run_id, outcome)
+            finally:
+                ended.set()  # a run that could not be closed is lost
+
+    async def _announced(self, recorder: RunRecorder) -> bool:
+        """Whether the store takes signs of life; one of an older release keeps no rollouts for the runners of a run either."""
+        try:
+            await recorder.alive(self.run_id)
+        except InvalidInput as error:
+            _log.warning("The store is of an older release; other runners may get rollouts of this run: %s", error)
+            self.own_runners = False
+            return False
+        return True
+
+    async def _name_leftovers(self, store: LightningStore, run_id: str) -> None:
+        if not self.own_runners:
+            return
+        try:
+            left = await leftovers(store, run_id)
+        except AgentLightningError as error:
+            _log.warning("Whether rollouts of before are open could not be found out: %s", error)
+            return
+        if left:
+            _log.warning("%s", left)
+
+    async def _close(self, store: RunStore, recorder: RunRecorder, run_id: str, outcome: Outcome) -> None:
+        best = self.algorithm.get_best_resources() if self.algorithm is not None else None
+        self.result = FitResult(run_id, outcome)
+        self.result = result = await collect(store, run_id, outcome, store.rollout_ids, best)
+        if best is not None and result.best_resources is not None:
+            await recorder.decided(run_id, BEST, best_content(best))
+        end = RunEnd(outcome, result.best_resources_id, result.best_resources_version, result.summary)
+        await recorder.closed(run_id, end)
+        _log.info("Run %s is closed: %s.", run_id, outcome)
+        if outcome == "succeeded" and result.statuses and "succeeded" not in result.statuses.values():
+            _log.warning(
+                "Run %s ended, and none of its %d rollouts succeeded: `agl show %s` lists the errors.",
+                run_id,
+                len(result.statuses),
+                run_id,
+            )
 
     def _progress(self, store: LightningStore, run_id: str, rollout_ids: list[str]) -> AbstractContextManager[Any]:
         if not self.progress or self.algorithm is None:

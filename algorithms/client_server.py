@@ -203,7 +203,8 @@ class _Execution:
             run_id = self._found_run(store)
             if self._event.is_set():
                 return
-            if claims_for_runs(store) and not getattr(self._algorithm, "ends_with_runners", False):
+            bound = hasattr(self._runner, "run_id") and not getattr(self._algorithm, "ends_with_runners", False)
+            if bound and claims_for_runs(store):
                 cast(Any, self._runner).run_id = run_id
             stop = ThreadingEvent()
             goes_on = threading.Event()

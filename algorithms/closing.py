@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from functools import partial
 from typing import Any, cast
@@ -15,17 +16,27 @@ from .execution import LOOK_SECONDS, ExecutionEvent
 
 __all__ = ["open_run", "until_run_closes"]
 
+_log = logging.getLogger(__name__)
 POLL_SECONDS = 1.0
 NEXT_SECONDS = 15.0
 """How long after a run was lost its program may take to be started again, before its runners stop."""
 
 
 async def open_run(store: LightningStore, event: ExecutionEvent) -> str | None:
-    """The newest run that is open, or else the next one that opens; None once ``event`` is set, or for a store without runs."""
+    """The newest run that is open, or else the next one that opens; None once ``event`` is set, or for a store without runs.
+
+    A run that has runners of its own is none to work for.
+    """
     query: Any = getattr(store, "query_runs", None)
     known: set[str] | None = None
+    explained = False
     while query is not None and not event.is_set():
-        runs = await patiently(partial(query, brief=True), "The run")
+        found = await patiently(partial(query, brief=True), "The run")
+        runs = _for_others(found)
+        taken = [run["run_id"] for run in found if run["closed_at"] is None and run not in runs]
+        if taken and not explained:
+            explained = True
+            _log.warning("Run %s has runners of its own, and no others get its rollouts; waiting for another run.", taken[-1])
         opened = [run["run_id"] for run in runs if run["closed_at"] is None]
         # A run that was opened and closed between two looks was the one to wait for.
         passed = [] if known is None else [run["run_id"] for run in runs if run["run_id"] not in known]
@@ -51,13 +62,18 @@ async def until_run_closes(store: LightningStore, run_id: str, event: ExecutionE
         if run["closed_at"] is not None and run["outcome"] != LOST:
             return False
         if run["closed_at"] is not None:
-            runs = await patiently(partial(query, brief=True), "The end of the run")
+            runs = _for_others(await patiently(partial(query, brief=True), "The end of the run"))
             later = [one for one in runs if one["opened_at"] > run["opened_at"]]
             lost_at = time.monotonic() if lost_at is None else lost_at
             if later or time.monotonic() - lost_at > NEXT_SECONDS:
                 return any(one["closed_at"] is None for one in later)
         await _pause(event, POLL_SECONDS)
     return False
+
+
+def _for_others(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without those that have runners of their own, which older stores do not know."""
+    return [run for run in runs if not run.get("own_runners")]
 
 
 async def _pause(event: ExecutionEvent, seconds: float) -> None:

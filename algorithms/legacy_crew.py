@@ -109,7 +109,9 @@ class LegacyJob(Job):
         return f"Worker-{worker_id}-{self.crew}"
 
     def work(self, desk: Desk) -> int:
-        """See :class:`Job`; synchronous agents run in the main thread, where signals may be handled."""
+        """See :class:`Job`; agents run in the main thread, where signals may be handled."""
+        if self.agent.is_async():
+            return self._serve(desk)
         return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
 
     def _serve(self, desk: Desk) -> int:

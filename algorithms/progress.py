@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import time
@@ -126,7 +127,7 @@ class Progress:
         if now - self._shown_at < (LIVE_SECONDS if live else PLAIN_SECONDS):
             return
         self._shown_at = now
-        self._write(f"\x1b[2K{self.line()[:WIDTH]}\r" if live else f"{self.line()}\n")
+        self._write(f"\x1b[2K{self.line()[: _width(output)]}\r" if live else f"{self.line()}\n")
 
     def _clear(self) -> None:
         if self._shown_at > self._began and (self._output or sys.stderr).isatty():
@@ -140,3 +141,12 @@ class Progress:
         except (OSError, ValueError) as error:
             _log.debug("The progress cannot be shown: %s", error)
             self._over.set()
+
+
+def _width(output: TextIO) -> int:
+    """How much of a line a terminal shows without wrapping it: what is wrapped cannot be overwritten."""
+    try:
+        columns = os.get_terminal_size(output.fileno()).columns
+    except (OSError, ValueError):  # no real terminal
+        columns = 0
+    return min(WIDTH, columns - 1) if columns > 1 else WIDTH

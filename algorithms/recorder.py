@@ -147,6 +147,8 @@ class StoreRecorder:
 
 def _fields_of(start: RunStart) -> dict[str, Any]:
     fields: dict[str, Any] = {name: value for name, value in vars(start).items() if name not in _SOURCES}
+    if not start.own_runners:
+        del fields["own_runners"]  # which stores of older releases refuse
     datasets = {
         name: _samples(name, dataset)
         for name, dataset in (("train", start.train_dataset), ("val", start.val_dataset))

@@ -29,7 +29,9 @@ from .adapters.messages import TraceToMessages
 NO_LIMIT_MB = 1e9
 NORMAL_QUANTILE = 1.96
 """Of the normal distribution: 95 % of it lie within so many standard deviations of the mean."""
-_FRAME = re.compile(r'^\s*File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<name>\S+)(?:\n\s+(?P<code>\S.*))?', re.MULTILINE)
+_FRAME = re.compile(
+    r'^[ \t]*File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<name>\S+)(?:\n[ \t]+(?P<code>\S.*))?', re.MULTILINE
+)
 _OWN = re.compile(r"(^|/)(site-packages|dist-packages|lib/python3[^/]*|lib-dynload)/|^<")
 _ROOMS = re.compile(r"(^|/)(agentlightning/)?(runners|algorithms|projections|core|cli)/[a-z_]+\.py$")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ..runners.agents import LitAgent
 from ..runners.threads import lend_thread
 from .crew import TERMINATE, Crew, Place
 from .parts import Part
@@ -132,7 +133,10 @@ class RunnerJob(Job):
     bundle: Any
 
     def work(self, desk: Desk) -> int:
-        """See :class:`Job`; synchronous agents run in the main thread, where signals may be handled."""
+        """See :class:`Job`; agents run in the main thread, where signals may be handled."""
+        agent = getattr(self.bundle, "agent", None)
+        if isinstance(agent, LitAgent) and agent.is_async():
+            return self._serve(desk)
         return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
 
     def _serve(self, desk: Desk) -> int:
@@ -144,6 +148,8 @@ class RunnerJob(Job):
             bundle.on_execute = partial(tell_of, desk)
             bundle.on_ready = partial(desk.tell, WORKS)
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
+        else:
+            desk.tell(WORKS)  # a bundle of somebody else's does not say when it has loaded everything
         part = Part(f"runner-{desk.number}", lambda: _on_store(bundle, desk), lambda part: None)
         desk.when_cancelled(part.cancel)
         part.run()

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,6 +30,9 @@ from ..runners.threads import lend_thread
 from .interrupts import StopFlag, announce
 from .reading import refuse_bare_port
 from .terminal import echo_json, examples, json_option, log_level_option
+
+if TYPE_CHECKING:
+    from ..runners.agents import LitAgent
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
 TOKEN_VARIABLE = "AGL_TOKEN"
@@ -78,10 +81,10 @@ def runner(
     _check_store(url, processes)
     options = Options(max_rollouts=max_rollouts, slots=slots, group=group)
     if processes > 1:
-        _check_agent(agent)
+        _loaded(agent)  # once here: a wrong name is one sentence, not one of every process
         done = asyncio.run(_supervise(agent, url, token, worker_id, options, processes))
     else:
-        done = asyncio.run(_work(agent, url, token, worker_id, options))
+        done = asyncio.run(_work(_loaded(agent), url, token, worker_id, options))
     if as_json:
         echo_json({"event": "stopped", "exit_code": done})
     return done
@@ -108,20 +111,18 @@ def _check_store(url: str, processes: int) -> None:
         raise InvalidInput("one process writes a file: use --slots instead of -n, or `agl store` and its http:// address")
 
 
-def _check_agent(agent: str) -> None:
-    """Load the agent once here: a wrong name is one sentence, not one of every process."""
+def _loaded(agent: str) -> LitAgent[Any]:
     from ..runners.load import load_agent
 
-    load_agent(agent)
+    return load_agent(agent)
 
 
 async def _work(
-    agent: str, url: str, token: str | None, worker_id: int | None, options: Options, desk: Desk | None = None
+    agent: LitAgent[Any], url: str, token: str | None, worker_id: int | None, options: Options, desk: Desk | None = None
 ) -> int:
     """One runner in this process, which has a ``desk`` where it is one of several; returns the exit code."""
-    from ..runners.load import load_agent, run_agent
+    from ..runners.load import run_agent
 
-    loaded = load_agent(agent)
     stop = StopFlag()
     if desk is None:
         stop.install()
@@ -131,7 +132,7 @@ async def _work(
     async with _opened(url, token) as store:
         work = asyncio.ensure_future(
             run_agent(
-                loaded,
+                agent,
                 store,
                 worker_id=os.getpid() if worker_id is None else worker_id,
                 worker_name=_worker_name() if worker_id is None else None,
@@ -236,15 +237,22 @@ class CommandJob(Job):
     options: Options
 
     def work(self, desk: Desk) -> int:
-        """See :class:`Job`; synchronous agents run in the main thread, where signals may be handled."""
+        """See :class:`Job`; agents are loaded and run in the main thread, where signals may be handled."""
         signal.signal(signal.SIGTERM, lambda number, frame: desk.stop.set())
-        return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
+        try:
+            agent = _loaded(self.agent)
+        except AgentLightningError as error:
+            desk.tell(FAILED, error.message)
+            return HOPELESS
+        if agent.is_async():
+            return self._serve(desk, agent)
+        return lend_thread(lambda: self._serve(desk, agent), lambda code: leave(code.result()))
 
-    def _serve(self, desk: Desk) -> int:
+    def _serve(self, desk: Desk, agent: LitAgent[Any]) -> int:
         worker_id, left = desk.given
         options = replace(self.options, max_rollouts=left)
         try:
-            code = asyncio.run(_work(self.agent, self.url, self.token, worker_id, options, desk))
+            code = asyncio.run(_work(agent, self.url, self.token, worker_id, options, desk))
         except AgentLightningError as error:
             if error.retryable or isinstance(error, HistoryChanged):
                 announce(f"agl: {error.message}")

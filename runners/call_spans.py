@@ -85,7 +85,7 @@ class ModelCall:
         """One more piece was read."""
         with self._lock:
             if not self._over:
-                self._take([body])
+                self._take(plain(one) for one in (body,))
 
     def _watch(self, response: Any) -> None:
         """Read along with whoever reads the body: by pieces or as bytes, in this thread or another, or not at all."""
@@ -102,13 +102,17 @@ class ModelCall:
             with self._to_its_end():
                 for data in iter_bytes(*args, **kwargs):
                     for piece in self._pieces.split(data):
-                        yield self._between(piece)
+                        self._between(piece)
+                        yield piece
+                        self._reading = True
 
         async def read_async(*args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
             with self._to_its_end():
                 async for data in aiter_bytes(*args, **kwargs):
                     for piece in self._pieces.split(data):
-                        yield self._between(piece)
+                        self._between(piece)
+                        yield piece
+                        self._reading = True
 
         def closed() -> None:
             close()
@@ -134,11 +138,11 @@ class ModelCall:
             raise
         self.finish()
 
-    def _between(self, data: bytes) -> bytes:
+    def _between(self, data: bytes) -> None:
         self._feed(data)
         if self._pieces.done:
             self.finish()
-        return data
+        self._reading = False
 
     def _closed(self) -> None:
         # A body that was read to its end is closed from inside, before its last bytes are given out.
@@ -151,10 +155,14 @@ class ModelCall:
                 self._take(self._pieces.feed(data))
 
     def _take(self, bodies: Iterator[Any] | list[Any]) -> None:
-        for body in bodies:
-            if self._first is None:
-                self._first = time.time()
-            self._answer.take(body)
+        try:
+            for body in bodies:
+                if self._first is None:
+                    self._first = time.time()
+                self._answer.take(body)
+        except Exception as error:
+            # Who reads the answer gets it all the same.
+            _log.warning("A part of a model's answer could not be recorded: %r", error)
 
     def attributes(self) -> Attributes:
         """What the answer says so far."""
@@ -190,6 +198,9 @@ class ModelCall:
             over, self._over = self._over, True
         if over or not self._span.is_recording():
             return
-        self._span.set_attributes(self.attributes())
+        try:
+            self._span.set_attributes(self.attributes())
+        except Exception as odd:
+            _log.warning("The answer of a model call could not be recorded: %r", odd)
         self._span.set_status(Status(StatusCode.OK) if error is None else Status(StatusCode.ERROR, error))
         self._span.end()

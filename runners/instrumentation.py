@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..core.open_log import shown
 from ..core.spans import Attributes
@@ -36,6 +36,8 @@ _OWNERS = ("Completions", "Embeddings", "Responses")
 _METHODS = ("create", "parse")
 _LEFT_OUT = ("Omit", "NotGiven")
 """Classes of the client for arguments that are left out: the first is missing in older versions."""
+_LISTS = ("messages", "input", "prompt", "tools", "functions")
+"""Arguments that may be iterators, which can be read once only."""
 _SUPPRESSED = ("suppress_language_model_instrumentation",)
 _RAW_HEADER = "x-stainless-raw-response"
 
@@ -131,13 +133,17 @@ def _recorded(method: Callable[..., Any], asynchronous: bool, module: str, trace
 
 
 def _begin(module: str, tracer: Tracer, owner: Any, kwargs: dict[str, Any]) -> ModelCall | None:
-    """None where the call is part of another one, or somebody asked OpenTelemetry to leave it out."""
+    """None where the call is part of another one, or somebody asked OpenTelemetry to leave it out.
+
+    Iterators in ``kwargs`` become lists, so that the client can read them too.
+    """
     from opentelemetry import context as otel_context
     from opentelemetry.trace import SpanKind
 
     keys = (*_SUPPRESSED, getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", None))
     if INSIDE.get() or any(key is not None and otel_context.get_value(key) for key in keys):
         return None
+    kwargs.update({key: _read_once(kwargs[key]) for key in _LISTS if key in kwargs})
     name, operation, answer = _CALLS[module]
     outer = WITHIN.get()
     if outer is not None:
@@ -154,3 +160,9 @@ def _begin(module: str, tracer: Tracer, owner: Any, kwargs: dict[str, Any]) -> M
         # The client says what is wrong with the arguments; it must not be said by us.
         _log.debug("The arguments of a model call could not be recorded: %r", error)
     return ModelCall(tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes), answer())
+
+
+def _read_once(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: _read_once(item) for key, item in cast("dict[Any, Any]", value).items()}
+    return [_read_once(item) for item in value] if type(value) is list or hasattr(value, "__next__") else value

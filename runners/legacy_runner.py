@@ -87,7 +87,10 @@ class LegacyAgentRunner:
 
     def iter(self) -> int:
         """Execute tasks until there were ``max_tasks``, or the stop; how many."""
-        return asyncio.run(self._iter("sync"))
+        try:
+            return asyncio.run(self._iter("sync"))
+        finally:
+            self._place.close()
 
     async def iter_async(self) -> int:
         """As :meth:`iter`."""

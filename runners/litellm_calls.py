@@ -15,7 +15,7 @@ from types import CellType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from .call_spans import CALL, WITHIN, ModelCall
-from .openai_answers import ChoicesAnswer, plain, request_attributes
+from .openai_answers import ChoicesAnswer, request_attributes
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -105,7 +105,11 @@ def _recorded(function: Callable[..., Any], asynchronous: bool, tracer: Tracer) 
 
     def begin(args: Any, kwargs: Any, began: int) -> ModelCall:
         attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "litellm"}
-        attributes.update(cast(Any, request_attributes({**dict(zip(names, args)), **kwargs})))
+        try:
+            attributes.update(cast(Any, request_attributes({**dict(zip(names, args)), **kwargs})))
+        except Exception as error:
+            # The call was made: its answer is not lost because of its arguments.
+            _log.debug("The arguments of a model call could not be recorded: %r", error)
         return ModelCall(tracer.start_span("openai.chat", start_time=began, attributes=attributes), ChoicesAnswer())
 
     @functools.wraps(function)
@@ -167,7 +171,7 @@ def _next(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except BaseException as error:
             call.fail(error)
             raise
-        call.piece(plain(piece))
+        call.piece(piece)
         return piece
 
     setattr(advance, CALL, True)
@@ -188,7 +192,7 @@ def _next_async(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except BaseException as error:
             call.fail(error)
             raise
-        call.piece(plain(piece))
+        call.piece(piece)
         return piece
 
     setattr(advance, CALL, True)

@@ -117,7 +117,7 @@ class _CallThread:
         """Run what :meth:`run` is given, in this thread."""
         self._number = threading.get_ident()
         try:
-            while (call := self._calls.get()) is not None:
+            while (call := self._next()) is not None:
                 self._provide_event_loop()
                 self.busy = True
                 try:
@@ -129,6 +129,14 @@ class _CallThread:
             if self._loop is not None and not self._loop.is_running():
                 self._loop.close()
                 asyncio.set_event_loop(None)
+
+    def _next(self) -> Callable[[], None] | None:
+        while True:
+            try:
+                return self._calls.get()
+            except Exception as error:
+                # Of a signal handler: this may be the main thread, and the agent that set an alarm is over.
+                _log.warning("A signal handler that an agent left behind raised %s", error_text(error))
 
     def stack(self) -> list[FrameType]:
         """The frames of the function that runs in it, the outermost first."""
@@ -146,7 +154,8 @@ class _CallThread:
         except (RuntimeError, DeprecationWarning):  # there is none; a warning, where warnings are errors
             current = None
         if current is None or current.is_closed():
-            self._loop = asyncio.new_event_loop()
+            if self._loop is None or self._loop.is_closed():
+                self._loop = asyncio.new_event_loop()
             asyncio.set_event_loop(self._loop)
 
     def run(self, func: Callable[[], R]) -> asyncio.Future[R]:

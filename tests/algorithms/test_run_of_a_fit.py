@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms import progress, runner_crew
+from agentlightning.algorithms import bundles, progress, runner_crew
 from agentlightning.algorithms.crew import Place
 from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.algorithms.runner_crew import RunnerCrew, ending
@@ -90,6 +90,40 @@ async def test_a_foreign_runner_gets_nothing_of_a_fit_and_both_sides_say_so(
     got = await store.get_rollout_by_id(mine.rollout_id)
     assert got.status == "queuing"
     store.close()
+
+
+class OlderStore(agl.InMemoryLightningStore):
+    """Knows of runs what releases before signs of life and runners of a run knew, as a client of this release sees it."""
+
+    async def record_run_event(self, type: Any, run_id: Any = None, fields: Any = None) -> Any:
+        if type == "run.beat" or "own_runners" in (fields or {}):
+            raise agl.InvalidInput(f"{type!r} is no event of a run")
+        return await super().record_run_event(type, run_id, fields)
+
+    async def dequeue_rollout(self, *args: Any, run_id: Any = None, **kwargs: Any) -> Any:
+        return await super().dequeue_rollout(*args, **kwargs)
+
+
+def test_a_fit_works_on_a_store_of_an_older_release(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = agl.Trainer(strategy="shm", store=OlderStore(), max_rollouts=2)
+    result = trainer.dev(lambda task: 1.0, ["a", "b"])
+    assert list(result.rewards.values()) == [1.0, 1.0] and result.outcome == "succeeded"
+    assert caplog.text.count("The store is of an older release") == 1
+
+
+def test_a_run_that_cannot_be_closed_shows_no_more_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    async def unreachable(*_: Any) -> Any:
+        raise agl.StoreUnreachable("gone")
+
+    monkeypatch.setattr(bundles, "_shown_alive", lambda *_: ended)
+    monkeypatch.setattr(bundles, "leftovers", unreachable)  # which only costs its line
+    monkeypatch.setattr(bundles, "collect", unreachable)
+    trainer = agl.Trainer(strategy="shm", store=agl.InMemoryLightningStore())
+    with pytest.raises(agl.StoreUnreachable):
+        trainer.dev(lambda task: 1.0, ["a"])
+    assert ended.is_set()
 
 
 @pytest.mark.parametrize(

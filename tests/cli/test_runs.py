@@ -248,6 +248,13 @@ def test_the_log_commands_read_events_of_runs(made: dict[str, Any]) -> None:
     assert rows[0]["body"]["event"]["parameters"]["n_runners"] == 2
 
 
+def test_the_line_of_a_traceback_is_found_however_many_empty_lines_it_has() -> None:
+    stack = "Traceback\n" + "\n" * 200_000 + '  File "/home/me/app.py", line 7, in ask\n    raise ValueError\n'
+    began = time.monotonic()
+    assert line_of(stack) == "app.py:7 in ask: raise ValueError"
+    assert time.monotonic() - began < 5
+
+
 def test_show_run_has_candidates_with_the_best_one_in_full_and_rows_that_say_what_was_asked(made: dict[str, Any]) -> None:
     found = document("show", "capitals")
     first, second = found["candidates"]

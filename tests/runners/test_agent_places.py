@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
+from agentlightning.algorithms.bundles import RunnerSide
 from agentlightning.algorithms.legacy_crew import LegacyJob
 from agentlightning.algorithms.runner_crew import Given, RunnerJob
 from agentlightning.algorithms.worker_process import Desk
@@ -156,8 +157,68 @@ def test_synchronous_agents_of_a_worker_process_have_the_main_thread(store: InMe
     async def bundle(opened: Any, worker_id: int, event: Any) -> None:
         found.extend(await serve(opened, agent))
 
-    assert in_a_worker(RunnerJob(bundle), Given(store, None)) == [("done", "")]
+    assert in_a_worker(RunnerJob(bundle), Given(store, None)) == [("works", ""), ("done", "")]
     assert statuses(found) == ["succeeded"] * 2
+
+
+async def with_a_signal_handler(task: Any) -> float:
+    """What asynchronous agents do for a time limit."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGALRM, lambda: None)
+    loop.remove_signal_handler(signal.SIGALRM)
+    return float(CONNECTION.execute("select 1").fetchone()[0])
+
+
+def test_asynchronous_agents_of_a_worker_process_have_the_main_thread_too(store: InMemoryLightningStore) -> None:
+    async def prepared() -> None:
+        await store.enqueue_rollout(0)
+        await store.enqueue_rollout(1)
+
+    asyncio.run(prepared())
+    side = RunnerSide(as_agent(with_a_signal_handler), (), lambda: agl.LitAgentRunner(agl.OtelTracer()), None)
+    side.agent.set_trainer = lambda trainer: None
+    assert in_a_worker(RunnerJob(side), Given(store, None, left=2))[-1] == ("done", "")
+    rollouts = asyncio.run(store.query_rollouts())
+    assert [rollout.status for rollout in rollouts] == ["succeeded"] * 2
+
+
+def test_a_signal_handler_that_an_agent_left_behind_does_not_end_its_worker(
+    store: InMemoryLightningStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    rang = threading.Event()
+
+    def agent(task: int) -> float:
+        def ring(*_: object) -> None:
+            rang.set()
+            raise TimeoutError("too late")
+
+        signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        return 1.0
+
+    def work() -> list[Any]:
+        first = asyncio.run(serve(store, agent, 1))
+        assert rang.wait(10)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+        return first + asyncio.run(serve(store, with_a_loop, 1))
+
+    before = signal.getsignal(signal.SIGALRM)
+    try:
+        assert statuses(lend_thread(work, lambda outcome: None)) == ["succeeded"] * 2
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert "A signal handler that an agent left behind raised TimeoutError: too late" in caplog.text
+
+
+async def test_agents_that_use_asyncio_run_find_one_event_loop_and_not_one_each(store: InMemoryLightningStore) -> None:
+    seen: list[Any] = []
+
+    def agent(task: int) -> float:
+        seen.append(asyncio.get_event_loop())
+        return asyncio.run(looped(task))
+
+    assert statuses(await serve(store, agent, 3)) == ["succeeded"] * 3
+    assert len(set(seen)) == 1
 
 
 def test_workers_of_the_first_generation_have_the_main_thread_too() -> None:

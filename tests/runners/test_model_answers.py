@@ -190,6 +190,57 @@ async def test_a_stream_that_is_left_has_what_was_read_of_it(
     KEPT.clear()
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_stream_that_is_closed_ends_its_span_while_its_owner_keeps_it(
+    store: InMemoryLightningStore, tracer: agl.OtelTracer, stub: Stub, asynchronous: bool
+) -> None:
+    found: list[list[str]] = []
+
+    async def call() -> None:
+        kind = AsyncOpenAI if asynchronous else OpenAI
+        client: Any = kind(base_url=stub.base_url, api_key="none")
+        answer = client.chat.completions.create(**asked("chat", True))
+        answer = await answer if asynchronous else answer
+        assert await anext(answer) if asynchronous else next(answer)
+        found.append([span.name for span in tracer.get_last_trace()])
+        closing = answer.close()
+        if asynchronous:
+            await closing
+        found.append([span.name for span in tracer.get_last_trace()])
+        KEPT.append(answer)
+
+    await spans_of(store, tracer, call)
+    KEPT.clear()
+    assert found == [[], [SPANS["chat"]]]
+
+
+async def test_iterators_among_the_arguments_reach_the_server_and_the_span(
+    store: InMemoryLightningStore, tracer: agl.OtelTracer, stub: Stub
+) -> None:
+    async def call() -> None:
+        parts: Any = ({"type": "text", "text": text} for text in ["Why", "?"])
+        messages = (message for message in [{"role": "user", "content": parts}])
+        OpenAI(base_url=stub.base_url, api_key="none").chat.completions.create(**{**CHAT, "messages": messages})
+
+    (span,) = await spans_of(store, tracer, call)
+    content = [{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}]
+    assert stub.requests[-1][1]["messages"] == [{"role": "user", "content": content}]
+    assert json.loads(str(span.attributes["gen_ai.prompt.0.content"])) == content
+
+
+async def test_an_answer_that_cannot_be_recorded_is_given_to_its_reader_all_the_same(
+    store: InMemoryLightningStore, tracer: agl.OtelTracer, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(*_: Any) -> Any:
+        raise RecursionError
+
+    monkeypatch.setattr(ChoicesAnswer, "take", odd)
+    monkeypatch.setattr(ChoicesAnswer, "attributes", odd)
+    for stream in (False, True):
+        (span,) = await spans_of(store, tracer, lambda: plain(stub, "chat", stream))  # noqa: B023
+        assert span.status.status_code == "OK"
+
+
 @pytest.mark.parametrize("form", [plain, raw, streaming_async], ids=lambda form: form.__name__)
 async def test_an_error_of_the_api_ends_the_span(
     store: InMemoryLightningStore, tracer: agl.OtelTracer, stub: Stub, monkeypatch: pytest.MonkeyPatch, form: Any

@@ -145,3 +145,18 @@ async def test_runners_by_role_stop_with_their_run_and_go_on_with_the_next_where
     assert await until_run_closes(store, again, event) is False
     assert await until_run_closes(store, killed, event) is False  # what came after it is over, too
     store.close()
+
+
+async def test_runners_by_role_wait_for_a_run_that_has_no_runners_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(closing, "POLL_SECONDS", 0.02)
+    store: Any = agl.InMemoryLightningStore()
+    recorder, event = recorder_for(store), agl.ThreadingEvent()
+    own = await recorder.opened(RunStart(own_runners=True))
+    waiting = asyncio.ensure_future(open_run(store, event))
+    await asyncio.sleep(0.1)
+    assert not waiting.done() and caplog.text.count(f"Run {own} has runners of its own") == 1
+    shared = await recorder.opened(RunStart())
+    assert await waiting == shared
+    store.close()
