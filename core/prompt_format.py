@@ -190,7 +190,7 @@ def _sandbox(secret: Secret) -> Any:
                 raise _too_long()
             for text, times in ((left, right), (right, left)):
                 repeats = isinstance(text, str | Sequence) and not isinstance(times, str | Sequence)
-                if repeats and len(cast("Any", text)) * times > MOST_CHARACTERS:
+                if repeats and len(cast("Any", text)) * cast("Any", times) > MOST_CHARACTERS:
                     raise _too_long()
             return base.call_binop(self, context, operator, left, right)
 

@@ -168,8 +168,8 @@ def span(value: object) -> CheckedSpan:
     for attributes in (fields["attributes"], *(event.get("attributes") for event in fields.get("events") or ())):
         if isinstance(attributes, dict):
             mask_attributes(cast("dict[str, Any]", attributes))
-    status = fields["status"]
-    if isinstance(status, dict) and isinstance(status.get("description"), str):
+    status = cast("dict[str, Any]", fields["status"]) if isinstance(fields["status"], dict) else {}
+    if isinstance(status.get("description"), str):
         status["description"] = mask_text(status["description"])  # instrumentations repeat the message of an exception there
     checked = Span.model_validate(fields)
     for name in ("rollout_id", "attempt_id", "span_id"):

@@ -167,7 +167,12 @@ class ModelCall:
     def attributes(self) -> Attributes:
         """What the answer says so far."""
         with self._lock:
-            found = self._answer.attributes()
+            try:
+                found = self._answer.attributes()
+            except Exception as error:
+                # What is odd in an answer costs neither the span nor who reads the answer.
+                _log.warning("The answer of a model call could not be recorded: %r", error)
+                return {}
             if self._pieces.events and self._first is not None:
                 found["llm.openai.stream.chunk_count"] = self._answer.pieces
                 found["gen_ai.streaming.time_to_first_token"] = max(0.0, self._first - self._began)
@@ -198,9 +203,6 @@ class ModelCall:
             over, self._over = self._over, True
         if over or not self._span.is_recording():
             return
-        try:
-            self._span.set_attributes(self.attributes())
-        except Exception as odd:
-            _log.warning("The answer of a model call could not be recorded: %r", odd)
+        self._span.set_attributes(self.attributes())
         self._span.set_status(Status(StatusCode.OK) if error is None else Status(StatusCode.ERROR, error))
         self._span.end()

@@ -14,6 +14,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.algorithms.recorder import RunStart, recorder_for
+from agentlightning.algorithms.run_report import line_of
 from agentlightning.cli.finding_runs import RunSummary
 from agentlightning.cli.ps import _row
 from agentlightning.cli.show_run import _reward_line

@@ -82,7 +82,7 @@ def test_a_frozen_broker_holds_up_questions_about_its_own_partitions_only_and_th
 ) -> None:
     make_topics(kafka_cluster_url)
     with KafkaLog(kafka_cluster_url) as log:
-        leaders = [asyncio.run(leader_of(log.address.bootstrap, f"{kafka_cluster_prefix}.spans", part)) for part in range(8)]
+        leaders = [asyncio.run(leader_of(log.address.bootstrap, f"{kafka_cluster_prefix}.spans", part)) for part in range(8)]  # pyright: ignore[reportAttributeAccessIssue]
         frozen = leaders[0]
         other = next(part for part, leader in enumerate(leaders) if leader != frozen)
         assert [log.ends(SPANS, part)[1] for part in (0, other)] == [0, 0]

@@ -93,18 +93,18 @@ async def test_a_node_reads_no_spans_but_those_between_a_claim_and_its_own(
     node = await _opened(kafka_url)
     try:
         own = await node.start_rollout("new")
-        assert [(await node.add_span(span(own))).sequence_id for _ in range(3)] == [1, 2, 3]
+        assert [(await node.add_span(span(own))).sequence_id for _ in range(3)] == [1, 2, 3]  # pyright: ignore[reportOptionalMemberAccess]
         assert reads.take() == 0, "its own spans were read back, or older ones"
         await before.wait_position(node.position())
-        assert (await before.add_span(span(own))).sequence_id == 4
+        assert (await before.add_span(span(own))).sequence_id == 4  # pyright: ignore[reportOptionalMemberAccess]
         assert reads.take() == 3, "the other node needs those before its own"
-        assert (await node.add_span(span(own))).sequence_id == 5
+        assert (await node.add_span(span(own))).sequence_id == 5  # pyright: ignore[reportOptionalMemberAccess]
         assert reads.take() == 1
         assert (await node.query_spans(started.rollout_id)).total == 3_000
         assert reads.take() >= 3_000
         assert (await node.query_spans(own.rollout_id)).total == 5
         assert reads.take() == 0
-        assert not [one.name for one in node.engine.log.state_folder.iterdir() if "spans" in one.name], "a copy on the disk"
+        assert not [one.name for one in node.engine.log.state_folder.iterdir() if "spans" in one.name], "a copy on the disk"  # pyright: ignore[reportAttributeAccessIssue]
     finally:
         await asyncio.to_thread(before.close)
         await asyncio.to_thread(node.close)
@@ -126,7 +126,7 @@ def test_a_key_whose_time_is_known_is_found_by_reading_that_time_only(
 ) -> None:
     address = make_topics(kafka_url, 1)
     with KafkaLog(address) as log:
-        times = _hourly(log)
+        times = _hourly(log)  # pyright: ignore[reportArgumentType]
     reads = Reads(monkeypatch)
     opened: Any = KafkaLog(address)
     with opened as log:
@@ -157,7 +157,7 @@ def test_a_topic_with_the_time_of_the_broker_is_read_whole(kafka_url: str) -> No
     asyncio.run(with_the_time_of_the_broker())
     address = make_topics(kafka_url, 1)
     with KafkaLog(address) as log:
-        times = _hourly(log)
+        times = _hourly(log)  # pyright: ignore[reportArgumentType]
     with KafkaLog(address) as log:
         now_us = int(time.time() * 1e6)
         within = KeyRange(end=HOURS, since_us=times[0], until_us=now_us)

@@ -158,5 +158,5 @@ async def _limit(url: str, name: str, limit: int) -> None:
         shown = ""
         while shown != str(limit):
             (answer,) = await client.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name)])
-            shown = {row[0]: row[1] for row in answer.resources[0][4]}["max.message.bytes"]
+            shown = {row[0]: row[1] for row in answer.resources[0][4]}["max.message.bytes"]  # pyright: ignore[reportAttributeAccessIssue]
             await asyncio.sleep(0.05)

@@ -117,12 +117,12 @@ def test_added_partitions_stay_unused_and_one_that_was_used_is_found(log_url: st
     with KafkaLog(log_url) as log:
         assert (log.partitions(CONTROL), log.partitions(SPANS)) == (1, 8)
         assert all(len(log.read_key(SPANS, key)) == 1 for key in keys)
-        assert any("the others stay unused" in notice for notice in log.notices)
+        assert any("the others stay unused" in notice for notice in log.notices)  # pyright: ignore[reportAttributeAccessIssue]
     make_topics(log_url)
     _write(log_url, CONTROL, ("default", b"of a release that did not know", 1))
     assert "partitions that were added to it have records" in _refused(log_url)
     with ReadOnlyKafkaLog(log_url) as log:
-        assert "partitions that were added" in log.findings[0]
+        assert "partitions that were added" in log.findings[0]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_log_of_an_older_release_is_taken_with_the_partitions_it_was_written_for(kafka_url: str) -> None:
@@ -133,12 +133,12 @@ def test_a_log_of_an_older_release_is_taken_with_the_partitions_it_was_written_f
     _write(kafka_url, SPANS, *((key, b"", partition_of(key, 2)) for key in map(str, range(12))))
     with KafkaLog(kafka_url) as log:
         assert log.log_id == "0123456789abcdef" and log.partitions(SPANS) == 2
-        assert any("meta is compacted" in notice and "agl kafka init" in notice for notice in log.notices)
+        assert any("meta is compacted" in notice and "agl kafka init" in notice for notice in log.notices)  # pyright: ignore[reportAttributeAccessIssue]
         append(log, CONTROL, new(1))
     make_topics(kafka_url)
     with KafkaLog(kafka_url) as log:
         assert log.log_id == "0123456789abcdef" and log.partitions(SPANS) == 2
-        assert not any("compacted" in notice for notice in log.notices)
+        assert not any("compacted" in notice for notice in log.notices)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 async def _compacted(client: Any, name: str) -> None:

@@ -125,7 +125,7 @@ async def test_refusals_come_back_as_the_classes_they_left_as(client: LightningS
         await client.update_rollout("ro-none", status="succeeded")
     again = pickle.loads(pickle.dumps(caught.value))
     for error in (caught.value, again):
-        assert isinstance(error, NotFound) and error.status == 404 and str(error) == "Rollout ro-none not found"
+        assert isinstance(error, NotFound) and error.status == 404 and str(error) == "Rollout ro-none not found"  # pyright: ignore[reportAttributeAccessIssue]
         assert type(error).__name__ == "NotFound"
     with pytest.raises(NotFound, match="Rollout ro-none not found"):
         await client.update_attempt("ro-none", "latest", status="failed")

@@ -70,7 +70,7 @@ async def _statuses(endpoint: str) -> dict[str, int]:
 
 async def test_a_node_that_is_cut_off_fails_its_health_check_and_answers_503_until_it_is_not() -> None:
     log = CutLog(MemoryLog())
-    store = EventLogStore(log, foreign_writers=True)
+    store = EventLogStore(log, foreign_writers=True)  # pyright: ignore[reportArgumentType]
     server = LightningStoreServer(store, port=0)
     await server.start()
     client = LightningStoreClient(server.endpoint)
@@ -102,7 +102,7 @@ async def test_a_node_that_is_cut_off_fails_its_health_check_and_answers_503_unt
 async def test_a_node_that_is_behind_its_log_says_so_instead_of_not_found() -> None:
     shared = MemoryLog()
     held = HeldLog(shared, CONTROL)
-    store, other = EventLogStore(held, foreign_writers=True), EventLogStore(Unclosed(shared), foreign_writers=True)
+    store, other = EventLogStore(held, foreign_writers=True), EventLogStore(Unclosed(shared), foreign_writers=True)  # pyright: ignore[reportArgumentType]
     server = LightningStoreServer(store, port=0)
     await server.start()
     try:
@@ -125,7 +125,7 @@ async def test_a_node_that_is_behind_its_log_says_so_instead_of_not_found() -> N
 
 async def test_the_door_of_the_first_protocol_says_so_too() -> None:
     log = CutLog(MemoryLog())
-    store = EventLogStore(log, foreign_writers=True)
+    store = EventLogStore(log, foreign_writers=True)  # pyright: ignore[reportArgumentType]
     door = LegacyDoor(store)
     serving = Serving(door, "127.0.0.1", 0)
     await serving.start(in_thread=False)
@@ -147,7 +147,7 @@ async def test_where_the_log_does_not_answer_it_is_closed_first_and_nothing_wait
 ) -> None:
     monkeypatch.setattr("agentlightning.projections.engine.ANSWER_SECONDS", 0.1)
     log = CutLog(MemoryLog())
-    store = EventLogStore(log, foreign_writers=True)
+    store = EventLogStore(log, foreign_writers=True)  # pyright: ignore[reportArgumentType]
     order: list[str] = []
     assert store.engine.peers is not None
     monkeypatch.setattr(store.engine.peers, "close", lambda finish: order.append(f"peers {finish} {log.closed}"))
@@ -160,7 +160,7 @@ async def test_where_the_log_does_not_answer_it_is_closed_first_and_nothing_wait
 
 async def test_a_call_that_is_under_way_when_the_server_stops_is_asked_to_come_again() -> None:
     log = HoldingLog(MemoryLog())
-    store = EventLogStore(log)
+    store = EventLogStore(log)  # pyright: ignore[reportArgumentType]
     server = LightningStoreServer(store, port=0)
     await server.start()
     log.holding = True

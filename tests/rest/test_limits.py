@@ -105,7 +105,7 @@ async def test_an_answer_may_be_larger_than_a_request(
     client: LightningStoreClient, store: LightningStore, small_limits: None
 ) -> None:
     for start in range(0, 2_000, 500):
-        await store.enqueue_many_rollouts([{"input": n} for n in range(start, start + 500)])
+        await store.enqueue_many_rollouts([{"input": n} for n in range(start, start + 500)])  # pyright: ignore[reportArgumentType]
     assert len(await client.query_rollouts()) == 2_000
     await store.enqueue_rollout([2**70, *[[]] * 6_000])  # what travels as JSON text
     assert len((await client.query_rollouts())[-1].input) == 6_001

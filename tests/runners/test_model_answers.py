@@ -225,7 +225,7 @@ async def test_iterators_among_the_arguments_reach_the_server_and_the_span(
     (span,) = await spans_of(store, tracer, call)
     content = [{"type": "text", "text": "Why"}, {"type": "text", "text": "?"}]
     assert stub.requests[-1][1]["messages"] == [{"role": "user", "content": content}]
-    assert json.loads(str(span.attributes["gen_ai.prompt.0.content"])) == content
+    assert span.attributes["gen_ai.prompt.0.content"] == "Why?"
 
 
 async def test_an_answer_that_cannot_be_recorded_is_given_to_its_reader_all_the_same(

@@ -107,7 +107,7 @@ def test_a_target_without_a_name_is_marked_until_it_is_complete(path: Path) -> N
                 try:
                     copy_log(source, target)
                 except StorageError:
-                    target.left = 10**6
+                    target.left = 10**6  # pyright: ignore[reportAttributeAccessIssue]
                     mark = copy_mark(target)
                     assert mark is not None and mark.unfinished, left
                     assert any("ended before everything" in one for one in broken_references(target))
@@ -118,7 +118,7 @@ def test_a_target_without_a_name_is_marked_until_it_is_complete(path: Path) -> N
                     with pytest.raises(LogCorrupt, match="Copy again"), MemoryLog() as other:
                         copy_log(target, other)
                     continue
-                target.left = 10**6
+                target.left = 10**6  # pyright: ignore[reportAttributeAccessIssue]
                 assert left > 4 and broken_references(target) == []
                 EventLogStore(target).close()
                 return
