@@ -39,7 +39,8 @@ def test_fit_finds_the_better_prompt_and_keeps_its_run_in_the_default_log(tmp_pa
         result = fit.result()
         assert "Traceback" not in fit.text and "forked" not in fit.text
         workers = {line for line in fit.lines if "Started async rollouts" in line}
-        assert len(workers) == 4
+        # Processes load two at a time on two processors, and six short rollouts may be over before the last has loaded.
+        assert 1 <= len(workers) <= 4 if strategy == "cs" else len(workers) == 4
         assert fit.left_over() == []
     check(result)
     store: Any = agl.open_store(f"sqlite:///{tmp_path}/.agl/log.db")
