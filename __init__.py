@@ -38,35 +38,35 @@ if TYPE_CHECKING:
     from .algorithms.adapters.base import Adapter as Adapter
     from .algorithms.adapters.base import OtelTraceAdapter as OtelTraceAdapter
     from .algorithms.adapters.base import TraceAdapter as TraceAdapter
+    from .algorithms.adapters.llm_proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
     from .algorithms.adapters.messages import TraceToMessages as TraceToMessages
-    from .algorithms.adapters.proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
     from .algorithms.adapters.triplets import TracerTraceToTriplet as TracerTraceToTriplet
     from .algorithms.adapters.triplets import TraceToTripletBase as TraceToTripletBase
-    from .algorithms.base import Algorithm as Algorithm
+    from .algorithms.algorithm import Algorithm as Algorithm
     from .algorithms.baseline import Baseline as Baseline
     from .algorithms.baseline import FastAlgorithm as FastAlgorithm
-    from .algorithms.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
-    from .algorithms.components import build_component as build_component
-    from .algorithms.environment import LightningEnvVar as LightningEnvVar
-    from .algorithms.environment import resolve_bool_env_var as resolve_bool_env_var
-    from .algorithms.environment import resolve_int_env_var as resolve_int_env_var
-    from .algorithms.environment import resolve_str_env_var as resolve_str_env_var
-    from .algorithms.execution import ExecutionEvent as ExecutionEvent
-    from .algorithms.execution import ExecutionStrategy as ExecutionStrategy
-    from .algorithms.execution import MultiprocessingEvent as MultiprocessingEvent
-    from .algorithms.execution import ThreadingEvent as ThreadingEvent
-    from .algorithms.fit_result import FitResult as FitResult
-    from .algorithms.functional import algo as algo
-    from .algorithms.legacy_server import AgentLightningServer as AgentLightningServer
-    from .algorithms.replayer import Replayer as Replayer
-    from .algorithms.replayer import ReplayReport as ReplayReport
-    from .algorithms.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
-    from .algorithms.subscribers import subscriber as subscriber
-    from .algorithms.trainer import Trainer as Trainer
-    from .cli.class_options import lightning_cli as lightning_cli
-    from .core.contract import LightningStore as LightningStore
-    from .core.contract import LightningStoreCapabilities as LightningStoreCapabilities
-    from .core.contract import LightningStoreStatistics as LightningStoreStatistics
+    from .algorithms.decorator import algo as algo
+    from .algorithms.execution.base import ExecutionEvent as ExecutionEvent
+    from .algorithms.execution.base import ExecutionStrategy as ExecutionStrategy
+    from .algorithms.execution.base import MultiprocessingEvent as MultiprocessingEvent
+    from .algorithms.execution.base import ThreadingEvent as ThreadingEvent
+    from .algorithms.execution.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
+    from .algorithms.execution.env_vars import LightningEnvVar as LightningEnvVar
+    from .algorithms.execution.env_vars import resolve_bool_env_var as resolve_bool_env_var
+    from .algorithms.execution.env_vars import resolve_int_env_var as resolve_int_env_var
+    from .algorithms.execution.env_vars import resolve_str_env_var as resolve_str_env_var
+    from .algorithms.execution.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
+    from .algorithms.runs.replayer import Replayer as Replayer
+    from .algorithms.runs.replayer import ReplayReport as ReplayReport
+    from .algorithms.subscribers.decorator import subscriber as subscriber
+    from .algorithms.trainer.components import build_component as build_component
+    from .algorithms.trainer.result import FitResult as FitResult
+    from .algorithms.trainer.trainer import Trainer as Trainer
+    from .compat.client import AgentLightningClient as AgentLightningClient
+    from .compat.dev_tasks import DevTaskLoader as DevTaskLoader
+    from .compat.lightning_cli import lightning_cli as lightning_cli
+    from .compat.runner import LegacyAgentRunner as LegacyAgentRunner
+    from .compat.server import AgentLightningServer as AgentLightningServer
     from .core.errors import AgentLightningError as AgentLightningError
     from .core.errors import Departed as Departed
     from .core.errors import InvalidInput as InvalidInput
@@ -80,114 +80,116 @@ if TYPE_CHECKING:
     from .core.errors import Refused as Refused
     from .core.errors import StoreUnreachable as StoreUnreachable
     from .core.errors import Unauthorized as Unauthorized
-    from .core.loglines import configure_logger as configure_logger
-    from .core.loglines import setup_logging as setup_logging
-    from .core.loglines import setup_module_logging as setup_module_logging
-    from .core.model import Attempt as Attempt
-    from .core.model import AttemptedRollout as AttemptedRollout
-    from .core.model import AttemptStatus as AttemptStatus
-    from .core.model import Dataset as Dataset
-    from .core.model import EnqueueRolloutRequest as EnqueueRolloutRequest
-    from .core.model import FilterField as FilterField
-    from .core.model import FilterOptions as FilterOptions
-    from .core.model import GenericResponse as GenericResponse
-    from .core.model import Hook as Hook
-    from .core.model import PaginatedResult as PaginatedResult
-    from .core.model import ParallelWorkerBase as ParallelWorkerBase
-    from .core.model import Rollout as Rollout
-    from .core.model import RolloutConfig as RolloutConfig
-    from .core.model import RolloutLegacy as RolloutLegacy
-    from .core.model import RolloutMode as RolloutMode
-    from .core.model import RolloutRawResult as RolloutRawResult
-    from .core.model import RolloutRawResultLegacy as RolloutRawResultLegacy
-    from .core.model import RolloutStatus as RolloutStatus
-    from .core.model import SortOptions as SortOptions
-    from .core.model import Task as Task
-    from .core.model import TaskIfAny as TaskIfAny
-    from .core.model import TaskInput as TaskInput
-    from .core.model import Triplet as Triplet
-    from .core.model import Worker as Worker
-    from .core.model import WorkerStatus as WorkerStatus
-    from .core.prompt_format import allow_poml as allow_poml
-    from .core.resources import LLM as LLM
-    from .core.resources import NamedResources as NamedResources
-    from .core.resources import PromptTemplate as PromptTemplate
-    from .core.resources import ProxyLLM as ProxyLLM
-    from .core.resources import Resource as Resource
-    from .core.resources import ResourcesUpdate as ResourcesUpdate
-    from .core.resources import ResourceUnion as ResourceUnion
-    from .core.spans import Attributes as Attributes
-    from .core.spans import AttributeValue as AttributeValue
-    from .core.spans import Event as Event
-    from .core.spans import Link as Link
-    from .core.spans import OtelResource as OtelResource
-    from .core.spans import Span as Span
-    from .core.spans import SpanAttributeNames as SpanAttributeNames
-    from .core.spans import SpanContext as SpanContext
-    from .core.spans import SpanCoreFields as SpanCoreFields
-    from .core.spans import SpanLike as SpanLike
-    from .core.spans import SpanNames as SpanNames
-    from .core.spans import SpanRecordingContext as SpanRecordingContext
-    from .core.spans import StatusCode as StatusCode
-    from .core.spans import TraceState as TraceState
-    from .core.spans import TraceStatus as TraceStatus
-    from .projections.memory_store import InMemoryLightningStore as InMemoryLightningStore
-    from .projections.rest.client import LightningStoreClient as LightningStoreClient
-    from .projections.rest.dev_tasks import DevTaskLoader as DevTaskLoader
-    from .projections.rest.legacy_client import AgentLightningClient as AgentLightningClient
-    from .projections.rest.server import LightningStoreServer as LightningStoreServer
-    from .projections.rest.threaded import LightningStoreThreaded as LightningStoreThreaded
-    from .projections.store import EventLogStore as EventLogStore
-    from .projections.store import open_store as open_store
-    from .runners.active import clear_active_tracer as clear_active_tracer
-    from .runners.active import get_active_tracer as get_active_tracer
-    from .runners.active import set_active_tracer as set_active_tracer
-    from .runners.agentops_tracer import AgentOpsTracer as AgentOpsTracer
-    from .runners.agents import LitAgent as LitAgent
-    from .runners.base import Runner as Runner
-    from .runners.decorators import llm_rollout as llm_rollout
-    from .runners.decorators import prompt_rollout as prompt_rollout
-    from .runners.decorators import rollout as rollout
-    from .runners.dummy_tracer import DummyTracer as DummyTracer
-    from .runners.emitters import emit_annotation as emit_annotation
-    from .runners.emitters import emit_exception as emit_exception
-    from .runners.emitters import emit_message as emit_message
-    from .runners.emitters import emit_object as emit_object
-    from .runners.emitters import emit_reward as emit_reward
-    from .runners.legacy_runner import LegacyAgentRunner as LegacyAgentRunner
-    from .runners.operations import operation as operation
-    from .runners.otel_tracer import OtelTracer as OtelTracer
-    from .runners.readers import find_final_reward as find_final_reward
-    from .runners.readers import find_reward_spans as find_reward_spans
-    from .runners.readers import get_message_value as get_message_value
-    from .runners.readers import get_object_value as get_object_value
-    from .runners.readers import get_reward_value as get_reward_value
-    from .runners.readers import get_rewards_from_span as get_rewards_from_span
-    from .runners.readers import is_reward_span as is_reward_span
-    from .runners.rewards import reward as reward
-    from .runners.runner import LitAgentRunner as LitAgentRunner
-    from .runners.tracer import Tracer as Tracer
+    from .core.logging_setup import configure_logger as configure_logger
+    from .core.logging_setup import setup_logging as setup_logging
+    from .core.logging_setup import setup_module_logging as setup_module_logging
+    from .core.model.prompt_format import allow_poml as allow_poml
+    from .core.model.resources import LLM as LLM
+    from .core.model.resources import NamedResources as NamedResources
+    from .core.model.resources import PromptTemplate as PromptTemplate
+    from .core.model.resources import ProxyLLM as ProxyLLM
+    from .core.model.resources import Resource as Resource
+    from .core.model.resources import ResourcesUpdate as ResourcesUpdate
+    from .core.model.resources import ResourceUnion as ResourceUnion
+    from .core.model.rollout import Attempt as Attempt
+    from .core.model.rollout import AttemptedRollout as AttemptedRollout
+    from .core.model.rollout import AttemptStatus as AttemptStatus
+    from .core.model.rollout import Dataset as Dataset
+    from .core.model.rollout import EnqueueRolloutRequest as EnqueueRolloutRequest
+    from .core.model.rollout import FilterField as FilterField
+    from .core.model.rollout import FilterOptions as FilterOptions
+    from .core.model.rollout import GenericResponse as GenericResponse
+    from .core.model.rollout import Hook as Hook
+    from .core.model.rollout import PaginatedResult as PaginatedResult
+    from .core.model.rollout import ParallelWorkerBase as ParallelWorkerBase
+    from .core.model.rollout import Rollout as Rollout
+    from .core.model.rollout import RolloutConfig as RolloutConfig
+    from .core.model.rollout import RolloutLegacy as RolloutLegacy
+    from .core.model.rollout import RolloutMode as RolloutMode
+    from .core.model.rollout import RolloutRawResult as RolloutRawResult
+    from .core.model.rollout import RolloutRawResultLegacy as RolloutRawResultLegacy
+    from .core.model.rollout import RolloutStatus as RolloutStatus
+    from .core.model.rollout import SortOptions as SortOptions
+    from .core.model.rollout import Task as Task
+    from .core.model.rollout import TaskIfAny as TaskIfAny
+    from .core.model.rollout import TaskInput as TaskInput
+    from .core.model.rollout import Triplet as Triplet
+    from .core.model.rollout import Worker as Worker
+    from .core.model.rollout import WorkerStatus as WorkerStatus
+    from .core.model.span import Attributes as Attributes
+    from .core.model.span import AttributeValue as AttributeValue
+    from .core.model.span import Event as Event
+    from .core.model.span import Link as Link
+    from .core.model.span import OtelResource as OtelResource
+    from .core.model.span import Span as Span
+    from .core.model.span import SpanAttributeNames as SpanAttributeNames
+    from .core.model.span import SpanContext as SpanContext
+    from .core.model.span import SpanCoreFields as SpanCoreFields
+    from .core.model.span import SpanLike as SpanLike
+    from .core.model.span import SpanNames as SpanNames
+    from .core.model.span import SpanRecordingContext as SpanRecordingContext
+    from .core.model.span import StatusCode as StatusCode
+    from .core.model.span import TraceState as TraceState
+    from .core.model.span import TraceStatus as TraceStatus
+    from .core.model.store_interface import LightningStore as LightningStore
+    from .core.model.store_interface import LightningStoreCapabilities as LightningStoreCapabilities
+    from .core.model.store_interface import LightningStoreStatistics as LightningStoreStatistics
+    from .core.spans.readers import find_final_reward as find_final_reward
+    from .core.spans.readers import find_reward_spans as find_reward_spans
+    from .core.spans.readers import get_message_value as get_message_value
+    from .core.spans.readers import get_object_value as get_object_value
+    from .core.spans.readers import get_reward_value as get_reward_value
+    from .core.spans.readers import get_rewards_from_span as get_rewards_from_span
+    from .core.spans.readers import is_reward_span as is_reward_span
+    from .projections.store.memory_store import InMemoryLightningStore as InMemoryLightningStore
+    from .projections.store.store import EventLogStore as EventLogStore
+    from .projections.store.store import open_store as open_store
+    from .rest.client.client import LightningStoreClient as LightningStoreClient
+    from .rest.server.server import LightningStoreServer as LightningStoreServer
+    from .rest.server.threaded_store import LightningStoreThreaded as LightningStoreThreaded
+    from .runners.agent.decorators import llm_rollout as llm_rollout
+    from .runners.agent.decorators import prompt_rollout as prompt_rollout
+    from .runners.agent.decorators import rollout as rollout
+    from .runners.agent.litagent import LitAgent as LitAgent
+    from .runners.emit.emitters import emit_annotation as emit_annotation
+    from .runners.emit.emitters import emit_exception as emit_exception
+    from .runners.emit.emitters import emit_message as emit_message
+    from .runners.emit.emitters import emit_object as emit_object
+    from .runners.emit.emitters import emit_reward as emit_reward
+    from .runners.emit.operation import operation as operation
+    from .runners.emit.reward import reward as reward
+    from .runners.tracing.active import clear_active_tracer as clear_active_tracer
+    from .runners.tracing.active import get_active_tracer as get_active_tracer
+    from .runners.tracing.active import set_active_tracer as set_active_tracer
+    from .runners.tracing.agentops import AgentOpsTracer as AgentOpsTracer
+    from .runners.tracing.base import Tracer as Tracer
+    from .runners.tracing.dummy import DummyTracer as DummyTracer
+    from .runners.tracing.otel import OtelTracer as OtelTracer
+    from .runners.worker.base import Runner as Runner
+    from .runners.worker.runner import LitAgentRunner as LitAgentRunner
 
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.adapters.base": ("Adapter", "OtelTraceAdapter", "TraceAdapter"),
+    "algorithms.adapters.llm_proxy": ("LlmProxyTraceToTriplet",),
     "algorithms.adapters.messages": ("TraceToMessages",),
-    "algorithms.adapters.proxy": ("LlmProxyTraceToTriplet",),
     "algorithms.adapters.triplets": ("TraceToTripletBase", "TracerTraceToTriplet"),
-    "algorithms.base": ("Algorithm",),
+    "algorithms.algorithm": ("Algorithm",),
     "algorithms.baseline": ("Baseline", "FastAlgorithm"),
-    "algorithms.client_server": ("ClientServerExecutionStrategy",),
-    "algorithms.components": ("build_component",),
-    "algorithms.environment": ("LightningEnvVar", "resolve_bool_env_var", "resolve_int_env_var", "resolve_str_env_var"),
-    "algorithms.execution": ("ExecutionEvent", "ExecutionStrategy", "MultiprocessingEvent", "ThreadingEvent"),
-    "algorithms.fit_result": ("FitResult",),
-    "algorithms.functional": ("algo",),
-    "algorithms.legacy_server": ("AgentLightningServer",),
-    "algorithms.replayer": ("ReplayReport", "Replayer"),
-    "algorithms.shared_memory": ("SharedMemoryExecutionStrategy",),
-    "algorithms.subscribers": ("subscriber",),
-    "algorithms.trainer": ("Trainer",),
-    "cli.class_options": ("lightning_cli",),
-    "core.contract": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
+    "algorithms.decorator": ("algo",),
+    "algorithms.execution.base": ("ExecutionEvent", "ExecutionStrategy", "MultiprocessingEvent", "ThreadingEvent"),
+    "algorithms.execution.client_server": ("ClientServerExecutionStrategy",),
+    "algorithms.execution.env_vars": ("LightningEnvVar", "resolve_bool_env_var", "resolve_int_env_var", "resolve_str_env_var"),
+    "algorithms.execution.shared_memory": ("SharedMemoryExecutionStrategy",),
+    "algorithms.runs.replayer": ("ReplayReport", "Replayer"),
+    "algorithms.subscribers.decorator": ("subscriber",),
+    "algorithms.trainer.components": ("build_component",),
+    "algorithms.trainer.result": ("FitResult",),
+    "algorithms.trainer.trainer": ("Trainer",),
+    "compat.client": ("AgentLightningClient",),
+    "compat.dev_tasks": ("DevTaskLoader",),
+    "compat.lightning_cli": ("lightning_cli",),
+    "compat.runner": ("LegacyAgentRunner",),
+    "compat.server": ("AgentLightningServer",),
     "core.errors": (
         "AgentLightningError",
         "Departed",
@@ -203,8 +205,18 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "StoreUnreachable",
         "Unauthorized",
     ),
-    "core.loglines": ("configure_logger", "setup_logging", "setup_module_logging"),
-    "core.model": (
+    "core.logging_setup": ("configure_logger", "setup_logging", "setup_module_logging"),
+    "core.model.prompt_format": ("allow_poml",),
+    "core.model.resources": (
+        "LLM",
+        "NamedResources",
+        "PromptTemplate",
+        "ProxyLLM",
+        "Resource",
+        "ResourceUnion",
+        "ResourcesUpdate",
+    ),
+    "core.model.rollout": (
         "Attempt",
         "AttemptStatus",
         "AttemptedRollout",
@@ -231,17 +243,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Worker",
         "WorkerStatus",
     ),
-    "core.prompt_format": ("allow_poml",),
-    "core.resources": (
-        "LLM",
-        "NamedResources",
-        "PromptTemplate",
-        "ProxyLLM",
-        "Resource",
-        "ResourceUnion",
-        "ResourcesUpdate",
-    ),
-    "core.spans": (
+    "core.model.span": (
         "AttributeValue",
         "Attributes",
         "Event",
@@ -258,24 +260,8 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "TraceState",
         "TraceStatus",
     ),
-    "projections.memory_store": ("InMemoryLightningStore",),
-    "projections.rest.client": ("LightningStoreClient",),
-    "projections.rest.dev_tasks": ("DevTaskLoader",),
-    "projections.rest.legacy_client": ("AgentLightningClient",),
-    "projections.rest.server": ("LightningStoreServer",),
-    "projections.rest.threaded": ("LightningStoreThreaded",),
-    "projections.store": ("EventLogStore", "open_store"),
-    "runners.active": ("clear_active_tracer", "get_active_tracer", "set_active_tracer"),
-    "runners.agentops_tracer": ("AgentOpsTracer",),
-    "runners.agents": ("LitAgent",),
-    "runners.base": ("Runner",),
-    "runners.decorators": ("llm_rollout", "prompt_rollout", "rollout"),
-    "runners.dummy_tracer": ("DummyTracer",),
-    "runners.emitters": ("emit_annotation", "emit_exception", "emit_message", "emit_object", "emit_reward"),
-    "runners.legacy_runner": ("LegacyAgentRunner",),
-    "runners.operations": ("operation",),
-    "runners.otel_tracer": ("OtelTracer",),
-    "runners.readers": (
+    "core.model.store_interface": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
+    "core.spans.readers": (
         "find_final_reward",
         "find_reward_spans",
         "get_message_value",
@@ -284,9 +270,23 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "get_rewards_from_span",
         "is_reward_span",
     ),
-    "runners.rewards": ("reward",),
-    "runners.runner": ("LitAgentRunner",),
-    "runners.tracer": ("Tracer",),
+    "projections.store.memory_store": ("InMemoryLightningStore",),
+    "projections.store.store": ("EventLogStore", "open_store"),
+    "rest.client.client": ("LightningStoreClient",),
+    "rest.server.server": ("LightningStoreServer",),
+    "rest.server.threaded_store": ("LightningStoreThreaded",),
+    "runners.agent.decorators": ("llm_rollout", "prompt_rollout", "rollout"),
+    "runners.agent.litagent": ("LitAgent",),
+    "runners.emit.emitters": ("emit_annotation", "emit_exception", "emit_message", "emit_object", "emit_reward"),
+    "runners.emit.operation": ("operation",),
+    "runners.emit.reward": ("reward",),
+    "runners.tracing.active": ("clear_active_tracer", "get_active_tracer", "set_active_tracer"),
+    "runners.tracing.agentops": ("AgentOpsTracer",),
+    "runners.tracing.base": ("Tracer",),
+    "runners.tracing.dummy": ("DummyTracer",),
+    "runners.tracing.otel": ("OtelTracer",),
+    "runners.worker.base": ("Runner",),
+    "runners.worker.runner": ("LitAgentRunner",),
 }
 """Module, relative to this package, and the names that it gives to ``agentlightning``."""
 
@@ -314,7 +314,7 @@ def __dir__() -> list[str]:
 def _older(name: str) -> object:
     """A module of an older release; AttributeError for the rest, with what to use instead where a release had the name."""
     if not name.startswith("_"):
-        from .cli.old_modules import is_old_path, refuse_gone
+        from .compat.old_modules import is_old_path, refuse_gone
 
         refuse_gone(name, __name__)
         if is_old_path(name):
@@ -323,16 +323,16 @@ def _older(name: str) -> object:
 
 
 class _OldPaths:
-    """Finds the modules of older releases (cli/old_paths.py). First in line: a folder of their type stubs is no module."""
+    """Finds the modules of older releases (compat/old_paths.py). First in line: a folder of their type stubs is no module."""
 
-    rooms = frozenset(("__main__", "algorithms", "cli", "core", "projections", "runners"))
+    rooms = frozenset(("__main__", "algorithms", "cli", "compat", "core", "projections", "rest", "runners"))
 
     @classmethod
     def find_spec(cls, fullname: str, path: object = None, target: object = None) -> _ModuleSpec | None:
         """Asked for every import of the process, so the table is loaded only for a name of this package."""
         if not fullname.startswith("agentlightning.") or fullname.split(".", 2)[1] in cls.rooms:
             return None
-        from .cli.old_modules import spec_of
+        from .compat.old_modules import spec_of
 
         return spec_of(fullname)
 

@@ -8,13 +8,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ..core.contract import is_finished
 from ..core.errors import InvalidInput, InvalidPayload, PayloadTooLarge
-from ..core.model import AttemptedRollout, Dataset, Rollout, RolloutMode
-from ..core.spans import Span
-from ..runners.patience import patiently
-from ..runners.readers import find_final_reward
-from .base import Algorithm
+from ..core.model.rollout import AttemptedRollout, Dataset, Rollout, RolloutMode
+from ..core.model.span import Span
+from ..core.model.store_interface import is_finished
+from ..core.retry import patiently
+from ..core.spans.readers import find_final_reward
+from .algorithm import Algorithm
 from .helpers import Row, Rows, with_llm_proxy
 from .pulse import Pulse
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from ..core.errors import InvalidInput
-from ..core.model import Dataset
+from ..core.model.rollout import Dataset
 
 __all__ = ["Row", "Rows", "batch_iter_over_dataset", "with_llm_proxy", "with_store"]
 

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Sequence
 from types import TracebackType
 
-from ..core.contract import LightningStore
 from ..core.errors import AgentLightningError
+from ..core.model.store_interface import LightningStore
 
 __all__ = ["Pulse"]
 

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.fold import apply
-from ..core.log import EVERYWHERE, Log
-from ..core.run_events import RunClosed, RunOpened, decode_run
-from ..core.state import State
-from ..projections.blobs import Blobs
-from ..projections.fact_feed import hear, plain_facts_of
-from ..projections.replay import control_records
-from ..projections.snapshots import read_snapshot
-from ..projections.span_book import SpanBook
-from ..projections.span_records import key_range
+from ..core.events.run_events import RunClosed, RunOpened, decode_run
+from ..core.fold.apply import apply
+from ..core.fold.state import State
+from ..core.log.interface import EVERYWHERE, Log
+from ..projections.facts.feed import hear, plain_facts_of
+from ..projections.history.replay import control_records
+from ..projections.replica.snapshots import read_snapshot
+from ..projections.spans.blobs import Blobs
+from ..projections.spans.schema import key_range
+from ..projections.spans.span_log import SpanBook
 from .reading import POLL_SECONDS, Filters
 from .records import View
 from .terminal import printable, short, status, when
@@ -84,7 +84,7 @@ class ActivityReader:
         return found
 
     def _reward(self, rollout_id: str, attempt_id: str) -> float | None:
-        from ..runners.readers import find_final_reward
+        from ..core.spans.readers import find_final_reward
 
         rollout = self._state.rollouts.get(rollout_id)
         within = EVERYWHERE if rollout is None else key_range(rollout)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..core.errors import AgentLightningError
-from ..core.log import Log
-from ..core.open_log import open_log, path_of
-from ..core.topics import BLOBS, STORED, TOPICS
-from ..projections.references import broken_references
-from ..projections.replay import replay
+from ..core.log.interface import Log
+from ..core.log.open_log import open_log, path_of
+from ..core.log.topics import BLOBS, STORED, TOPICS
+from ..projections.history.references import broken_references
+from ..projections.history.replay import replay
 from .reading import address_of, open_reading
 
 CHECK_RECORDS = 2048
@@ -24,7 +24,7 @@ def examine(url: str, token: str | None = None) -> dict[str, Any]:
     """
     if url.startswith(("kafka://", "http://", "https://")):
         return _examine_topics(url, token)
-    from ..core.sqlite_log import check_file, check_there
+    from ..core.log.sqlite import check_file, check_there
 
     address = address_of(url)
     path = path_of(address)

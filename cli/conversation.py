@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.spans import Span
+from ..core.model.span import Span
 from .terminal import items, mapping, plain, printable
 
 
@@ -15,7 +15,7 @@ def exchange(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     `fields` are those of a span, as `Span.model_dump` gives them.
     """
-    from ..runners.conventions import completion_of, listed, prompt_of
+    from ..core.spans.conventions import completion_of, listed, prompt_of
 
     span = Span.model_validate(fields)
     said: list[tuple[str, str]] = []
@@ -28,7 +28,7 @@ def exchange(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _calls(message: Mapping[str, Any]) -> str:
     """The tools that an answer without a text calls."""
-    from ..runners.conventions import listed
+    from ..core.spans.conventions import listed
 
     calls = [mapping(call) or {} for call in listed(message.get("tool_calls"))]
     functions = [mapping(call.get("function")) or call for call in calls]

@@ -12,8 +12,8 @@ from typing import Any
 import click
 import msgspec
 
-from ..core.dead import ROLLOUT, SUBSCRIBER, DeadLetter
 from ..core.errors import InvalidInput, LogLocked
+from ..core.log.dead_letter import ROLLOUT, SUBSCRIBER, DeadLetter
 from .finding_runs import LOOKING_SECONDS
 from .reading import address_of, log_option, open_reading
 from .terminal import counted, echo_json, examples, json_option, plain, printable, short, table, when
@@ -120,14 +120,14 @@ def retry(name: str | None, run: str | None, function: str | None, url: str, tok
 
 
 def _read(url: str, token: str | None) -> list[Any]:
-    from ..projections.dead_letters import dead_letters, entries_from
+    from ..projections.store.dead_letters import dead_letters, entries_from
 
     if not url.startswith(("http://", "https://")):
         with open_reading(url) as log:
             return dead_letters(log)
 
     async def ask() -> list[dict[str, Any]]:
-        from ..projections.rest.client import LightningStoreClient
+        from ..rest.client.client import LightningStoreClient
 
         client = LightningStoreClient(url, token=token, patience_seconds=LOOKING_SECONDS)
         try:
@@ -155,12 +155,12 @@ def _find(entries: Sequence[Any], name: str) -> Any:
 @asynccontextmanager
 async def _writable(url: str, token: str | None) -> AsyncGenerator[Any, None]:
     """The store of a log that is there; where a process serves the file, that process."""
-    from ..projections.store import open_store
+    from ..projections.store.store import open_store
 
     address = address_of(url)
     if address.startswith("sqlite:"):
-        from ..core.open_log import path_of
-        from ..core.sqlite_log.readonly import check_there
+        from ..core.log.open_log import path_of
+        from ..core.log.sqlite.readonly import check_there
 
         check_there(path_of(address))  # a store would begin a log where there is none
     try:
@@ -178,14 +178,14 @@ async def _writable(url: str, token: str | None) -> AsyncGenerator[Any, None]:
 
 
 async def _retry_run(run: str, url: str, token: str | None) -> dict[str, Any]:
-    from ..projections.dead_letters import requeue_run
+    from ..projections.store.dead_letters import requeue_run
 
     async with _writable(url, token) as store:
         return await requeue_run(store, run)
 
 
 async def _retry(name: str, function: str | None, url: str, token: str | None) -> tuple[str, DeadLetter]:
-    from ..projections.dead_letters import HANDLED, REQUEUED, entries_from, requeue, settle
+    from ..projections.store.dead_letters import HANDLED, REQUEUED, entries_from, requeue, settle
 
     async with _writable(url, token) as store:
         letter: DeadLetter = _find(entries_from(await store.query_dead_letters()), name).letter
@@ -206,8 +206,8 @@ async def _retry(name: str, function: str | None, url: str, token: str | None) -
 
 async def _hand_over(store: Any, letter: DeadLetter, function: str | None) -> None:
     """The fact to its function, once. Raises `InvalidInput` with what the function raised."""
-    from ..algorithms.subscribers import load_subscriber
-    from ..core.model import Fact
+    from ..algorithms.subscribers.decorator import load_subscriber
+    from ..core.model.rollout import Fact
 
     spec = function or letter.data.get("function")
     if not isinstance(spec, str):

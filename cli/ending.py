@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import click
 
-from ..core.semconv import AGL_EXCEPTION, AGL_OUTPUT
-from ..core.spans import Span
+from ..core.model.semconv import AGL_EXCEPTION, AGL_OUTPUT
+from ..core.model.span import Span
 from .terminal import counted, printable
 
 SHOWN_LINES = 12
@@ -20,7 +20,7 @@ def ending_of(spans: Sequence[Span], metadata: Any) -> dict[str, Any]:
 
     `output` is None where nothing was printed; else its `text`, with `dropped_bytes` left out after `head` bytes.
     """
-    from ..runners.findings import FINDINGS
+    from ..runners.worker.trace_checks import FINDINGS
 
     known = cast("dict[str, Any]", metadata) if isinstance(metadata, dict) else {}
     codes: Any = known.get("trace_lint")

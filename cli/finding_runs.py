@@ -12,15 +12,15 @@ from typing import Any, Literal
 import click
 
 from ..core.errors import InvalidInput, NotFound
-from ..core.log import Log
-from ..core.open_log import shown
-from ..core.state import Rollout
-from ..core.vocabulary import FINISHED
-from ..projections.blobs import Blobs
-from ..projections.history import find_rollout
-from ..projections.runs import LATEST, Run, RunBook, find_run, runs_from
-from ..projections.span_book import SpanBook
-from ..projections.span_records import key_range
+from ..core.fold.state import Rollout
+from ..core.log.interface import Log
+from ..core.log.open_log import shown
+from ..core.model.status import FINISHED
+from ..projections.history.rollout_history import find_rollout
+from ..projections.history.run_index import LATEST, Run, RunBook, find_run, runs_from
+from ..projections.spans.blobs import Blobs
+from ..projections.spans.schema import key_range
+from ..projections.spans.span_log import SpanBook
 from .reading import logs_here, open_reading
 from .terminal import printable
 
@@ -93,7 +93,7 @@ def runs_in(log: Log, url: str, only: str | None = None) -> list[RunSummary]:
 
     Blocks: the control log is looked through for runs, and folded from its newest snapshot on.
     """
-    from ..projections.standing import standing
+    from ..projections.history.rollout_lookup import standing
 
     blobs = Blobs(log, NO_LIMIT_MB)
     book = RunBook(log, blobs.fetch)
@@ -122,13 +122,13 @@ def _summary(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanBook) 
 
 def _reward(spans: Sequence[Any]) -> float | None:
     """Of the attempt that counts, which is the latest one."""
-    from ..runners.readers import find_final_reward
+    from ..core.spans.readers import find_final_reward
 
     return find_final_reward(sorted(spans, key=lambda span: span.sequence_id))
 
 
 async def _of_store(url: str, token: str | None) -> list[RunSummary]:
-    from ..projections.rest.client import LightningStoreClient
+    from ..rest.client.client import LightningStoreClient
 
     client = LightningStoreClient(url, token=token, patience_seconds=LOOKING_SECONDS)
     gate = asyncio.Semaphore(SIDE_BY_SIDE)
@@ -223,7 +223,7 @@ _PREFIXES: dict[str, Kind] = {"run-": "run", "rs-": "resources", "ro-": "rollout
 
 def resources_named(log: Log, name: str) -> str | None:
     """The resources id that is `name`, or the only one that begins so. Raises `InvalidInput` for several."""
-    from ..algorithms.run_report import LogReader
+    from ..algorithms.runs.report import LogReader
 
     known = list(LogReader(log).resources())
     if name in known:

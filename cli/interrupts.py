@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ..algorithms.execution import ThreadingEvent
+    from ..algorithms.execution.base import ThreadingEvent
 
 
 class StopFlag:

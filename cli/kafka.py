@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from ..core.errors import InvalidInput
-from ..core.open_log import shown
-from ..core.topics import CONTROL, TOPICS
+from ..core.log.open_log import shown
+from ..core.log.topics import CONTROL, TOPICS
 from .checking import first_hole
 from .interrupts import announce
 from .reading import quieten_clients
@@ -70,8 +70,8 @@ def make_topics(url: str, counts: Mapping[str, int] | None = None, replication: 
     """
     if not url.startswith("kafka://"):
         raise InvalidInput(f"{shown(url)!r} is not the address of a log on Kafka; it looks like kafka://host:9092/prefix")
-    from ..core.kafka_log import KafkaAddress, ReadOnlyKafkaLog
-    from ..core.kafka_log.topics import create
+    from ..core.log.kafka import KafkaAddress, ReadOnlyKafkaLog
+    from ..core.log.kafka.topic_setup import create
 
     quieten_clients()
     address = KafkaAddress.parse(url, os.environ)

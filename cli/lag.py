@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from ..core.errors import InvalidInput
-from ..core.open_log import shown
+from ..core.log.open_log import shown
 from .reading import open_reading
 from .terminal import counted, echo_json, examples, json_lines_option, printable, table
 

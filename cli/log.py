@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from ..core.errors import InvalidInput
-from ..core.log import Log, Record
-from ..core.topics import CONTROL, FACTS, SPANS, TOPICS
+from ..core.log.interface import Log, Record
+from ..core.log.topics import CONTROL, FACTS, SPANS, TOPICS
 from .activity import follow_activities, last_activities
 from .reading import (
     Bound,
@@ -338,8 +338,8 @@ def copy(source: str, destination: str, token: str | None, as_json: bool) -> Non
     before, and have to be empty. A file has its name as soon as it is complete, and topics are marked until then: no store
     opens a part of a copy.
     """
-    from ..core.copy_log import copy_log, copy_to_file
-    from ..core.open_log import open_log, path_of, shown
+    from ..core.log.log_copy import copy_log, copy_to_file
+    from ..core.log.open_log import open_log, path_of, shown
 
     address = address_of(destination)
     with open_reading(source, token) as log_from:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import click
 
-from ..core.open_log import shown
-from ..core.vocabulary import FINISHED
+from ..core.log.open_log import shown
+from ..core.model.status import FINISHED
 from .finding_runs import RunSummary, runs_at
 from .reading import log_option, logs_here
 from .terminal import duration, echo_json, examples, json_option, printable, short, status, table, when

@@ -15,14 +15,14 @@ from typing import Any, get_args
 
 import click
 
-from ..core.codec import TYPES
-from ..core.dead import RECORD, ROLLOUT, SUBSCRIBER
 from ..core.errors import InvalidInput
-from ..core.log import Log, Record
-from ..core.run_events import CLOSED, DECIDED, OPENED
-from ..core.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS, TOPICS
-from ..core.vocabulary import AttemptStatus, RolloutStatus
-from ..projections.derived import DerivedTopic
+from ..core.events.codec import TYPES
+from ..core.events.run_events import CLOSED, DECIDED, OPENED
+from ..core.log.dead_letter import RECORD, ROLLOUT, SUBSCRIBER
+from ..core.log.interface import Log, Record
+from ..core.log.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS, TOPICS
+from ..core.model.status import AttemptStatus, RolloutStatus
+from ..projections.facts.derived_topic import DerivedTopic
 from .records import Decoder, View
 
 DEFAULT_FOLDER = ".agl"
@@ -73,13 +73,13 @@ def open_reading(url: str, token: str | None = None) -> Log:
 
     That of a store at http:// is read through the store, which `token` is for.
     """
-    from ..core.open_log import open_log
+    from ..core.log.open_log import open_log
 
     url = address_of(url)
     if url.startswith("memory:"):
         raise InvalidInput("a log in memory:// belongs to the process that made it; give the address of a file or a store")
     if url.startswith(("http://", "https://")):
-        from ..projections.rest.remote_log import RemoteLog
+        from ..rest.client.remote_log import RemoteLog
 
         return RemoteLog(url, token)
     quieten_clients()

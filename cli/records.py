@@ -8,24 +8,24 @@ from typing import Any
 
 import msgspec
 
-from ..core import codec, payload
-from ..core.dead import decode_letter
 from ..core.errors import AgentLightningError
-from ..core.log import Log, Record
-from ..core.resources import mask_models
-from ..core.run_events import decode_run
-from ..core.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
-from ..projections import span_records
-from ..projections.blobs import Blobs
-from ..projections.liveness import WorkerBeat
-from ..projections.publisher import Cursor
-from ..projections.snapshots import Manifest
+from ..core.events import codec, payload
+from ..core.events.run_events import decode_run
+from ..core.log.dead_letter import decode_letter
+from ..core.log.interface import Log, Record
+from ..core.log.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
+from ..core.model.resources import mask_models
+from ..projections.facts.publisher import Cursor
+from ..projections.liveness.heartbeats import WorkerBeat
+from ..projections.replica.snapshots import Manifest
+from ..projections.spans import schema as span_records
+from ..projections.spans.blobs import Blobs
 from .terminal import items, mapping, short
 
 _PAYLOADS = frozenset(
     {"input", "metadata", "resources", "stats", "body", "parameters", "datasets", "summary", "content"}
 )
-"""Fields of events that hold user data in the form of core/payload.py."""
+"""Fields of events that hold user data in the form of core/events/payload.py."""
 _MAX_PAYLOAD_MB = 1e9
 
 

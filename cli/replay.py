@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from ..core.errors import NotFound
-from ..core.log import Log
-from ..core.state import State
-from ..projections.replay import Replayed, position_at
-from ..projections.replay import replay as fold_log
+from ..core.fold.state import State
+from ..core.log.interface import Log
+from ..projections.history.replay import Replayed, position_at
+from ..projections.history.replay import replay as fold_log
 from .finding_runs import located
 from .reading import DEFAULT_LOG, Bound, BoundType, log_option, open_reading
 from .terminal import by_status, counted, echo_json, examples, json_lines_option, printable, when

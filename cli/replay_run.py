@@ -13,15 +13,15 @@ from typing import Any, cast
 import click
 import msgspec
 
-from ..core.codec import type_of
 from ..core.errors import InvalidInput
-from ..core.fold import Outcome, apply
-from ..core.log import Log
-from ..core.run_events import AlgorithmDecided, RunClosed, RunOpened, RunRecord, decode_run
-from ..core.state import State
-from ..projections.fact_feed import facts_of, hear
-from ..projections.history import rollouts_of
-from ..projections.replay import control_records
+from ..core.events.codec import type_of
+from ..core.events.run_events import AlgorithmDecided, RunClosed, RunOpened, RunRecord, decode_run
+from ..core.fold.apply import Outcome, apply
+from ..core.fold.state import State
+from ..core.log.interface import Log
+from ..projections.facts.feed import facts_of, hear
+from ..projections.history.replay import control_records
+from ..projections.history.rollout_history import rollouts_of
 from .finding_runs import runs_in
 from .records import Decoder
 from .terminal import echo_json, fit, no_records, printable, short, status
@@ -143,7 +143,7 @@ def _subject(event: Any, about: list[str], decoder: Decoder) -> str:
 
 def play_to(log: Log, name: str, spec: str, datasets: tuple[str | None, str | None], as_json: bool) -> int:
     """Play the run to the algorithm or subscriber that `spec` names; 1 where it departs from the record."""
-    from ..algorithms.replayer import Replayer
+    from ..algorithms.runs.replayer import Replayer
 
     algorithm = load_algorithm(spec)
     train, val = (None if one is None else _dataset(one) for one in datasets)
@@ -175,9 +175,9 @@ def play_to(log: Log, name: str, spec: str, datasets: tuple[str | None, str | No
 
 def load_algorithm(spec: str) -> Any:
     """An `Algorithm`, an instance of a class of such, or a subscriber. Raises `InvalidInput` for anything else."""
-    from ..algorithms.base import Algorithm
-    from ..algorithms.subscribers import Subscriber
-    from ..runners.names import find
+    from ..algorithms.algorithm import Algorithm
+    from ..algorithms.subscribers.decorator import Subscriber
+    from ..core.importing import find
 
     found = find(spec, "An algorithm", "algo")
     if isinstance(found, type) and issubclass(found, Algorithm):
@@ -191,7 +191,7 @@ def load_algorithm(spec: str) -> Any:
 
 
 def _dataset(spec: str) -> Any:
-    from ..runners.names import find
+    from ..core.importing import find
 
     found = find(spec, "A dataset", "name")
     return found() if callable(found) else found

@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..algorithms.crew import TERMINATE, Place
-from ..algorithms.runner_crew import CountingCrew, leave_stuck, tell_of
-from ..algorithms.worker_process import DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
-from ..core.contract import LightningStore
+from ..algorithms.execution.runner_pool import CountingCrew, leave_stuck, tell_of
 from ..core.errors import AgentLightningError, HistoryChanged, InvalidInput
-from ..core.hooks import Hook
-from ..core.loglines import setup_logging
-from ..core.open_log import shown
-from ..runners.threads import lend_thread
+from ..core.log.open_log import shown
+from ..core.logging_setup import setup_logging
+from ..core.model.hooks import Hook
+from ..core.model.store_interface import LightningStore
+from ..runners.pool.process import DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
+from ..runners.pool.supervisor import TERMINATE, Place
+from ..runners.worker.agent_thread import lend_thread
 from .interrupts import StopFlag, announce
 from .reading import refuse_bare_port
 from .terminal import echo_json, examples, json_option, log_level_option
 
 if TYPE_CHECKING:
-    from ..runners.agents import LitAgent
+    from ..runners.agent.litagent import LitAgent
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
 TOKEN_VARIABLE = "AGL_TOKEN"
@@ -112,7 +112,7 @@ def _check_store(url: str, processes: int) -> None:
 
 
 def _loaded(agent: str) -> LitAgent[Any]:
-    from ..runners.load import load_agent
+    from ..runners.agent.loading import load_agent
 
     return load_agent(agent)
 
@@ -121,7 +121,7 @@ async def _work(
     agent: LitAgent[Any], url: str, token: str | None, worker_id: int | None, options: Options, desk: Desk | None = None
 ) -> int:
     """One runner in this process, which has a ``desk`` where it is one of several; returns the exit code."""
-    from ..runners.load import run_agent
+    from ..runners.agent.loading import run_agent
 
     stop = StopFlag()
     if desk is None:
@@ -169,7 +169,7 @@ def _worker_name() -> str:
 async def _opened(url: str, token: str | None) -> AsyncGenerator[LightningStore, None]:
     """The store: a client that waits for it where it serves, else one of this process over the log itself."""
     if url.startswith("http"):
-        from ..projections.rest.client import LightningStoreClient
+        from ..rest.client.client import LightningStoreClient
 
         client = LightningStoreClient(url, token=token, patience_seconds=math.inf)
         try:
@@ -177,7 +177,7 @@ async def _opened(url: str, token: str | None) -> AsyncGenerator[LightningStore,
         finally:
             await client.close()
         return
-    from ..projections.store import EventLogStore, open_store
+    from ..projections.store.store import EventLogStore, open_store
 
     store = await asyncio.to_thread(open_store, url, environment=os.environ)
     assert isinstance(store, EventLogStore)

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from ..algorithms.run_report import LogReader
-from ..core.codec import type_of
-from ..core.log import Log
-from ..core.spans import Span
-from ..core.state import Attempt
-from ..projections.answers import seconds
-from ..projections.blobs import Blobs
-from ..projections.history import History, Step, history_of
-from ..projections.span_book import SpanBook
-from ..projections.span_records import key_range
+from ..algorithms.runs.report import LogReader
+from ..core.events.codec import type_of
+from ..core.fold.state import Attempt
+from ..core.log.interface import Log
+from ..core.model.span import Span
+from ..projections.history.rollout_history import History, Step, history_of
+from ..projections.spans.blobs import Blobs
+from ..projections.spans.schema import key_range
+from ..projections.spans.span_log import SpanBook
+from ..projections.store.answers import seconds
 from .conversation import as_text, exchange
 from .ending import ending_lines, ending_of
 from .finding_runs import NO_LIMIT_MB, Located, located
@@ -118,7 +118,7 @@ def _gather(log: Log, history: History, spans: list[Span]) -> dict[str, Any]:
 
 
 def _attempt(attempt: Attempt, history: History, spans: list[Span], decoder: Decoder) -> dict[str, Any]:
-    from ..runners.readers import find_final_reward
+    from ..core.spans.readers import find_final_reward
 
     own = [span for span in spans if span.attempt_id == attempt.attempt_id]
     mine = [step for step in history.steps if getattr(step.proposal.event, "sequence_id", None) == attempt.sequence_id]
@@ -167,7 +167,7 @@ def _event(step: Step, history: History) -> dict[str, Any]:
 
 
 def _rewards(spans: list[Span]) -> list[dict[str, Any]]:
-    from ..runners.readers import get_reward_value, get_rewards_from_span
+    from ..core.spans.readers import get_reward_value, get_rewards_from_span
 
     found: list[dict[str, Any]] = []
     for span in spans:

@@ -9,11 +9,11 @@ from typing import Any
 import click
 import msgspec
 
-from ..algorithms.run_report import Candidate, Failure, LogReader, RolloutRow, RunReport
+from ..algorithms.runs.report import Candidate, Failure, LogReader, RolloutRow, RunReport
 from ..core.errors import NotFound
-from ..core.open_log import shown
-from ..projections.blobs import Blobs
-from ..projections.runs import Decision, datasets_of
+from ..core.log.open_log import shown
+from ..projections.history.run_index import Decision, datasets_of
+from ..projections.spans.blobs import Blobs
 from .finding_runs import NO_LIMIT_MB, Located, RunSummary, located
 from .reading import log_option
 from .terminal import (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import click
 
-from ..core.spans import Span
+from ..core.model.span import Span
 from .terminal import duration, printable, short, table
 
 DEEPEST = 40
@@ -42,7 +42,7 @@ def lines_of(spans: Sequence[Span]) -> list[str]:
 
 
 def _row(span: Span, depth: int) -> tuple[str, ...]:
-    from ..runners.readers import get_reward_value
+    from ..core.spans.readers import get_reward_value
 
     took = span.end_time - span.start_time if span.start_time is not None and span.end_time is not None else None
     notes: list[str] = []

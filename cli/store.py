@@ -14,8 +14,8 @@ import click
 from click.core import ParameterSource
 
 from ..core.errors import AgentLightningError, InvalidInput
-from ..core.loglines import setup_logging
-from ..core.open_log import shown
+from ..core.log.open_log import shown
+from ..core.logging_setup import setup_logging
 from .interrupts import StopFlag
 from .reading import DEFAULT_LOG, address_of
 from .terminal import by_status, counted, duration, echo_json, examples, json_option, log_level_option
@@ -66,11 +66,11 @@ def store(
     any more (a broker lost records, a file was replaced); start again, and it is folded anew.
     """
     # Only now: the help of this command and wrong options need no server.
-    from ..projections.rest.access_policy import AccessPolicy
-    from ..projections.rest.asgi import ACCESS_LOGGER
-    from ..projections.rest.serving import check_bind, check_port
-    from ..projections.settings import StoreSettings
-    from ..projections.store import open_store
+    from ..projections.replica.settings import StoreSettings
+    from ..projections.store.store import open_store
+    from ..rest.server.access_policy import AccessPolicy
+    from ..rest.server.asgi import ACCESS_LOGGER
+    from ..rest.server.uvicorn_runner import check_bind, check_port
 
     began = time.perf_counter()
     setup_logging(log_level)
@@ -112,7 +112,7 @@ class Door:
 
 async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
     """Serve until a signal comes; returns the exit code."""
-    from ..projections.rest.server import LightningStoreServer, PythonServerLauncherArgs
+    from ..rest.server.server import LightningStoreServer, PythonServerLauncherArgs
 
     stop = StopFlag()
     stop.install()

@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from ..core.errors import InvalidInput
-from ..core.loglines import setup_logging
-from ..core.open_log import shown
+from ..core.log.open_log import shown
+from ..core.logging_setup import setup_logging
 from .interrupts import StopFlag, announce
 from .reading import refuse_bare_port
 from .terminal import echo_json, examples, json_option, log_level_option
@@ -75,7 +75,7 @@ def subscribe(
     or in a file (sqlite:///) gives a group one process. Ctrl+C ends after the fact that is being handled.
     """
     setup_logging(log_level)
-    from ..algorithms.subscribers import load_subscriber
+    from ..algorithms.subscribers.decorator import load_subscriber
 
     refuse_bare_port(url)
     if not url.startswith(("http://", "https://", "kafka://", "sqlite:///")):
@@ -115,7 +115,7 @@ async def _run(subscriber: Any, options: Options) -> int:
 
 
 def _hands(subscriber: Any, options: Options, stop: StopFlag, bury: Any, store: Any) -> Any:
-    from ..algorithms.handing import Handed, Hands
+    from ..algorithms.subscribers.delivery import Handed, Hands
 
     def told(handed: Handed) -> None:
         if options.as_json:
@@ -138,9 +138,9 @@ def _hands(subscriber: Any, options: Options, stop: StopFlag, bury: Any, store: 
 
 
 async def _on_store(subscriber: Any, options: Options, stop: StopFlag) -> None:
-    from ..algorithms.following import Cursor, follow_store
-    from ..projections.rest.client import LightningStoreClient
-    from ..projections.store import open_store
+    from ..algorithms.subscribers.consumers import Cursor, follow_store
+    from ..projections.store.store import open_store
+    from ..rest.client.client import LightningStoreClient
 
     cursor = Cursor(options.state, options.group)
     try:
@@ -165,8 +165,8 @@ async def _recorded(store: Any, options: Options, cursor: Any = None) -> Any:
     """The store for the function: one that records, where a run was named. A second start goes on with the same run."""
     if options.run is None:
         return store
-    from ..algorithms.recorder import RunStart, recorder_for
-    from ..core.decide import run_id_of
+    from ..algorithms.runs.recorder import RunStart, recorder_for
+    from ..core.fold.commands import run_id_of
 
     since = -1
     if cursor is not None:
@@ -178,11 +178,11 @@ async def _recorded(store: Any, options: Options, cursor: Any = None) -> Any:
 
 
 async def _on_kafka(subscriber: Any, options: Options, stop: StopFlag) -> None:
-    from ..algorithms.following import GroupFollower
-    from ..core.dead import DeadLetter
-    from ..core.open_log import open_log
-    from ..projections.dead_letters import write_letter
-    from ..projections.store import open_store
+    from ..algorithms.subscribers.consumers import GroupFollower
+    from ..core.log.dead_letter import DeadLetter
+    from ..core.log.open_log import open_log
+    from ..projections.store.dead_letters import write_letter
+    from ..projections.store.store import open_store
 
     log = await asyncio.to_thread(open_log, options.url, environment=os.environ)
     store: Any = None

@@ -6,7 +6,7 @@ package's own finder is asked first.
 
 from __future__ import annotations
 
-from agentlightning.cli.old_paths import OLD_PATHS, names_of
+from agentlightning.compat.old_paths import OLD_PATHS, names_of
 
 from .sources import ROOT
 
@@ -19,7 +19,7 @@ def stubs() -> dict[str, str]:
     files: dict[str, str] = {}
     parents = {path.rpartition(".")[0] for path in OLD_PATHS}
     for path in OLD_PATHS:
-        lines = [f'"""What agentlightning.{path} was; written from cli/old_paths.py by tests/make_stubs.py."""', ""]
+        lines = [f'"""What agentlightning.{path} was; written from compat/old_paths.py by tests/make_stubs.py."""', ""]
         for name, (module, now) in names_of(path).items():
             lines.append(f"from agentlightning.{module} import {now} as {name}")
         file = path.replace(".", "/") + ("" if "." in path and path not in parents else "/__init__") + ".py"

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("core", "projections", "runners", "algorithms", "cli")
+ROOMS = ("core", "projections", "rest", "runners", "algorithms", "compat", "cli")
 """From the ground up: a room may import itself and the rooms before it."""
 ROOT_FILES = ("__init__.py", "__main__.py")
 
@@ -31,7 +31,7 @@ class Source:
 
     @property
     def module(self) -> str:
-        """The dotted name below the package: `core.log` for core/log.py, `core` for core/__init__.py."""
+        """The dotted name below the package: `core.log` for core/log/interface.py, `core` for core/__init__.py."""
         return self.name.removesuffix(".py").removesuffix("__init__").strip("/").replace("/", ".")
 
     @property

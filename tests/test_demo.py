@@ -21,10 +21,10 @@ from click.testing import CliRunner, Result
 from agentlightning.cli.demo import run as demo_run
 from agentlightning.cli.demo.command import demo
 from agentlightning.cli.demo.model import find_model_file
-from agentlightning.core import payload
 from agentlightning.core.errors import OptionalDependencyError
-from agentlightning.core.sqlite_log.schema import checksum
-from agentlightning.projections import span_records
+from agentlightning.core.events import payload
+from agentlightning.core.log.sqlite.schema import checksum
+from agentlightning.projections.spans import schema as span_records
 
 from .openai_stub import openai_stub
 

@@ -21,10 +21,10 @@ from agentlightning.cli.demo.reviews import load_reviews, of_split
 from agentlightning.cli.demo.screen import LiveScreen, Screen, report
 from agentlightning.cli.demo.search import FULL, SHORT, NoAnswer, Plan, Search
 from agentlightning.cli.demo.wilson import estimate
-from agentlightning.core.spans import Span
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.store import EventLogStore
-from agentlightning.runners.emitters import emit_reward
+from agentlightning.core.model.span import Span
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.runners.emit.emitters import emit_reward
 
 Judge = Callable[[str, dict[str, str]], "float | None"]
 """(template, task) -> reward; None: the attempt fails."""

@@ -22,7 +22,7 @@ SMOKE = """
     for name in agl.__all__:
         getattr(agl, name)
     for found in pkgutil.walk_packages(agl.__path__, "agentlightning."):
-        if found.name.split(".")[1] in ("core", "projections", "runners", "algorithms", "cli"):
+        if found.name.split(".")[1] in ("core", "projections", "rest", "runners", "algorithms", "compat", "cli"):
             importlib.import_module(found.name)
     print(agl.__version__)
 """

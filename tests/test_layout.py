@@ -153,11 +153,11 @@ def test_no_import_circle() -> None:
     ("name", "line"),
     [
         ("core/x.py", "from ..projections.store import Store"),
-        ("core/sqlite_log/x.py", "from ...cli import main"),
+        ("core/log/sqlite/x.py", "from ....cli import main"),
         ("runners/x.py", "def f():\n    from .. import cli"),
         ("cli/x.py", "import agentlightning"),
         ("cli/x.py", "from agentlightning.core import log"),
-        ("cli/x.py", "from core.log import Log"),
+        ("cli/x.py", "from core.log.interface import Log"),
         ("core/x.py", "import fcntl"),
     ],
 )

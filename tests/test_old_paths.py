@@ -16,8 +16,8 @@ from types import ModuleType
 import pytest
 
 import agentlightning as agl
-from agentlightning.cli.old_modules import OldModule
-from agentlightning.cli.old_paths import GONE_MODULES, GONE_NAMES, OLD_PATHS, names_of
+from agentlightning.compat.old_modules import OldModule
+from agentlightning.compat.old_paths import GONE_MODULES, GONE_NAMES, OLD_PATHS, names_of
 
 from .make_stubs import STUBS, stubs
 from .sources import ROOMS, ROOT
@@ -155,7 +155,7 @@ def test_pickles_and_other_processes_know_old_paths() -> None:
     rollout = RolloutLegacy(rollout_id="r", final_reward=0.5)
     assert pickle.loads(pickle.dumps(rollout)) == rollout
     # As an older release wrote it: the class by its module of then.
-    old = pickle.dumps(agl.Triplet, protocol=0).replace(b"agentlightning.core.legacy", b"agentlightning.types.core")
+    old = pickle.dumps(agl.Triplet, protocol=0).replace(b"agentlightning.core.model.legacy", b"agentlightning.types.core")
     assert pickle.loads(old) is agl.Triplet
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(_reward_of, (rollout,)) == 0.5

@@ -64,7 +64,7 @@ def environment(source: Source) -> Iterator[str]:
     """Only programs read environment variables, the switch of a trainer's roles, and who resolves a secret that names one."""
     if source.room in ("cli", "deploy", "tests", "examples"):
         return
-    if source.name in ("algorithms/environment.py", "core/credentials.py"):
+    if source.name in ("algorithms/execution/env_vars.py", "core/credentials.py"):
         return
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv"):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ...core.spans import Span, SpanCoreFields
+from ...core.model.span import Span, SpanCoreFields
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan

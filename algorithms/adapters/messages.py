@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from ...core.spans import Span
-from ...runners.conventions import Exchange, exchange_of, json_text
-from ...runners.model_calls import candidates_of, distinct_calls
-from . import facts
+from ...core.model.span import Span
+from ...core.spans.conventions import Exchange, exchange_of, json_text
+from ...core.spans.model_calls import candidates_of, distinct_calls
+from . import span_fields as facts
 from .base import TraceAdapter, as_spans
 
 if TYPE_CHECKING:

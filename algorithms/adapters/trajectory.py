@@ -11,13 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ...core.model import Triplet
-from ...core.spans import Span
-from ...runners.conventions import call_role, exchange_of
-from ...runners.model_calls import Candidate, distinct_calls, source_of
-from ...runners.readers import get_reward_value
-from . import facts
-from .tree import SpanTree
+from ...core.model.rollout import Triplet
+from ...core.model.span import Span
+from ...core.spans.conventions import call_role, exchange_of
+from ...core.spans.model_calls import Candidate, distinct_calls, source_of
+from ...core.spans.readers import get_reward_value
+from . import span_fields as facts
+from .trace_tree import SpanTree
 
 __all__ = ["LLM_CALL_MATCH", "RewardMatchPolicy", "TraceTree", "Transition"]
 

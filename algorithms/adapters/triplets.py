@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...core.errors import InvalidInput
-from ...core.model import Triplet
+from ...core.model.rollout import Triplet
 from .base import TraceAdapter, as_spans
 from .trajectory import LLM_CALL_MATCH, RewardMatchPolicy, TraceTree
 

@@ -6,8 +6,8 @@ import os
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ...core.resources import LLM, PromptTemplate
-from ...runners.decorators import rollout
+from ...core.model.resources import LLM, PromptTemplate
+from ...runners.agent.decorators import rollout
 
 if TYPE_CHECKING:
     from openai import OpenAI

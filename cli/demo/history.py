@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from ...core.contract import LightningStore
-from ...core.model import Rollout
-from ...runners.readers import find_final_reward
+from ...core.model.rollout import Rollout
+from ...core.model.store_interface import LightningStore
+from ...core.spans.readers import find_final_reward
 from .board import Key
 
 _MARK = "demo"

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 from ...core.errors import AgentLightningError
-from ...core.log import Log, Record
-from ...core.open_log import open_log
-from ...core.topics import SPANS
-from ...projections.blobs import Blobs
-from ...projections.replay import replay
-from ...projections.span_book import SpanBook
-from ...runners.readers import find_final_reward
+from ...core.log.interface import Log, Record
+from ...core.log.open_log import open_log
+from ...core.log.topics import SPANS
+from ...core.spans.readers import find_final_reward
+from ...projections.history.replay import replay
+from ...projections.spans.blobs import Blobs
+from ...projections.spans.span_log import SpanBook
 
 _BATCH = 4096
 

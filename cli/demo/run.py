@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...core.ids import uuid7_hex
-from ...core.private_files import make_folder
-from ...core.resources import LLM
-from ...projections.rest.server import LightningStoreServer
-from ...projections.store import EventLogStore, open_store
+from ...core.log.private_files import make_folder
+from ...core.model.resources import LLM
+from ...projections.store.store import EventLogStore, open_store
+from ...rest.server.server import LightningStoreServer
 from . import model, proof, worker
 from .agent import API_KEY_NAME
 from .board import Board, Key

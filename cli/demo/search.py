@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ...core.contract import LightningStore
 from ...core.errors import AgentLightningError
-from ...core.model import EnqueueRolloutRequest, Rollout, RolloutConfig
-from ...core.resources import LLM, PromptTemplate
-from ...runners.readers import find_final_reward
+from ...core.model.resources import LLM, PromptTemplate
+from ...core.model.rollout import EnqueueRolloutRequest, Rollout, RolloutConfig
+from ...core.model.store_interface import LightningStore
+from ...core.spans.readers import find_final_reward
 from .board import Board, Key, Row, Stage
 from .candidates import Candidate
 from .history import RunName, label

@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from ...core.loglines import setup_logging
-from ...projections.store import open_store
-from ...runners.agents import LitAgent
-from ...runners.otel_tracer import OtelTracer
-from ...runners.runner import LitAgentRunner
+from ...core.logging_setup import setup_logging
+from ...projections.store.store import open_store
+from ...runners.agent.litagent import LitAgent
+from ...runners.tracing.otel import OtelTracer
+from ...runners.worker.runner import LitAgentRunner
 from .agent import agent, chat_agent
 from .lifeline import hold
 

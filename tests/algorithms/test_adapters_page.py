@@ -6,7 +6,7 @@ import doctest
 from typing import Any
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
+from agentlightning.core.model.span import Span
 
 from ..sources import ROOT
 from .traces import ask, record

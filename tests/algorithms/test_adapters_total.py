@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
+from agentlightning.core.model.span import Span
 
 from .traces import answers, fixture, reward, span
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import agentlightning as agl
 from agentlightning.algorithms.adapters.trajectory import TraceTree
-from agentlightning.core.span_parts import Event, OtelResource
-from agentlightning.core.spans import Span
-from agentlightning.runners.conventions import exchange_of
-from agentlightning.runners.findings import check_trace
-from agentlightning.runners.model_calls import candidates_of, distinct_calls
+from agentlightning.core.model.span import Span
+from agentlightning.core.model.span_fields import Event, OtelResource
+from agentlightning.core.spans.conventions import exchange_of
+from agentlightning.core.spans.model_calls import candidates_of, distinct_calls
+from agentlightning.runners.worker.trace_checks import check_trace
 
 from .traces import answers, call, reward, span
 

@@ -13,7 +13,7 @@ import pytest
 import agentlightning as agl
 from agentlightning.algorithms.helpers import MOST_FAILURES, Rows
 from agentlightning.core.errors import InvalidInput
-from agentlightning.projections.runs import RunBook, datasets_of
+from agentlightning.projections.history.run_index import RunBook, datasets_of
 
 
 class Lazy:

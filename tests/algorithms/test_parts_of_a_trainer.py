@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.carrying import carried, second
 from agentlightning.algorithms.helpers import batch_iter_over_dataset, with_llm_proxy, with_store
-from agentlightning.algorithms.making import RunnerMaker, TracerMaker
-from agentlightning.algorithms.run_store import RunStore
+from agentlightning.algorithms.runs.run_store import RunStore
+from agentlightning.algorithms.trainer.runner_task import RunnerMaker, TracerMaker
+from agentlightning.runners.pool.pickling import carried, second
 
 
 class Learner(agl.Algorithm):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
+from agentlightning.core.model.span import Span
 
 from .traces import reward, span
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.functional import algo
-from agentlightning.algorithms.recorded import BEST, best_content
-from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
-from agentlightning.algorithms.replayer import Replayer, ReplayReport
+from agentlightning.algorithms.decorator import algo
+from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
+from agentlightning.algorithms.runs.recording_store import BEST, best_content
+from agentlightning.algorithms.runs.replayer import Replayer, ReplayReport
 from agentlightning.core.errors import Departed, Refused
-from agentlightning.core.model import Fact
+from agentlightning.core.model.rollout import Fact
 
 from ..kafka.crew import make_log
 

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms import bundles, progress, runner_crew
-from agentlightning.algorithms.crew import Place
-from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
-from agentlightning.algorithms.runner_crew import RunnerCrew, ending
-from agentlightning.projections.run_methods import cancel_run
+from agentlightning.algorithms.execution import runner_pool as runner_crew
+from agentlightning.algorithms.execution.runner_pool import RunnerCrew, ending
+from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
+from agentlightning.algorithms.trainer import algorithm_task as bundles
+from agentlightning.algorithms.trainer import progress
+from agentlightning.projections.store.runs import cancel_run
+from agentlightning.runners.pool.supervisor import Place
 
 
 def test_a_fit_leaves_rollouts_of_before_alone_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -61,7 +63,7 @@ def test_a_fit_leaves_rollouts_of_before_alone_and_says_so(tmp_path: Path, caplo
 async def test_a_foreign_runner_gets_nothing_of_a_fit_and_both_sides_say_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agentlightning.runners.runner.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("agentlightning.runners.worker.runner.IDLE_SECONDS", 0.1)
     store: Any = agl.open_store("memory://")
     recorder = recorder_for(store)
     run_id = await recorder.opened(RunStart(own_runners=True))

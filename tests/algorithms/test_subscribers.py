@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms import following
-from agentlightning.algorithms.following import Cursor, GroupFollower, follow_store
-from agentlightning.algorithms.handing import Handed, Hands, Stopped
-from agentlightning.algorithms.subscribers import Subscriber, load_subscriber
-from agentlightning.core.dead import DeadLetter
+from agentlightning.algorithms.subscribers import consumers as following
+from agentlightning.algorithms.subscribers.consumers import Cursor, GroupFollower, follow_store
+from agentlightning.algorithms.subscribers.decorator import Subscriber, load_subscriber
+from agentlightning.algorithms.subscribers.delivery import Handed, Hands, Stopped
 from agentlightning.core.errors import LogError
-from agentlightning.core.log import Record
-from agentlightning.core.model import Fact
-from agentlightning.projections.store import open_store
+from agentlightning.core.log.dead_letter import DeadLetter
+from agentlightning.core.log.interface import Record
+from agentlightning.core.model.rollout import Fact
+from agentlightning.projections.store.store import open_store
 
 
 class Flag(asyncio.Event):
@@ -171,7 +171,7 @@ def test_a_cursor_remembers_the_facts_of_its_newest_position(tmp_path: Path) -> 
 
 def test_a_group_without_a_kafka_is_one_process(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib; from agentlightning.algorithms.following import Cursor; "
+        "import sys, pathlib; from agentlightning.algorithms.subscribers.consumers import Cursor; "
         "held = Cursor(pathlib.Path(sys.argv[1]), 'g'); print('has it', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
-from agentlightning.algorithms.adapters.repair import Interval, enclosing
+from agentlightning.algorithms.adapters.intervals import Interval, enclosing
 from agentlightning.algorithms.adapters.trajectory import TraceTree
-from agentlightning.core.spans import Span
+from agentlightning.core.model.span import Span
 
 from .traces import answers, call, reward, span
 

@@ -15,7 +15,7 @@ from opentelemetry import trace
 import agentlightning as agl
 from agentlightning.algorithms.adapters.trajectory import RewardMatchPolicy, TraceTree
 from agentlightning.algorithms.adapters.triplets import TraceTripletAdapter, TripletExporter
-from agentlightning.core.spans import Span
+from agentlightning.core.model.span import Span
 
 from ..openai_stub import ANSWER
 from .traces import TOOLS, answers, ask, call, record, reward, span

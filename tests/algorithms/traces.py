@@ -11,7 +11,7 @@ from typing import Any
 from openai import OpenAI
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
+from agentlightning.core.model.span import Span
 
 from ..openai_stub import openai_stub
 

@@ -10,8 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from agentlightning.core.spans import Span
-from agentlightning.projections.rest.client import LightningStoreClient
+from agentlightning.core.model.span import Span
+from agentlightning.rest.client.client import LightningStoreClient
 
 from .table import percentile, show
 
@@ -55,7 +55,7 @@ async def _runner(store: LightningStoreClient, name: str, until: float, claims: 
 async def _measure(url: str, runners: int) -> tuple[float, list[float]]:
     store = LightningStoreClient(url)
     try:
-        from agentlightning.core.model import EnqueueRolloutRequest
+        from agentlightning.core.model.rollout import EnqueueRolloutRequest
 
         for _ in range(20):
             await store.enqueue_many_rollouts([EnqueueRolloutRequest(input={"question": "?"}) for _ in range(500)])

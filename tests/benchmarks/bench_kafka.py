@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import agentlightning as agl
-from agentlightning.core.contract import LightningStore
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.model import EnqueueRolloutRequest
-from agentlightning.core.spans import Span
-from agentlightning.core.topics import SPANS as SPANS_TOPIC
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.topics import SPANS as SPANS_TOPIC
+from agentlightning.core.model.rollout import EnqueueRolloutRequest
+from agentlightning.core.model.span import Span
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.projections.store.store import EventLogStore, open_store
 from tests.kafka.fleet import Fleet, audit
 from tests.kafka.test_kafka_log import make_topics
 

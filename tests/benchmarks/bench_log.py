@@ -7,10 +7,10 @@ import threading
 import time
 from pathlib import Path
 
-from agentlightning.core.log import Ack, Log, LogError, NewRecord
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.sqlite_log import SqliteLog
-from agentlightning.core.topics import CONTROL
+from agentlightning.core.log.interface import Ack, Log, LogError, NewRecord
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.sqlite import SqliteLog
+from agentlightning.core.log.topics import CONTROL
 
 from .table import percentile, show
 

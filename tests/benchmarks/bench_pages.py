@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agentlightning.core.open_log import open_log
-from agentlightning.projections.store import open_store
+from agentlightning.core.log.open_log import open_log
+from agentlightning.projections.store.store import open_store
 
 from .bench_rebuild import History, append_all
 from .table import show

@@ -11,17 +11,18 @@ import threading
 import time
 from pathlib import Path
 
-from agentlightning.core import decide, fold
-from agentlightning.core.codec import record_of
-from agentlightning.core.events import AnyEvent, Claim, NewRollout, Proposal
-from agentlightning.core.log import Ack, Log, NewRecord
-from agentlightning.core.model import EnqueueRolloutRequest
-from agentlightning.core.open_log import open_log
-from agentlightning.core.spans import Span
-from agentlightning.core.state import FOLD_VERSION, State
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import open_store
+from agentlightning.core.events.codec import record_of
+from agentlightning.core.events.schema import AnyEvent, Claim, NewRollout, Proposal
+from agentlightning.core.fold import apply as fold
+from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold.state import FOLD_VERSION, State
+from agentlightning.core.log.interface import Ack, Log, NewRecord
+from agentlightning.core.log.open_log import open_log
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.core.model.rollout import EnqueueRolloutRequest
+from agentlightning.core.model.span import Span
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.store import open_store
 
 from .table import show
 
@@ -94,7 +95,7 @@ def append_all(log: Log, records: list[NewRecord]) -> None:
 def open_seconds(url: str) -> tuple[float, int, int]:
     """Open and close the store in a process of its own; (seconds to open, events, position of the snapshot used)."""
     code = (
-        "import sys; from agentlightning.projections.store import open_store\n"
+        "import sys; from agentlightning.projections.store.store import open_store\n"
         "store = open_store(sys.argv[1]); r = store.report(); print(r['seconds'], r['events'], r['from_snapshot'])\n"
         "store.close()"
     )
@@ -157,7 +158,7 @@ def spans(folder: str) -> None:
 
 
 async def _fill(store: object) -> None:
-    from agentlightning.projections.store import EventLogStore
+    from agentlightning.projections.store.store import EventLogStore
 
     assert isinstance(store, EventLogStore)
     claimed = await store.dequeue_rollout()

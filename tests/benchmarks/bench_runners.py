@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from agentlightning.core.model import RolloutConfig
+from agentlightning.core.model.rollout import RolloutConfig
 
 from .table import percentile, show
 

@@ -7,8 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from agentlightning.core.contract import LightningStore
-from agentlightning.projections.store import open_store
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.projections.store.store import open_store
 
 from .table import percentile, show
 

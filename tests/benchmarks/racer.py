@@ -6,7 +6,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from agentlightning.projections.rest.client import LightningStoreClient
+from agentlightning.rest.client.client import LightningStoreClient
 
 
 async def main(endpoint: str, name: str, gate: Path) -> None:

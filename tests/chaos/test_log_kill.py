@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.sqlite_log import SqliteLog, check_file
-from agentlightning.core.topics import BLOBS, CONTROL, LIVENESS, SPANS
+from agentlightning.core.log.sqlite import SqliteLog, check_file
+from agentlightning.core.log.topics import BLOBS, CONTROL, LIVENESS, SPANS
 
 WRITER = """
 import sys, threading

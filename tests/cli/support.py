@@ -19,9 +19,9 @@ import click
 from click.testing import CliRunner, Result
 
 from agentlightning.cli.app import run
-from agentlightning.core.model import RolloutConfig
-from agentlightning.core.spans import Span
-from agentlightning.projections.store import open_store
+from agentlightning.core.model.rollout import RolloutConfig
+from agentlightning.core.model.span import Span
+from agentlightning.projections.store.store import open_store
 
 PATIENCE_SECONDS = 30.0
 """How long a test waits for another process before it fails."""

@@ -19,8 +19,8 @@ from agentlightning import __version__
 from agentlightning.cli import app
 from agentlightning.cli.store import Door, _serve
 from agentlightning.core.errors import AgentLightningError, HistoryChanged
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.projections.store.store import EventLogStore
 
 from .support import invoke
 

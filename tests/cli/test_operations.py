@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentlightning.core import decide
-from agentlightning.core.codec import decode, encode
-from agentlightning.core.events import AttemptUpdated, NewRollout
-from agentlightning.core.run_events import RUN_ID
-from agentlightning.core.sqlite_log.schema import checksum
-from agentlightning.projections.rest.server import LightningStoreServer
-from agentlightning.projections.store import open_store
+from agentlightning.core.events.codec import decode, encode
+from agentlightning.core.events.run_events import RUN_ID
+from agentlightning.core.events.schema import AttemptUpdated, NewRollout
+from agentlightning.core.fold import commands as decide
+from agentlightning.core.log.sqlite.schema import checksum
+from agentlightning.projections.store.store import open_store
+from agentlightning.rest.server.server import LightningStoreServer
 
 from .support import document, invoke, make_log, running
 

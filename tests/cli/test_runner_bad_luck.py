@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agentlightning.core.model import RolloutConfig
-from agentlightning.core.resources import PromptTemplate
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.store import open_store
+from agentlightning.core.model.resources import PromptTemplate
+from agentlightning.core.model.rollout import RolloutConfig
+from agentlightning.projections.store.store import open_store
+from agentlightning.rest.client.client import LightningStoreClient
 
 from .support import PATIENCE_SECONDS, document, invoke, running
 

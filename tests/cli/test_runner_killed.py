@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.model import AttemptedRollout, RolloutConfig
-from agentlightning.core.resources import PromptTemplate
-from agentlightning.projections.rest.client import LightningStoreClient
+from agentlightning.core.model.resources import PromptTemplate
+from agentlightning.core.model.rollout import AttemptedRollout, RolloutConfig
+from agentlightning.rest.client.client import LightningStoreClient
 
 from .support import PATIENCE_SECONDS, Process, running
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from agentlightning.core.resources import PromptTemplate
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.store import open_store
+from agentlightning.core.model.resources import PromptTemplate
+from agentlightning.projections.store.store import open_store
+from agentlightning.rest.client.client import LightningStoreClient
 
 from .support import PATIENCE_SECONDS, document, invoke, running
 

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.recorder import RunStart, recorder_for
-from agentlightning.algorithms.run_report import line_of
+from agentlightning.algorithms.runs.recorder import RunStart, recorder_for
+from agentlightning.algorithms.runs.report import line_of
 from agentlightning.cli.finding_runs import RunSummary
 from agentlightning.cli.ps import _row
 from agentlightning.cli.show_run import _reward_line
-from agentlightning.core.open_log import open_log
-from agentlightning.projections.replay import replay
-from agentlightning.projections.runs import Run
+from agentlightning.core.log.open_log import open_log
+from agentlightning.projections.history.replay import replay
+from agentlightning.projections.history.run_index import Run
 
 from .support import document, documents, invoke
 
@@ -288,7 +288,7 @@ def test_latest_is_the_newest_run_and_the_newest_of_a_name_is_named(
 def start_run(store: Any, name: str) -> str:
     import asyncio
 
-    from agentlightning.algorithms.recorder import RunStart, recorder_for
+    from agentlightning.algorithms.runs.recorder import RunStart, recorder_for
 
     return asyncio.run(recorder_for(store).opened(RunStart(name, "search")))
 

@@ -9,9 +9,9 @@ import pytest
 
 from agentlightning.cli.span_tree import lines_of
 from agentlightning.core.errors import InvalidInput, PositionUnknown
-from agentlightning.core.open_log import open_log
-from agentlightning.core.state import dump
-from agentlightning.projections.replay import replay
+from agentlightning.core.fold.state import dump
+from agentlightning.core.log.open_log import open_log
+from agentlightning.projections.history.replay import replay
 
 from .support import document, invoke, make_log, span
 
@@ -56,8 +56,8 @@ def test_replay_beyond_the_end_is_refused_with_the_end(made: dict[str, Any]) -> 
 def test_replay_counts_rollouts_that_left_hot_state(tmp_path: Path) -> None:
     import asyncio
 
-    from agentlightning.projections.settings import StoreSettings
-    from agentlightning.projections.store import open_store
+    from agentlightning.projections.replica.settings import StoreSettings
+    from agentlightning.projections.store.store import open_store
 
     async def many(store: Any) -> None:
         ids: list[str] = []

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agentlightning.projections.rest.client import LightningStoreClient
+from agentlightning.rest.client.client import LightningStoreClient
 
 from .support import Process, document, invoke, make_log, running
 

@@ -188,7 +188,7 @@ def retry_it(store: str, tmp_path: Path, bad: str) -> None:
 
 
 def test_a_rollout_that_was_given_up_is_queued_again(store: str, tmp_path: Path) -> None:
-    from agentlightning.core.dead import DeadLetter, rollout_letter_id
+    from agentlightning.core.log.dead_letter import DeadLetter, rollout_letter_id
 
     (rollout_id,) = finish_rollouts(store, ["x"])
 

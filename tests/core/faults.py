@@ -13,9 +13,12 @@ from unittest.mock import patch
 
 import msgspec
 
-from agentlightning.core import archival, events, fold, rules, transitions
-from agentlightning.core.state import State
-from agentlightning.core.verdicts import VerdictTable
+from agentlightning.core.events import schema as events
+from agentlightning.core.fold import apply as fold
+from agentlightning.core.fold import archival, rules
+from agentlightning.core.fold import state_machine as transitions
+from agentlightning.core.fold.deduplication import VerdictTable
+from agentlightning.core.fold.state import State
 
 WRITER = frozenset({"trust_the_acknowledgement", "fresh_basis_on_retry"})
 """Faults of those who write, not of the fold."""

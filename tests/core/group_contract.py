@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agentlightning.core.errors import InvalidInput, LogClosed, LogError
-from agentlightning.core.log import Log, Membership
-from agentlightning.core.topics import CONTROL, DEAD
+from agentlightning.core.log.interface import Log, Membership
+from agentlightning.core.log.topics import CONTROL, DEAD
 
 from .log_contract import PATIENCE_SECONDS, append, new, until, values
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agentlightning.core.errors import InvalidInput, LogClosed, LogError, OffsetLost, StorageError
-from agentlightning.core.log import Ack, Headers, Log, NewRecord, Record
-from agentlightning.core.topics import CONTROL, LIVENESS, SPANS, TASKS, partition_of
+from agentlightning.core.log.interface import Ack, Headers, Log, NewRecord, Record
+from agentlightning.core.log.topics import CONTROL, LIVENESS, SPANS, TASKS, partition_of
 
 PATIENCE_SECONDS = 20.0
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from random import Random
 
-from agentlightning.core import decide, events
-from agentlightning.core.codec import encode
-from agentlightning.core.events import AnyEvent, Claim, Config, NewRollout, Proposal
-from agentlightning.core.fold import apply
-from agentlightning.core.state import FINISHED, OVER, QUEUED, State
+from agentlightning.core.events import schema as events
+from agentlightning.core.events.codec import encode
+from agentlightning.core.events.schema import AnyEvent, Claim, Config, NewRollout, Proposal
+from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import FINISHED, OVER, QUEUED, State
 
 WINDOW = 40
 ARCHIVE_AFTER = 25

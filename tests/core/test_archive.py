@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentlightning.core import archive
-from agentlightning.core.archive import ENTRY_BYTES, ArchiveTable, key_of
+from agentlightning.core.fold import archive
+from agentlightning.core.fold.archive import ENTRY_BYTES, ArchiveTable, key_of
 
 IDS = [f"ro-{number:012x}" for number in range(12)] + ["mine", "ro-", "ro-ABCDEFABCDEF", "ro-abcdefabcdef", "\ud800"]
 

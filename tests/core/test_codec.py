@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentlightning.core import codec, events
-from agentlightning.core.codec import Undecodable, UnknownEvent, decode, encode
-from agentlightning.core.events import Claim, Config, NewRollout, Proposal
-from agentlightning.core.fold import apply
-from agentlightning.core.nesting import deeper_than
-from agentlightning.core.state import State, dump
+from agentlightning.core.events import codec
+from agentlightning.core.events import schema as events
+from agentlightning.core.events.codec import Undecodable, UnknownEvent, decode, encode
+from agentlightning.core.events.depth_limit import deeper_than
+from agentlightning.core.events.schema import Claim, Config, NewRollout, Proposal
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import State, dump
 
 TAGS = """attempt.claimed attempt.expired attempt.observed attempt.started attempt.updated claim.returned
 fold.activated log.opened resources.published rollout.requeued rollout.restored rollout.started rollout.updated

@@ -10,10 +10,10 @@ from typing import Any, get_args
 
 import pytest
 
-from agentlightning.core import contract
-from agentlightning.core.contract import UNSET, LightningStore, Unset, is_finished, is_queuing, is_running
-from agentlightning.core.model import Rollout
-from agentlightning.core.vocabulary import RolloutStatus
+from agentlightning.core.model import store_interface as contract
+from agentlightning.core.model.rollout import Rollout
+from agentlightning.core.model.status import RolloutStatus
+from agentlightning.core.model.store_interface import UNSET, LightningStore, Unset, is_finished, is_queuing, is_running
 
 # Method -> parameters as a caller may write them: * separates what only goes by keyword.
 SIGNATURES = {

@@ -11,8 +11,8 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.credentials import mask_attributes, mask_text
 from agentlightning.core.errors import InvalidInput
-from agentlightning.core.resources import LLM, ProxyLLM, mask_models, masked, with_keys
-from agentlightning.projections import arguments
+from agentlightning.core.model.resources import LLM, ProxyLLM, mask_models, masked, with_keys
+from agentlightning.projections.replica import validation as arguments
 
 KEY = "sk-do-not-show"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agentlightning.core.dead import DeadLetter, decode_letter, encode_letter, subscriber_letter_id
 from agentlightning.core.errors import InvalidPayload
-from agentlightning.core.log import NewRecord
+from agentlightning.core.log.dead_letter import DeadLetter, decode_letter, encode_letter, subscriber_letter_id
+from agentlightning.core.log.interface import NewRecord
 
 
 def letter(**more: object) -> DeadLetter:

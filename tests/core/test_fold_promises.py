@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from agentlightning.core import decide, events
-from agentlightning.core.codec import encode
-from agentlightning.core.events import AnyEvent, Claim, Config, NewRollout, Proposal
-from agentlightning.core.fold import Outcome, apply, fold
-from agentlightning.core.state import State, dump
+from agentlightning.core.events import schema as events
+from agentlightning.core.events.codec import encode
+from agentlightning.core.events.schema import AnyEvent, Claim, Config, NewRollout, Proposal
+from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold.apply import Outcome, apply, fold
+from agentlightning.core.fold.state import State, dump
 
 from .faults import switched_on
 

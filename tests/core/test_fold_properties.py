@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentlightning.core.events import TimePassed
-from agentlightning.core.fold import apply, fold
-from agentlightning.core.state import State, dump, load
+from agentlightning.core.events.schema import TimePassed
+from agentlightning.core.fold.apply import apply, fold
+from agentlightning.core.fold.state import State, dump, load
 
 from .faults import switched_on
 from .strategies import World

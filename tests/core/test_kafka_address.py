@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from agentlightning.core.errors import InvalidInput
-from agentlightning.core.kafka_log import KafkaAddress
-from agentlightning.core.open_log import open_log
+from agentlightning.core.log.kafka import KafkaAddress
+from agentlightning.core.log.open_log import open_log
 from tests.cli.support import invoke
 
 SECRET = "s3cr3t-w0rd"

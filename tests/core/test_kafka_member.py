@@ -10,8 +10,9 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
-from agentlightning.core.kafka_log import KafkaAddress, membership
-from agentlightning.core.kafka_log.membership import KafkaMember
+from agentlightning.core.log.kafka import KafkaAddress
+from agentlightning.core.log.kafka import group_member as membership
+from agentlightning.core.log.kafka.group_member import KafkaMember
 
 PLACE, OTHER = TopicPartition("p.facts", 0), TopicPartition("p.facts", 1)
 

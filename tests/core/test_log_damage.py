@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from agentlightning.core.errors import InvalidInput, LogCorrupt
-from agentlightning.core.log import Log
-from agentlightning.core.sqlite_log import SqliteLog, check_file, reader, schema
-from agentlightning.core.topics import CONTROL, LIVENESS, SPANS
+from agentlightning.core.log.interface import Log
+from agentlightning.core.log.sqlite import SqliteLog, check_file, schema
+from agentlightning.core.log.sqlite import read_pool as reader
+from agentlightning.core.log.topics import CONTROL, LIVENESS, SPANS
 
 from .log_contract import Following, append, new, until, values
 

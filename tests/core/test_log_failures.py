@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from agentlightning.core.errors import LogError, LogFull, StorageError, UnknownOutcome
-from agentlightning.core.log import Ack
-from agentlightning.core.sqlite_log import SqliteLog, check_file
-from agentlightning.core.sqlite_log.writer import commit
-from agentlightning.core.topics import BLOBS, CONTROL, SPANS
+from agentlightning.core.log.interface import Ack
+from agentlightning.core.log.sqlite import SqliteLog, check_file
+from agentlightning.core.log.sqlite.log import commit
+from agentlightning.core.log.topics import BLOBS, CONTROL, SPANS
 
 from .log_contract import Answer, Following, append, new, try_append, until, values
 

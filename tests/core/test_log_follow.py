@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 
 from agentlightning.core.errors import LogError, OffsetLost
-from agentlightning.core.log import Record
-from agentlightning.core.log_follow import Feed
+from agentlightning.core.log.interface import Record
+from agentlightning.core.log.local.follower import Feed
 
 from .log_contract import until
 

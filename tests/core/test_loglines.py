@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core import loglines
-from agentlightning.core.loglines import HarmlessFormatter, configure_logger, setup_logging, setup_module_logging
+from agentlightning.core import logging_setup as loglines
+from agentlightning.core.logging_setup import HarmlessFormatter, configure_logger, setup_logging, setup_module_logging
 
 LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \[INFO\] \(Process-\d+ agentlightning\.store\.server\)   hello\n"
@@ -80,7 +80,7 @@ def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rich_is_not_imported_without_a_terminal() -> None:
     code = (
-        "import sys; from agentlightning.core.loglines import setup_logging as s; s(); sys.exit('rich' in sys.modules)"
+        "import sys; from agentlightning.core.logging_setup import setup_logging as s; s(); sys.exit('rich' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stderr=subprocess.DEVNULL)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core import local_groups
 from agentlightning.core.errors import InvalidInput, LogClosed, LogError, LogFull
-from agentlightning.core.log import Log
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL
+from agentlightning.core.log.interface import Log
+from agentlightning.core.log.local import consumer_group as local_groups
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL
 
 from .group_contract import GroupContract, poll
 from .log_contract import Answer, LogContract, append, new, until
@@ -57,7 +57,7 @@ def test_a_log_that_was_dropped_unclosed_ends_its_thread() -> None:
 
 
 def test_what_waits_for_the_committer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentlightning.core.embedded_log.QUEUED_BYTES", 1000)
+    monkeypatch.setattr("agentlightning.core.log.local.group_commit.QUEUED_BYTES", 1000)
     with MemoryLog() as log:
         held, block = threading.Event(), Answer()
         log.append(CONTROL, 0, [new(0)], lambda ack: (held.wait(20), block(ack)) and None)

@@ -11,11 +11,14 @@ from unittest.mock import patch
 import msgspec
 import pytest
 
-from agentlightning.core import codec, decide, events, rules
-from agentlightning.core.codec import encode
-from agentlightning.core.events import AnyEvent, Config, NewRollout, Proposal
-from agentlightning.core.fold import Outcome, apply, fold
-from agentlightning.core.state import State, dump, load
+from agentlightning.core.events import codec
+from agentlightning.core.events import schema as events
+from agentlightning.core.events.codec import encode
+from agentlightning.core.events.schema import AnyEvent, Config, NewRollout, Proposal
+from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold import rules
+from agentlightning.core.fold.apply import Outcome, apply, fold
+from agentlightning.core.fold.state import State, dump, load
 
 from .test_fold_promises import Desk
 
@@ -95,7 +98,7 @@ def test_33_a_release_that_applied_what_others_skip_would_be_noticed() -> None:
         return msgspec.structs.replace(decode(value), noncritical=False)
 
     decode = codec.decode
-    with patch("agentlightning.core.fold.decode", forgetful), pytest.raises(AssertionError):
+    with patch("agentlightning.core.fold.apply.decode", forgetful), pytest.raises(AssertionError):
         _touched_by_a_skip()
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from agentlightning.core import model
-from agentlightning.core.model import (
+from agentlightning.core.model import rollout as model
+from agentlightning.core.model.rollout import (
     Attempt,
     AttemptedRollout,
     EnqueueRolloutRequest,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentlightning.core.kafka_log.offset_index import OffsetIndex
+from agentlightning.core.log.kafka.offset_index import OffsetIndex
 
 PIECES = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=20)
 

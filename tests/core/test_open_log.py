@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.store_keeper import StoreKeeper
-from agentlightning.core.copy_log import copy_log
+from agentlightning.algorithms.trainer.store import StoreKeeper
 from agentlightning.core.errors import InvalidInput, StorageError
-from agentlightning.core.log import Record
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.open_log import open_log
-from agentlightning.core.sqlite_log import ReadOnlyLog, SqliteLog
-from agentlightning.core.topics import CONTROL, LIVENESS, SPANS, partition_of
+from agentlightning.core.log.interface import Record
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.log_copy import copy_log
+from agentlightning.core.log.open_log import open_log
+from agentlightning.core.log.sqlite import ReadOnlyLog, SqliteLog
+from agentlightning.core.log.topics import CONTROL, LIVENESS, SPANS, partition_of
 
 from .log_contract import append, new, values
 

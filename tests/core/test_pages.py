@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from agentlightning.core.errors import InvalidInput
-from agentlightning.core.model import Attempt, AttemptedRollout, Rollout, RolloutConfig, Worker
-from agentlightning.core.pages import compile_filter, page, sort_items
+from agentlightning.core.model.query import compile_filter, page, sort_items
+from agentlightning.core.model.rollout import Attempt, AttemptedRollout, Rollout, RolloutConfig, Worker
 
 WORDS = ("", "a", "ab", "b", "ba")
 

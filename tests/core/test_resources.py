@@ -15,10 +15,10 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 import agentlightning as agl
-from agentlightning.core import prompt_format
 from agentlightning.core.errors import InvalidInput, OptionalDependencyError, PayloadTooLarge
-from agentlightning.core.model import Attempt, AttemptedRollout
-from agentlightning.core.resources import LLM, PromptTemplate, ProxyLLM, ResourcesUpdate, validate_resources
+from agentlightning.core.model import prompt_format
+from agentlightning.core.model.resources import LLM, PromptTemplate, ProxyLLM, ResourcesUpdate, validate_resources
+from agentlightning.core.model.rollout import Attempt, AttemptedRollout
 
 
 def proxy(endpoint: str = "http://h:1/v1") -> ProxyLLM:

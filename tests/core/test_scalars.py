@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core import payload
-from agentlightning.core.rewards import reward_number
-from agentlightning.core.scalars import number, plain_data, plain_scalar
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.core.events import payload
+from agentlightning.core.model.scalars import number, plain_data, plain_scalar
+from agentlightning.core.spans.rewards import reward_number
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 
 class Text(str):

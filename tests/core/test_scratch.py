@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.kafka_log.scratch import NAME, Scratch, sweep
+from agentlightning.core.log.kafka.scratch_folder import NAME, Scratch, sweep
 
 MAKE = """
 import os, sys

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from agentlightning.core import decide
-from agentlightning.core.codec import encode
-from agentlightning.core.events import NewRollout, Proposal
-from agentlightning.core.fold import apply
+from agentlightning.core.events.codec import encode
+from agentlightning.core.events.payload import encode as payload
+from agentlightning.core.events.schema import NewRollout, Proposal
+from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import State, dump, load
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.log import NewRecord
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.payload import encode as payload
-from agentlightning.core.state import State, dump, load
-from agentlightning.core.topics import CONTROL, SNAPSHOTS
-from agentlightning.projections import snapshots, state_image
-from agentlightning.projections.snapshots import read_snapshot, write_snapshot
-from agentlightning.projections.state_image import StateImage
+from agentlightning.core.log.interface import NewRecord
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL, SNAPSHOTS
+from agentlightning.projections.replica import snapshots, state_image
+from agentlightning.projections.replica.snapshots import read_snapshot, write_snapshot
+from agentlightning.projections.replica.state_image import StateImage
 
 from .strategies import World
 

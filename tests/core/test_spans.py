@@ -19,8 +19,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from pydantic import ValidationError
 
-from agentlightning.core import spans
-from agentlightning.core.spans import (
+from agentlightning.core.model import span as spans
+from agentlightning.core.model.span import (
     Event,
     Link,
     OtelResource,
@@ -222,7 +222,7 @@ def test_times_are_seconds_whether_they_came_in_nanoseconds_or_not(given_time: A
 
 def test_opentelemetry_is_not_imported() -> None:
     code = (
-        "import sys, agentlightning.core.spans; sys.exit(any(m.split('.')[0] == 'opentelemetry' for m in sys.modules))"
+        "import sys, agentlightning.core.model.span; sys.exit(any(m.split('.')[0] == 'opentelemetry' for m in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 

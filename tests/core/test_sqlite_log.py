@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from agentlightning.core.errors import InvalidInput, LogClosed, LogCorrupt, LogLocked
-from agentlightning.core.log import Ack, Log
-from agentlightning.core.sqlite_log import SqliteLog, check_file, checkpoint
-from agentlightning.core.topics import BLOBS, CONTROL, LIVENESS, SPANS
+from agentlightning.core.log.interface import Ack, Log
+from agentlightning.core.log.sqlite import SqliteLog, check_file, checkpoint
+from agentlightning.core.log.topics import BLOBS, CONTROL, LIVENESS, SPANS
 
 from .group_contract import GroupContract, poll
 from .log_contract import Answer, Following, LogContract, append, new, until, values
@@ -42,8 +42,8 @@ def path(tmp_path: Path) -> Path:
 
 def child(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
     """Another process that runs `code`, with `SqliteLog`, `append` and `new` at hand."""
-    prelude = "import json, os, sys, time\nfrom agentlightning.core.sqlite_log import SqliteLog\n"
-    prelude += "from agentlightning.core.log import NewRecord\nfrom agentlightning.core.errors import *\npath = sys.argv[1]\n"
+    prelude = "import json, os, sys, time\nfrom agentlightning.core.log.sqlite import SqliteLog\n"
+    prelude += "from agentlightning.core.log.interface import NewRecord\nfrom agentlightning.core.errors import *\npath = sys.argv[1]\n"
     return subprocess.Popen(
         [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)],
         stdin=subprocess.PIPE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agentlightning.core.topics import partition_of
+from agentlightning.core.log.topics import partition_of
 
 PINNED = {"default": 7, "ro-000000000000": 10, "ro-0123456789ab": 3, "projekt-ü": 10, "": 0, "\ud800": 11}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentlightning.core.verdicts import Verdict, VerdictTable
+from agentlightning.core.fold.deduplication import Verdict, VerdictTable
 
 
 def filled(count: int, window: int) -> VerdictTable:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import kubernetes_validate
 import pytest
 
-from agentlightning.core.kafka_log.address import KafkaAddress
+from agentlightning.core.log.kafka.address import KafkaAddress
 
 from .manifests import K8S, by_kind, containers, load, resources
 

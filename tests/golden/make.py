@@ -37,8 +37,9 @@ def runs(release: str) -> None:
     """Several runs, opened, deciding and closed side by side, some of their records twice, one of a later release."""
     from strategies import BASE_US, World  # type: ignore[import-not-found]
 
-    from agentlightning.core import codec, decide, payload
-    from agentlightning.core.run_events import RUN_ID, RunRecord
+    from agentlightning.core.events import codec, payload
+    from agentlightning.core.events.run_events import RUN_ID, RunRecord
+    from agentlightning.core.fold import commands as decide
 
     path = fresh(release, "runs")
     world = World(77)
@@ -78,8 +79,8 @@ def runs_print(values: list[bytes]) -> str:
     """SHA-256 of what the projection of runs makes of these records."""
     import msgspec
 
-    from agentlightning.core.open_log import open_log
-    from agentlightning.projections.runs import RunBook
+    from agentlightning.core.log.open_log import open_log
+    from agentlightning.projections.history.run_index import RunBook
 
     book = RunBook(open_log("memory://"), lambda reference: b"m\xc0")
     for position, value in enumerate(values):
@@ -96,7 +97,7 @@ def fresh(release: str, name: str) -> Path:
 
 
 def write(path: Path, world: Any, more: dict[str, Any]) -> None:
-    from agentlightning.core.state import dump
+    from agentlightning.core.fold.state import dump
 
     path.write_bytes(b"".join(len(value).to_bytes(4, "big") + value for value in world.values))
     expected = {

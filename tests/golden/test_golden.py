@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.fold import fold
-from agentlightning.core.run_events import decode_run
-from agentlightning.core.state import dump
+from agentlightning.core.events.run_events import decode_run
+from agentlightning.core.fold.apply import fold
+from agentlightning.core.fold.state import dump
 
 from .make import runs_print
 

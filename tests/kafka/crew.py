@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentlightning.core.events import AttemptClaimed
-from agentlightning.core.fold import Outcome
-from agentlightning.core.kafka_log import KafkaAddress
-from agentlightning.core.kafka_log.topics import create
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.events.schema import AttemptClaimed
+from agentlightning.core.fold.apply import Outcome
+from agentlightning.core.log.kafka import KafkaAddress
+from agentlightning.core.log.kafka.topic_setup import create
+from agentlightning.projections.store.store import EventLogStore, open_store
 
 AGENT = """
 import asyncio

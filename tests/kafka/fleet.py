@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from agentlightning.core.fold import apply
-from agentlightning.core.log import Log
-from agentlightning.core.state import FINISHED, State
-from agentlightning.core.topics import CONTROL
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import FINISHED, State
+from agentlightning.core.log.interface import Log
+from agentlightning.core.log.topics import CONTROL
 
 AGENT = """
 import asyncio

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from kafka_local import Cluster
 
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.topics import CONTROL
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.topics import CONTROL
 from tests.core.log_contract import append, new
 
 from .broker import NoBroker, open_cluster, refuse, remove

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from kafka_local import Cluster
 
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.model import RolloutConfig
-from agentlightning.core.resources import PromptTemplate
-from agentlightning.core.topics import SPANS
-from agentlightning.projections.rest.client import LightningStoreClient
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.topics import SPANS
+from agentlightning.core.model.resources import PromptTemplate
+from agentlightning.core.model.rollout import RolloutConfig
+from agentlightning.rest.client.client import LightningStoreClient
 
 from .broker import leader_of
 from .fleet import Fleet, Worker, audit

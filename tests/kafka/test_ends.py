@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from agentlightning.core.errors import ForeignPosition, LogClosed, LogError
-from agentlightning.core.kafka_log import KafkaAddress, KafkaLog, ends
-from agentlightning.core.kafka_log.client import TopicPartition
-from agentlightning.core.kafka_log.ends import Ends
-from agentlightning.core.topics import SPANS, partition_of
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log.kafka import KafkaAddress, KafkaLog
+from agentlightning.core.log.kafka import end_offsets as ends
+from agentlightning.core.log.kafka.aiokafka_api import TopicPartition
+from agentlightning.core.log.kafka.end_offsets import Ends
+from agentlightning.core.log.topics import SPANS, partition_of
+from agentlightning.projections.store.store import EventLogStore, open_store
 from tests.core.log_contract import append, new
 from tests.store.tools import span
 

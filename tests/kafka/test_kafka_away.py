@@ -18,9 +18,9 @@ import pytest
 from kafka_local import Cluster
 
 from agentlightning.core.errors import LogClosed, LogError, UnknownOutcome
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.store.store import EventLogStore, open_store
 from tests.core.log_contract import append, new, try_append
 
 from .fixtures import random_prefix

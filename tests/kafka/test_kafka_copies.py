@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from agentlightning.core.errors import StorageError
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.kafka_log.lane import Lane
-from agentlightning.core.topics import BLOBS, CONTROL
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.kafka.appender import Lane
+from agentlightning.core.log.topics import BLOBS, CONTROL
 from tests.core.log_contract import Answer, append, new, until, values
 
 from .test_kafka_log import make_topics

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.kafka_log.address import KafkaAddress
-from agentlightning.core.kafka_log.topics import META, SETUPS, create
-from agentlightning.core.log import Log
+from agentlightning.core.log.interface import Log
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.kafka.address import KafkaAddress
+from agentlightning.core.log.kafka.topic_setup import META, SETUPS, create
 from tests.core.group_contract import GroupContract
 from tests.core.log_contract import LogContract
 

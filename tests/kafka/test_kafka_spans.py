@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from agentlightning.core.errors import AgentLightningError
-from agentlightning.core.kafka_log import KafkaLog, offset_index
-from agentlightning.core.kafka_log.address import KafkaAddress
-from agentlightning.core.kafka_log.client import NewTopic
-from agentlightning.core.kafka_log.offset_index import CLOCK_MARGIN_US, _PieceReader
-from agentlightning.core.kafka_log.topics import create
-from agentlightning.core.log import KeyRange, NewRecord
-from agentlightning.core.topics import SPANS as SPANS_TOPIC
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log.interface import KeyRange, NewRecord
+from agentlightning.core.log.kafka import KafkaLog, offset_index
+from agentlightning.core.log.kafka.address import KafkaAddress
+from agentlightning.core.log.kafka.aiokafka_api import NewTopic
+from agentlightning.core.log.kafka.offset_index import CLOCK_MARGIN_US, _PieceReader
+from agentlightning.core.log.kafka.topic_setup import create
+from agentlightning.core.log.topics import SPANS as SPANS_TOPIC
+from agentlightning.projections.store.store import EventLogStore, open_store
 from tests.core.log_contract import append, values
 from tests.store.tools import span
 

@@ -6,10 +6,10 @@ import asyncio
 import time
 from typing import Any
 
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.store import EventLogStore, open_store
 from tests.benchmarks.bench_rebuild import History
 from tests.core.log_contract import append
 

@@ -16,10 +16,10 @@ from aiokafka.errors import OutOfOrderSequenceNumber
 
 from agentlightning.cli.kafka import make_topics as init
 from agentlightning.core.errors import StorageError, UnknownOutcome
-from agentlightning.core.kafka_log import KafkaAddress, KafkaLog
-from agentlightning.core.log import Ack
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log.interface import Ack
+from agentlightning.core.log.kafka import KafkaAddress, KafkaLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.store.store import EventLogStore, open_store
 from tests.core.log_contract import new, try_append
 
 from .broker import admin, apart

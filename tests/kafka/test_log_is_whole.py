@@ -16,9 +16,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from agentlightning.cli.checking import examine
 from agentlightning.cli.kafka import make_topics
 from agentlightning.core.errors import LogCorrupt
-from agentlightning.core.kafka_log import KafkaAddress, KafkaLog, ReadOnlyKafkaLog
-from agentlightning.core.kafka_log.identity import Identity, beginning, merged
-from agentlightning.core.topics import CONTROL, SPANS, partition_of
+from agentlightning.core.log.kafka import KafkaAddress, KafkaLog, ReadOnlyKafkaLog
+from agentlightning.core.log.kafka.log_identity import Identity, beginning, merged
+from agentlightning.core.log.topics import CONTROL, SPANS, partition_of
 from tests.core.log_contract import append, new
 
 from .broker import admin, apart

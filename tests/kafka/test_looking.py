@@ -12,14 +12,14 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import NewTopic
 
-from agentlightning.core.copy_log import copy_log
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.log import NewRecord
-from agentlightning.core.open_log import open_log
-from agentlightning.core.topics import FACTS, TASKS, partition_of
-from agentlightning.projections.derived import DerivedTopic
-from agentlightning.projections.replay import replay
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log.interface import NewRecord
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.log_copy import copy_log
+from agentlightning.core.log.open_log import open_log
+from agentlightning.core.log.topics import FACTS, TASKS, partition_of
+from agentlightning.projections.facts.derived_topic import DerivedTopic
+from agentlightning.projections.history.replay import replay
+from agentlightning.projections.store.store import EventLogStore, open_store
 from tests.cli.support import document, documents, fill, invoke, make_log
 
 from .broker import Broker, admin

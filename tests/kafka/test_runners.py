@@ -13,11 +13,11 @@ import pytest
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.model import RolloutConfig
-from agentlightning.core.topics import TASKS
-from agentlightning.projections.hints import GROUP
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.topics import TASKS
+from agentlightning.core.model.rollout import RolloutConfig
+from agentlightning.projections.queue.task_hints import GROUP
+from agentlightning.projections.store.store import EventLogStore
 
 from .broker import Broker
 from .crew import Attempt, Watch, crew_on

@@ -18,8 +18,8 @@ from urllib.parse import quote
 import pytest
 
 from agentlightning.core.errors import AccessRefused
-from agentlightning.core.open_log import open_log
-from agentlightning.projections.store import open_store
+from agentlightning.core.log.open_log import open_log
+from agentlightning.projections.store.store import open_store
 from tests.cli.support import document, documents, invoke
 
 from .broker import NoBroker, admin, refuse, remove

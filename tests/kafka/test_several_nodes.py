@@ -17,13 +17,13 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 
 import agentlightning as agl
-from agentlightning.core import codec
-from agentlightning.core.dead import decode_letter
-from agentlightning.core.events import AttemptExpired
-from agentlightning.core.topics import CONTROL, DEAD, FACTS, TASKS, partition_of
-from agentlightning.projections.derived import DerivedTopic
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.events import codec
+from agentlightning.core.events.schema import AttemptExpired
+from agentlightning.core.log.dead_letter import decode_letter
+from agentlightning.core.log.topics import CONTROL, DEAD, FACTS, TASKS, partition_of
+from agentlightning.projections.facts.derived_topic import DerivedTopic
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.store import EventLogStore, open_store
 from tests.sources import ROOT
 from tests.store.tools import attempt_of, begin, claim, status_of
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from agentlightning.core.kafka_log import KafkaLog
-from agentlightning.core.log import NewRecord
-from agentlightning.projections.store import open_store
+from agentlightning.core.log.interface import NewRecord
+from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.projections.store.store import open_store
 from tests.cli.support import Process, document, documents, invoke, running
 from tests.cli.test_subscribe import until, write_subscriber
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.kafka_log import KafkaLog
+from agentlightning.core.log.kafka import KafkaLog
 from tests.openai_stub import Stub, openai_stub
 from tests.test_first_algorithm import EXAMPLE, Terminal, free_port
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.model import RolloutLegacy, Task, Triplet
-from agentlightning.projections.rest.dev_tasks import DevTaskLoader
-from agentlightning.runners.legacy_runner import LegacyAgentRunner
+from agentlightning.compat.dev_tasks import DevTaskLoader
+from agentlightning.compat.runner import LegacyAgentRunner
+from agentlightning.core.model.rollout import RolloutLegacy, Task, Triplet
 
 RESOURCES: dict[str, Any] = {"prompt": agl.PromptTemplate(template="{q}", engine="f-string")}
 

@@ -7,7 +7,7 @@ import importlib
 import re
 
 import agentlightning as agl
-from agentlightning.cli.old_paths import GONE_MODULES, GONE_NAMES
+from agentlightning.compat.old_paths import GONE_MODULES, GONE_NAMES
 
 from ..sources import ROOT
 

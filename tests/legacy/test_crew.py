@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.legacy_crew import fit_v0
+from agentlightning.compat.runner import LegacyAgentRunner
+from agentlightning.compat.worker_pool import fit_v0
 from agentlightning.core.errors import InvalidInput
-from agentlightning.runners.legacy_runner import LegacyAgentRunner
 
 from ..test_first_algorithm import free_port
 

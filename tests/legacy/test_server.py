@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.legacy_server import AgentLightningServer
+from agentlightning.compat.client import AgentLightningClient
+from agentlightning.compat.server import AgentLightningServer
 from agentlightning.core.errors import InvalidInput, UnsafeBind
-from agentlightning.core.model import RolloutLegacy, Triplet
-from agentlightning.core.resources import PromptTemplate
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.legacy_client import AgentLightningClient
-from agentlightning.projections.settings import StoreSettings
+from agentlightning.core.model.resources import PromptTemplate
+from agentlightning.core.model.rollout import RolloutLegacy, Triplet
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.rest.client.client import LightningStoreClient
 
 PROMPT = {"system_prompt": PromptTemplate(template="You are {who}.", engine="f-string")}
 OTEL_SPAN: dict[str, Any] = {

@@ -11,10 +11,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agentlightning.core.contract import LightningStore
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.server import LightningStoreServer, PythonServerLauncherArgs
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer, PythonServerLauncherArgs
 
 UNDER_BOTH = ("test_client.py", "test_fast_protocol.py", "test_server.py")
 """The modules in which a client or the server meets transports."""

@@ -10,14 +10,14 @@ import aiohttp
 import msgspec
 import pytest
 
-from agentlightning.algorithms.legacy_server import AgentLightningServer
-from agentlightning.core.contract import LightningStore
+from agentlightning.compat.server import AgentLightningServer
+from agentlightning.compat.server_app import LegacyDoor
 from agentlightning.core.errors import CrossSite, ForeignHost, InvalidInput
-from agentlightning.projections.rest.access_policy import AccessPolicy, is_loopback
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.legacy_door import LegacyDoor
-from agentlightning.projections.rest.routes import ROUTES
-from agentlightning.projections.rest.server import LightningStoreServer
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.rest.api.routes import ROUTES
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.access_policy import AccessPolicy, is_loopback
+from agentlightning.rest.server.server import LightningStoreServer
 
 pytestmark = pytest.mark.parametrize("store", ["memory"], indirect=True)
 
@@ -155,7 +155,7 @@ async def test_a_server_answers_under_the_address_that_it_gives_to_clients(
     store: LightningStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("server.access_host", "door.reached_at"):
-        monkeypatch.setattr(f"agentlightning.projections.rest.{name}", lambda host: "192.0.2.9")
+        monkeypatch.setattr(f"agentlightning.rest.{name}", lambda host: "192.0.2.9")
     server = LightningStoreServer(store, host="0.0.0.0", port=0, token="t", allow_hosts=["store.example.com"])
     assert server.endpoint.startswith("http://192.0.2.9:")
     legacy = LegacyDoor(store, host="0.0.0.0", token="t", allow_hosts=["store.example.com"]).door

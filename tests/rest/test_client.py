@@ -13,12 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agentlightning.core.contract import LightningStore
 from agentlightning.core.errors import InvalidInput, NotFound, StoreUnreachable
-from agentlightning.core.model import Fact, RolloutConfig
-from agentlightning.core.spans import Span
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.server import LightningStoreServer
+from agentlightning.core.model.rollout import Fact, RolloutConfig
+from agentlightning.core.model.span import Span
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer
 
 from .relay import Relay
 
@@ -243,7 +243,7 @@ async def test_a_claim_is_confirmed_without_a_further_call(
         return True
 
     monkeypatch.setattr(store, "confirm_claim", confirm)
-    monkeypatch.setattr("agentlightning.projections.rest.caller.CONFIRM_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr("agentlightning.rest.client.transport.CONFIRM_AFTER_SECONDS", 0.1)
     await store.enqueue_rollout(1)
     await store.enqueue_rollout(2)
     silent, busy = await client.dequeue_rollout("w"), await client.dequeue_rollout("w")
@@ -316,7 +316,7 @@ async def test_one_failure_in_a_shared_request_is_only_its_callers(client: Light
 
 
 def test_a_client_works_in_any_loop_and_through_pickle(tmp_path: Any) -> None:
-    from agentlightning.projections.store import open_store
+    from agentlightning.projections.store.store import open_store
 
     store = open_store("memory://")
     server = LightningStoreServer(store, port=0)

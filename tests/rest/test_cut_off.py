@@ -11,15 +11,15 @@ from typing import Any
 import aiohttp
 import pytest
 
+from agentlightning.compat.server_app import LegacyDoor
 from agentlightning.core.errors import StorageError, StoreUnreachable
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections import contact
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.legacy_door import LegacyDoor
-from agentlightning.projections.rest.server import LightningStoreServer
-from agentlightning.projections.rest.serving import Serving
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.liveness import contact
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer
+from agentlightning.rest.server.uvicorn_runner import Serving
 from tests.store.logs import HeldLog, HoldingLog
 from tests.store.tools import Unclosed
 
@@ -145,7 +145,7 @@ async def test_the_door_of_the_first_protocol_says_so_too() -> None:
 async def test_where_the_log_does_not_answer_it_is_closed_first_and_nothing_waits_for_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("agentlightning.projections.engine.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("agentlightning.projections.store.engine.ANSWER_SECONDS", 0.1)
     log = CutLog(MemoryLog())
     store = EventLogStore(log, foreign_writers=True)  # pyright: ignore[reportArgumentType]
     order: list[str] = []

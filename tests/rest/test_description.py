@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from agentlightning.projections.rest.openapi import describe
-from agentlightning.projections.rest.routes import CALLS_PATH, EVENTS_PATH
-from agentlightning.projections.rest.server import LightningStoreServer
-from agentlightning.projections.store import open_store
+from agentlightning.projections.store.store import open_store
+from agentlightning.rest.api.openapi import describe
+from agentlightning.rest.api.routes import CALLS_PATH, EVENTS_PATH
+from agentlightning.rest.server.server import LightningStoreServer
 
 schemathesis: Any = pytest.importorskip("schemathesis")
 

@@ -9,9 +9,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agentlightning.projections.rest import client as client_module
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.store import EventLogStore
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.client import client as client_module
+from agentlightning.rest.client.client import LightningStoreClient
 
 EVENTS = "/v1/agl/events"
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from agentlightning.core.contract import LightningStore
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.fast_protocol import parse_head
-from agentlightning.projections.rest.server import LightningStoreServer
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.fast_protocol import parse_head
+from agentlightning.rest.server.server import LightningStoreServer
 
 pytestmark = pytest.mark.parametrize("store", ["memory"], indirect=True)
 

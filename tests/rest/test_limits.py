@@ -17,12 +17,16 @@ import msgspec
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from agentlightning.core.contract import LightningStore
 from agentlightning.core.errors import InvalidInput, PayloadTooLarge
-from agentlightning.projections.rest import door, fast_protocol, limits, remote_log, wire
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.server import LightningStoreServer
-from agentlightning.projections.rest.serving import _QuietServer  # pyright: ignore[reportPrivateUsage]
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.rest.api import encoding as wire
+from agentlightning.rest.api import limits
+from agentlightning.rest.client import remote_log
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server import app as door
+from agentlightning.rest.server import fast_protocol
+from agentlightning.rest.server.server import LightningStoreServer
+from agentlightning.rest.server.uvicorn_runner import _QuietServer  # pyright: ignore[reportPrivateUsage]
 
 pytestmark = pytest.mark.parametrize("store", ["memory"], indirect=True)
 

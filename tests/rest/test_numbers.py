@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import agentlightning as agl
-from agentlightning.core import codec
-from agentlightning.core.dead import decode_letter
 from agentlightning.core.errors import AgentLightningError
-from agentlightning.core.run_events import decode_run
-from agentlightning.core.topics import CONTROL, DEAD, SPANS
-from agentlightning.projections.rest.calls import Calls
-from agentlightning.projections.rest.routes import METHODS
-from agentlightning.projections.rest.wire import status_of
-from agentlightning.projections.span_records import decode
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.events import codec
+from agentlightning.core.events.run_events import decode_run
+from agentlightning.core.log.dead_letter import decode_letter
+from agentlightning.core.log.topics import CONTROL, DEAD, SPANS
+from agentlightning.projections.spans.schema import decode
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.api.encoding import status_of
+from agentlightning.rest.api.routes import METHODS
+from agentlightning.rest.server.invoke import Calls
 from tests.store.tools import span
 
 NUMBERS = [

@@ -14,8 +14,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from agentlightning.core.contract import LightningStore
-from agentlightning.projections.rest import otlp
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.rest.server import otlp
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 

@@ -12,14 +12,14 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.projections.rest import wire
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.lane import Lane
-from agentlightning.projections.rest.routes import COMMAND_HEADER
-from agentlightning.projections.rest.server import LightningStoreServer
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.api import encoding as wire
+from agentlightning.rest.api.routes import COMMAND_HEADER
+from agentlightning.rest.client.batcher import Lane
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer
 from tests.store.logs import HoldingLog
 from tests.store.tools import span, status_of
 

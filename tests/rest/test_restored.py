@@ -15,12 +15,12 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.errors import ForeignPosition, HistoryChanged, Rebuilding
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.routes import COMMAND_HEADER, POSITION_HEADER
-from agentlightning.projections.rest.server import LightningStoreServer
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.rest.api.routes import COMMAND_HEADER, POSITION_HEADER
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer
 from tests.store.tools import control_values, span
 
 

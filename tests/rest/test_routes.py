@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agentlightning.projections.rest.routes import ROUTES
+from agentlightning.rest.api.routes import ROUTES
 
 AGL = "/v1/agl"
 

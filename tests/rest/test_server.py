@@ -12,7 +12,6 @@ import aiohttp
 import msgspec
 import pytest
 
-from agentlightning.core.contract import LightningStore
 from agentlightning.core.errors import (
     HistoryChanged,
     InvalidInput,
@@ -24,11 +23,12 @@ from agentlightning.core.errors import (
     UnknownOutcome,
     UnsafeBind,
 )
-from agentlightning.core.spans import Span
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.routes import METHODS
-from agentlightning.projections.rest.server import LightningStoreServer, PythonServerLauncherArgs
-from agentlightning.projections.rest.threaded import LightningStoreThreaded
+from agentlightning.core.model.span import Span
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.rest.api.routes import METHODS
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer, PythonServerLauncherArgs
+from agentlightning.rest.server.threaded_store import LightningStoreThreaded
 
 
 async def test_every_route_asks_for_the_token(store: LightningStore) -> None:

@@ -10,10 +10,10 @@ import aiohttp
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.contract import LightningStore
-from agentlightning.core.topics import SPANS
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.topics import SPANS
+from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.client.client import LightningStoreClient
 
 
 def otlp(started: agl.AttemptedRollout, span_id: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import agentlightning as agl
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from ..openai_stub import Stub, openai_stub
 

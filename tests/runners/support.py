@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import agentlightning as agl
-from agentlightning.core.semconv import AGL_EXCEPTION, AGL_OUTPUT
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.core.model.semconv import AGL_EXCEPTION, AGL_OUTPUT
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 PROMPT: Any = {"prompt": "Say {x}"}
 

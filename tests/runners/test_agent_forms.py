@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.model import AttemptedRollout
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.core.model.rollout import AttemptedRollout
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from .support import PROMPT, run_two, told
 

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.bundles import RunnerSide
-from agentlightning.algorithms.legacy_crew import LegacyJob
-from agentlightning.algorithms.runner_crew import Given, RunnerJob
-from agentlightning.algorithms.worker_process import Desk
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.runners import agent_call
-from agentlightning.runners.decorators import as_agent
-from agentlightning.runners.threads import lend_thread
+from agentlightning.algorithms.execution.runner_pool import Given, RunnerJob
+from agentlightning.algorithms.trainer.algorithm_task import RunnerSide
+from agentlightning.compat.worker_pool import LegacyJob
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.runners.agent.decorators import as_agent
+from agentlightning.runners.pool.process import Desk
+from agentlightning.runners.worker import agent_call
+from agentlightning.runners.worker.agent_thread import lend_thread
 
 CONNECTION = sqlite3.connect(":memory:")
 """Made at import, in the main thread, as many agents do; SQLite refuses it to any other."""

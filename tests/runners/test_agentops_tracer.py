@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from ..environments import CannotInstall, overlay, python_of
 from ..openai_stub import ANSWER, PROMPT_TOKENS, TOKENS, Stub

@@ -11,10 +11,10 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.errors import InvalidInput
-from agentlightning.core.model import Attempt, AttemptedRollout, Rollout
-from agentlightning.core.resources import LLM, PromptTemplate, ProxyLLM, prompts_watched
-from agentlightning.runners.decorators import as_agent
-from agentlightning.runners.load import load_agent
+from agentlightning.core.model.resources import LLM, PromptTemplate, ProxyLLM, prompts_watched
+from agentlightning.core.model.rollout import Attempt, AttemptedRollout, Rollout
+from agentlightning.runners.agent.decorators import as_agent
+from agentlightning.runners.agent.loading import load_agent
 
 LLM_RESOURCE = LLM(endpoint="http://h/v1", model="m")
 PROXY = ProxyLLM(endpoint="http://h/v1", model="p")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
-from agentlightning.runners.attributes import (
+from agentlightning.core.model.span import Span
+from agentlightning.core.spans.attributes import (
     check_attributes_sanity,
     flatten_attributes,
     format_exception_attributes,
@@ -19,14 +19,14 @@ from agentlightning.runners.attributes import (
     sanitize_list_attribute_sanity,
     unflatten_attributes,
 )
-from agentlightning.runners.links import (
+from agentlightning.core.spans.links import (
     extract_links_from_attributes,
     extract_tags_from_attributes,
     make_link_attributes,
     make_tag_attributes,
     query_linked_spans,
 )
-from agentlightning.runners.otel_access import get_tracer, get_tracer_provider
+from agentlightning.runners.tracing.otel_access import get_tracer, get_tracer_provider
 
 KEYS = st.text("ab", min_size=1, max_size=2)
 LEAVES = st.one_of(st.text(max_size=3), st.integers(), st.booleans())

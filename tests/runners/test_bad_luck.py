@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.runners import agent_call
-from agentlightning.runners import attempt as attempt_module
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.runners.worker import agent_call
+from agentlightning.runners.worker import attempt as attempt_module
 
 from .support import attempt_of, run_two, told
 

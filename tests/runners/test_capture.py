@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.semconv import AGL_OUTPUT
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.runners.capture import Output
+from agentlightning.core.model.semconv import AGL_OUTPUT
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.runners.worker.output_capture import Output
 
 from .support import PROMPT, attempt_of, printed, run_two
 

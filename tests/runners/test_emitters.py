@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
-from agentlightning.runners.attributes import (
+from agentlightning.core.model.span import Span
+from agentlightning.core.spans.attributes import (
     filter_and_unflatten_attributes,
     flatten_attributes,
     unflatten_attributes,

@@ -8,7 +8,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.errors import LostPlaceholder
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from .support import PROMPT, attempt_of, told
 

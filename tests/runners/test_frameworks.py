@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.core.model.span import Span
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from ..openai_stub import ANSWER, TOKENS, Stub, openai_stub
 

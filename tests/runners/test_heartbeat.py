@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.runners.heartbeat import Heartbeat, Life
-from agentlightning.runners.machine import system_snapshot
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.runners.worker.heartbeat import Heartbeat, Life
+from agentlightning.runners.worker.system_snapshot import system_snapshot
 
 
 async def test_a_store_that_never_answered_is_no_news_of_the_heartbeat_and_one_that_stops_is(

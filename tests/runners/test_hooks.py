@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from .support import PROMPT
 

@@ -12,9 +12,15 @@ from hypothesis import strategies as st
 from openai import APIError, AsyncOpenAI, OpenAI
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.runners.openai_answers import Answer, ChoicesAnswer, EventPieces, ResponseAnswer, request_attributes
+from agentlightning.core.model.span import Span
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.runners.tracing.openai_body import (
+    Answer,
+    ChoicesAnswer,
+    EventPieces,
+    ResponseAnswer,
+    request_attributes,
+)
 
 from ..openai_stub import ANSWER, PROMPT_TOKENS, TOKENS, USAGE, Stub, openai_stub
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
-from agentlightning.core.spans import Span
-from agentlightning.runners import readers
-from agentlightning.runners.readers import get_rewards_from_span
+from agentlightning.core.model.span import Span
+from agentlightning.core.spans import readers
+from agentlightning.core.spans.readers import get_rewards_from_span
 
 ODD_TEXTS = ["", "{", "[" * 100_000, '{"type": "reward", "value": "x"}', '"reward"', "[1]", "null", "\ud800"]
 REWARD_KEYS = [

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from agentlightning.core.spans import Event, Span, TraceStatus
-from agentlightning.runners.openai_attributes import normalised
+from agentlightning.core.model.span import Event, Span, TraceStatus
+from agentlightning.runners.tracing.openai_semconv import normalised
 
 FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("openai-instrumentation-*.json"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 
 def decorated(function: Any) -> Any:

@@ -12,7 +12,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.errors import StoreUnreachable, Unauthorized
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 PROMPT = {"prompt": "Say {x}"}
 

@@ -10,10 +10,10 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 import agentlightning as agl
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.runners.instrumentation import instrument_all, uninstrument_all
-from agentlightning.runners.openai_answers import ChoicesAnswer
-from agentlightning.runners.otel_provider import process_provider
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.runners.tracing.openai_body import ChoicesAnswer
+from agentlightning.runners.tracing.openai_patch import instrument_all, uninstrument_all
+from agentlightning.runners.tracing.provider import process_provider
 
 from ..openai_stub import ANSWER, PROMPT_TOKENS, TOKENS, Stub
 

@@ -18,10 +18,10 @@ from openai import AsyncOpenAI, BadRequestError, OpenAI
 from opentelemetry import trace
 
 import agentlightning as agl
-from agentlightning.core.model import AttemptedRollout
-from agentlightning.core.spans import Span
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.runners.instrumentation import instrument_all
+from agentlightning.core.model.rollout import AttemptedRollout
+from agentlightning.core.model.span import Span
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.runners.tracing.openai_patch import instrument_all
 
 from ..openai_stub import ANSWER, Stub, openai_stub
 

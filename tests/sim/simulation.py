@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
-from agentlightning.core import decide
-from agentlightning.core.codec import decode, encode
-from agentlightning.core.events import AnyEvent, Claim, Config, NewRollout, Proposal
-from agentlightning.core.fold import Outcome, apply
-from agentlightning.core.state import State, dump, load
+from agentlightning.core.events.codec import decode, encode
+from agentlightning.core.events.schema import AnyEvent, Claim, Config, NewRollout, Proposal
+from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold.apply import Outcome, apply
+from agentlightning.core.fold.state import State, dump, load
 
 from ..core.faults import is_on
 from ..core.strategies import Watch

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from agentlightning.core.fold import apply
-from agentlightning.core.state import State
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import State
 
 from ..core.faults import switched_on
 from .simulation import Simulation

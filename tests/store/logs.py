@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentlightning.core.errors import LogClosed, LogError, UnknownOutcome
-from agentlightning.core.log import Ack, Log, NewRecord, OnProblem, OnRecords, Subscription
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL, SPANS
+from agentlightning.core.log.interface import Ack, Log, NewRecord, OnProblem, OnRecords, Subscription
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL, SPANS
 
 from .tools import Unclosed
 

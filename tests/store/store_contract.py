@@ -14,7 +14,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
-from agentlightning.projections.engine import Engine
+from agentlightning.projections.store.engine import Engine
 
 from .contract_attempts import AttemptContract
 from .contract_catalogue import CatalogueContract

@@ -11,13 +11,13 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.errors import InvalidInput, LogFull
-from agentlightning.core.events import TimePassed
-from agentlightning.core.log import NewRecord
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.events.schema import TimePassed
+from agentlightning.core.log.interface import NewRecord
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore
 
 from .logs import HoldingLog, Unclosed
 from .tools import begin, claim, control_values, ids, span, store_on

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from agentlightning.cli.checking import examine
-from agentlightning.core import copy_log as copying
-from agentlightning.core.copy_log import copy_log, copy_mark, copy_to_file
 from agentlightning.core.errors import InvalidInput, LogCorrupt, StorageError
-from agentlightning.core.log import Done, NewRecord
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.open_log import open_log
-from agentlightning.projections.references import broken_references
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.log import log_copy as copying
+from agentlightning.core.log.interface import Done, NewRecord
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.log_copy import copy_log, copy_mark, copy_to_file
+from agentlightning.core.log.open_log import open_log
+from agentlightning.projections.history.references import broken_references
+from agentlightning.projections.store.store import EventLogStore, open_store
 
 from .tools import span
 

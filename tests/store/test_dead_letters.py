@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.dead import DeadLetter, rollout_letter_id
-from agentlightning.core.log import NewRecord
-from agentlightning.core.open_log import open_log
-from agentlightning.core.run_events import RUN_ID
-from agentlightning.projections.dead_letters import dead_letters, entries_from, requeue, requeue_run, write_letter
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import open_store
+from agentlightning.core.events.run_events import RUN_ID
+from agentlightning.core.log.dead_letter import DeadLetter, rollout_letter_id
+from agentlightning.core.log.interface import NewRecord
+from agentlightning.core.log.open_log import open_log
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.dead_letters import dead_letters, entries_from, requeue, requeue_run, write_letter
+from agentlightning.projections.store.store import open_store
 
 
 @pytest.fixture(params=["memory", "sqlite", "http"])

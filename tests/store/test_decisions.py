@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core import codec
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import Expired, ForeignPosition, InvalidInput, LogClosed, Refused
-from agentlightning.core.events import AttemptClaimed, AttemptExpired, AttemptStarted, AttemptUpdated, Claim
-from agentlightning.core.fold import fold
+from agentlightning.core.events import codec
+from agentlightning.core.events.schema import AttemptClaimed, AttemptExpired, AttemptStarted, AttemptUpdated, Claim
+from agentlightning.core.fold.apply import fold
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL, SPANS
-from agentlightning.projections.call import Call, serve
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL, SPANS
+from agentlightning.projections.replica.command_context import Call, serve
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore
 
 from .logs import DyingLog, ForgetfulLog, HeldLog, HoldingLog, copy_of_control
 from .tools import attempt_of, begin, claim, control_values, ids, pass_time, settled, span, status_of, store_on
@@ -281,7 +281,7 @@ async def test_13_to_15_during_a_back_off_idle_claimers_find_nothing() -> None:
 
 
 async def test_14_an_expiry_that_did_not_see_a_revival_is_refused() -> None:
-    from agentlightning.core import decide
+    from agentlightning.core.fold import commands as decide
 
     with InMemoryLightningStore() as store:
         attempted = await begin(store, RETRY)

@@ -15,17 +15,17 @@ import msgspec
 import pytest
 
 import agentlightning as agl
-from agentlightning.core import codec
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import Refused
-from agentlightning.core.events import RolloutStarted, TimePassed
-from agentlightning.core.log import Log, NewRecord
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.sqlite_log import SqliteLog
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.node import Node
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.events import codec
+from agentlightning.core.events.schema import RolloutStarted, TimePassed
+from agentlightning.core.log.interface import Log, NewRecord
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.sqlite import SqliteLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.replica.node import Node
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.store import EventLogStore
 
 from .tools import attempt_of, begin, control_values, settled, span, status_of, store_on
 

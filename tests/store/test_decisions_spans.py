@@ -8,14 +8,14 @@ import random
 import pytest
 
 import agentlightning as agl
-from agentlightning.core import codec
 from agentlightning.core.clock import ManualClock
-from agentlightning.core.events import RolloutUpdated
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.projections import span_book
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.server import LightningStoreServer
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.events import codec
+from agentlightning.core.events.schema import RolloutUpdated
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.projections.spans import span_log as span_book
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer
 
 from .logs import LosingLog
 from .tools import begin, control_values, span, store_on

@@ -13,19 +13,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from agentlightning.core import codec
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import StorageError
-from agentlightning.core.events import AttemptClaimed
-from agentlightning.core.fold import apply
-from agentlightning.core.log import Membership, OnProblem, OnRecords, Record, Subscription
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.state import State
-from agentlightning.core.topics import CONTROL, TASKS
-from agentlightning.projections.delivery import Delivery
-from agentlightning.projections.dispatch import STEAL_SECONDS, WINDOW, Dispatch
-from agentlightning.projections.hints import HintFeed, Offsets, feed_of
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.events import codec
+from agentlightning.core.events.schema import AttemptClaimed
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import State
+from agentlightning.core.log.interface import Membership, OnProblem, OnRecords, Record, Subscription
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL, TASKS
+from agentlightning.projections.queue.claim_queue import STEAL_SECONDS, WINDOW, Dispatch
+from agentlightning.projections.queue.task_hints import HintFeed, Offsets, feed_of
+from agentlightning.projections.replica.futures import Delivery
+from agentlightning.projections.store.store import EventLogStore
 
 from .tools import store_on
 

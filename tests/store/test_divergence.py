@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from agentlightning.core.errors import HistoryChanged, LogClosed, LogError, OffsetLost, StorageError
-from agentlightning.core.log import Ack, OnProblem, OnRecords, Subscription
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.divergence import fingerprint_at
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.interface import Ack, OnProblem, OnRecords, Subscription
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.replica.divergence import fingerprint_at
+from agentlightning.projections.store.store import EventLogStore
 
 from .logs import HeldLog
 from .tools import Unclosed, store_on
@@ -114,7 +114,7 @@ async def test_a_node_whose_history_departs_finds_it_out_by_folding_the_log() ->
 
 
 async def test_a_fold_that_fails_ends_the_store_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agentlightning.projections import node as module
+    from agentlightning.projections.replica import node as module
 
     store = EventLogStore(MemoryLog())
     await store.enqueue_rollout("x")

@@ -18,13 +18,13 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.errors import LogError, LogLocked, PayloadTooLarge, Rebuilding, StorageError
-from agentlightning.core.fold import fold
-from agentlightning.core.sqlite_log import SqliteLog
-from agentlightning.core.topics import BLOBS
-from agentlightning.projections.cold import ColdIndex
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.fold.apply import fold
+from agentlightning.core.log.sqlite import SqliteLog
+from agentlightning.core.log.topics import BLOBS
+from agentlightning.projections.archive.index import ColdIndex
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore, open_store
 
 from .tools import begin, claim, control_values, ids, span
 

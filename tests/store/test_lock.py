@@ -12,13 +12,15 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.sqlite_log import SqliteLog
-from agentlightning.core.topics import BLOBS
-from agentlightning.projections import answers, catalogue, fact_feed
-from agentlightning.projections.call import Call, serve
-from agentlightning.projections.cold import ColdIndex
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.sqlite import SqliteLog
+from agentlightning.core.log.topics import BLOBS
+from agentlightning.projections.archive.index import ColdIndex
+from agentlightning.projections.facts import feed as fact_feed
+from agentlightning.projections.replica.command_context import Call, serve
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store import answers
+from agentlightning.projections.store import resources as catalogue
+from agentlightning.projections.store.store import EventLogStore
 
 from .tools import begin, claim, span, take_facts
 
@@ -126,7 +128,7 @@ async def test_a_slow_fetch_delays_nobody_else(tmp_path: Path, monkeypatch: pyte
 
 
 async def test_a_repeated_update_of_the_latest_attempt_is_about_the_one_that_it_was_about() -> None:
-    from agentlightning.projections.memory_store import InMemoryLightningStore
+    from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
     with InMemoryLightningStore() as store:
         first = await begin(store, agl.RolloutConfig(max_attempts=2, retry_condition=["failed"]))

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms import closing
-from agentlightning.algorithms.closing import open_run, until_run_closes
-from agentlightning.algorithms.recorder import RunEnd, RunStart, recorder_for
+from agentlightning.algorithms.execution import run_watch as closing
+from agentlightning.algorithms.execution.run_watch import open_run, until_run_closes
+from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import InvalidInput
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.open_log import open_log
-from agentlightning.projections.call import Call, serve
-from agentlightning.projections.runs import RunBook
-from agentlightning.projections.timekeeper import RUN_LOST_SECONDS
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.open_log import open_log
+from agentlightning.projections.history.run_index import RunBook
+from agentlightning.projections.liveness.expiry import RUN_LOST_SECONDS
+from agentlightning.projections.replica.command_context import Call, serve
 
 from .tools import pass_time, store_on
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from agentlightning.core.errors import ForeignPosition, InvalidInput
-from agentlightning.projections.positions import SPAN_ENDS, Position, joined, number_of, raised, read_token
-from agentlightning.projections.rest.lane import Seen
+from agentlightning.projections.replica.positions import SPAN_ENDS, Position, joined, number_of, raised, read_token
+from agentlightning.rest.client.batcher import Seen
 
 HEAD = "0123456789abcdef:default:00112233aabbccdd:41"
 

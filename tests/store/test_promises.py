@@ -19,11 +19,11 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import LogFull
-from agentlightning.core.fold import fold
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.fold.apply import fold
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore, open_store
 
 from .tools import Unclosed, attempt_of, begin, claim, control_values, span, status_of
 

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core.dead import decode_letter
 from agentlightning.core.errors import UnknownOutcome
-from agentlightning.core.log import Ack, Log, NewRecord, Record
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL, DEAD, FACTS, SNAPSHOTS, TASKS, partition_of
-from agentlightning.projections import fact_feed, publisher
-from agentlightning.projections.derived import DerivedTopic
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.dead_letter import decode_letter
+from agentlightning.core.log.interface import Ack, Log, NewRecord, Record
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL, DEAD, FACTS, SNAPSHOTS, TASKS, partition_of
+from agentlightning.projections.facts import feed as fact_feed
+from agentlightning.projections.facts import publisher
+from agentlightning.projections.facts.derived_topic import DerivedTopic
+from agentlightning.projections.store.store import EventLogStore
 
 from .tools import Unclosed, begin, claim, store_on
 

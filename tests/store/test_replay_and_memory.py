@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core import decide
-from agentlightning.core.codec import encode
-from agentlightning.core.events import Claim, NewRollout, Proposal
-from agentlightning.core.fold import apply
+from agentlightning.core.events.codec import encode
+from agentlightning.core.events.payload import encode as payload
+from agentlightning.core.events.schema import Claim, NewRollout, Proposal
+from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import State
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.log import NewRecord
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.payload import encode as payload
-from agentlightning.core.state import State
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections import span_book
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.interface import NewRecord
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.spans import span_log as span_book
+from agentlightning.projections.store.store import EventLogStore
 
 from .tools import begin, span, store_on
 
@@ -83,7 +83,7 @@ async def test_27_a_replay_in_a_thread_leaves_the_event_loop_alive() -> None:
 
 
 async def test_memory_stays_flat_over_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agentlightning.projections.store import open_store
+    from agentlightning.projections.store.store import open_store
 
     monkeypatch.setattr(span_book, "HOT_SPANS", 1000)
     store = open_store(f"sqlite:///{tmp_path / 'log.db'}")

@@ -12,12 +12,13 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.errors import InvalidInput
-from agentlightning.core.model import EnqueueRolloutRequest, Rollout
-from agentlightning.core.pages import page
-from agentlightning.projections import cold, rollout_pages
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.core.model.query import page
+from agentlightning.core.model.rollout import EnqueueRolloutRequest, Rollout
+from agentlightning.projections.archive import index as cold
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store import rollout_query as rollout_pages
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore, open_store
 
 from .tools import claim
 

@@ -13,18 +13,18 @@ import aiohttp
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.recorder import NoRecorder, RunEnd, RunStart, StoreRecorder, recorder_for
-from agentlightning.core import codec
-from agentlightning.core.fold import apply
+from agentlightning.algorithms.runs.recorder import NoRecorder, RunEnd, RunStart, StoreRecorder, recorder_for
+from agentlightning.core.events import codec
+from agentlightning.core.events.run_events import RUN_ID, digest_of
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import State, dump
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.log import Log
-from agentlightning.core.run_events import RUN_ID, digest_of
-from agentlightning.core.state import State, dump
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.call import Call, serve
-from agentlightning.projections.runs import Run, RunBook, runs_from
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import open_store
+from agentlightning.core.log.interface import Log
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.history.run_index import Run, RunBook, runs_from
+from agentlightning.projections.replica.command_context import Call, serve
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.store import open_store
 
 from ..kafka.crew import make_log
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.core import codec
 from agentlightning.core.clock import ManualClock
-from agentlightning.core.events import AttemptExpired, TimePassed
-from agentlightning.core.log import Log, Record, Subscription
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.topics import CONTROL, LIVENESS
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.events import codec
+from agentlightning.core.events.schema import AttemptExpired, TimePassed
+from agentlightning.core.log.interface import Log, Record, Subscription
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL, LIVENESS
+from agentlightning.projections.store.store import EventLogStore
 
 from .logs import HeldLog
 from .tools import Unclosed, attempt_of, begin, claim, control_values, pass_time, settled, span, status_of, store_on

@@ -12,17 +12,17 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import LogCorrupt, LogFull
+from agentlightning.core.events.payload import INLINE_LIMIT_BYTES
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.log import Log, NewRecord
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.payload import INLINE_LIMIT_BYTES
-from agentlightning.core.topics import BLOBS, SPANS
-from agentlightning.projections import span_book
-from agentlightning.projections.answers import INCOMPLETE
-from agentlightning.projections.call import Call, serve
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.interface import Log, NewRecord
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import BLOBS, SPANS
+from agentlightning.projections.replica.command_context import Call, serve
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.spans import span_log as span_book
+from agentlightning.projections.store.answers import INCOMPLETE
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore
 
 from .logs import LosingLog
 from .tools import Unclosed, begin, control_values, span, store_on

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from agentlightning.core.fold import apply
-from agentlightning.core.log import Log, Record
-from agentlightning.core.open_log import open_log
-from agentlightning.core.state import Rollout, State
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.history import history_of
-from agentlightning.projections.replay import control_records
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.standing import standing
-from agentlightning.projections.store import open_store
+from agentlightning.core.fold.apply import apply
+from agentlightning.core.fold.state import Rollout, State
+from agentlightning.core.log.interface import Log, Record
+from agentlightning.core.log.open_log import open_log
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.projections.history.replay import control_records
+from agentlightning.projections.history.rollout_history import history_of
+from agentlightning.projections.history.rollout_lookup import standing
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.store import open_store
 
 from .test_rollout_pages import live
 
@@ -117,7 +117,7 @@ async def test_the_history_of_a_young_rollout_is_folded_from_the_snapshot_and_of
             folds += 1
             return apply(state, value)
 
-        monkeypatch.setattr("agentlightning.projections.history.apply", counted)
+        monkeypatch.setattr("agentlightning.projections.history.rollout_history.apply", counted)
         steps = history_of(log, young.rollout_id).steps
         assert [fact.type for step in steps for fact in step.facts][0] == "rollout.enqueued" and 2 <= folds < 60
         few, folds = folds, 0

@@ -9,11 +9,11 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
-from agentlightning.projections.engine import Engine
-from agentlightning.projections.rest.client import LightningStoreClient
-from agentlightning.projections.rest.server import LightningStoreServer
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.engine import Engine
+from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer
 
 from .store_contract import StoreContract
 

@@ -10,7 +10,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
-from agentlightning.projections.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from .store_contract import StoreContract
 

@@ -12,12 +12,12 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.errors import LogClosed
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.core.model import Fact
-from agentlightning.core.sqlite_log import SqliteLog
-from agentlightning.projections import fact_feed
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.sqlite import SqliteLog
+from agentlightning.core.model.rollout import Fact
+from agentlightning.projections.facts import feed as fact_feed
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore
 
 from .logs import CountingLog
 from .tools import begin, store_on, take_facts

@@ -8,9 +8,9 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.settings import StoreSettings
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from .tools import attempt_of, begin, claim, pass_time, settled, status_of, store_on
 
@@ -153,7 +153,7 @@ async def test_a_worker_that_died_together_with_the_store_is_lost_after_the_rest
 
 async def test_a_claim_whose_answer_was_lost_goes_back_and_costs_no_attempt() -> None:
     from agentlightning.core.ids import uuid7_hex
-    from agentlightning.projections.call import Call, serve
+    from agentlightning.projections.replica.command_context import Call, serve
 
     clock = ManualClock()
     with InMemoryLightningStore(clock=clock) as store:

@@ -9,11 +9,11 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.ids import uuid7_hex
-from agentlightning.core.memory_log import MemoryLog
-from agentlightning.projections import liveness
-from agentlightning.projections.call import Call, serve
-from agentlightning.projections.memory_store import InMemoryLightningStore
-from agentlightning.projections.settings import StoreSettings
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.projections.liveness import heartbeats as liveness
+from agentlightning.projections.replica.command_context import Call, serve
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
 from .tools import attempt_of, begin, claim, control_values, pass_time, settled, span, status_of, store_on
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
-from agentlightning.core.log import Log
-from agentlightning.core.model import Fact
-from agentlightning.core.topics import CONTROL
-from agentlightning.projections.engine import Engine
-from agentlightning.projections.settings import StoreSettings
-from agentlightning.projections.store import EventLogStore
+from agentlightning.core.log.interface import Log
+from agentlightning.core.log.topics import CONTROL
+from agentlightning.core.model.rollout import Fact
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.store.engine import Engine
+from agentlightning.projections.store.store import EventLogStore
 
 PassTime = Callable[[float], Awaitable[None]]
 

@@ -10,7 +10,7 @@ import sys
 import time
 
 import agentlightning as agl
-from agentlightning.projections.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore, open_store
 
 
 def say(*words: object) -> None:

@@ -1,0 +1,1 @@
+"""Execution strategies: where the algorithm and the runners of a fit run."""

@@ -1,0 +1,193 @@
+"""The crew of a fit: worker processes that each run the runners' side of it on a store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ...runners.agent.litagent import LitAgent
+from ...runners.pool.loop_thread import Part
+from ...runners.pool.process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
+from ...runners.pool.supervisor import TERMINATE, Crew, Place
+from ...runners.worker.agent_thread import lend_thread
+
+__all__ = ["CountingCrew", "RunnerCrew", "ending", "leave_stuck", "tell_of"]
+
+_log = logging.getLogger(__name__)
+BEGINS, ENDS = "begins", "ends"
+"""From the child, each with the id of the rollout that it executes."""
+
+
+class CountingCrew(Crew):
+    """Processes that execute ``most`` rollouts each, None for no limit, counted over all lives of a place.
+
+    Their jobs say which rollout begins and ends (:func:`tell_of`).
+    """
+
+    def __init__(
+        self, job: Job, count: int, most: int | None, ended: Callable[[], None], start_method: str | None
+    ) -> None:
+        self._left: dict[int, int | None] = dict.fromkeys(range(count), most)
+        self._running: dict[int, dict[str, None]] = {number: {} for number in range(count)}
+        super().__init__(job, count, ended, start_method, at_once=_processors())
+
+    def left(self, place: Place) -> int | None:
+        """How many rollouts are left for a process in this place."""
+        return self._left[place.number]
+
+    def name_of(self, number: int) -> str:
+        return f"runner-{number}"
+
+    def hear(self, place: Place, what: str, text: str) -> None:
+        running, left = self._running[place.number], self._left[place.number]
+        if what == BEGINS:
+            running[text] = None
+            self._left[place.number] = None if left is None else left - 1
+        elif what == ENDS:
+            running.pop(text, None)
+
+    def on_end(self, place: Place, code: int | None) -> None:
+        running, self._running[place.number] = list(self._running[place.number]), {}
+        if running and code not in (0, WORN_OUT) and not self._stopping.is_set():
+            _log.error(
+                "%s ended with %s while it executed rollout %s; the store hands it out again when it misses the worker.",
+                place.name,
+                ending(code),
+                ", ".join(running),
+            )
+        place.done = place.done or self._left[place.number] == 0
+
+
+class RunnerCrew(CountingCrew):
+    """``count`` processes that run ``bundle`` on ``store``, which has to be picklable.
+
+    Args:
+        ended, start_method: see :class:`Crew`.
+        prefix: what the workers' names in the store begin with; None: they are called by their numbers.
+    """
+
+    def __init__(
+        self,
+        bundle: Any,
+        count: int,
+        store: Any,
+        start_method: str | None,
+        ended: Callable[[], None],
+        prefix: str | None = None,
+    ) -> None:
+        self._given = Given(store, prefix)
+        most = getattr(getattr(bundle, "make", None), "max_rollouts", None)
+        super().__init__(RunnerJob(bundle), count, most, ended, start_method)
+
+    def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
+        """Ask, cancel, terminate, kill, with a pause after each; returns what :meth:`Crew.end` does."""
+        return self.end([(STOP, grace_seconds), (CANCEL, step_seconds), (TERMINATE, step_seconds)], step_seconds, hurry)
+
+    def given(self, place: Place) -> Given:
+        return replace(self._given, left=self.left(place))
+
+    def on_replace(self, place: Place, code: int | None) -> None:
+        _log.warning("%s ended with exit code %s; another process takes its place.", place.name, code)
+
+    def on_fall(self, place: Place, code: int) -> None:
+        _log.warning("%s ended with exit code %s while the run was closing.", place.name, code)
+
+    def on_fork(self, why: str) -> None:
+        _log.warning("Runners are forked: %s.", why)
+
+    def not_forked(self, why: str) -> str:
+        return f"Runners cannot be started: {why}. Define the agent in a module, or use strategy='shm'."
+
+
+def ending(code: int | None) -> str:
+    """How a process ended: an exit code, which only os._exit in an agent gives so early, or a signal."""
+    if code is None or code >= 0:
+        return f"exit code {code}, as by os._exit() in the agent"
+    try:
+        return f"signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"signal {-code}"
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a process is told beside the bundle: the store, what its name there begins with, how many rollouts are left."""
+
+    store: Any
+    prefix: str | None
+    left: int | None = None
+
+
+@dataclass(frozen=True)
+class RunnerJob(Job):
+    """Runs a runner bundle in an event loop of its own."""
+
+    bundle: Any
+
+    def work(self, desk: Desk) -> int:
+        """See :class:`Job`; agents run in the main thread, where signals may be handled."""
+        agent = getattr(self.bundle, "agent", None)
+        if isinstance(agent, LitAgent) and agent.is_async():
+            return self._serve(desk)
+        return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
+
+    def _serve(self, desk: Desk) -> int:
+        """What the bundle raises is told and does not get better by starting again."""
+        bundle, given = self.bundle, desk.given
+        if hasattr(bundle, "on_stuck"):
+            bundle.on_stuck = leave_stuck
+            bundle.max_rollouts = given.left
+            bundle.on_execute = partial(tell_of, desk)
+            bundle.on_ready = partial(desk.tell, WORKS)
+            bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
+        else:
+            desk.tell(WORKS)  # a bundle of somebody else's does not say when it has loaded everything
+        part = Part(f"runner-{desk.number}", lambda: _on_store(bundle, desk), lambda part: None)
+        desk.when_cancelled(part.cancel)
+        part.run()
+        if part.error is not None:
+            _log.error("Runner %d failed.", desk.number, exc_info=part.error)
+            desk.tell(FAILED, f"{type(part.error).__name__}: {part.error}")
+            return HOPELESS
+        if getattr(bundle, "given_up", 0) and not desk.stop.is_set():
+            return WORN_OUT
+        desk.tell(DONE)
+        return 0
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return max(1, len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
+
+
+def tell_of(desk: Desk, rollout_id: str, begins: bool) -> None:
+    """Tell the crew that an attempt of this rollout begins, or has ended."""
+    desk.tell(BEGINS if begins else ENDS, rollout_id)
+
+
+def leave_stuck(prefix: str) -> None:
+    """End this process at once, in the middle of an agent that lets nothing else run; the crew starts another."""
+    _log.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
+    os._exit(WORN_OUT)
+
+
+def _on_store(bundle: Any, desk: Desk) -> Awaitable[None]:
+    async def run() -> None:
+        store = desk.given.store
+        try:
+            await bundle(store, desk.number, desk.stop)
+        finally:
+            close: Callable[[], Any] | None = getattr(store, "close", None)
+            if close is not None and asyncio.iscoroutinefunction(close):
+                await close()
+
+    return run()

@@ -1,0 +1,1 @@
+"""Recorded runs: recorder, replay, and the report of what a run reached."""

@@ -1,0 +1,1 @@
+"""Subscribers: Python functions that are given the facts of a store."""

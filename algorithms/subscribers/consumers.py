@@ -1,0 +1,222 @@
+"""Where a subscriber's facts come from: a store's subscription with a position in a file, or a consumer group."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import InvalidInput, LogError, LogLocked, StorageError
+from ...core.log.dead_letter import RECORD, DeadLetter, record_letter_id
+from ...core.log.interface import Log, Membership, Record
+from ...core.log.private_files import make_folder, make_private
+from ...core.log.sqlite.writer_lock import WriterLock
+from ...core.log.topics import FACTS
+from ...core.model.rollout import Fact
+from .delivery import Hands, Stopped, stopped_within
+
+logger = logging.getLogger(__name__)
+
+BATCH_FACTS = 64
+POLL_SECONDS = 0.5
+STAY_SECONDS = 30.0
+"""A member that polls nothing for five minutes loses its partitions; a function that takes long must not cost them."""
+
+
+class Cursor:
+    """How far a subscriber came, in a file of its own: `<folder>/<group>.json`.
+
+    It lies with the subscriber and not in the store: a store over HTTP or in a file has no consumer groups, and who has
+    the effects should keep what says that they happened. Facts of one command share a position, so the ids of those that
+    were taken at the newest position are kept too. Raises `InvalidInput` where another process has the group.
+    """
+
+    def __init__(self, folder: Path, group: str) -> None:
+        make_folder(folder)
+        self.path = folder / f"{group}.json"
+        try:
+            self._lock = WriterLock(self.path)
+        except LogLocked as error:
+            raise InvalidInput(
+                f"group {group!r} is handled by process {error.pid} already; a store without a Kafka gives a group one process"
+            ) from None
+        self.position = -1
+        self._log_id = ""
+        self._ids: list[str] = []
+
+    def open(self, log_id: str) -> int:
+        """Read the file, and return what to subscribe `since`. A position of another log does not count: -1."""
+        self._log_id = log_id
+        try:
+            kept = json.loads(self.path.read_bytes())
+            if kept["log_id"] == log_id:
+                self.position, self._ids = int(kept["position"]), [str(one) for one in kept["ids"]]
+            else:
+                logger.warning("%s belongs to another log; this one is read from its start.", self.path)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInput(f"{self.path} is damaged ({error}); delete it to begin at the start of the log") from error
+        return self.position - 1
+
+    def has(self, fact: Fact) -> bool:
+        """Whether this fact was taken before."""
+        return fact.position < self.position or fact.id in self._ids
+
+    def keep(self, fact: Fact) -> None:
+        """Note that a fact was taken; returns when that survives a crash of this machine."""
+        if fact.position != self.position:
+            self.position, self._ids = fact.position, []
+        self._ids.append(fact.id)
+        text = json.dumps({"log_id": self._log_id, "position": self.position, "ids": self._ids})
+        beside = self.path.with_suffix(".new")
+        make_private(beside)
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.path)
+
+    def close(self) -> None:
+        """Let go of the group."""
+        self._lock.release()
+
+
+async def follow_store(store: Any, hands: Hands, cursor: Cursor) -> None:
+    """Hand over what the store's subscription brings, from the cursor on, until `hands.stop` is set."""
+    await store.statistics()  # an HTTP store says where it is with its first answer
+    log_id = str(store.position()).partition(":")[0]
+    since = await asyncio.to_thread(cursor.open, log_id)
+    facts = store.subscribe(list(hands.subscriber.types) or None, since=since)
+    stopped = asyncio.ensure_future(hands.stop.wait())
+    try:
+        while not hands.stop.is_set():
+            upcoming = asyncio.ensure_future(anext(facts))
+            await asyncio.wait({upcoming, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not upcoming.done():
+                upcoming.cancel()
+                await asyncio.wait({upcoming})
+                return
+            fact = upcoming.result()
+            if not cursor.has(fact):
+                await hands.hand(fact)
+                await asyncio.to_thread(cursor.keep, fact)
+    except Stopped:
+        return
+    finally:
+        stopped.cancel()
+        await facts.aclose()
+
+
+class GroupFollower:
+    """A member of a consumer group on `facts`: what was taken is committed, what was not comes again, here or elsewhere."""
+
+    def __init__(self, log: Log, hands: Hands, member_id: str, namespace: str = "default") -> None:
+        self._log = log
+        self._hands = hands
+        self._member_id = member_id
+        self._namespace = namespace
+        self._member: Membership | None = None
+        self._highest: dict[int, tuple[int, int]] = {}
+        """Partition -> (position, index) of the newest fact that was taken: publishers that take over repeat some."""
+
+    async def run(self) -> None:
+        """Until `hands.stop` is set. The function that runs is not interrupted."""
+        stop = self._hands.stop
+        self._member = await asyncio.to_thread(self._log.join, self._hands.group, [FACTS], self._member_id)
+        try:
+            while not stop.is_set():
+                try:
+                    records = await asyncio.to_thread(self._member.poll, BATCH_FACTS, POLL_SECONDS)
+                except StorageError as error:
+                    logger.warning("%s; asking again.", error)
+                    await stopped_within(stop, 1.0)
+                    continue
+                await self._take(records)
+        except Stopped:
+            return
+        finally:
+            await asyncio.to_thread(self._member.close)
+
+    async def _take(self, records: Sequence[Record]) -> None:
+        """Records of a partition that went to another member meanwhile are left to it."""
+        passed: dict[int, int] = {}
+        gone: set[int] = set()
+        for record in records:
+            part = record.partition
+            if part in gone:
+                continue
+            handled = await self._one(record)
+            passed[part] = record.offset + 1
+            if handled and not await self._commit(part, passed.pop(part)) and not self._has(part):
+                gone.add(part)
+            if self._hands.stop.is_set():
+                break
+        for part, offset in passed.items():
+            await self._commit(part, offset)
+
+    async def _one(self, record: Record) -> bool:
+        """Hand one record over; False where it is not for this subscriber, so that nothing needs to be committed at once."""
+        try:
+            fact = Fact.model_validate_json(record.value)
+            namespace, position, index = fact.id.rsplit("/", 2)
+            place = (int(position), int(index))
+        except ValueError as error:
+            await self._hands.put(_unreadable(record, error))
+            return True
+        if namespace != self._namespace or place <= self._highest.get(record.partition, (-1, -1)):
+            return False
+        wanted = self._hands.subscriber.wants(fact)
+        if wanted:
+            await self._hand(fact)
+        self._highest[record.partition] = place
+        return wanted
+
+    async def _hand(self, fact: Fact) -> None:
+        """Hand a fact over, and stay a member meanwhile by polling for nothing."""
+        assert self._member is not None
+        work = asyncio.ensure_future(self._hands.hand(fact))
+        paused = False
+        try:
+            while not (await asyncio.wait({work}, timeout=STAY_SECONDS))[0]:
+                if not paused:
+                    await asyncio.to_thread(self._member.pause)
+                    paused = True
+                try:
+                    await asyncio.to_thread(self._member.poll, 1, 0.0)
+                except StorageError as error:
+                    logger.debug("The group does not answer while %s is handled: %s", fact.id, error)
+            work.result()
+        finally:
+            if paused:
+                await asyncio.to_thread(self._member.resume)
+
+    async def _commit(self, partition: int, offset: int) -> bool:
+        assert self._member is not None
+        try:
+            await asyncio.to_thread(self._member.commit, FACTS, partition, offset)
+        except (LogError, InvalidInput) as error:
+            logger.warning("The position of this group was not moved to offset %d: %s.", offset, error)
+            return False
+        return True
+
+    def _has(self, partition: int) -> bool:
+        """Whether the partition is still ours: then the rest of it is ours too, whatever became of the commit."""
+        return self._member is not None and (FACTS, partition) in self._member.assignment()
+
+
+def _unreadable(record: Record, error: Exception) -> DeadLetter:
+    where = f"{record.topic}/{record.partition}"
+    return DeadLetter(
+        id=record_letter_id(record.topic, record.partition, record.offset),
+        kind=RECORD,
+        source=where,
+        reason=f"this is no fact: {' '.join(str(error).split())[:300]}",
+        time=time.time(),
+        data={"topic": record.topic, "offset": record.offset, "value": record.value.hex()[:20_000]},
+    )

@@ -1,0 +1,156 @@
+"""Handing a fact to a subscriber: again with back-off when it raises, and to the dead letters when it never takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ...core.errors import AgentLightningError
+from ...core.log.dead_letter import SUBSCRIBER, DeadLetter, subscriber_letter_id
+from ...core.model.rollout import Fact
+from .decorator import Subscriber
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE_SECONDS = 30.0
+
+Bury = Callable[[DeadLetter], Awaitable[None]]
+"""Puts a letter into the topic `dead`; raises where it did not get there."""
+
+
+class Stop(Protocol):
+    """How a process is asked to end."""
+
+    def is_set(self) -> bool: ...
+    async def wait(self) -> None: ...
+
+
+class Stopped(Exception):
+    """The process is to end before the fact was taken; it is handed over again next time."""
+
+
+@dataclass(frozen=True)
+class Handed:
+    """What became of one fact: `error` is empty where the function took it, else why it lies in `dead` now."""
+
+    fact: Fact
+    tries: int
+    seconds: float
+    error: str = ""
+
+
+class Hands:
+    """Hands facts to one subscriber, one at a time. `told` hears of each.
+
+    `retries`: further tries after the first, with pauses of `backoff_seconds`, twice that, and so on up to 30 s. An error
+    of ours that says of itself that it passes (a store that is away, an outcome that is not known) costs no try.
+    """
+
+    def __init__(
+        self,
+        subscriber: Subscriber[Any],
+        *,
+        name: str,
+        group: str,
+        stop: Stop,
+        bury: Bury,
+        store: Any = None,
+        retries: int = 5,
+        backoff_seconds: float = 0.5,
+        told: Callable[[Handed], None] | None = None,
+    ) -> None:
+        self.subscriber = subscriber
+        self.group = group
+        self.stop = stop
+        self.bury = bury
+        self.busy = False
+        self._name = name
+        self._store = store
+        self._retries = retries
+        self._backoff_seconds = backoff_seconds
+        self._told = told
+
+    async def hand(self, fact: Fact) -> Handed:
+        """Return when the fact was taken or lies in `dead`. Raises `Stopped` between two tries."""
+        began = time.perf_counter()
+        tries = passing = 0
+        while True:
+            error = await self._try(fact)
+            if error is None:
+                return self._done(Handed(fact, tries + 1, time.perf_counter() - began))
+            if isinstance(error, AgentLightningError) and error.retryable:
+                passing += 1
+            else:
+                tries += 1
+            reason = f"{type(error).__name__}: {error}"
+            if tries > self._retries:
+                await self._give_up(fact, tries, reason)
+                return self._done(Handed(fact, tries, time.perf_counter() - began, reason))
+            logger.warning("%s was not taken (%s); it is tried again.", fact.id, reason)
+            await self._pause(tries + passing)
+
+    async def _try(self, fact: Fact) -> Exception | None:
+        self.busy = True
+        try:
+            await self.subscriber.take(fact, self._store)
+        except Exception as error:  # the user's function: whatever it raises is recorded with the fact
+            return error
+        finally:
+            self.busy = False
+        return None
+
+    async def _give_up(self, fact: Fact, tries: int, reason: str) -> None:
+        letter = DeadLetter(
+            id=subscriber_letter_id(self.group, fact.id),
+            kind=SUBSCRIBER,
+            source=self.group,
+            reason=reason,
+            time=time.time(),
+            tries=tries,
+            rollout_id=fact.rollout_id,
+            attempt_id=fact.attempt_id,
+            position=fact.position,
+            data={"function": self._name, "fact": fact.model_dump(mode="json")},
+        )
+        await self.put(letter)
+
+    async def put(self, letter: DeadLetter) -> None:
+        """Write a letter, however long its store is away: a fact is never passed over without one. Raises `Stopped`."""
+        for number in range(1, 1 << 30):
+            try:
+                return await self.bury(letter)
+            except AgentLightningError as error:
+                if not error.retryable:
+                    raise
+                logger.warning("The letter about %s could not be written (%s); it is tried again.", letter.id, error)
+                await self._pause(number)
+
+    async def _pause(self, number: int) -> None:
+        seconds = min(self._backoff_seconds * 2 ** min(number - 1, 20), LONGEST_PAUSE_SECONDS)
+        if self.stop.is_set() or await stopped_within(self.stop, seconds):
+            raise Stopped
+
+    def _done(self, handed: Handed) -> Handed:
+        fact = handed.fact
+        what = f"{fact.type} {fact.rollout_id or ''}".rstrip()
+        if handed.error:
+            logger.error("%s (%s): given up after %d tries: %s", what, fact.id, handed.tries, handed.error)
+        else:
+            again = f", try {handed.tries}" if handed.tries > 1 else ""
+            logger.info("%s (%s): handled in %.0f ms%s", what, fact.id, handed.seconds * 1000, again)
+        if self._told is not None:
+            self._told(handed)
+        return handed
+
+
+async def stopped_within(stop: Stop, seconds: float) -> bool:
+    """Whether the process was asked to end, waiting for that so long."""
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except asyncio.TimeoutError:
+        return stop.is_set()
+    return True

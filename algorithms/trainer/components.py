@@ -1,0 +1,137 @@
+"""Building a component of a trainer from whatever it was described by: an object, a class, a name, or a dict."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, Union, cast
+
+from ...core.errors import InvalidInput
+
+__all__ = ["Spec", "build_component"]
+
+T = TypeVar("T")
+Spec = Union[T, Callable[..., T], str, Mapping[str, Any], None]  # noqa: UP007 (an alias with a variable, for 3.10)
+"""What `build_component` takes: the component, its class or a function that makes it, a name, or a dict."""
+
+
+def build_component(
+    spec: Any,
+    *,
+    expected_type: type[T],
+    spec_name: str,
+    default_factory: Callable[[], T] | None = None,
+    allow_none: bool = False,
+    optional_defaults: Mapping[str, Any] | None = None,
+    dict_requires_type: bool = True,
+    dict_default_cls: type[T] | None = None,
+    type_error_fmt: str | None = None,
+    invalid_spec_error_fmt: str | None = None,
+    registry: Mapping[str, Any] | None = None,
+) -> T | None:
+    """The component that ``spec`` describes.
+
+    Args:
+        spec: the component itself; None; a class or another callable, called; a key of ``registry`` or a dotted path
+            such as ``"package.module.Class"``; or a dict with ``type`` (either of those) or ``name`` (a key), whose
+            other entries are arguments.
+        expected_type: what has to come out of it.
+        spec_name: what messages call it.
+        default_factory: makes what None stands for; otherwise None is ``allow_none``, or a ValueError.
+        optional_defaults: parameter -> value, or a function without arguments that makes it: for constructors that
+            take the parameter and were not given it.
+        dict_requires_type: whether a dict has to name a type; otherwise ``dict_default_cls`` is meant.
+        type_error_fmt, invalid_spec_error_fmt: messages, with ``{type_name}`` and ``{actual_type}`` in their place.
+
+    TypeError where something of another type comes out, ValueError for a spec of no use.
+    """
+    if spec is None:
+        if default_factory is not None:
+            return default_factory()
+        if allow_none:
+            return None
+        raise InvalidInput(f"{spec_name} cannot be None.")
+    value: Any
+    if isinstance(spec, expected_type):
+        value = spec
+    elif isinstance(spec, str):
+        value = _made(_named(spec, spec_name, registry), {}, optional_defaults)
+    elif isinstance(spec, dict):
+        given = dict(cast("dict[str, Any]", spec))
+        maker = _type_of(given, spec_name, registry, dict_requires_type, dict_default_cls)
+        value = _made(maker, given, optional_defaults)
+    elif callable(spec):
+        value = _made(spec, {}, optional_defaults)
+    else:
+        message = (
+            invalid_spec_error_fmt
+            or "Invalid {name} type: {actual_type}. Expected {expected_type}, str, dict, or None."
+        )
+        raise InvalidInput(
+            message.format(name=spec_name, actual_type=_kind(spec), expected_type=expected_type.__name__)
+        )
+    if not isinstance(value, expected_type):
+        message = type_error_fmt or "{name} factory returned {type_name}, which is not a {expected_type} subclass."
+        raise TypeError(message.format(name=spec_name, type_name=_kind(value), expected_type=expected_type.__name__))
+    return value
+
+
+def _kind(value: object) -> type[object]:
+    return type(value)
+
+
+def _type_of(
+    given: dict[str, Any], name: str, registry: Mapping[str, Any] | None, required: bool, default: type[Any] | None
+) -> Any:
+    """What a dict describes; its entry is taken out, and what is left are arguments."""
+    for key in ("type", "name"):
+        named = given.get(key)
+        if key == "name" and (not isinstance(named, str) or named not in (registry or {})):
+            continue  # then it is an argument
+        if named is not None:
+            del given[key]
+            return named if callable(named) else _named(named, name, registry)
+    if required or default is None:
+        raise InvalidInput(f"{name} dict must have a 'type' key with the class full name")
+    return default
+
+
+def _named(path: Any, name: str, registry: Mapping[str, Any] | None) -> Any:
+    if isinstance(path, str) and registry is not None and path in registry:
+        found = registry[path]
+        return _named(found, name, None) if isinstance(found, str) else found
+    module, _, attribute = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    known = f"; there are {', '.join(registry)}" if registry else ""
+    if not module:
+        raise InvalidInput(f"{path!r} is no {name}: give a path such as 'package.module.Class'{known}")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InvalidInput(f"{path!r} is no {name}: {error}{known}") from error
+
+
+def _made(maker: Any, given: dict[str, Any], defaults: Mapping[str, Any] | None) -> Any:
+    arguments = dict(given)
+    for parameter, value in (defaults or {}).items():
+        if parameter not in arguments and _takes(maker, parameter):
+            arguments[parameter] = value() if callable(value) and not isinstance(value, type) else value
+    return maker(**arguments)
+
+
+def _takes(maker: Any, parameter: str) -> bool:
+    """Whether it has this parameter; a constructor with ``**kwargs`` is asked for the one that it passes them on to."""
+    if isinstance(maker, type):
+        makers = [base.__dict__["__init__"] for base in maker.__mro__ if "__init__" in base.__dict__]
+    else:
+        makers = [maker]
+    for one in makers:
+        try:
+            parameters = inspect.signature(one).parameters
+        except (TypeError, ValueError):
+            return False
+        if parameter in parameters:
+            return True
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            return False
+    return False

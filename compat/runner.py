@@ -1,0 +1,276 @@
+"""LegacyAgentRunner: runs an agent on the tasks of a server of the first generation."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any
+
+from ..core.model.resources import NamedResources, with_keys
+from ..core.model.rollout import RolloutLegacy, Task
+from ..core.model.span import Span
+from ..runners.agent.decorators import as_agent
+from ..runners.agent.litagent import LitAgent, call_for
+from ..runners.tracing.base import Tracer
+from ..runners.worker.agent_call import AttemptTimedOut
+from ..runners.worker.agent_thread import AgentPlace
+from ..runners.worker.failures import error_text, say_failure
+from .agent_values import as_posted
+from .client import AgentLightningClient, StopSign
+from .results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY
+
+__all__ = ["LegacyAgentRunner"]
+
+_log = logging.getLogger(__name__)
+BEAT_SECONDS = 2.0
+PATIENCE = 2.0
+"""An agent that takes longer than its task has may still be the first to finish it; after so many times that, it hangs."""
+POST_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Pauses between tries to post a result; then it is lost, and the task is done again."""
+
+
+class LegacyAgentRunner:
+    """Takes one task after the other from `client`, runs `agent` on it inside a trace, and posts the result.
+
+    Methods of an agent may have the first generation's parameters (``task, rollout_id, resources``) or today's
+    (``task, resources, rollout``). What the agent raises is logged and posted as ``metadata["error"]``.
+
+    Args:
+        tracer: one whose ``init_worker`` was called.
+        triplet_exporter: an adapter that makes triplets of spans; None makes none.
+        worker_id: number of the worker, for log lines; ``name`` is what the server calls it.
+        max_tasks: how many tasks :meth:`iter` takes; None for no limit.
+        stop: once it is set no further task is taken.
+        done: called after every task.
+        hung: called when a synchronous agent does not return in twice the time of its task: its thread cannot be ended.
+            Without it the thread is left behind.
+    """
+
+    def __init__(
+        self,
+        agent: Any,
+        client: AgentLightningClient,
+        tracer: Tracer,
+        triplet_exporter: Any = None,
+        worker_id: int | None = None,
+        max_tasks: int | None = None,
+        *,
+        name: str | None = None,
+        stop: StopSign | None = None,
+        done: Callable[[], None] | None = None,
+        hung: Callable[[], None] | None = None,
+    ) -> None:
+        self.agent: LitAgent[Any] = as_agent(agent)
+        self.client = client
+        self.tracer = tracer
+        self.triplet_exporter = triplet_exporter
+        self.worker_id = worker_id
+        self.max_tasks = max_tasks
+        self._stop = stop
+        self._done = done
+        self._hung = hung
+        self._place = AgentPlace()
+        self._running: list[tuple[str, str]] = []
+        self._beats: _Beats | None = None
+        if name is not None:
+            client.as_worker(name)
+            self._beats = _Beats(client, self._running)
+
+    def run(self) -> bool:
+        """Wait for one task and execute it; False where it could not be executed, or none came before the stop."""
+        return asyncio.run(self.run_async())
+
+    def iter(self) -> int:
+        """Execute tasks until there were ``max_tasks``, or the stop; how many."""
+        try:
+            return asyncio.run(self._iter("sync"))
+        finally:
+            self._place.close()
+
+    async def iter_async(self) -> int:
+        """As :meth:`iter`."""
+        return await self._iter("async")
+
+    async def _iter(self, kind: str) -> int:
+        limit = "unlimited" if self.max_tasks is None else str(self.max_tasks)
+        _log.info("%s Started %s rollouts (max: %s).", self._prefix(), kind, limit)
+        count = 0
+        beats = self._beats or nullcontext()
+        with beats:
+            while (self.max_tasks is None or count < self.max_tasks) and not self._stopped():
+                if not await self.run_async():
+                    continue
+                count += 1
+                if self._done is not None:
+                    self._done()
+                if count == 1 or count % 10 == 0:
+                    _log.info("%s Progress: %d/%s", self._prefix(), count, limit)
+        _log.info("%s Finished %s rollouts. Processed %d tasks.", self._prefix(), kind, count)
+        return count
+
+    async def run_async(self) -> bool:
+        """As :meth:`run`."""
+        self.agent.set_runner(self)  # pyright: ignore[reportArgumentType] (one of the first generation)
+        task = await self.client.poll_next_task_async(self._stop)
+        if task is None:
+            return False
+        attempt_id = str(task.metadata.get(ATTEMPT_KEY, ""))
+        self._running[:] = [(task.rollout_id, attempt_id)] if attempt_id else []
+        if self._beats is not None:
+            self._beats.now()
+        try:
+            return await self._serve(task)
+        except asyncio.CancelledError:
+            # Somebody else can do it: no result is better than one that says "cancelled".
+            if attempt_id and self.client.give_back(task.rollout_id, attempt_id):
+                _log.warning("%s Cancelled; the task is given back.", self._prefix(task.rollout_id))
+            raise
+        finally:
+            self._running.clear()
+
+    def _stopped(self) -> bool:
+        return self._stop is not None and self._stop.is_set()
+
+    def _prefix(self, rollout_id: str | None = None) -> str:
+        parts = [] if self.worker_id is None else [f"Worker {self.worker_id}"]
+        parts += [] if rollout_id is None else [f"Rollout {rollout_id}"]
+        return f"[{' | '.join(parts) or 'Default Worker'}]"
+
+    async def _serve(self, task: Task) -> bool:
+        prefix = self._prefix(task.rollout_id)
+        result = RolloutLegacy(rollout_id=task.rollout_id, task=task)
+        began = time.monotonic()
+        try:
+            resources = await self._resources(task)
+            result = await self._execute(task, resources)
+        except AttemptTimedOut as error:
+            # The server has handed the task to somebody else by now, whose result is the one that counts.
+            _log.error("%s %s. The server has handed it out again.", prefix, error)
+            return True
+        except Exception as error:
+            say_failure(error, prefix, "Traceback: metadata of the result, or log level DEBUG.")
+            result.metadata = {
+                ERROR_KEY: error_text(error),
+                "traceback": "".join(traceback.format_exception(error))[-20_000:],
+            }
+        else:
+            length = "N/A" if result.triplets is None else str(len(result.triplets))
+            seconds = time.monotonic() - began
+            reward = "None" if result.final_reward is None else f"{result.final_reward:.3f}"
+            _log.info("%s Completed in %.2fs. Triplet length: %s. Reward: %s", prefix, seconds, length, reward)
+        await self._post(result, prefix)
+        return True
+
+    async def _resources(self, task: Task) -> NamedResources:
+        wanted = task.resources_id
+        if wanted is not None:
+            update = await self.client.get_resources_by_id_async(wanted)
+        else:
+            update = await self.client.get_latest_resources_async()
+        if update is None:
+            raise RuntimeError(f"Failed to fetch resources: {wanted or 'none were ever set'}.")
+        return with_keys(update.resources)
+
+    async def _execute(self, task: Task, resources: NamedResources) -> RolloutLegacy:
+        self._hook("on_rollout_start", task)
+        rollout = RolloutLegacy(rollout_id=task.rollout_id, task=task)
+        ids = {"rollout_id": task.rollout_id, "attempt_id": str(task.metadata.get(ATTEMPT_KEY, ""))}
+        try:
+            # Without ids: no store takes these spans, the trace is posted together with the result.
+            async with self._trace(f"rollout_{task.rollout_id}"):
+                value = await self._call(task, resources, rollout)
+            spans = [span.model_copy(update=ids) for span in self._last_trace()]
+            rollout = as_posted(value, task, spans, self.triplet_exporter, self._prefix(task.rollout_id))
+        finally:
+            self._hook("on_rollout_end", task, rollout)
+        return rollout
+
+    def _trace(self, name: str) -> AbstractAsyncContextManager[Any]:
+        try:
+            return self.tracer.trace_context(name=name)
+        except NotImplementedError as error:
+            _log.debug("%s; the task runs without one", error)
+            return nullcontext()
+
+    def _last_trace(self) -> list[Span]:
+        try:
+            return self.tracer.get_last_trace()
+        except NotImplementedError:
+            return []
+
+    async def _call(self, task: Task, resources: NamedResources, rollout: RolloutLegacy) -> Any:
+        call = call_for(self.agent, task.mode, task.input, task.rollout_id, resources, rollout)
+        is_async = self.agent.is_async()
+        agent_call = self._place.run_coroutine(call) if is_async else self._place.run_function(call)
+        work = agent_call.future
+        told = task.metadata.get(LIMIT_KEY)
+        limit = told * PATIENCE if isinstance(told, int | float) else None
+        try:
+            await asyncio.wait({work}, timeout=limit)
+        except asyncio.CancelledError:
+            agent_call.cancel()
+            self._place.leave()
+            raise
+        if work.cancelled():
+            raise RuntimeError("The agent was cancelled from inside")
+        if work.done():
+            return work.result()
+        agent_call.cancel()
+        self._place.leave()
+        if not is_async and self._hung is not None:
+            _log.error("%s The agent does not return; this worker is given up.", self._prefix(task.rollout_id))
+            self._hung()
+        raise AttemptTimedOut(f"The agent does not return: its task has {told:g} s")
+
+    def _hook(self, name: str, task: Task, *more: Any) -> None:
+        try:
+            getattr(self.agent, name)(task, *more, self, self.tracer)
+        except Exception:
+            _log.exception("%s Exception in %s.", self._prefix(task.rollout_id), name)
+
+    async def _post(self, result: RolloutLegacy, prefix: str) -> None:
+        for pause in (*POST_SECONDS, None):
+            if await self.client.post_rollout_async(result) is not None:
+                return
+            if self.client.refused:
+                _log.error("%s The server refuses the result: it does not know this rollout any more.", prefix)
+                return
+            if pause is None:
+                break
+            _log.warning("%s The server does not take the result; trying again in %g s.", prefix, pause)
+            await asyncio.sleep(pause)
+        _log.error("%s The result could not be posted; the server will hand the task out again.", prefix)
+
+
+class _Beats:
+    """Signs of life from a thread, every two seconds and when asked, while the block runs."""
+
+    def __init__(self, client: AgentLightningClient, running: list[tuple[str, str]]) -> None:
+        self._client = client
+        self._running = running
+        self._wake = threading.Event()
+        self._over = False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        self._thread = threading.Thread(target=self._beat, name="agl-legacy-beat", daemon=True)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        self._wake.set()
+
+    def now(self) -> None:
+        """Beat without waiting for the next turn: the server wants to know that a task arrived."""
+        self._wake.set()
+
+    def _beat(self) -> None:
+        while not self._over:
+            self._client.beat(list(self._running))
+            self._wake.wait(BEAT_SECONDS)
+            self._wake.clear()

@@ -1,0 +1,1 @@
+"""The events of the control log, and how they and users' values become bytes."""

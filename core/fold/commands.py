@@ -1,0 +1,251 @@
+"""From commands to events: validate against the state a node has, and say what to propose. Only this file makes events.
+
+Every function is pure: ids and times come in as arguments. A refusal here costs nothing; what passes is still only a
+proposal, and the fold judges it again at its place in the log. Ids derive from the command id, so a command that is sent
+twice proposes the same thing twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha1
+from typing import Any
+
+from ..errors import Archived, NotFound
+from ..events import schema as events
+from ..events.run_events import AlgorithmDecided, RunClosed, RunOpened
+from .state import OVER, QUEUED, Attempt, Rollout, State
+
+
+def rollout_id_of(command_id: str, index: int = 0) -> str:
+    """`ro-` and the first 12 hex digits of SHA-1 over command id and index."""
+    return "ro-" + sha1(f"{command_id}/{index}".encode()).hexdigest()[:12]
+
+
+def run_id_of(command_id: str) -> str:
+    """`run-` and the first 12 hex digits of SHA-1 over the command id."""
+    return "run-" + sha1(f"{command_id}/run".encode()).hexdigest()[:12]
+
+
+def attempt_id_of(command_id: str) -> str:
+    """`at-` and the first 8 hex digits of SHA-1 over the command id."""
+    return "at-" + sha1(f"{command_id}/attempt".encode()).hexdigest()[:8]
+
+
+def resources_id_of(command_id: str) -> str:
+    """`rs-` and the first 12 hex digits of SHA-1 over the command id."""
+    return "rs-" + sha1(f"{command_id}/resources".encode()).hexdigest()[:12]
+
+
+def find(state: State, rollout_id: str) -> Rollout:
+    """The hot rollout. Raises `NotFound`, or `Archived` where it has to be restored first."""
+    rollout = state.rollouts.get(rollout_id)
+    if rollout is not None:
+        return rollout
+    if state.archived.get(rollout_id) is not None:
+        raise Archived(f"Rollout {rollout_id} is archived")
+    raise NotFound.rollout(rollout_id)
+
+
+def find_attempt(rollout: Rollout, attempt_id: str) -> Attempt:
+    """The attempt by id or as "latest". Raises `NotFound`."""
+    if not rollout.attempts:
+        raise NotFound.attempts(rollout.rollout_id)
+    if attempt_id == "latest":
+        return rollout.attempts[-1]
+    for attempt in reversed(rollout.attempts):
+        if attempt.attempt_id == attempt_id:
+            return attempt
+    raise NotFound.attempt(attempt_id, rollout.rollout_id)
+
+
+def open_log(window: int, archive_after: int, fold_version: int) -> events.LogOpened:
+    """The first record of a namespace."""
+    return events.LogOpened(fold_version=fold_version, window=window, archive_after=archive_after)
+
+
+def activate_fold(version: int) -> events.FoldActivated:
+    """Switch the semantics of everything that follows."""
+    return events.FoldActivated(version=version)
+
+
+def enqueue(rollouts: Sequence[events.NewRollout]) -> events.RolloutsEnqueued:
+    """Queue new rollouts, in order."""
+    return events.RolloutsEnqueued(rollouts=tuple(rollouts))
+
+
+def start(rollout: events.NewRollout, claim: events.Claim) -> events.RolloutStarted:
+    """Create a rollout with its first attempt, past the queue."""
+    return events.RolloutStarted(rollout=rollout, claim=claim)
+
+
+def claim(state: State, rollout_id: str, claimer: events.Claim) -> events.AttemptClaimed | None:
+    """Claim a queued rollout; None where it is not claimable any more."""
+    rollout = state.rollouts.get(rollout_id)
+    if rollout is None or rollout_id not in state.queue:
+        return None
+    return events.AttemptClaimed(
+        rollout_id=rollout_id,
+        generation=rollout.generation,
+        sequence_id=len(rollout.attempts) + 1,
+        claim=claimer,
+    )
+
+
+def start_attempt(state: State, rollout_id: str, claimer: events.Claim) -> events.AttemptStarted:
+    """Open the next attempt, whatever the rollout's status. Raises `NotFound`, `Archived`."""
+    rollout = find(state, rollout_id)
+    return events.AttemptStarted(
+        rollout_id=rollout_id,
+        generation=rollout.generation,
+        sequence_id=len(rollout.attempts) + 1,
+        claim=claimer,
+    )
+
+
+def return_claim(rollout: Rollout, attempt: Attempt) -> events.ClaimReturned:
+    """Give an unconfirmed claim back to the queue."""
+    return events.ClaimReturned(
+        rollout_id=rollout.rollout_id, generation=attempt.generation, sequence_id=attempt.sequence_id
+    )
+
+
+def observe(
+    rollout: Rollout, attempt: Attempt, edge: events.Edge, beat_us: int | None
+) -> events.AttemptObserved | None:
+    """The edge that a sign of life makes, or None where it changes nothing."""
+    if attempt.status in OVER or (attempt.status == "running" and attempt.confirmed):
+        return None
+    if attempt.status == "running" or (edge == "confirmed" and attempt.status == "preparing"):
+        if attempt.confirmed:
+            return None
+        edge = "confirmed"
+    elif attempt.status == "unresponsive":
+        latest = attempt.sequence_id == len(rollout.attempts) and attempt.generation == rollout.generation
+        if not latest or rollout.status not in QUEUED:
+            return None
+    return events.AttemptObserved(
+        rollout_id=rollout.rollout_id,
+        generation=attempt.generation,
+        sequence_id=attempt.sequence_id,
+        edge=edge,
+        beat_us=beat_us,
+    )
+
+
+def update_attempt(
+    rollout: Rollout,
+    attempt: Attempt,
+    *,
+    status: events.AttemptStatus | None,
+    worker_id: str | None,
+    metadata: bytes | None,
+    beat_us: int | None,
+    watermark: int | None,
+    lag_ms: int,
+) -> events.AttemptUpdated:
+    """Change fields of an attempt; None leaves a field alone."""
+    return events.AttemptUpdated(
+        rollout_id=rollout.rollout_id,
+        generation=attempt.generation,
+        sequence_id=attempt.sequence_id,
+        status=status,
+        worker_id=worker_id,
+        metadata=metadata,
+        beat_us=beat_us,
+        watermark=watermark,
+        lag_ms=lag_ms,
+    )
+
+
+def expire(
+    rollout: Rollout,
+    attempt: Attempt,
+    kind: events.ExpiryKind,
+    *,
+    beat_us: int | None,
+    watermark: int | None,
+    lost_retries: int,
+) -> events.AttemptExpired:
+    """End an open attempt for time or silence, naming what was assumed."""
+    return events.AttemptExpired(
+        rollout_id=rollout.rollout_id,
+        generation=attempt.generation,
+        sequence_id=attempt.sequence_id,
+        kind=kind,
+        revivals=attempt.revivals,
+        config_version=rollout.config_version,
+        beat_us=beat_us,
+        watermark=watermark,
+        lost_retries=lost_retries,
+    )
+
+
+def requeue(rollout: Rollout) -> events.RolloutRequeued:
+    """End a back-off."""
+    return events.RolloutRequeued(
+        rollout_id=rollout.rollout_id, generation=rollout.generation, sequence_id=len(rollout.attempts)
+    )
+
+
+def update_rollout(
+    state: State,
+    rollout_id: str,
+    fields: tuple[str, ...],
+    *,
+    input: bytes = b"",
+    mode: events.Mode | None = None,
+    resources_id: str | None = None,
+    status: events.RolloutStatus | None = None,
+    config: events.Config | None = None,
+    metadata: bytes | None = None,
+    watermark: int | None = None,
+) -> events.RolloutUpdated:
+    """Replace the fields named in `fields`. Raises `NotFound`, `Archived`."""
+    rollout = find(state, rollout_id)
+    return events.RolloutUpdated(
+        rollout_id=rollout_id,
+        generation=rollout.generation,
+        fields=fields,
+        input=input,
+        mode=mode,
+        resources_id=resources_id,
+        status=status,
+        config=config if config is not None else events.Config(),
+        metadata=metadata,
+        watermark=watermark,
+    )
+
+
+def restore(rollout_id: str, body: bytes) -> events.RolloutRestored:
+    """Bring an archived rollout back, as the cold index kept it."""
+    return events.RolloutRestored(rollout_id=rollout_id, body=body)
+
+
+def publish_resources(
+    resources_id: str, resources: bytes, expected_version: int | None = None
+) -> events.ResourcesPublished:
+    """Publish new content under an id."""
+    return events.ResourcesPublished(
+        resources_id=resources_id, resources=resources, expected_version=expected_version
+    )
+
+
+def pass_time(state: State, elapsed_ms: int) -> events.TimePassed:
+    """Move the log's clock on by `elapsed_ms` > 0."""
+    return events.TimePassed(from_ms=state.time_ms, to_ms=state.time_ms + elapsed_ms)
+
+
+def open_run(run_id: str, **fields: Any) -> RunOpened:
+    """Say that a fit began; `fields` are the other ones of the event."""
+    return RunOpened(run_id=run_id, **fields)
+
+
+def close_run(run_id: str, **fields: Any) -> RunClosed:
+    """Say how a fit ended and which resources were the best."""
+    return RunClosed(run_id=run_id, **fields)
+
+
+def decision(run_id: str, **fields: Any) -> AlgorithmDecided:
+    """Say what an algorithm decided and what it had seen by then."""
+    return AlgorithmDecided(run_id=run_id, **fields)

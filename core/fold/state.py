@@ -1,0 +1,232 @@
+"""The state that the fold keeps for one namespace: rollouts, attempts, queue, resources, workers, clock, verdicts.
+
+Only the fold changes it (rules.py, transitions.py); everybody else reads it under the node's lock or takes copies. It
+holds what follows from the control log and nothing else: no heartbeat times, no spans, no wall clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from copy import copy
+from typing import Any
+
+import msgspec
+
+from ..events.schema import AttemptStatus, Config, Mode, RolloutStatus
+from .archive import ArchiveTable
+from .deduplication import VerdictTable
+
+FINISHED: frozenset[str] = frozenset({"failed", "succeeded", "cancelled"})
+"""Statuses in which a rollout has its outcome."""
+OVER: frozenset[str] = frozenset({"failed", "succeeded", "timeout"})
+"""Statuses from which an attempt never comes back; `unresponsive` is not one of them."""
+QUEUED: frozenset[str] = frozenset({"queuing", "requeuing"})
+
+FOLD_VERSION = 1
+"""The newest semantics this release knows."""
+DEFAULT_WINDOW = 100_000
+DEFAULT_ARCHIVE_AFTER = 50_000
+
+
+class Attempt(msgspec.Struct, gc=False, omit_defaults=True):
+    """One execution of a rollout. `started_ms` is on the log's clock, times in `_us` are the writers' wall clocks.
+
+    `counted`: costs one of `max_attempts`. `confirmed`: its claimer has shown a sign of life, or need not.
+    `watermark`: end offset of the rollout's span partition when the attempt ended.
+    """
+
+    attempt_id: str
+    sequence_id: int
+    generation: int
+    started_us: int
+    started_ms: int
+    status: AttemptStatus = "preparing"
+    ended_us: int | None = None
+    worker_id: str | None = None
+    incarnation: str | None = None
+    beat_us: int | None = None
+    metadata: bytes | None = None
+    revivals: int = 0
+    counted: bool = True
+    confirmed: bool = True
+    watermark: int | None = None
+
+
+class Rollout(msgspec.Struct, omit_defaults=True):
+    """A task and all its attempts. `number` orders rollouts by creation, from 1.
+
+    `generation` counts explicit restarts. `finished_at` is the position of the outcome, -1 while there is none.
+    `lost` counts requeues after lost workers in this generation. `due_ms`: end of a back-off on the log's clock.
+    `config_version` counts changes of `config`, so that an expiry can say which it saw.
+    """
+
+    rollout_id: str
+    number: int
+    input: bytes
+    created_us: int
+    status: RolloutStatus = "queuing"
+    mode: Mode | None = None
+    resources_id: str | None = None
+    resources_version: int | None = None
+    config: Config = Config()
+    metadata: bytes | None = None
+    generation: int = 0
+    config_version: int = 0
+    ended_us: int | None = None
+    finished_at: int = -1
+    lost: int = 0
+    due_ms: int | None = None
+    attempts: list[Attempt] = []
+
+
+class ResourcesVersion(msgspec.Struct, gc=False, omit_defaults=True):
+    """One immutable version of named resources; `version` counts from 1."""
+
+    resources_id: str
+    version: int
+    created_us: int
+    updated_us: int
+    resources: bytes
+
+
+class Worker(msgspec.Struct, gc=False, omit_defaults=True):
+    """What the control log says of a worker; heartbeats are an overlay elsewhere. `changed_at` is a position."""
+
+    worker_id: str
+    status: str = "unknown"
+    changed_at: int = -1
+    dequeue_us: int | None = None
+    busy_us: int | None = None
+    idle_us: int | None = None
+    rollout_id: str | None = None
+    attempt_id: str | None = None
+
+
+class State:
+    """Everything that follows from the first `position` records of a namespace.
+
+    `fingerprint` chains over every record and what the fold made of it: 8 bytes, equal on every node that folded the
+    same records. `queue` holds the claimable rollouts, oldest first. `leaving` holds (position of outcome, rollout_id)
+    of finished rollouts that are still hot, in that order. `halted` says why this node cannot go on.
+    """
+
+    __slots__ = (
+        "archive_after", "archived", "created", "fingerprint", "fold_version", "halted", "latest_resources", "leaving",
+        "position", "queue", "refused", "resources", "rollouts", "skipped", "time_ms", "verdicts", "window", "workers",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.fingerprint = b""
+        self.fold_version = FOLD_VERSION
+        self.window = DEFAULT_WINDOW
+        self.archive_after = DEFAULT_ARCHIVE_AFTER
+        self.time_ms = 0
+        self.rollouts: dict[str, Rollout] = {}
+        self.queue: dict[str, None] = {}
+        self.resources: dict[str, list[ResourcesVersion]] = {}
+        self.latest_resources: str | None = None
+        self.workers: dict[str, Worker] = {}
+        self.verdicts = VerdictTable()
+        self.archived = ArchiveTable()
+        self.leaving: deque[tuple[int, str]] = deque()
+        self.created = 0
+        self.refused = 0
+        self.skipped = 0
+        self.halted: str | None = None
+
+    def without_rollouts(self) -> State:
+        """A copy that later folds leave alone, but for the rollouts, which it lacks. It costs a copy of each table."""
+        made = State()
+        for name in _SCALARS:
+            setattr(made, name, getattr(self, name))
+        made.queue, made.leaving = dict(self.queue), deque(self.leaving)
+        made.resources = {resources_id: list(versions) for resources_id, versions in self.resources.items()}
+        made.workers = {worker_id: copy(worker) for worker_id, worker in self.workers.items()}
+        made.verdicts, made.archived = self.verdicts.copied(), self.archived.copied()
+        return made
+
+    def latest_attempt(self, rollout_id: str) -> Attempt | None:
+        """The attempt with the highest sequence id, if the rollout is hot and has one."""
+        rollout = self.rollouts.get(rollout_id)
+        return rollout.attempts[-1] if rollout is not None and rollout.attempts else None
+
+
+_SCALARS = (
+    "archive_after", "created", "fingerprint", "fold_version", "halted", "latest_resources", "position", "refused",
+    "skipped", "time_ms", "window",
+)  # fmt: skip
+
+
+class Image(msgspec.Struct, array_like=True):
+    """A state as plain data, for snapshots; `dump` and `load` are inverse."""
+
+    position: int
+    fingerprint: bytes
+    fold_version: int
+    window: int
+    archive_after: int
+    time_ms: int
+    rollouts: list[Rollout]
+    queue: list[str]
+    resources: list[list[ResourcesVersion]]
+    latest_resources: str | None
+    workers: list[Worker]
+    verdicts: bytes
+    archived: list[bytes]
+    leaving: list[tuple[int, str]]
+    created: int
+    refused: int
+    skipped: int
+
+
+pack_rollout = msgspec.msgpack.Encoder().encode
+_image_decoder = msgspec.msgpack.Decoder(Image)
+
+
+def dump(state: State, packed: list[bytes] | None = None) -> bytes:
+    """Encode the whole state. Equal states of one history give equal bytes.
+
+    `packed`: the rollouts in order, each encoded by `pack_rollout` before; the state's own are not looked at then.
+    """
+    rollouts: Any = list(state.rollouts.values()) if packed is None else [msgspec.Raw(one) for one in packed]
+    return msgspec.msgpack.encode(
+        Image(
+            position=state.position,
+            fingerprint=state.fingerprint,
+            fold_version=state.fold_version,
+            window=state.window,
+            archive_after=state.archive_after,
+            time_ms=state.time_ms,
+            rollouts=rollouts,
+            queue=list(state.queue),
+            resources=list(state.resources.values()),
+            latest_resources=state.latest_resources,
+            workers=list(state.workers.values()),
+            verdicts=state.verdicts.dump(),
+            archived=state.archived.dump(),
+            leaving=list(state.leaving),
+            created=state.created,
+            refused=state.refused,
+            skipped=state.skipped,
+        )
+    )
+
+
+def load(data: bytes) -> State:
+    """Rebuild a state from `dump`. Raises `msgspec.MsgspecError` where the bytes are not an image."""
+    image = _image_decoder.decode(data)
+    if not image.archived or not all(image.resources):
+        raise msgspec.ValidationError("an image has a fresh archive run, and a version of every resource")
+    state = State()
+    for name in ("position", "fingerprint", "fold_version", "window", "archive_after", "time_ms", "latest_resources"):
+        setattr(state, name, getattr(image, name))
+    state.rollouts = {rollout.rollout_id: rollout for rollout in image.rollouts}
+    state.queue = dict.fromkeys(image.queue)
+    state.resources = {versions[0].resources_id: versions for versions in image.resources}
+    state.workers = {worker.worker_id: worker for worker in image.workers}
+    state.verdicts = VerdictTable.load(image.verdicts)
+    state.archived = ArchiveTable.load(image.archived)
+    state.leaving = deque(image.leaving)
+    state.created, state.refused, state.skipped = image.created, image.refused, image.skipped
+    return state

@@ -1,0 +1,1 @@
+"""What users hold: rollouts, resources, spans, statuses, queries, and the interface of a store."""

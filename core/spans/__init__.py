@@ -1,0 +1,1 @@
+"""Pure functions that read spans: attributes, rewards, messages, model calls, links."""

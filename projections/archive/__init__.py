@@ -1,0 +1,1 @@
+"""The index of finished rollouts, kept beside the log and rebuilt from it."""

@@ -1,0 +1,119 @@
+"""A node that starts from a snapshot without an index of what is finished: it serves at once and fills the index meanwhile.
+
+The snapshot holds the id and hash of every archived rollout, not the rollout. The log is folded from its first record in
+the background, and each rollout whose hash is still the one that counts goes into the index.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+
+from ...core.errors import LogError, Rebuilding, StorageError
+from ...core.fold.apply import apply
+from ...core.fold.archival import hash_of
+from ...core.fold.state import Rollout, State
+from ...core.log.interface import Log
+from ...core.log.topics import CONTROL
+from ..replica.node import Node
+from .index import ColdIndex
+
+logger = logging.getLogger(__name__)
+
+SLICE_RECORDS = 256
+PAUSE_SECONDS = 0.002
+"""Between two slices of some milliseconds: whoever is served now goes first."""
+RETRY_SECONDS = 2.0
+POLL_SECONDS = 0.05
+
+
+class Refill:
+    """Fills the cold index up to `position` from a thread; None: it broke, and is replaced and filled up to now."""
+
+    def __init__(self, log: Log, node: Node, cold: ColdIndex, position: int | None) -> None:
+        self._log = log
+        self._node = node
+        self._cold = cold
+        self._position = position
+        self._closed = threading.Event()
+        self._failed: StorageError | None = None
+        self.done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="agl-refill", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the node is open and follows its log."""
+        self._thread.start()
+
+    async def wait(self, timeout_seconds: float = 20.0) -> None:
+        """Return when the index is whole. Raises `Rebuilding` when that takes longer, and what keeps it from being made."""
+        deadline = time.monotonic() + timeout_seconds
+        while not self.done.is_set():
+            self.check()
+            if self._closed.is_set() or time.monotonic() > deadline:
+                raise Rebuilding("the index of finished rollouts is being made; try again in a moment")
+            await asyncio.sleep(POLL_SECONDS)
+
+    def check(self) -> None:
+        """Raise what keeps the index from ever being made by this process."""
+        if self._failed is not None:
+            raise self._failed
+
+    def stop(self) -> None:
+        """Have it stop soon; nobody waits for it."""
+        self._closed.set()
+
+    def close(self) -> None:
+        """Stop; the next start begins again."""
+        self.stop()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._fill()
+        except Exception as error:  # recorded, and raised by whoever needs the index: nothing else depends on it
+            logger.exception("The index of finished rollouts cannot be made.")
+            self._failed = StorageError(f"the index of finished rollouts cannot be made ({error}); restart the store")
+
+    def _fill(self) -> None:
+        began = time.monotonic()
+        if self._position is None:
+            self._cold.renew()
+            with self._node.lock:
+                self._position = self._node.state.position
+        state, offset = State(), 0
+        while state.position < self._position and not self._closed.is_set():
+            try:
+                records = self._log.read(CONTROL, self._node.partition, offset, SLICE_RECORDS, headers=False)
+            except LogError as error:
+                logger.warning("The index of finished rollouts waits for the log: %s", error)
+                self._closed.wait(RETRY_SECONDS)
+                continue
+            if not records:
+                with self._node.lock:
+                    self._node.history_changed(f"it ends at position {state.position}, before its own snapshot")
+                return
+            for record in records:
+                offset = record.offset + 1
+                if record.key == self._node.namespace and state.position < self._position:
+                    self._keep(apply(state, record.value).archived)
+            time.sleep(PAUSE_SECONDS)
+        if self._closed.is_set():
+            return
+        with self._node.lock:
+            self._cold.whole = True
+            position, fingerprint = self._node.state.position, self._node.state.fingerprint
+        self._cold.flush(position, fingerprint)
+        self.done.set()
+        logger.info("The index of finished rollouts was made in %.1f s.", time.monotonic() - began)
+
+    def _keep(self, archived: list[tuple[Rollout, bytes]]) -> None:
+        """Only what is archived in this very form now: what was carried back since is hot, or was archived anew."""
+        if not archived:
+            return
+        with self._node.lock:
+            table = self._node.state.archived
+            gone = [(one, body) for one, body in archived if table.get(one.rollout_id) == hash_of(body)]
+            self._cold.add(gone, self._node.state.position, self._node.state.fingerprint)

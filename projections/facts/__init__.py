@@ -1,0 +1,1 @@
+"""The topics `facts` and `tasks`: what subscribers read, derived from the control log."""

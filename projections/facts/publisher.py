@@ -1,0 +1,267 @@
+"""Publishes what the fold accepted: hints to `tasks`, facts to `facts`, what was given up to `dead`.
+
+Only a log on a broker has these topics; elsewhere they are derived while they are read (derived.py), with the same ids in
+the same order of each key. A hint is written, without waiting, by the node that appended the event: a lost one is repaired
+by stealing. Facts and dead letters are written by the node that leads, at least once: it waits for the acknowledgements,
+and then writes down how far it got, so the next leader begins there or a little before. Within a partition no fact is
+published before those of lower positions were, so a reader that drops what is not above the highest it has seen in the
+partition, or what has an id that it knows, gets every fact once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from copy import copy
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from ...core.errors import AgentLightningError
+from ...core.fold.apply import Outcome
+from ...core.log.interface import Done, Log, NewRecord
+from ...core.log.topics import CONTROL, DEAD, FACTS, SNAPSHOTS, TASKS, partition_of
+from ..replica.node import Node
+from ..spans.blobs import Blobs
+from .derived_topic import CLAIMABLE, record_of
+from .feed import FactFeed, hear, plain_facts_of
+from .outbox import Batch, Outbox, settle
+from .published import MOST_MB, Entry, Source, letters_of, reason_of
+
+logger = logging.getLogger(__name__)
+
+CURSOR_SECONDS = 1.0
+"""How often the leader writes down how far it got; so much is published again by the next one."""
+LINGER_SECONDS = 0.005
+IDLE_SECONDS = 0.5
+RETRY_SECONDS = 1.0
+CLOSE_SECONDS = 5.0
+ODD_RECORDS = 1024
+
+
+@runtime_checkable
+class PublishingLog(Protocol):
+    """A log that keeps `tasks` and `facts` as topics of its own."""
+
+    def partitions_published(self, topic: str) -> int: ...
+    def publish(self, topic: str, partition: int, records: list[NewRecord], done: Done) -> None: ...
+
+
+class Cursor(msgspec.Struct, frozen=True, kw_only=True):
+    """How far facts were published: everything up to `position` was acknowledged. `fingerprint`: of the history there."""
+
+    log_id: str
+    position: int
+    fingerprint: str
+    writer: str
+
+
+class Publisher:
+    """One node's publisher, in a thread of its own; `leads` says whether facts are this node's to publish."""
+
+    def __init__(self, log: Log, node: Node, facts: FactFeed, leads: Callable[[], bool]) -> None:
+        assert isinstance(log, PublishingLog)
+        self._log = log
+        self._node = node
+        self._leads = leads
+        self._outbox = Outbox(log, log)
+        self._blobs = Blobs(log, MOST_MB)
+        self._source = Source(log, node, facts)
+        self._task_partitions = log.partitions_published(TASKS)
+        self._fact_partitions = log.partitions_published(FACTS)
+        self._odd: deque[tuple[int, int]] = deque(maxlen=ODD_RECORDS)
+        """(position, control offset) of records that nobody could read, or that this release does not know."""
+        self._cursor: int | None = None
+        self._saved = -1
+        self._saved_at = 0.0
+        self._hints_fail = False
+        self._failing = False
+        self._wake = threading.Event()
+        self._closed = threading.Event()
+        self._finish = True
+        self._thread = threading.Thread(target=self._run, name="agl-publisher", daemon=True)
+
+    def start(self) -> None:
+        """Publish from now on, while this node leads."""
+        self._thread.start()
+
+    def close(self, finish: bool = True) -> None:
+        """Stop; `finish`: what is accepted goes out first, if that takes no longer than some seconds."""
+        self._finish = finish
+        self._closed.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * CLOSE_SECONDS)
+
+    # Under the node's lock
+
+    def heard(self, outcome: Outcome) -> None:
+        """A record was folded."""
+        if outcome.proposal is None and outcome.verdict is None:
+            self._odd.append((outcome.position, self._node.next_offset - 1))
+        elif outcome.accepted and outcome.proposal is not None and outcome.proposal.writer == self._node.writer:
+            if any(kind == CLAIMABLE for kind, _, _, _ in outcome.facts):
+                self._hint(outcome)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def _hint(self, outcome: Outcome) -> None:
+        node = self._node
+        heard = hear(outcome, node.state)
+        if heard is None:
+            return
+        made: Batch = {}
+        for fact in plain_facts_of(heard, node.namespace, self._log.log_id):
+            if fact["type"] == CLAIMABLE:
+                record = record_of(fact, node.namespace)
+                made.setdefault((TASKS, partition_of(record.key, self._task_partitions)), []).append(record)
+        try:
+            self._outbox.send(made, self._hinted)
+        except AgentLightningError as error:
+            self._hinted(error)
+
+    def _hinted(self, result: object) -> None:
+        failed = isinstance(result, AgentLightningError)
+        if failed and not self._hints_fail and not self._closed.is_set():
+            logger.warning("Hints are not written (%s); runners find their work in the queue meanwhile.", result)
+        self._hints_fail = failed
+
+    # The leader's thread
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            if not self._leads():
+                self._cursor = None
+                self._closed.wait(IDLE_SECONDS)
+                continue
+            try:
+                self._turn()
+                self._failing = False
+            except AgentLightningError as error:
+                self._failed(error)
+            except Exception:  # facts are no condition for serving; what is wrong is recorded, and tried again
+                logger.exception("Facts could not be published; it is tried again.")
+                self._closed.wait(RETRY_SECONDS)
+        if self._finish and self._leads() and not self._failing:
+            try:
+                self._publish_rest()
+            except AgentLightningError as error:
+                logger.warning("Some facts were not published at the end (%s); the next leader does it.", error)
+
+    def _failed(self, error: AgentLightningError) -> None:
+        if not self._failing and not self._closed.is_set():
+            logger.warning("Facts are not published (%s); it goes on as soon as the log takes them.", error)
+        self._failing = True
+        self._closed.wait(RETRY_SECONDS)
+
+    def _turn(self) -> None:
+        self._wake.clear()
+        if self._cursor is None:
+            self._cursor = self._resume()
+            if self._cursor is None:
+                self._closed.wait(IDLE_SECONDS)
+                return
+        if self._round() == 0:
+            if self._cursor != self._saved and time.monotonic() - self._saved_at >= CURSOR_SECONDS:
+                self._save()
+            self._wake.wait(CURSOR_SECONDS if self._cursor == self._saved else CURSOR_SECONDS / 4)
+            self._closed.wait(LINGER_SECONDS)
+        elif time.monotonic() - self._saved_at >= CURSOR_SECONDS:
+            self._save()
+
+    def _publish_rest(self) -> None:
+        deadline = time.monotonic() + CLOSE_SECONDS
+        if self._cursor is None:
+            self._cursor = self._resume()
+        while self._cursor is not None and time.monotonic() < deadline:
+            if self._round() == 0:
+                break
+        if self._cursor is not None and self._cursor != self._saved:
+            self._save()
+
+    def _round(self) -> int:
+        """Publish the next records' facts and letters, wait, and step on; returns how many positions that were."""
+        assert self._cursor is not None
+        entries, upto = self._source.after(self._cursor)
+        entries = [*entries, *self._odd_between(self._cursor, upto)]
+        batch = self._batch(entries)
+        for wave in self._outbox.waves(batch):
+            settle(self._outbox, wave)
+        passed, self._cursor = upto - self._cursor, upto
+        return passed
+
+    def _odd_between(self, cursor: int, upto: int) -> list[Entry]:
+        with self._node.lock:
+            while self._odd and self._odd[0][0] <= cursor:
+                self._odd.popleft()
+            odd = [(offset, position) for position, offset in self._odd if position <= upto]
+        return [self._source.at(*one) for one in odd]
+
+    def _batch(self, entries: Iterable[Entry]) -> Batch:
+        namespace, log_id = self._node.namespace, self._log.log_id
+        made: Batch = {}
+        letters = self._log.partitions(DEAD)
+        for entry in entries:
+            if entry.heard is not None:
+                for fact in plain_facts_of(entry.heard, namespace, log_id):
+                    record = record_of(fact, namespace)
+                    made.setdefault((FACTS, partition_of(record.key, self._fact_partitions)), []).append(record)
+            for letter in letters_of(entry, namespace, self._node.partition, self._reason):
+                made.setdefault((DEAD, partition_of(letter.key, letters)), []).append(letter)
+        return made
+
+    def _reason(self, rollout_id: str, attempt_id: str | None) -> str:
+        """Why a rollout was given up, while it is in memory; it was completed lately."""
+        with self._node.lock:
+            rollout = self._node.state.rollouts.get(rollout_id)
+            attempts = [] if rollout is None else [one for one in rollout.attempts if one.attempt_id == attempt_id]
+            last = copy(attempts[0]) if attempts else None
+        return "" if last is None else reason_of(last, self._blobs)
+
+    # Where it goes on
+
+    @property
+    def _key(self) -> str:
+        return f"{self._node.namespace}/facts"
+
+    def _resume(self) -> int | None:
+        """The position up to which facts were published; None while this node has not folded that much."""
+        records = self._log.read_key(SNAPSHOTS, self._key)
+        try:
+            cursor = msgspec.json.decode(records[-1].value, type=Cursor) if records else None
+        except msgspec.MsgspecError as error:
+            logger.warning("How far facts were published cannot be read (%s); they are published from the first on.", error)
+            cursor = None
+        if cursor is None or cursor.log_id != self._log.log_id:
+            return -1
+        with self._node.lock:
+            folded = self._node.state.position
+            known = self._node.state.verdicts.print_at(cursor.position)
+        if cursor.position >= folded:
+            if cursor.position < self._log.ends(CONTROL, self._node.partition)[1]:
+                return None
+        elif known is None or known.hex() == cursor.fingerprint:
+            self._saved = cursor.position
+            return cursor.position
+        logger.warning("Facts were published of a history that is gone; they are published again from the first on.")
+        return -1
+
+    def _save(self) -> None:
+        """Write down how far everything was acknowledged. Raises `LogError`."""
+        assert self._cursor is not None
+        with self._node.lock:
+            known = self._node.state.verdicts.print_at(self._cursor)
+        writer = self._node.writer
+        made = Cursor(
+            log_id=self._log.log_id,
+            position=self._cursor,
+            fingerprint=known.hex() if known is not None else "",
+            writer=writer,
+        )
+        headers = (("t", "facts.cursor"), ("node", writer), ("position", str(self._cursor)), ("ns", self._node.namespace))
+        record = NewRecord(self._key, msgspec.json.encode(made), int(self._node.clock.time() * 1_000_000), headers)
+        settle(self._outbox, {(SNAPSHOTS, partition_of(self._key, self._log.partitions(SNAPSHOTS))): [record]})
+        self._saved, self._saved_at = self._cursor, time.monotonic()

@@ -1,0 +1,168 @@
+"""A store as it was: the reading half of `LightningStore`, answered from a log at a position that moves forward.
+
+The control log is folded up to the position and no further, and the store's own methods answer from that state, so a
+question has the answer that it had then. Spans have no place in the control log: of a finished rollout those below its
+watermark are seen, of any other those that were written before the newest folded event by the writers' clocks.
+Heartbeats are not kept in the log in order; they are not seen.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+from ...core.errors import Refused
+from ...core.events import payload
+from ...core.fold.apply import apply
+from ...core.fold.state import FINISHED, Attempt, Rollout, State
+from ...core.log.interface import EVERYWHERE, Log
+from ...core.log.topics import CONTROL, SPANS, partition_of
+from ...core.model.span import Span
+from ..archive.index import ColdIndex
+from ..facts.feed import Heard, hear
+from ..spans.blobs import Blobs
+from ..spans.schema import decode, fold_spans, key_range
+from ..spans.span_log import spans_of
+from ..store.engine import Engine
+from ..store.resources import ResourceMethods, WorkerMethods
+from ..store.rollouts import RolloutMethods
+from ..store.spans import SpanMethods
+from ..store.views import Views
+
+CHUNK = 1024
+_NO_LIMIT_MB = 1e9
+
+
+class PastSpans:
+    """The spans of a log as they were; the part of `SpanBook` that reads."""
+
+    def __init__(self, log: Log, past: PastEngine) -> None:
+        self._log = log
+        self._past = past
+
+    def read(self, rollout_id: str, lost: list[str] | None = None) -> list[Span]:
+        """As `SpanBook.read`."""
+        rollout = self._past.load(rollout_id)
+        with self._past.node.lock:
+            within = EVERYWHERE if rollout is None else key_range(rollout)
+            marks = [] if rollout is None else [one.watermark for one in rollout.attempts if one.watermark is not None]
+            over = rollout is not None and rollout.status in FINISHED and marks
+            now_us = self._past.time_us
+        records = self._log.read_key(SPANS, rollout_id, within=within)
+        if over:
+            seen = [one for one in records if one.offset < max(marks)]
+        else:
+            seen = [one for one in records if one.timestamp_us <= now_us]
+        found = fold_spans(decode(one.value, one.offset) for one in seen)
+        return spans_of(found, self._past.blobs, lost)
+
+    def lost(self, rollout_id: str, created_us: int, watermark: int) -> bool:
+        """Whether spans that were acknowledged then are gone."""
+        return self._log.ends(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)))[1] < watermark
+
+
+class PastEngine(Views):
+    """What the reading methods ask of an engine, at a position: `to` folds on. Thread-safe."""
+
+    def __init__(self, log: Log, namespace: str = "default") -> None:
+        self.log = log
+        self.namespace = namespace
+        self.node = SimpleNamespace(lock=threading.RLock(), state=State(), namespace=namespace)
+        self.blobs = Blobs(log, _NO_LIMIT_MB)
+        self.cold = ColdIndex(None, log.log_id)
+        self.spans = PastSpans(log, self)
+        self.liveness = SimpleNamespace(workers={})
+        self.heard: list[Heard] = []
+        self.time_us = 0
+        self._partition = partition_of(namespace, log.partitions(CONTROL))
+        self._offset = 0
+        self._ended = False
+
+    def to(self, position: int) -> int:
+        """Fold until `position` records are folded, or all that there are; how many are. Blocks for the I/O."""
+        with self.node.lock:
+            state: State = self.node.state
+            while state.position < position and not self._ended and state.halted is None:
+                wanted = min(CHUNK, position - state.position)
+                records = self.log.read(CONTROL, self._partition, self._offset, wanted, headers=False)
+                self._ended = not records
+                for record in records:
+                    self._offset = record.offset + 1
+                    if record.key == self.namespace:
+                        self._fold(state, record.value)
+            return state.position
+
+    def _fold(self, state: State, value: bytes) -> None:
+        outcome = apply(state, value)
+        if outcome.proposal is not None:
+            self.time_us = outcome.proposal.time_us
+        if outcome.archived:
+            self.cold.add(outcome.archived, outcome.position + 1, state.fingerprint)
+        if outcome.facts and outcome.facts[0][0] == "rollout.restored":
+            self.cold.remove(str(outcome.facts[0][1]), outcome.position + 1, state.fingerprint)
+        heard = hear(outcome, state)
+        if heard is not None:
+            self.heard.append(heard)
+
+    def is_finished(self, rollout_id: str) -> bool | None:
+        """Whether the rollout had its outcome; None for one that was not there yet."""
+        rollout = self.node.state.rollouts.get(rollout_id)
+        if rollout is not None:
+            return rollout.status in FINISHED
+        return True if self.node.state.archived.get(rollout_id) is not None else None
+
+    async def indexed(self) -> None:
+        """Nothing has to be waited for."""
+
+    def fetch(self, reference: payload.Reference) -> bytes:
+        """The bytes of a payload that lies in blobs."""
+        return self.blobs.fetch(reference)
+
+    def beat_us(self, rollout: Rollout, attempt: Attempt) -> int | None:
+        """No sign of life is known but those of the events."""
+        return None
+
+    def close(self) -> None:
+        """Forget; the log stays open."""
+        self.cold.close()
+
+
+class PastStore(RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods):
+    """Answers questions as the store did when so many control records were folded; `past.to` moves it forward.
+
+    What would change something raises `Refused` (reason `past`); who replays an algorithm overrides what it may do.
+    """
+
+    def __init__(self, log: Log, namespace: str = "default") -> None:
+        self.past = PastEngine(log, namespace)
+        self.engine = cast(Engine, cast(Any, self.past))
+
+    @property
+    def at(self) -> int:
+        """How many control records are folded."""
+        return self.past.node.state.position
+
+    def position(self) -> str:
+        """The token of this position, as `EventLogStore.position` gives it."""
+        return f"{self.past.log.log_id}:{self.past.namespace}:{self.at}"
+
+
+def _refusing(name: str) -> Any:
+    async def method(self: PastStore, *_: Any, **__: Any) -> Any:
+        raise Refused(f"{name} is refused: this is a store as it was at position {self.at}", reason="past")
+
+    method.__name__ = name
+    method.__doc__ = "Refused: the past cannot be changed."
+    return method
+
+
+CHANGING = (
+    "start_rollout", "enqueue_rollout", "enqueue_many_rollouts", "dequeue_rollout", "dequeue_many_rollouts",
+    "start_attempt", "update_rollout", "update_attempt", "add_span", "add_many_spans", "add_otel_span",
+    "get_next_span_sequence_id", "get_many_span_sequence_ids", "add_resources", "update_resources", "update_worker",
+)  # fmt: skip
+"""The methods of the contract that change something."""
+
+for _name in CHANGING:
+    setattr(PastStore, _name, _refusing(_name))

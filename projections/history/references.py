@@ -1,0 +1,134 @@
+"""Whether everything that a log refers to is in it: payloads in blobs, and spans up to the watermarks of ended attempts.
+
+A copy that ended early, or a log whose parts were put together, folds without an error. What its events refer to shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import msgspec
+
+from ...core.errors import LogCorrupt
+from ...core.events import payload
+from ...core.events.codec import Undecodable, UnknownEvent
+from ...core.events.codec import decode as decode_proposal
+from ...core.events.run_events import decode_run
+from ...core.log.interface import Log
+from ...core.log.log_copy import copy_mark
+from ...core.log.topics import BLOBS, CONTROL, SPANS, partition_of
+from ..spans.schema import SpanAdded
+from ..spans.schema import decode as decode_span
+
+READ_RECORDS = 2048
+READ_BLOBS = 8
+"""Blobs have up to 64 MB each."""
+MOST_NAMED = 10
+"""Missing blobs that are named one by one; the others are counted."""
+
+
+def broken_references(log: Log) -> list[str]:
+    """One sentence for each thing that is referred to and not there. Reads control, spans and blobs; blocks for the I/O.
+
+    Topics are read in the order in which a store writes the other way round, so a log that grows meanwhile is sound.
+    """
+    findings: list[str] = []
+    mark = copy_mark(log)
+    if mark is not None and mark.unfinished:
+        findings.append(mark.sentence)
+    wanted: dict[str, str] = {}
+    watermarks: dict[int, tuple[int, str]] = {}
+    partitions = log.partitions(SPANS)
+    for part in range(log.partitions(CONTROL)):
+        for value in _values(log, CONTROL, part):
+            event = _event(value)
+            for data in _payloads(event):
+                wanted.setdefault(payload.reference(data).digest, f"an event about {_subject(event)}")
+            watermark, rollout_id = getattr(event, "watermark", None), getattr(event, "rollout_id", "")
+            if isinstance(watermark, int) and isinstance(rollout_id, str):
+                of = partition_of(rollout_id, partitions)
+                watermarks[of] = max(watermarks.get(of, (0, "")), (watermark, rollout_id))
+    findings += _short_spans(log, watermarks, partitions if mark is None else mark.span_partitions)
+    for part in range(partitions):
+        for value in _values(log, SPANS, part):
+            try:
+                span = decode_span(value)
+            except LogCorrupt as error:
+                findings.append(error.message)
+                return findings
+            if isinstance(span, SpanAdded) and payload.is_reference(span.body):
+                wanted.setdefault(payload.reference(span.body).digest, f"a span of rollout {span.rollout_id}")
+    return findings + _missing_blobs(log, wanted)
+
+
+def _values(log: Log, topic: str, partition: int) -> Iterator[bytes]:
+    offset, end = log.ends(topic, partition)
+    while offset < end:
+        records = log.read(topic, partition, offset, READ_BLOBS if topic == BLOBS else READ_RECORDS, headers=False)
+        if not records:
+            return
+        for record in records:
+            yield record.value
+        offset = records[-1].offset + 1
+
+
+def _event(value: bytes) -> Any:
+    """The event of a control record; None for what no release of this age can read, which the fold reports."""
+    try:
+        return decode_proposal(value).event
+    except UnknownEvent:
+        run = decode_run(value)
+        return None if run is None else run.event
+    except Undecodable:
+        return None
+
+
+def _payloads(found: Any) -> Iterator[bytes]:
+    """Every reference to a blob in an event, however deep."""
+    if isinstance(found, bytes):
+        if len(found) == payload.REFERENCE_BYTES and payload.is_reference(found):
+            yield found
+    elif isinstance(found, msgspec.Struct):
+        for field in found.__struct_fields__:
+            yield from _payloads(getattr(found, field))
+    elif isinstance(found, list | tuple):
+        for one in cast("Sequence[Any]", found):
+            yield from _payloads(one)
+
+
+def _subject(event: Any) -> str:
+    named = (getattr(event, field, None) for field in ("rollout_id", "resources_id", "run_id"))
+    return next((repr(one) for one in named if isinstance(one, str) and one), type(event).__name__)
+
+
+def _short_spans(log: Log, watermarks: dict[int, tuple[int, str]], written_for: int) -> list[str]:
+    """A span partition that ends before the end of an attempt lost spans which were acknowledged.
+
+    Watermarks are offsets of the log in which they were written: with another number of partitions only the sum counts.
+    """
+    ends = {part: log.ends(SPANS, part)[1] for part in range(log.partitions(SPANS))}
+    if written_for != len(ends):
+        highest = max((one for one, _ in watermarks.values()), default=0)
+        missing = highest > sum(ends.values())
+        return (
+            [f"spans: at least {highest} records were acknowledged, {sum(ends.values())} are there"] if missing else []
+        )
+    return [
+        f"spans[{part}]: ends at offset {ends[part]}, but rollout {rollout_id} ended when it was at {watermark}: "
+        "spans that were acknowledged are missing"
+        for part, (watermark, rollout_id) in sorted(watermarks.items())
+        if ends[part] < watermark
+    ]
+
+
+def _missing_blobs(log: Log, wanted: dict[str, str]) -> list[str]:
+    for part in range(log.partitions(BLOBS)):
+        for value in _values(log, BLOBS, part):
+            wanted.pop(payload.digest_of(value), None)
+    named = [
+        f"blobs: {digest[:12]} is missing, to which {what} refers" for digest, what in list(wanted.items())[:MOST_NAMED]
+    ]
+    if len(wanted) > MOST_NAMED:
+        named.append(f"blobs: {len(wanted) - MOST_NAMED} more are missing")
+    return named

@@ -1,0 +1,133 @@
+"""Replay: the state of a log at any position, folded from its first event, without snapshot and without index."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from ...core.errors import InvalidInput, PositionUnknown
+from ...core.events.schema import RolloutRestored
+from ...core.fold.apply import Outcome, apply
+from ...core.fold.archival import unpack
+from ...core.fold.state import State
+from ...core.log.interface import Log, Record
+from ...core.log.topics import CONTROL, partition_of
+
+READ_RECORDS = 8192
+
+
+@dataclass
+class Replayed:
+    """What was met while folding.
+
+    `position`: records folded, which is also what `store.fingerprint()` gives. `fingerprint`: hex. `rollouts`: number by
+    status, archived ones too. `refused`: number of refused proposals by reason. `duplicates`: records whose command had
+    been judged before. `last_us`: the wall clock in the last proposal, microseconds since 1970. `halted`: why this release
+    cannot fold on, or None. `departed`: writer -> positions of its records that were refused as `foreign_history` and
+    whose writer did not go on with this history.
+    """
+
+    position: int = 0
+    fingerprint: str = ""
+    rollouts: dict[str, int] = field(default_factory=lambda: dict[str, int]())
+    refused: dict[str, int] = field(default_factory=lambda: dict[str, int]())
+    duplicates: int = 0
+    last_us: int | None = None
+    halted: str | None = None
+    departed: dict[str, list[int]] = field(default_factory=lambda: dict[str, list[int]]())
+
+
+def control_records(log: Log, namespace: str = "default", offset: int = 0) -> Iterator[Record]:
+    """The control records of a namespace from `offset` on, in order. Raises `LogCorrupt` at a damaged one."""
+    partition = partition_of(namespace, log.partitions(CONTROL))
+    while True:
+        records = log.read(CONTROL, partition, offset, READ_RECORDS, headers=False)
+        if not records:
+            return
+        for record in records:
+            if record.key == namespace:
+                yield record
+        offset = records[-1].offset + 1
+
+
+def position_at(log: Log, time: float, namespace: str = "default") -> int:
+    """How many records of the namespace stand before the first that was written at `time` (Unix seconds) or later.
+
+    Times are those of the writers' clocks. Where all are older, the position is that of the end of the log.
+    """
+    moment_us = round(time * 1_000_000)
+    position = 0
+    for record in control_records(log, namespace):
+        if record.timestamp_us >= moment_us:
+            break
+        position += 1
+    return position
+
+
+def replay(
+    log: Log,
+    namespace: str = "default",
+    to: int | None = None,
+    heard: Callable[[Outcome, State], None] | None = None,
+) -> tuple[State, Replayed]:
+    """The state after the first `to` records of the namespace (None: all that are there) and what was met on the way.
+
+    `heard` is called with each outcome right after its record was folded. Raises `InvalidInput` for a negative `to`,
+    `PositionUnknown` where the log is shorter, `LogCorrupt` where a record is damaged.
+    """
+    if to is not None and to < 0:
+        raise InvalidInput(f"a position is 0 or more, not {to}")
+    state, archived = State(), Counter[str]()
+    met = Replayed()
+    refused = Counter[str]()
+    for record in control_records(log, namespace):
+        if state.halted is not None or (to is not None and state.position >= to):
+            break
+        outcome = apply(state, record.value)
+        _count(outcome, met, refused, archived)
+        if heard is not None:
+            heard(outcome, state)
+    if to is not None and state.position < to and state.halted is None:
+        raise PositionUnknown(f"the log ends at position {state.position}; there is no position {to} in it yet")
+    malformed = state.refused - sum(refused.values())  # they have no verdict, so only the fold's own count knows them
+    if malformed > 0:
+        refused["malformed"] = malformed
+    statuses = Counter(str(rollout.status) for rollout in state.rollouts.values())
+    met.rollouts = dict(sorted((+(statuses + archived)).items()))
+    met.refused = dict(sorted(refused.items()))
+    met.position, met.fingerprint, met.halted = state.position, state.fingerprint.hex(), state.halted
+    return state, met
+
+
+def _count(outcome: Outcome, met: Replayed, refused: Counter[str], archived: Counter[str]) -> None:
+    if outcome.proposal is not None:
+        met.last_us = outcome.proposal.time_us
+    if outcome.duplicate:
+        met.duplicates += 1
+    elif outcome.verdict is not None and not outcome.verdict.accepted:
+        refused[outcome.verdict.reason] += 1
+    _departures(outcome, met)
+    if outcome.accepted and outcome.proposal is not None and isinstance(outcome.proposal.event, RolloutRestored):
+        rollout = unpack(outcome.proposal.event.body)
+        if rollout is not None:
+            archived[str(rollout.status)] -= 1
+    for rollout, _ in outcome.archived:
+        archived[str(rollout.status)] += 1
+
+
+def _departures(outcome: Outcome, met: Replayed) -> None:
+    """Tell a client's false basis from a log that was changed.
+
+    A writer that passes on what a client claims goes on with the history in which it was refused. A writer whose log was
+    changed after it had written never does: what it writes from there on is refused, and a restart is another writer.
+    """
+    proposal, verdict = outcome.proposal, outcome.verdict
+    if proposal is None or verdict is None or outcome.duplicate:
+        return
+    if verdict.reason == "foreign_history":
+        met.departed.setdefault(proposal.writer, []).append(outcome.position)
+    elif proposal.writer in met.departed:
+        left = [position for position in met.departed.pop(proposal.writer) if position > proposal.basis]
+        if left:
+            met.departed[proposal.writer] = left

@@ -1,0 +1,196 @@
+"""Signs of life among the nodes of one log: each tells what it heard, and counts what all of them heard.
+
+While something is open, a node writes one record a second to the liveness topic: its own beat, with the attempts that it
+heard of since the last one. It follows the topic, as all the others do. Only the moment counts at which a record comes in
+here, on the keeper's own time; what another machine's clock says is shown and decides nothing.
+
+The node's own beats come back through the same channel. While they do not, it is deaf: everybody would seem silent, so
+the timekeeper counts no silence then. In the same breath it asks where the control log ends, since a node that is behind
+must not act.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ...core.errors import LogClosed, LogError
+from ...core.log.interface import Ack, Log, NewRecord, Record, Subscription
+from ...core.log.topics import LIVENESS
+from ..replica.node import Node
+from .contact import Contact
+from .heartbeats import HEARTBEAT, NODE, RUN, AttemptKey, Liveness, decode_beat, headers_of, told_by
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 1.0
+DEAF_SECONDS = 2 * BEAT_SECONDS
+"""A node whose own beat has not come back for so long counts no silence."""
+BEHIND_SECONDS = 2.5 * BEAT_SECONDS
+"""So old the answer may be which says where the control log ends."""
+AWAITED_BEATS = 16
+HEARD_AT_ONCE = 20_000
+KEYS = 16
+"""A node's beats go round so many keys: whoever reads the compacted topic late still finds the last ones."""
+
+
+class NodeBeat(msgspec.Struct, omit_defaults=True):
+    """One beat of a node. `heard`: (rollout_id, sequence_id, wall clock in microseconds) of open attempts it heard of."""
+
+    node: str
+    number: int
+    heard: list[tuple[str, int, int | None]] = []
+
+
+class Signs:
+    """Tells and follows. `hears` and `current` are what the timekeeper asks; both, and `tell`, under the node's lock."""
+
+    def __init__(self, log: Log, node: Node, liveness: Liveness, contact: Contact) -> None:
+        self._contact = contact
+        self._log = log
+        self._node = node
+        self._liveness = liveness
+        self._now: Callable[[], float] = node.clock.monotonic
+        self._partitions = log.partitions(LIVENESS)
+        self._number = 0
+        self._told_at = float("-inf")
+        self._awaited: list[deque[tuple[int, float]]] = [deque() for _ in range(self._partitions)]
+        """Of each partition the beats (number, when) that have not come back, the oldest first."""
+        self._unsaid: deque[Sequence[AttemptKey]] = deque(maxlen=AWAITED_BEATS)
+        self._following: dict[int, Subscription] = {}
+        self._lost: set[int] = set()
+        self._closed = threading.Event()
+
+    def start(self, now: Callable[[], float]) -> None:
+        """Follow the topic from where `Liveness.load` stopped. `now`: the keeper's time, which silence is measured on."""
+        self._now = now
+        for partition in range(self._partitions):
+            self._follow(partition, self._liveness.read_to.get(partition, 0))
+
+    def _follow(self, partition: int, offset: int) -> None:
+        self._following[partition] = self._log.follow(
+            LIVENESS, partition, offset, self._heard, lambda error: self._broke(partition, error)
+        )
+
+    def close(self) -> None:
+        """Stop following; not under the node's lock."""
+        self._closed.set()
+        for subscription in self._following.values():
+            subscription.close()
+
+    def mend(self) -> None:
+        """Follow anew what broke, from its present end on; blocks. Raises `LogError`."""
+        for partition in sorted(self._lost):
+            if not self._closed.is_set():
+                self._follow(partition, self._log.ends(LIVENESS, partition)[1])
+                self._lost.discard(partition)
+
+    def _broke(self, partition: int, error: LogError) -> None:
+        if not isinstance(error, LogClosed) and not self._closed.is_set():
+            logger.warning("Signs of life of other nodes are not heard (%s); no silence is counted meanwhile.", error)
+            self._lost.add(partition)
+
+    # What the timekeeper asks
+
+    def hears(self, now: float) -> bool:
+        """Whether this node's own beats come back. `now` is the machine's monotonic clock in seconds."""
+        if self._lost:
+            return False
+        return not any(awaited and now - awaited[0][1] > DEAF_SECONDS for awaited in self._awaited)
+
+    def current(self, now: float) -> bool:
+        """Whether this node has folded what was in the control log a moment ago."""
+        return self._contact.current(now, BEHIND_SECONDS)
+
+    @property
+    def settled(self) -> bool:
+        """Whether every beat has come back."""
+        return not any(self._awaited)
+
+    def tell(self, now: float) -> None:
+        """Write this node's beat, once a second however often it is called."""
+        if now - self._told_at < 0.9 * BEAT_SECONDS:
+            return
+        self._told_at = now
+        self._number += 1
+        for partition, awaited in enumerate(self._awaited):
+            if len(awaited) < AWAITED_BEATS:
+                awaited.append((self._number, now))
+            self._write(partition, self._news() if partition == 0 else ())
+        self._contact.ask(now)
+
+    def _news(self) -> list[AttemptKey]:
+        """The attempts that were heard of and not told yet; those of a beat that was lost go out again."""
+        heard = self._liveness.heard_here
+        if heard is None:
+            return []
+        while self._unsaid:
+            heard.update(dict.fromkeys(self._unsaid.popleft()))
+        keys = list(heard)[:HEARD_AT_ONCE]
+        for key in keys:
+            del heard[key]
+        return keys
+
+    def _write(self, partition: int, keys: Sequence[AttemptKey]) -> None:
+        def done(result: Ack | LogError) -> None:
+            if isinstance(result, LogError):
+                logger.debug("A beat was not written: %s", result)
+                if keys and not isinstance(result, LogClosed):
+                    self._unsaid.append(keys)
+
+        heard = [(*key, self._liveness.beat_us(*key)) for key in keys]
+        writer = self._node.writer
+        beat = NodeBeat(writer, self._number, heard)
+        record = NewRecord(
+            f"node/{writer}/{self._number % KEYS}",
+            msgspec.msgpack.encode(beat),
+            int(self._node.clock.time() * 1_000_000),
+            headers_of(NODE, writer, self._node.namespace),
+        )
+        self._log.append(LIVENESS, partition, [record], done)
+
+    # What comes back
+
+    def _heard(self, records: Sequence[Record]) -> None:
+        """From a thread of the log: what any node wrote, this one too."""
+        node = self._node
+        with node.lock:
+            now = self._now()
+            for record in records:
+                kind, teller, namespace = told_by(record, node.namespace)
+                if namespace != node.namespace:
+                    continue
+                if kind == NODE:
+                    self._heard_node(record, now)
+                elif kind == RUN:
+                    if teller != node.writer:
+                        self._liveness.run_heard(record, now)
+                elif teller != node.writer:
+                    self._heard_worker(record, kind, now)
+
+    def _heard_node(self, record: Record, now: float) -> None:
+        try:
+            beat = msgspec.msgpack.decode(record.value, type=NodeBeat)
+        except msgspec.MsgspecError:
+            logger.warning("A beat at offset %d cannot be read; it is left out", record.offset)
+            return
+        if beat.node == self._node.writer:
+            awaited = self._awaited[record.partition]
+            while awaited and awaited[0][0] <= beat.number:
+                awaited.popleft()
+            return
+        for rollout_id, sequence_id, time_us in beat.heard:
+            self._liveness.beat((rollout_id, sequence_id), now, time_us, late=True, elsewhere=True)
+
+    def _heard_worker(self, record: Record, kind: str, now: float) -> None:
+        beat = decode_beat(record)
+        if beat is None:
+            return
+        incarnation = beat.incarnation
+        self._liveness.merge(beat)
+        if incarnation is not None and kind == HEARTBEAT:
+            self._liveness.incarnations[incarnation] = now

@@ -1,0 +1,1 @@
+"""One node's copy of the state: it appends proposals, folds the log, and answers with what the fold made of them."""

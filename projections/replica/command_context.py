@@ -1,0 +1,87 @@
+"""The call that is being served: its idempotency key and what its caller knew, carried past the public signatures.
+
+The store's methods keep the signatures of the public API. Who can repeat a call (the HTTP door) puts a `Call` here
+before it calls the store; without one every call is a first try under a new id.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from ...core.errors import Expired, Refused
+from ...core.ids import uuid7_hex
+
+
+@dataclass(frozen=True)
+class Call:
+    """`basis` is (position, fingerprint) that the caller knew at its first try, the same in every retry; None: ours.
+
+    `remote`: the answer can be lost on its way, so a claim has to be confirmed by a sign of life.
+    """
+
+    command_id: str
+    basis: tuple[int, bytes] | None = None
+    remote: bool = False
+    repeatable: bool = False
+    """The caller chose the id, so it may come again and ask for the same answer."""
+
+
+_current: ContextVar[Call | None] = ContextVar("agentlightning_call", default=None)
+
+
+def current_call(command_id: str | None = None) -> Call:
+    """The call being served, or a new one under `command_id` or a fresh id."""
+    call = _current.get()
+    if call is not None and command_id is None:
+        return call
+    remote = call.remote if call is not None else False
+    basis = call.basis if call is not None else None
+    return Call(command_id or uuid7_hex(), basis, remote, repeatable=command_id is not None)
+
+
+def serve(call: Call) -> None:
+    """Make `call` the current one of this task; tasks have their own context, so nothing needs to be undone."""
+    _current.set(call)
+
+
+RACES = frozenset({"stale_generation", "stale_attempt", "not_claimable", "archived", "version_conflict"})
+"""Refusals that mean: another command was first, look again and go on under the next id."""
+MAX_RACES = 64
+
+
+class CommandIds:
+    """The ids of one command: `base`, `base.1`, `base.2`, ... A retry walks the same ids to the same answer.
+
+    The next id is taken only after the log holds a verdict on this one: an id that was skipped without a record would be
+    free for a retry, which would then be accepted as a second command.
+    """
+
+    def __init__(self, base: str, most: int | None = MAX_RACES) -> None:
+        self._base = base
+        self._most = most
+        self._number = 0
+
+    @property
+    def current(self) -> str:
+        """The id under which the command is tried now."""
+        return self._base if not self._number else f"{self._base}.{self._number}"
+
+    def advance(self) -> None:
+        """Go on after a recorded verdict. Raises `Refused` after too many."""
+        self._number += 1
+        if self._number == self._most:
+            raise Refused(f"command {self._base} lost {self._most} races", reason="contended")
+
+    def refused(self, reason: str) -> None:
+        """Go on after a verdict that refused a race; raises the error of any other refusal."""
+        if reason not in RACES:
+            raise refusal(reason, self.current)
+        self.advance()
+
+
+def refusal(reason: str, command_id: str) -> Exception:
+    """The error for a verdict that is not an answer."""
+    if reason == "expired":
+        return Expired(f"command {command_id} is older than what the log can judge; read the entity to see its outcome")
+    return Refused(f"the log refused command {command_id}: {reason}", reason=reason)

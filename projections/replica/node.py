@@ -1,0 +1,438 @@
+"""The node: one folded copy of a namespace, the only writer of its control records, and who waits for what became of them.
+
+A command is decided against the local state, staged, appended together with everything else that is waiting, folded when
+the log has it, and answered with what the fold made of exactly this record. Everything here happens under one lock,
+which is held for microseconds; the log's I/O happens outside of it. A node belongs to no event loop and no thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...core.clock import Clock, SystemClock
+from ...core.errors import (
+    HistoryChanged,
+    InvalidInput,
+    LogClosed,
+    LogError,
+    OffsetLost,
+    Refused,
+    StorageError,
+    UnknownOutcome,
+)
+from ...core.events.codec import Format, Undecodable, check, decode, encode, headers_of
+from ...core.events.run_events import RunEvent, RunRecord, decode_run
+from ...core.events.schema import AnyEvent, Proposal, RolloutsEnqueued
+from ...core.fold import commands as decide
+from ...core.fold.apply import Outcome, apply
+from ...core.fold.state import FOLD_VERSION, State
+from ...core.ids import uuid7_hex
+from ...core.log.interface import Ack, Log, NewRecord, Record, Subscription
+from ...core.log.topics import CONTROL, partition_of
+from .command_context import refusal
+from .futures import Delivery
+from .settings import StoreSettings
+from .snapshots import Restored
+
+logger = logging.getLogger(__name__)
+
+Done = Callable[["Outcome | Exception"], None]
+"""Called under the lock, right after the fold step of the record, or with the error that kept it out of the log."""
+
+Listener = Callable[[Outcome], None]
+BATCH_RECORDS = 1024
+BATCH_BYTES = 4_000_000
+APPEND_TRIES = 3
+SETTLE_SECONDS = 10.0
+"""How long the tail may take to show what is in the log, before an unknown outcome is tried again anyway."""
+READ_RECORDS = 8192
+
+
+class _Staged:
+    __slots__ = ("command_id", "record", "tries")
+
+    def __init__(self, command_id: str, record: NewRecord) -> None:
+        self.command_id = command_id
+        self.record = record
+        self.tries = 0
+
+
+class Node:
+    """Folds one namespace of `log` and proposes to it. `foreign_writers`: others append to the same log, follow it."""
+
+    def __init__(
+        self,
+        log: Log,
+        settings: StoreSettings,
+        *,
+        namespace: str = "default",
+        clock: Clock | None = None,
+        foreign_writers: bool = False,
+        form: Format | None = None,
+    ) -> None:
+        self.log = log
+        self.settings = settings
+        self.namespace = namespace
+        self.clock = clock if clock is not None else SystemClock()
+        self.writer = uuid7_hex()[-12:]
+        self.partition = partition_of(namespace, log.partitions(CONTROL))
+        self.lock = threading.RLock()
+        self.state = State()
+        self.next_offset = 0
+        self.delivery = Delivery()
+        self.listeners: list[Listener] = []
+        self.broken: Exception | None = None
+        self._form: Format = form if form is not None else log.form
+        self._foreign = foreign_writers
+        # Staging has a lock of its own, taken after `lock`: the log's thread sends the next batch without waiting for
+        # the fold of the one before, which is the applier's work.
+        self._staging = threading.Lock()
+        self._staged: list[_Staged] = []
+        self._inflight = False
+        self._batch_bytes = min(BATCH_BYTES, log.append_limit(CONTROL))
+        self._acked: queue.SimpleQueue[tuple[list[_Staged], Ack | LogError] | None] = queue.SimpleQueue()
+        self._applier = threading.Thread(target=self._apply_acked, name="agl-fold", daemon=True)
+        self._tickets: dict[str, list[Done]] = {}
+        self._subscription: Subscription | None = None
+        self.mark: tuple[int, bytes] = (0, b"")
+        """(position, fingerprint) of what is folded, of one moment: it may be read without the lock."""
+        self.lost_by: Exception | None = None
+        """Why this state is not that of the log any more."""
+        self.on_lost: Callable[[Exception], None] | None = None
+        """Called under the lock, once, when nothing may be answered from this state any more."""
+        self.on_doubt: Callable[[int], None] | None = None
+        """Told, under the lock, of a position where another node's history differs from ours: one of us is wrong."""
+
+    # Start and stop
+
+    def open(self, restored: Restored | None = None) -> None:
+        """Rebuild the state from a snapshot, if one is given, and the records behind it; begin an empty log."""
+        if restored is not None:
+            self.state, self.next_offset = restored.state, restored.next_offset
+        collecting = gc.isenabled()
+        gc.disable()  # a million small objects are built and none of them is garbage
+        try:
+            self._catch_up()
+        finally:
+            if collecting:
+                gc.enable()
+        self.mark = (self.state.position, self.state.fingerprint)
+        self._check_halted()
+        self._applier.start()
+        if self._foreign:
+            self._subscription = self.log.follow(
+                CONTROL, self.partition, self.next_offset, self._on_tail, self._on_problem
+            )
+        if self.state.position == 0:
+            opening = decide.open_log(self.settings.window, self.settings.archive_after, FOLD_VERSION)
+            try:
+                self.run(opening)
+            except Refused as refused:
+                if refused.reason != "already_open":  # another node was quicker, and its word counts
+                    raise
+
+    def close(self) -> None:
+        """Fold what the log has acknowledged, then stop; the log was closed before. Who still waits gets `LogClosed`."""
+        if self._subscription is not None:
+            self._subscription.close()
+        self._acked.put(None)
+        if self._applier.is_alive():
+            self._applier.join()
+        with self.lock:
+            self._fail_all(LogClosed("the store was closed"))
+
+    def _check_halted(self) -> None:
+        if self.state.halted is not None:
+            raise Refused(self.state.halted, reason="halted")
+
+    @property
+    def busy(self) -> bool:
+        """Whether a proposal is under way; under the lock."""
+        return bool(self._tickets)
+
+    # Reading the log
+
+    def _catch_up(self) -> None:
+        """Fold everything from `next_offset` to the end of the partition."""
+        while True:
+            records = self.log.read(CONTROL, self.partition, self.next_offset, READ_RECORDS, headers=False)
+            if not records:
+                return
+            with self.lock:
+                if self._tickets:
+                    self._fold_records(records)
+                else:
+                    self._refold(records)
+
+    def _refold(self, records: Sequence[Record]) -> None:
+        """As `_fold_records`, where nobody waits for any of them: a million records come through here at a start."""
+        state, namespace, listeners = self.state, self.namespace, self.listeners
+        for record in records:
+            if record.key == namespace:
+                outcome = apply(state, record.value)
+                for listener in listeners:
+                    listener(outcome)
+        self.next_offset = records[-1].offset + 1
+
+    def _on_tail(self, records: Sequence[Record]) -> None:
+        with self.lock:
+            self._fold_records(records)
+            self.delivery.flush()
+
+    def _on_problem(self, error: LogError) -> None:
+        with self.lock:
+            if isinstance(error, LogClosed):
+                self.broken = error
+                self._fail_all(error)
+            elif isinstance(error, OffsetLost):
+                self.history_changed(str(error))
+            else:
+                self._lose(StorageError(f"the log cannot be followed any more ({error}); restart the store"))
+
+    def history_changed(self, why: str) -> None:
+        """The log is another one than what was folded. Under the lock."""
+        self._lose(
+            HistoryChanged(f"the log is not the one that this store has folded ({why}); restart it to fold the log anew")
+        )
+
+    def _lose(self, error: LogError) -> None:
+        """Nothing may be answered from this state any more."""
+        if self.broken is not None:
+            return
+        logger.error("%s", error)
+        self.broken = self.lost_by = error
+        self._fail_all(error)
+        if self.on_lost is not None:
+            self.on_lost(error)
+
+    def _fold_records(self, records: Sequence[Record]) -> None:
+        for record in records:
+            if record.offset < self.next_offset:
+                continue
+            if record.offset > self.next_offset and self._foreign:
+                self.history_changed(f"the control log has a hole at offset {self.next_offset}")
+                return
+            self.next_offset = record.offset + 1
+            if record.key == self.namespace:
+                self._fold_value(record.value)
+
+    def _fold_value(self, value: bytes) -> None:
+        outcome = apply(self.state, value)
+        self.mark = (self.state.position, self.state.fingerprint)
+        for listener in self.listeners:
+            listener(outcome)
+        if outcome.proposal is not None:
+            verdict = outcome.verdict
+            if verdict is not None and verdict.reason == "foreign_history" and self.on_doubt is not None:
+                if outcome.proposal.writer != self.writer:
+                    self.on_doubt(outcome.position)
+            for done in self._tickets.pop(outcome.proposal.id, ()):
+                done(outcome)
+        elif self._tickets and (said := decode_run(value)) is not None:
+            for done in self._tickets.pop(said.id, ()):
+                done(outcome)
+        if self.state.halted is not None and self._tickets:
+            self._fail_all(Refused(self.state.halted, reason="halted"))
+
+    # Proposing
+
+    def propose(
+        self, event: AnyEvent | RunEvent, command_id: str, done: Done, basis: tuple[int, bytes] | None = None
+    ) -> None:
+        """Stage an event under the lock; the same id while it is under way only adds one more who waits.
+
+        An event of a run is not judged: `done` gets an outcome without a verdict once the log has it.
+        """
+        if self.lost_by is not None:
+            raise self.lost_by
+        if self.broken is not None:
+            raise StorageError(f"the store cannot write: {self.broken}")
+        self._check_halted()
+        waiting = self._tickets.get(command_id)
+        if waiting is not None:
+            waiting.append(done)
+            return
+        state = self.state
+        position, fingerprint = basis if basis is not None else (state.position - 1, state.fingerprint)
+        time_us = int(self.clock.time() * 1_000_000)
+        if isinstance(event, RunEvent):
+            proposal = RunRecord(command_id, time_us, self.writer, position, fingerprint, event, noncritical=True)
+        else:
+            proposal = Proposal(command_id, time_us, self.writer, position, fingerprint, event)
+        record = NewRecord(self.namespace, self._encode(proposal), time_us, headers_of(proposal, self.namespace))
+        self._tickets[command_id] = [done]
+        with self._staging:
+            self._staged.append(_Staged(command_id, record))
+            self._flush()
+
+    def _encode(self, proposal: Proposal | RunRecord) -> bytes:
+        """The value of a record; what no fold can decode is refused here and never written.
+
+        The rollouts of a batch may be thousands and this is under the lock: who made them has checked each.
+        """
+        try:
+            value = encode(proposal, self._form)
+            if isinstance(proposal, RunRecord):
+                check(proposal)
+            elif not isinstance(proposal.event, RolloutsEnqueued):
+                decode(value)
+        except (Undecodable, ValueError, OverflowError, TypeError) as error:
+            raise InvalidInput(f"a value of the call cannot be part of an event: {error}") from None
+        return value
+
+    def _flush(self) -> None:
+        """Send the next batch if none is under way; under `_staging`."""
+        if self._inflight or not self._staged:
+            return
+        size = count = 0
+        for staged in self._staged[:BATCH_RECORDS]:
+            size += len(staged.record.value)
+            if count and size > self._batch_bytes:
+                break
+            count += 1
+        batch, self._staged = self._staged[:count], self._staged[count:]
+        self._inflight = True
+        self.log.append(
+            CONTROL, self.partition, [staged.record for staged in batch], lambda ack: self._on_ack(batch, ack)
+        )
+
+    def _on_ack(self, batch: list[_Staged], ack: Ack | LogError) -> None:
+        """The log's thread says what became of a batch: the next one goes out, this one goes to the applier."""
+        with self._staging:
+            self._inflight = False
+            if isinstance(ack, Ack):
+                self._flush()
+        self._acked.put((batch, ack))
+
+    def _apply_acked(self) -> None:
+        """The applier's thread: fold acknowledged batches in order and wake who waits for them."""
+        while True:
+            item = self._acked.get()
+            if item is None:
+                return
+            batch, ack = item
+            try:
+                self._find_records(ack)
+                with self.lock:
+                    self._apply_batch(batch, ack)
+                    self.delivery.flush()
+            except Exception as error:  # a node that failed to fold must not answer from half a state
+                logger.exception("The store failed to fold and stops serving.")
+                with self.lock:
+                    self._lose(StorageError(f"the store failed to fold ({error}); restart it to fold the log anew"))
+                    self.delivery.flush()
+
+    def _find_records(self, ack: Ack | LogError) -> None:
+        """Fold what the log holds by now, where an answer does not say where its records are. Without the lock: it reads."""
+        if isinstance(ack, UnknownOutcome) and self._foreign:
+            self._await_end()
+        elif isinstance(ack, UnknownOutcome) and self.broken is None:
+            self._catch_up()
+        elif isinstance(ack, Ack) and not self._foreign and not 0 <= ack.base_offset <= self.next_offset:
+            self._catch_up()
+
+    def _await_end(self) -> None:
+        """Wait until the tail has brought everything that is in the log now. Without the lock: nobody else waits."""
+        try:
+            end = self.log.ends(CONTROL, self.partition)[1]
+        except LogError as error:
+            logger.warning("The log does not say where it ends: %s", error)
+            return
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self.next_offset < end and self.broken is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _apply_batch(self, batch: list[_Staged], ack: Ack | LogError) -> None:
+        if isinstance(ack, Ack):
+            if ack.base_offset == self.next_offset:
+                for staged in batch:
+                    self.next_offset += 1
+                    self._fold_value(staged.record.value)
+                if self._subscription is not None:
+                    self._subscription.passed(self.next_offset)
+            elif 0 <= ack.base_offset < self.next_offset and any(one.command_id in self._tickets for one in batch):
+                # Something else was folded at these offsets.
+                self.history_changed(f"offset {ack.base_offset} of the control log was given twice")
+            return  # what others wrote before it comes through the tail, and so does this
+        again: list[_Staged] = []
+        if isinstance(ack, UnknownOutcome):
+            again = self._settle_unknown(batch, ack)
+        else:
+            for staged in batch:
+                self._fail(staged.command_id, ack)
+        with self._staging:
+            self._staged[:0] = again
+            self._flush()
+
+    def _settle_unknown(self, batch: list[_Staged], error: LogError) -> list[_Staged]:
+        """Everything that is in the log is folded; return what is not there and goes out again under the same id."""
+        again: list[_Staged] = []
+        for staged in batch:
+            if staged.command_id not in self._tickets:
+                continue
+            staged.tries += 1
+            if staged.tries < APPEND_TRIES:
+                again.append(staged)
+            else:
+                self._fail(staged.command_id, error)
+        return again
+
+    def _fail(self, command_id: str, error: Exception) -> None:
+        for done in self._tickets.pop(command_id, ()):
+            done(error)
+
+    def _fail_all(self, error: Exception) -> None:
+        for command_id in list(self._tickets):
+            self._fail(command_id, error)
+        with self._staging:
+            self._staged.clear()
+        self.delivery.flush()
+
+    # Waiting for outcomes
+
+    def settle(self, future: asyncio.Future[Any], answer: Callable[[Outcome], Any] | None) -> Done:
+        """A `Done` that resolves `future` with (outcome, what `answer` reads from the state at this very record)."""
+
+        def done(result: Outcome | Exception) -> None:
+            if isinstance(result, Exception):
+                self.delivery.put(future, result, True)
+                return
+            try:
+                value = answer(result) if answer is not None and _accepted(result) else None
+            except Exception as error:  # the caller's own answer failed: its error, nobody else's
+                self.delivery.put(future, error, True)
+                return
+            self.delivery.put(future, (result, value))
+
+        return done
+
+    def run(self, event: AnyEvent) -> Outcome:
+        """Propose and wait in this thread, which must not be a thread of the log. Raises what refused it."""
+        ready = threading.Event()
+        result: list[Outcome | Exception] = []
+        command_id = uuid7_hex()
+
+        def done(outcome: Outcome | Exception) -> None:
+            result.append(outcome)
+            ready.set()
+
+        with self.lock:
+            self.propose(event, command_id, done)
+        ready.wait()
+        outcome = result[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        if not _accepted(outcome):
+            raise refusal(outcome.verdict.reason if outcome.verdict is not None else "malformed", command_id)
+        return outcome
+
+
+def _accepted(outcome: Outcome) -> bool:
+    return outcome.verdict is not None and outcome.verdict.accepted

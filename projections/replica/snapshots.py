@@ -1,0 +1,160 @@
+"""Snapshots of the folded state: written in chunks with the manifest last, read back only if every byte fits.
+
+A chunk's key is namespace, position, writer and number, so two writers never overwrite each other's chunks. The manifest
+names the chunks with their hashes, the fingerprint, the log offset to go on from, and the hash of the last record that was
+folded: a log that has another record there, or none, is another history. In doubt the snapshot before is taken, then the
+whole log.
+"""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import msgspec
+
+from ...core.errors import LogError
+from ...core.fold.state import FOLD_VERSION, State, load
+from ...core.log.interface import Ack, Log, NewRecord
+from ...core.log.topics import CONTROL, SNAPSHOTS, partition_of
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 900_000
+KEPT = 2
+"""How many manifests a namespace keeps: the newest and the one before."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a snapshot consists of. `offset`: the control offset of the first record that is not in it."""
+
+    namespace: str
+    log_id: str
+    fold_version: int
+    position: int
+    offset: int
+    fingerprint: bytes
+    chunks: list[str]
+    hashes: list[bytes]
+    last: bytes = b""
+    """Hash of the control record before `offset`; empty in manifests of older releases, which are not used."""
+
+
+@dataclass
+class Restored:
+    """A state read back from a snapshot."""
+
+    state: State
+    next_offset: int
+
+
+def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at: tuple[int, int, bytes]) -> None:
+    """Append the chunks of `image`, then the manifest in place of the older one, without waiting for the log.
+
+    `state_at` is (position, next control offset, fingerprint) of the image. There are two slots for manifests, so the
+    snapshot before survives a crash; what the replaced one consisted of is emptied. A failure is logged: a snapshot
+    saves time, nothing depends on it.
+    """
+    position, offset, fingerprint = state_at
+    partitions = log.partitions(SNAPSHOTS)
+    last = _hash_before(log, namespace, offset)
+    if not last:
+        logger.warning("The snapshot at position %d was not written: the log does not have its last record", position)
+        return
+    packed = zlib.compress(image, 1)
+    pieces = [packed[at : at + CHUNK_BYTES] for at in range(0, len(packed), CHUNK_BYTES)]
+    keys = [f"{namespace}/{position}/{writer}/{number}" for number in range(len(pieces))]
+
+    def done(result: Ack | LogError) -> None:
+        if isinstance(result, LogError):
+            logger.warning("The snapshot at position %d was not written: %s", position, result)
+
+    def put(key: str, value: bytes) -> None:
+        log.append(SNAPSHOTS, partition_of(key, partitions), [NewRecord(key, value, 0)], done)
+
+    for key, piece in zip(keys, pieces):
+        put(key, piece)
+    manifest = Manifest(
+        namespace=namespace,
+        log_id=log.log_id,
+        fold_version=FOLD_VERSION,
+        position=position,
+        offset=offset,
+        fingerprint=fingerprint,
+        chunks=keys,
+        hashes=[blake2b(piece, digest_size=16).digest() for piece in pieces],
+        last=last,
+    )
+    slots = _manifests(log, namespace)
+    slot = min(range(KEPT), key=lambda one: slots[one].position if one in slots else -1)
+    key = f"{namespace}/manifest/{slot}"
+    put(key, msgspec.msgpack.encode(manifest))
+    dropped = [] if slot not in slots else [one for one in slots[slot].chunks if one not in keys]
+    for one in dropped:
+        put(one, b"")
+
+
+def read_snapshot(log: Log, namespace: str) -> Restored | None:
+    """The newest snapshot that is whole and of this log, or None."""
+    for manifest in sorted(_manifests(log, namespace).values(), key=lambda one: -one.position):
+        restored = _restore(log, manifest)
+        if restored is not None:
+            return restored
+    return None
+
+
+def _manifests(log: Log, namespace: str) -> dict[int, Manifest]:
+    """Slot -> newest manifest in it, of those that can be read."""
+    found: dict[int, Manifest] = {}
+    for slot in range(KEPT):
+        try:
+            for record in log.read_key(SNAPSHOTS, f"{namespace}/manifest/{slot}")[-1:]:
+                found[slot] = msgspec.msgpack.decode(record.value, type=Manifest)
+        except (msgspec.MsgspecError, LogError) as error:
+            logger.warning("A snapshot manifest of %s cannot be read (%s); it is ignored", namespace, error)
+    return found
+
+
+def _restore(log: Log, manifest: Manifest) -> Restored | None:
+    if manifest.log_id != log.log_id or manifest.fold_version != FOLD_VERSION:
+        return None
+    try:
+        last = _hash_before(log, manifest.namespace, manifest.offset)
+    except LogError as error:
+        logger.warning("The snapshot at position %d cannot be checked (%s); it is ignored", manifest.position, error)
+        return None
+    if not last or last != manifest.last:
+        logger.warning("The snapshot at position %d is not of this log's history; it is ignored", manifest.position)
+        return None
+    pieces: list[bytes] = []
+    for key, expected in zip(manifest.chunks, manifest.hashes):
+        try:
+            records = log.read_key(SNAPSHOTS, key)
+        except LogError as error:
+            logger.warning("The snapshot at position %d cannot be read (%s); it is ignored", manifest.position, error)
+            return None
+        if not records or blake2b(records[-1].value, digest_size=16).digest() != expected:
+            logger.warning("The snapshot at position %d is not whole; it is ignored", manifest.position)
+            return None
+        pieces.append(records[-1].value)
+    try:
+        state = load(zlib.decompress(b"".join(pieces)))
+    except (zlib.error, msgspec.MsgspecError, ValueError) as error:
+        logger.warning("The snapshot at position %d cannot be read (%s); it is ignored", manifest.position, error)
+        return None
+    if state.position != manifest.position or state.fingerprint != manifest.fingerprint:
+        return None
+    return Restored(state, manifest.offset)
+
+
+def _hash_before(log: Log, namespace: str, offset: int) -> bytes:
+    """The hash of the control record before `offset`; empty where the log has none there."""
+    partition = partition_of(namespace, log.partitions(CONTROL))
+    if not 0 < offset <= log.ends(CONTROL, partition)[1]:
+        return b""
+    for record in log.read(CONTROL, partition, offset - 1, 1, headers=False):
+        if record.offset == offset - 1:
+            return blake2b(record.key.encode() + b"/" + record.value, digest_size=16).digest()
+    return b""

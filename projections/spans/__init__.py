@@ -1,0 +1,1 @@
+"""The spans topic: how spans are numbered, made unique, stored and read."""

@@ -1,0 +1,189 @@
+"""Spans where others write to the same log: a number is read from the record's place, by folding up to it.
+
+The single writer of span_book.py knows its place before the log does. Here only the log knows it: a record is appended,
+acknowledged, and then everything of its rollout that lies before it is folded, whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from ...core.clock import Clock
+from ...core.errors import UnknownOutcome
+from ...core.fold.apply import Outcome
+from ...core.log.interface import EVERYWHERE, KeyRange, Log, NewRecord, Record
+from ...core.log.topics import SPANS, partition_of
+from ..replica.command_context import current_call
+from .blobs import Blobs
+from .schema import Counter, SequenceReserved, SpanAdded, decode, id_of
+from .span_log import SpanBook, record_ids, wait_for_all
+
+_UNPLACED = -1
+MOST_FLOORS = 100_000
+
+
+class SharedSpanBook(SpanBook):
+    """A `SpanBook` among other writers. Numbers follow the order of acknowledgement; none is given twice.
+
+    A duplicate is appended too and found out by the fold: two writers may send the same span at the same moment.
+    """
+
+    def __init__(self, log: Log, blobs: Blobs, clock: Clock | None = None) -> None:
+        super().__init__(log, blobs, clock)
+        self._asked: dict[str, int | None] = {}
+        """Record id -> the number that its place gives it (None: a duplicate), for records under way."""
+        self._ends = list(self._end_at_open)
+        """For each partition an end that it had before the record of the control log that is folded next."""
+        self._floors: OrderedDict[str, int] = OrderedDict()
+        """Rollout -> an offset below which it has no span, for rollouts whose first claim was folded here as it came."""
+        self._counting = threading.RLock()
+        self._counted: dict[int, int] = {}
+        """Partition -> the offset up to which its spans were counted."""
+        self._different: set[int] = set()
+        self.where: Callable[[str], KeyRange | None] = lambda _: KeyRange()
+        """Where the spans of a rollout can lie by what is known of it; None for one that is not known."""
+
+    def notice(self, outcome: Outcome) -> None:
+        """Follow the control log from the moment of opening on; under the node's lock.
+
+        The watermark of an event was the end of the partition before any later event was written, and a rollout has no
+        span before its first claim.
+        """
+        for kind, rollout_id, sequence_id, _ in outcome.facts:
+            if kind == "attempt.claimed" and sequence_id == 1 and rollout_id is not None:
+                with self._lock:
+                    self._floors[rollout_id] = self._ends[self._partition(rollout_id)]
+                    if len(self._floors) > MOST_FLOORS:
+                        self._floors.popitem(last=False)
+        event = outcome.proposal.event if outcome.proposal is not None else None
+        watermark = getattr(event, "watermark", None)
+        if watermark is not None:
+            part = self._partition(getattr(event, "rollout_id", ""))
+            self._ends[part] = watermark
+            self._log.note_end(SPANS, part, watermark)
+
+    def _partition(self, rollout_id: str) -> int:
+        return partition_of(rollout_id, self._log.partitions(SPANS))
+
+    def _range(self, rollout_id: str) -> KeyRange | None:
+        known = self.where(rollout_id)
+        with self._lock:
+            floor = self._floors.get(rollout_id)
+        if known is None or floor is None:
+            return known
+        return KeyRange(first=floor, end=known.end, until_us=known.until_us)
+
+    def _records(self, rollout_id: str, within: KeyRange = EVERYWHERE) -> Sequence[Record]:
+        known = self._range(rollout_id) if within is EVERYWHERE else within
+        return [] if known is None else self._log.read_key(SPANS, rollout_id, within=known)
+
+    async def _store(self, added: list[SpanAdded], ids: list[str]) -> list[int | None]:
+        numbers: list[int | None] = [None] * len(added)
+        with self._lock:  # what is known to be a duplicate is not appended
+            left = [index for index, one in enumerate(added) if not self._is_stored(one)]
+        records = [self._record(added[index].rollout_id, added[index], ids[index]) for index in left]
+        for index, number in zip(left, await self._place([ids[index] for index in left], records)):
+            numbers[index] = number
+        return numbers
+
+    def _is_stored(self, added: SpanAdded) -> bool:
+        counter = self._counters.get(added.rollout_id)
+        return counter is not None and (added.attempt_id, added.span_id) in counter.seen
+
+    async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
+        ids = record_ids(current_call(), len(rollout_ids))
+        records = [self._record(one, SequenceReserved(one), id) for one, id in zip(rollout_ids, ids)]
+        return [number for number in await self._place(ids, records) if number is not None]
+
+    def count(self) -> int:
+        """How many different spans the log holds. Blocks while those are read that it has more than at the last call."""
+        with self._counting:
+            for part in range(self._log.partitions(SPANS)):
+                first, end = self._log.ends(SPANS, part)
+                offset = self._counted.get(part, first)
+                if offset > end:  # the topic was made anew
+                    self._counted.clear()
+                    self._different.clear()
+                    return self.count()
+                while offset < end and (records := self._log.read(SPANS, part, offset, headers=False)):
+                    for record in records:
+                        added = decode(record.value, record.offset)
+                        if isinstance(added, SpanAdded):
+                            self._different.add(hash((added.rollout_id, added.attempt_id, added.span_id)))
+                    offset = self._counted[part] = records[-1].offset + 1
+            return len(self._different)
+
+    async def _place(self, ids: list[str], records: list[NewRecord]) -> list[int | None]:
+        """Append, in order for each rollout, and return the number of the record of each id once it is durable."""
+        groups: dict[str, list[NewRecord]] = {}
+        for record in records:
+            groups.setdefault(record.key, []).append(record)
+        with self._lock:
+            self._asked.update(dict.fromkeys(ids, _UNPLACED))
+        try:
+            acks = await wait_for_all([self._append(rollout_id, group) for rollout_id, group in groups.items()])
+            ends = {
+                rollout_id: ack.base_offset + ack.count if ack.base_offset >= 0 else None
+                for rollout_id, ack in zip(groups, acks)
+            }
+            return await asyncio.to_thread(self._numbers, ends, ids)
+        finally:
+            with self._lock:
+                for one in ids:
+                    self._asked.pop(one, None)
+
+    def _numbers(self, ends: dict[str, int | None], ids: list[str]) -> list[int | None]:
+        """The numbers of records that were appended; `ends` says for each rollout where its last one ends."""
+        for last_try in (False, True):
+            for rollout_id, end in ends.items():
+                self._fold_on(rollout_id, end)
+            with self._lock:
+                numbers = [self._asked[one] for one in ids]
+                if _UNPLACED not in numbers:
+                    return numbers
+                if not last_try:  # nothing of it lies behind what was folded: the topic was made anew
+                    for rollout_id in ends:
+                        self._floors.pop(rollout_id, None)
+                        self._forget_counter(rollout_id)
+        raise UnknownOutcome("the log acknowledged a span and does not show it; its number cannot be known")
+
+    def _forget_counter(self, rollout_id: str) -> None:
+        counter = self._counters.pop(rollout_id, None)
+        if counter is not None:
+            self._hot -= len(counter.seen)
+
+    def _fold_on(self, rollout_id: str, end: int | None) -> None:
+        """Fold what was appended to a rollout since it was last looked at, up to `end` where that is known.
+
+        Read without the lock: the log's thread takes it to answer an append, and a read may need that thread.
+        """
+        with self._lock:
+            known = self._counters.get(rollout_id)
+            after = known.folded if known is not None else -1
+        within = KeyRange() if after >= 0 else self._range(rollout_id) or KeyRange()
+        within = KeyRange(first=within.first, end=end, since_us=within.since_us)
+        records = self._log.read_key(SPANS, rollout_id, after=after, within=within)
+        with self._lock:
+            counter = self._counters.get(rollout_id)
+            if counter is None:
+                if after >= 0:  # it was dropped meanwhile, and what lies before `after` with it
+                    return self._fold_on(rollout_id, end)
+                counter = self._counters[rollout_id] = Counter()
+            self._counters.move_to_end(rollout_id)
+            before = len(counter.seen)
+            for record in records:
+                if record.offset <= counter.folded:
+                    continue  # somebody else was here in between
+                name = id_of(record)
+                number = counter.step(decode(record.value, record.offset), name)
+                counter.folded = record.offset
+                if self._asked.get(name) == _UNPLACED:  # the first record of an id decides, a second one is its duplicate
+                    self._asked[name] = number
+            self._hot += len(counter.seen) - before
+            self._evict()
+
+    def _forget(self, rollout_id: str, spans: int) -> None:
+        """A failed append was never counted here: counters hold what the log shows and nothing else."""

@@ -1,0 +1,363 @@
+"""Spans: appended to their topic, numbered and made unique by their place in it, read back by rollout.
+
+Memory stays flat: the log holds the spans, RAM only a counter and the span ids of rollouts that were written to lately.
+A counter that was dropped is folded again from the rollout's records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ...core.clock import Clock, SystemClock
+from ...core.errors import LogCorrupt, LogError
+from ...core.events import payload
+from ...core.events.payload import INLINE_LIMIT_BYTES
+from ...core.ids import uuid7_hex
+from ...core.log.interface import EVERYWHERE, Ack, KeyRange, Log, NewRecord, Record
+from ...core.log.topics import SPANS, partition_of
+from ...core.model.span import Span
+from ..replica.command_context import Call, current_call
+from ..replica.futures import Delivery
+from ..replica.validation import CheckedSpan
+from .blobs import Blobs
+from .schema import Counter, SequenceReserved, SpanAdded, SpanRecord, decode, encode, fold_spans, id_of
+
+logger = logging.getLogger(__name__)
+
+HOT_SPANS = 200_000
+"""Span ids kept in memory for the duplicate check, over all rollouts; some 30 MB."""
+HOT_COUNTERS = 20_000
+
+SpanKey = tuple[str, str]
+"""(attempt_id, span_id): what tells the spans of a rollout apart."""
+
+
+class SpanBook:
+    """The spans of one log. Thread-safe; one writer gives numbers in the order in which it appends."""
+
+    def __init__(self, log: Log, blobs: Blobs, clock: Clock | None = None) -> None:
+        self._log = log
+        self._clock = clock if clock is not None else SystemClock()
+        self._blobs = blobs
+        self._lock = threading.RLock()
+        self._counters: OrderedDict[str, Counter] = OrderedDict()
+        self._hot = 0
+        self._added = 0
+        self._before: int | None = None
+        self._end_at_open = [log.ends(SPANS, part)[1] for part in range(log.partitions(SPANS))]
+        self._under_way: dict[str, dict[SpanKey, list[asyncio.Future[bool]]]] = {}
+        """Rollout -> its spans that the log has not answered for yet, each with those who sent the same one meanwhile."""
+        self._appends: dict[str, int] = {}
+        """Rollout -> how many of its appends are under way; exactly those of `_under_way`."""
+        self.born: set[str] = set()
+
+    def _counter(self, rollout_id: str) -> Counter:
+        counter = self._counters.get(rollout_id)
+        if counter is not None:
+            self._counters.move_to_end(rollout_id)
+            return counter
+        counter = Counter()
+        if rollout_id in self.born:  # created by this process and never written to: the log has nothing of it
+            self.born.discard(rollout_id)
+        else:
+            for record in self._log.read_key(SPANS, rollout_id):
+                counter.step(decode(record.value, record.offset), id_of(record))
+        self._counters[rollout_id] = counter
+        self._hot += len(counter.seen)
+        self._evict()
+        return counter
+
+    def _evict(self) -> None:
+        """Drop the counters unused for longest. One whose records are under way stays: the log does not show it yet."""
+        while len(self._counters) > 1 and (self._hot > HOT_SPANS or len(self._counters) > HOT_COUNTERS):
+            oldest = next((one for one in self._counters if one not in self._under_way), None)
+            if oldest is None or oldest == next(reversed(self._counters)):
+                return
+            self._hot -= len(self._counters.pop(oldest).seen)
+
+    def _forget(self, rollout_id: str, spans: int) -> None:
+        """An append failed: its spans do not count, and the counter is what the log says."""
+        with self._lock:
+            self._added -= spans
+            dropped = self._counters.pop(rollout_id, None)
+            if dropped is not None:
+                self._hot -= len(dropped.seen)
+
+    def _records(self, rollout_id: str, within: KeyRange = EVERYWHERE) -> Sequence[Record]:
+        """All records of a rollout, in order. Blocks for the I/O."""
+        return self._log.read_key(SPANS, rollout_id, within=within)
+
+    async def add(self, spans: Sequence[CheckedSpan]) -> list[Span | None]:
+        """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable.
+
+        A duplicate of a span that is still under way waits for it, and takes its place where it did not get there.
+        """
+        added = await self._to_add(spans)
+        call = current_call()
+        ids = record_ids(call, len(spans))
+        numbers = await self._store(added, ids)
+        if call.repeatable and None in numbers:  # perhaps this very call stored them, and its answer was lost
+            doubles = [(index, one) for index, one in enumerate(added) if numbers[index] is None]
+            for index, one in doubles:
+                numbers[index] = await asyncio.to_thread(self._stored_as, one, ids[index])
+        return [None if number is None else numbered(one.span, number) for one, number in zip(spans, numbers)]
+
+    async def _store(self, added: list[SpanAdded], ids: list[str]) -> list[int | None]:
+        """Append spans under these record ids and return their numbers, None for each duplicate."""
+        numbers: list[int | None] = [None] * len(added)
+        left = list(range(len(added)))
+        while left:
+            left = await self._add_once(added, ids, left, numbers)
+        return numbers
+
+    async def _to_add(self, spans: Sequence[CheckedSpan]) -> list[SpanAdded]:
+        """What goes into the log; bodies too large for a record are durable elsewhere then."""
+        bodies = [self._blobs.encode(body_of(one.fields), "a span") for one in spans]
+        return [
+            SpanAdded(
+                one.span.rollout_id,
+                one.span.attempt_id,
+                one.span.span_id,
+                body if len(body) <= INLINE_LIMIT_BYTES else await self._blobs.settle(body),
+                one.span.sequence_id,
+            )
+            for one, body in zip(spans, bodies)
+        ]
+
+    def _stored_as(self, added: SpanAdded, record_id: str) -> int | None:
+        """The number of a span if the record of this id is the one that stored it, else None. Blocks for the I/O."""
+        counter = Counter()
+        for record in self._records(added.rollout_id):
+            seen = decode(record.value, record.offset)
+            number = counter.step(seen)
+            if isinstance(seen, SpanAdded) and (seen.attempt_id, seen.span_id) == (added.attempt_id, added.span_id):
+                return number if id_of(record) == record_id else None
+        return None
+
+    async def _add_once(
+        self, added: list[SpanAdded], ids: list[str], which: list[int], numbers: list[int | None]
+    ) -> list[int]:
+        """Append those of `added` and note their numbers; return the duplicates of what somebody else failed to append."""
+        groups: dict[str, list[tuple[int, NewRecord]]] = {}
+        for index in which:
+            rollout_id = added[index].rollout_id
+            groups.setdefault(rollout_id, []).append((index, self._record(rollout_id, added[index], ids[index])))
+        waits: list[asyncio.Future[Ack]] = []
+        doubles: list[tuple[int, asyncio.Future[bool]]] = []
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            for rollout_id, group in groups.items():
+                counter = self._counter(rollout_id)
+                flying = self._under_way.get(rollout_id, {})
+                mine: dict[SpanKey, list[asyncio.Future[bool]]] = {}
+                records: list[NewRecord] = []
+                for index, record in group:
+                    key = (added[index].attempt_id, added[index].span_id)
+                    first = flying.get(key, mine.get(key))
+                    if first is not None:
+                        doubles.append((index, loop.create_future()))
+                        first.append(doubles[-1][1])
+                        continue
+                    numbers[index] = counter.step(added[index])
+                    if numbers[index] is not None:
+                        mine[key] = []
+                        records.append(record)
+                if records:
+                    self._hot += len(records)
+                    self._added += len(records)
+                    waits.append(self._append(rollout_id, records, mine))
+        await wait_for_all(waits)
+        return [index for index, first in doubles if not await first]
+
+    async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
+        """Take the next number of each rollout's counter, in order; durable when it returns.
+
+        A repeated call takes further numbers, and is answered with those of its first try.
+        """
+        waits: list[asyncio.Future[Ack]] = []
+        numbers: list[int] = []
+        with self._lock:
+            for rollout_id, record_id in zip(rollout_ids, record_ids(current_call(), len(rollout_ids))):
+                reserved = SequenceReserved(rollout_id)
+                number = self._counter(rollout_id).step(reserved, record_id)
+                assert number is not None
+                numbers.append(number)
+                waits.append(self._append(rollout_id, [self._record(rollout_id, reserved, record_id)]))
+        await wait_for_all(waits)
+        return numbers
+
+    def _record(self, rollout_id: str, record: SpanRecord, record_id: str) -> NewRecord:
+        """The record to append; its header `id` says which call it came from."""
+        kind = "span" if isinstance(record, SpanAdded) else "sequence"
+        now_us = int(self._clock.time() * 1_000_000)
+        return NewRecord(rollout_id, encode(record), now_us, (("t", kind), ("id", record_id)))
+
+    def _append(
+        self, rollout_id: str, records: list[NewRecord], keys: dict[SpanKey, list[asyncio.Future[bool]]] | None = None
+    ) -> asyncio.Future[Ack]:
+        """`keys`: the spans among the records, each with those who wait to hear whether it got into the log."""
+        future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+        ours = keys if keys is not None else {}
+
+        def done(result: Ack | LogError) -> None:
+            failed = isinstance(result, LogError)
+            delivery = Delivery()
+            delivery.put(future, result, failed)
+            with self._lock:
+                if failed:
+                    self._forget(rollout_id, len(ours))
+                self._landed(rollout_id, ours)
+                for one in (one for waiting in ours.values() for one in waiting):
+                    delivery.put(one, not failed)
+            delivery.flush()
+
+        with self._lock:
+            flying = self._under_way.setdefault(rollout_id, {})
+            flying.update(ours)
+            self._appends[rollout_id] = self._appends.get(rollout_id, 0) + 1
+        self._log.append(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)), records, done)
+        return future
+
+    def _landed(self, rollout_id: str, keys: Iterable[SpanKey]) -> None:
+        """An append was answered: its spans are not under way any more."""
+        flying = self._under_way[rollout_id]
+        for key in keys:
+            del flying[key]
+        self._appends[rollout_id] -= 1
+        if not self._appends[rollout_id]:
+            del self._appends[rollout_id], self._under_way[rollout_id]
+
+    def count(self) -> int:
+        """How many different spans the log holds. Blocks while those of earlier runs are counted, once."""
+        if self._before is None:
+            counters: dict[str, Counter] = {}
+            before = 0
+            for part, end in enumerate(self._end_at_open):
+                offset = self._log.ends(SPANS, part)[0]
+                while offset < end:
+                    records = self._log.read(SPANS, part, offset, headers=False)
+                    if not records:
+                        break
+                    for record in records:
+                        if record.offset < end:
+                            added = decode(record.value, record.offset)
+                            number = counters.setdefault(record.key, Counter()).step(added)
+                            before += number is not None and isinstance(added, SpanAdded)
+                    offset = records[-1].offset + 1
+            self._before = before
+        return self._before + self._added
+
+    def ask_watermark(self, rollout_id: str, done: Callable[[int | LogError], None]) -> None:
+        """Give `done` the end offset of the rollout's span partition: everything acknowledged so far lies before it."""
+        self._log.ask_end(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)), done)
+
+    async def watermark(self, rollout_id: str) -> int:
+        """As `ask_watermark`, for who can wait. Raises `LogError` where the log does not answer."""
+        answered: list[int | LogError] = []
+        waiting: list[asyncio.Future[int]] = []
+        lock = threading.Lock()
+
+        def done(end: int | LogError) -> None:
+            with lock:
+                answered.append(end)
+                delivery = Delivery()
+                for future in waiting:
+                    delivery.put(future, end, isinstance(end, LogError))
+            delivery.flush()
+
+        self.ask_watermark(rollout_id, done)
+        with lock:
+            if not answered:
+                waiting.append(asyncio.get_running_loop().create_future())
+        end = await waiting[0] if waiting else answered[0]  # a log of this process answers at once
+        if isinstance(end, LogError):
+            raise end
+        return end
+
+    def lost(self, rollout_id: str, created_us: int, watermark: int) -> bool:
+        """Whether acknowledged spans of a rollout are gone, or may be: a topic made anew, or pruned by its age.
+
+        `watermark`: the highest that an end of the rollout carries, 0 for none. `created_us`: when it was made.
+        """
+        part = partition_of(rollout_id, self._log.partitions(SPANS))
+        first, end = self._log.ends(SPANS, part)
+        if end < watermark:
+            return True
+        if first == 0:
+            return False
+        oldest = self._log.read(SPANS, part, first, 1, headers=False)
+        # A record without a time cannot say that it is older than the rollout: in doubt, something is missing.
+        return not oldest or not 0 < oldest[0].timestamp_us < created_us
+
+    def read(
+        self, rollout_id: str, lost: list[str] | None = None, *, within: KeyRange = EVERYWHERE
+    ) -> list[Span]:
+        """All spans of a rollout in log order, numbered, without duplicates. Blocks for the I/O.
+
+        One whose payload the log lost is left out, with the reason in `lost`. What lies outside of `within` may be left out.
+        """
+        found = fold_spans(decode(record.value, record.offset) for record in self._records(rollout_id, within))
+        return spans_of(found, self._blobs, lost)
+
+
+async def wait_for_all(waits: list[asyncio.Future[Ack]]) -> list[Ack]:
+    """Wait until every append is answered, and return the answers; raise the first error."""
+    if len(waits) == 1:
+        return [await waits[0]]
+    answers = await asyncio.gather(*waits, return_exceptions=True)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return [answer for answer in answers if isinstance(answer, Ack)]
+
+
+_OUTSIDE = frozenset({"rollout_id", "attempt_id", "span_id", "sequence_id"})
+
+
+def body_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a span's fields goes into its payload: everything that the record does not carry itself."""
+    return {name: value for name, value in fields.items() if name not in _OUTSIDE}
+
+
+def record_ids(call: Call, count: int) -> list[str]:
+    """Ids of the records of one call: a repeated call gives its records the same ones."""
+    base = call.command_id if call.repeatable else uuid7_hex()
+    return [f"{base}/{index}" for index in range(count)]
+
+
+def numbered(span: Span, number: int) -> Span:
+    """The span, which is the store's own copy, with the number that it was given."""
+    span.sequence_id = number
+    return span
+
+
+def spans_of(found: Sequence[tuple[int, SpanAdded]], blobs: Blobs, lost: list[str] | None) -> list[Span]:
+    """The spans of records, as `SpanBook.read` gives them."""
+    spans: list[Span] = []
+    for number, added in found:
+        try:
+            spans.append(_span_of(number, added, blobs))
+        except LogCorrupt as error:
+            logger.warning("Span %s of rollout %s cannot be shown: %s", added.span_id, added.rollout_id, error)
+            if lost is not None:
+                lost.append(error.message)
+    return spans
+
+
+def _span_of(number: int, added: SpanAdded, blobs: Blobs) -> Span:
+    """The span of a record, under the number that its place gave it."""
+    body = payload.decode(added.body, blobs.fetch)
+    return Span.model_validate(
+        {
+            **body,
+            "rollout_id": added.rollout_id,
+            "attempt_id": added.attempt_id,
+            "span_id": added.span_id,
+            "sequence_id": number,
+        }
+    )

@@ -1,0 +1,1 @@
+"""The store's public methods, computed from a replica."""

@@ -1,0 +1,267 @@
+"""Dead letters as a list: what was given up and is still open, from whatever log, and how a letter is put there.
+
+On Kafka the leader writes a letter for each rollout that was given up, so that Kafka tools see it. On a log of one process
+these letters are derived: every rollout that failed has one, with the error of its last attempt as the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import msgspec
+
+from ...core.errors import InvalidInput, InvalidPayload, LogError
+from ...core.fold.apply import apply
+from ...core.fold.archival import unpack
+from ...core.fold.state import Rollout, State
+from ...core.log.dead_letter import (
+    RECORD,
+    ROLLOUT,
+    DeadLetter,
+    decode_letter,
+    encode_letter,
+    record_letter_id,
+    rollout_letter_id,
+)
+from ...core.log.interface import Ack, Log, Record
+from ...core.log.topics import DEAD, partition_of
+from ...core.model.status import FINISHED
+from ..archive.index_rows import Where
+from ..facts.published import MOST_MB, reason_of
+from ..history.replay import control_records
+from ..replica.futures import Delivery
+from ..spans.blobs import Blobs
+from .engine import Engine
+
+READ_RECORDS = 1024
+LATEST_SECONDS = 2**42
+REQUEUED, HANDLED = "requeued", "handled"
+REQUEUED_AT_ONCE = 500
+_ENDS = frozenset({"failed", "timeout", "unresponsive"})
+
+
+class DeadEntry(msgspec.Struct, frozen=True):
+    """One letter as people see it.
+
+    `letter` is the newest under its id; its `settled` says what a retry led to. `times`: how often it was given up, the
+    same giving-up told twice counted once. `first_time`, `last_time`: Unix seconds of the first and the newest giving-up.
+    """
+
+    letter: DeadLetter
+    times: int
+    first_time: float
+    last_time: float
+
+
+def dead_letters(log: Log, failed: Sequence[DeadLetter] | None = None) -> list[DeadEntry]:
+    """Every letter of the log, the oldest first. Blocks; raises what reading raises. What is no letter is shown as one.
+
+    `failed`: the letters of failed rollouts, from who knows them; where they are derived, the log is folded otherwise.
+    """
+    if failed is None:
+        failed = [] if _written(log) else _derived(log)
+    found: dict[str, DeadEntry] = {}
+    for partition in range(log.partitions(DEAD)):
+        offset = log.ends(DEAD, partition)[0]
+        while records := log.read(DEAD, partition, offset, READ_RECORDS):
+            offset = records[-1].offset + 1
+            for record in records:
+                letter = _letter(record)
+                found[letter.id] = _after(found.get(letter.id), letter)
+    for letter in failed:
+        found.setdefault(letter.id, _after(None, letter))
+    return sorted(found.values(), key=lambda entry: (entry.last_time, entry.letter.id))
+
+
+def _written(log: Log) -> bool:
+    """Whether the log has the letters of failed rollouts, because others than its store read it."""
+    return log.url.startswith("kafka:")
+
+
+def _derived(log: Log, namespace: str = "default") -> list[DeadLetter]:
+    """The letters of every failed rollout of a log that this process only reads."""
+    state, failed = State(), dict[str, Rollout]()
+    for record in control_records(log, namespace):
+        outcome = apply(state, record.value)
+        for gone, _ in outcome.archived:
+            if gone.status == "failed":
+                failed[gone.rollout_id] = gone
+        for kind, rollout_id, _, _ in outcome.facts:
+            if kind == "rollout.restored" and rollout_id is not None:
+                failed.pop(rollout_id, None)
+    blobs = Blobs(log, MOST_MB)
+    return [
+        letter for one in [*failed.values(), *state.rollouts.values()] for letter in _letters_of(one, namespace, blobs)
+    ]
+
+
+def _letters_of(rollout: Rollout, namespace: str, blobs: Blobs) -> list[DeadLetter]:
+    """The letter of a rollout whose last attempt was the last one, as the leader on Kafka writes it; of others none."""
+    last = rollout.attempts[-1] if rollout.attempts else None
+    if rollout.status != "failed" or last is None or last.status not in _ENDS:
+        return []
+    return [
+        DeadLetter(
+            id=rollout_letter_id(namespace, rollout.rollout_id, rollout.generation),
+            kind=ROLLOUT,
+            source=rollout.rollout_id,
+            reason=reason_of(last, blobs),
+            time=(rollout.ended_us or 0) / 1_000_000,
+            namespace=namespace,
+            tries=last.sequence_id,
+            rollout_id=rollout.rollout_id,
+            attempt_id=last.attempt_id,
+            position=rollout.finished_at,
+            data={"ended": str(last.status)},
+        )
+    ]
+
+
+def _short(rollout: Rollout) -> Rollout:
+    """A copy with the last attempt only, for use outside of the node's lock."""
+    short = copy(rollout)
+    short.attempts = [copy(one) for one in rollout.attempts[-1:]]
+    return short
+
+
+def _letter(record: Record) -> DeadLetter:
+    try:
+        return decode_letter(record)
+    except InvalidPayload as error:
+        where = f"{DEAD}/{record.partition}"
+        return DeadLetter(
+            id=record_letter_id(DEAD, record.partition, record.offset),
+            kind=RECORD,
+            source=record.key or where,
+            reason=error.message or str(error),
+            time=record.timestamp_us / 1_000_000,
+            data={"topic": DEAD, "offset": record.offset, "value": record.value.hex()},
+        )
+
+
+def _after(entry: DeadEntry | None, letter: DeadLetter) -> DeadEntry:
+    if entry is None:
+        return DeadEntry(letter, 1, letter.time, letter.time)
+    if letter.settled:
+        return msgspec.structs.replace(entry, letter=letter)
+    if letter.time <= entry.last_time:
+        return entry  # told again, by somebody who took over
+    return DeadEntry(letter, entry.times + 1, entry.first_time, letter.time)
+
+
+async def write_letter(log: Log, letter: DeadLetter) -> None:
+    """Append a letter; returns when it is durable.
+
+    Raises `InvalidInput` for one that would not read back, `LogError` where it is not durable or not known to be.
+    """
+    if not abs(letter.time) <= LATEST_SECONDS:
+        raise InvalidInput(f"the time of a dead letter is {letter.time}; it takes Unix seconds")
+    try:
+        record = encode_letter(letter)
+        decode_letter(record)
+    except (InvalidPayload, ValueError, OverflowError, TypeError, RecursionError) as error:
+        raise InvalidInput(f"this dead letter cannot be stored: {error}") from None
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def done(result: Ack | LogError) -> None:
+        delivery = Delivery()
+        delivery.put(future, result if isinstance(result, LogError) else None, isinstance(result, LogError))
+        delivery.flush()
+
+    log.append(DEAD, partition_of(record.key, log.partitions(DEAD)), [record], done)
+    await future
+
+
+class DeadLetterMethods:
+    """What a store offers beyond the public interface: its dead letters."""
+
+    engine: Engine
+
+    async def add_dead_letter(self, letter: DeadLetter | Mapping[str, Any]) -> None:
+        """Put a letter, or its fields, into the topic `dead`. Raises `InvalidInput` for fields that are none."""
+        await write_letter(self.engine.log, letter if isinstance(letter, DeadLetter) else letter_from(letter))
+
+    async def query_dead_letters(self) -> list[dict[str, Any]]:
+        """Every letter, as `DeadEntry` in plain data, the oldest first. Raises `Rebuilding` as `query_rollouts` does."""
+        log, failed = self.engine.log, list[DeadLetter]()
+        if not _written(log):
+            await self.engine.indexed()
+            failed = await asyncio.to_thread(self._failed)
+        return msgspec.to_builtins(await asyncio.to_thread(dead_letters, log, failed))
+
+    def _failed(self) -> list[DeadLetter]:
+        """The letters of the failed rollouts of this store, in memory and in the index. Blocks for the I/O."""
+        engine = self.engine
+        found: dict[str, Rollout] = {}
+        with engine.cold.reading() as table:
+            numbers = [number for _, number in table.ordered(Where(frozenset({"failed"})), None, False, 0, -1)]
+            archived = [unpack(body) for body in table.bodies(numbers).values()]
+        found.update((one.rollout_id, one) for one in archived if one is not None)
+        with engine.node.lock:
+            hot = engine.node.state.rollouts
+            moved = [*engine.cold.pending()[1], *(one for one in hot.values() if one.status == "failed")]
+            found = {name: one for name, one in found.items() if name not in hot}
+            found.update((one.rollout_id, _short(one)) for one in moved)
+        return [letter for one in found.values() for letter in _letters_of(one, engine.node.namespace, engine.blobs)]
+
+
+def letter_from(fields: Mapping[str, Any]) -> DeadLetter:
+    """A letter from plain data. Raises `InvalidInput`."""
+    try:
+        return msgspec.convert(dict(fields), DeadLetter)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"this is no dead letter: {error}") from error
+
+
+def entries_from(rows: Sequence[Mapping[str, Any]]) -> list[DeadEntry]:
+    """What `query_dead_letters` gave, typed. Raises `InvalidInput`."""
+    try:
+        return msgspec.convert(list(rows), list[DeadEntry])
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"the store's dead letters cannot be read: {error}") from error
+
+
+async def requeue(store: Any, letter: DeadLetter) -> None:
+    """Put a rollout that was given up back into the queue: a new generation of it, which has its attempts before it.
+
+    Raises `NotFound` for a rollout that the store does not have, `InvalidInput` where it is not over any more.
+    """
+    if letter.rollout_id is None:
+        raise InvalidInput(f"{letter.id} names no rollout")
+    rollout = await store.get_rollout_by_id(letter.rollout_id)
+    if rollout is not None and rollout.status not in FINISHED:
+        raise InvalidInput(f"{letter.rollout_id} is {rollout.status}: somebody has started it again already")
+    await store.update_rollout(letter.rollout_id, status="queuing")
+    await settle(store, letter, REQUEUED)
+
+
+async def requeue_run(store: Any, name: str) -> dict[str, Any]:
+    """Put every rollout of a run that was given up back into the queue; `{"run_id", "rollout_ids"}`.
+
+    `name`: the id of the run, the beginning of it, or its name. Raises `NotFound`, `InvalidInput` for several.
+    """
+    [run] = await store.query_runs(name)
+    mine = set(run["rollout_ids"])
+    letters = {
+        entry.letter.rollout_id: entry.letter
+        for entry in entries_from(await store.query_dead_letters())
+        if entry.letter.kind == ROLLOUT and not entry.letter.settled and entry.letter.rollout_id in mine
+    }
+    queued: list[str] = []
+    names = [one for one in letters if one is not None]
+    for first in range(0, len(names), REQUEUED_AT_ONCE):
+        some = names[first : first + REQUEUED_AT_ONCE]
+        # One that was queued again in another way may have succeeded since, and its letter is open still.
+        for rollout in await store.query_rollouts(rollout_id_in=some, status_in=["failed"]):
+            await requeue(store, letters[rollout.rollout_id])
+            queued.append(rollout.rollout_id)
+    return {"run_id": run["run_id"], "rollout_ids": queued}
+
+
+async def settle(store: Any, letter: DeadLetter, what: str) -> None:
+    """Note what became of a letter."""
+    await store.add_dead_letter(msgspec.structs.replace(letter, settled=what, time=time.time()))

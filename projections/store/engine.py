@@ -1,0 +1,559 @@
+"""The engine of a store: the node and its projections wired together, and the one way a command goes through them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import TypeVar, cast
+
+from ...core.clock import Clock, SystemClock
+from ...core.errors import Archived, ForeignPosition, LogClosed, LogError, NotFound, Rebuilding
+from ...core.events import payload
+from ...core.events.codec import decode
+from ...core.events.run_events import RunEvent
+from ...core.events.schema import AnyEvent, AttemptClaimed, Edge, TimePassed
+from ...core.fold import commands as decide
+from ...core.fold.apply import Outcome, check_basis
+from ...core.fold.state import FINISHED, Attempt, Rollout, State
+from ...core.ids import uuid7_hex
+from ...core.log.interface import KeyRange, Log
+from ...core.log.log_copy import refuse_unfinished
+from ...core.log.topics import CONTROL, SPANS
+from ..archive.backfill import Refill
+from ..archive.index import ColdIndex, Mark
+from ..facts.feed import FactFeed
+from ..liveness.cluster import Peers
+from ..liveness.contact import Contact
+from ..liveness.expiry import Timekeeper
+from ..liveness.heartbeats import Liveness
+from ..queue.claim_queue import Dispatch
+from ..queue.completion_waiters import Waiters
+from ..replica.command_context import Call, CommandIds, current_call, refusal
+from ..replica.futures import Delivery
+from ..replica.node import Node
+from ..replica.positions import joined, read_token
+from ..replica.settings import StoreSettings
+from ..replica.snapshots import read_snapshot, write_snapshot
+from ..replica.state_image import StateImage
+from ..spans.blobs import Blobs
+from ..spans.schema import key_range
+from ..spans.shared_span_log import SharedSpanBook
+from ..spans.span_log import SpanBook
+from .views import Views
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+AHEAD_SECONDS = 1.0
+"""How long a position may be ahead of this node before the log is asked whether it holds it at all."""
+ANSWER_SECONDS = 1.0
+"""How long a log may take to answer when the store is closed, before it counts as away."""
+RECORDED_SLICE = 16
+MAX_RESTORES = 64
+"""How often a command brings its rollout back before it is given up: it leaves hot state again only after many records."""
+
+
+class _Proof:
+    """Listens to the fold until it passes the mark of an index: `proven` if its fingerprint there is the same."""
+
+    def __init__(self, node: Node, mark: Mark) -> None:
+        self._node = node
+        self._mark = mark
+        self.proven = False
+
+    def __call__(self, outcome: Outcome) -> None:
+        state = self._node.state
+        if state.position == self._mark[0]:
+            self.proven = state.fingerprint == self._mark[1]
+
+
+class Engine(Views):
+    """Everything a store consists of, except its public methods. Thread-safe; belongs to no event loop."""
+
+    node: Node
+    cold: ColdIndex
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        settings: StoreSettings | None = None,
+        clock: Clock | None = None,
+        index_path: str | None = None,
+        foreign_writers: bool = False,
+    ) -> None:
+        refuse_unfinished(log)
+        began = time.perf_counter()
+        self.log = log
+        self.settings = settings if settings is not None else StoreSettings()
+        self.clock = clock if clock is not None else SystemClock()
+        self.opened_at = self.clock.monotonic()
+        self.blobs = Blobs(log, self.settings.max_payload_mb, self.clock)
+        self.spans = (SharedSpanBook if foreign_writers else SpanBook)(log, self.blobs, self.clock)
+        self.node = Node(log, self.settings, clock=self.clock, foreign_writers=foreign_writers)
+        self.cold = ColdIndex(index_path, log.log_id)
+        self.liveness = Liveness(log, self.node.writer if foreign_writers else None, self.node.namespace)
+        self.waiters = Waiters(self.node.delivery)
+        self.dispatch = Dispatch(self.node.delivery, self.node.writer if foreign_writers else None, self.clock)
+        self.facts = FactFeed(self.node)
+        self.contact = Contact(log, self.node) if foreign_writers else None
+        self.peers = Peers(log, self.node, self.liveness, self.facts, self.contact) if self.contact is not None else None
+        self.timekeeper = Timekeeper(self.node, self.liveness, self.spans, self.peers)
+        self._snapshotting: threading.Thread | None = None
+        self.shared = foreign_writers
+        self.refill: Refill | None = None
+        self.closed = False
+        self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        if isinstance(self.spans, SharedSpanBook):
+            self.spans.where = self._where
+        try:
+            self._open()
+        except BaseException:
+            self.cold.close()
+            raise
+        self.seconds_to_open = time.perf_counter() - began
+
+    def _open(self) -> None:
+        node = self.node
+        restored = read_snapshot(self.log, node.namespace)
+        mark = self.cold.mark
+        behind = restored is not None and mark[0] < restored.state.position
+        if behind and not self.shared:
+            restored = None  # the index lost what the snapshot relies on: everything again from the first record
+        if restored is None or behind:
+            self.cold.clear()
+            self.cold.whole = restored is None and not self.cold.broken
+        self.restored_at = restored.state.position if restored is not None else 0
+        self._snapshot_at = self.restored_at
+        self.cold.on_broken = self._index_broken
+        fits = _Proof(node, mark)  # before the index takes anything from the records that follow
+        node.listeners += [fits, self._archive]
+        if restored is not None and mark == (restored.state.position, restored.state.fingerprint):
+            fits.proven = True
+        node.open(restored)
+        self.cold.flush(node.state.position, node.state.fingerprint)
+        with node.lock:
+            node.listeners.remove(fits)
+            if restored is not None and not behind and not (fits.proven and self._index_holds()):
+                logger.warning("The index of finished rollouts is not of this log's history; it is made anew from the log.")
+                self.cold.clear()
+                self.cold.whole = False
+            refill_to = self.restored_at if behind else node.state.position
+            self.dispatch.load(node.state)
+            self.liveness.load()
+            self.timekeeper.load()
+            self.facts.start()
+            node.listeners.append(self._heard)
+        self.cold.start()
+        if not self.cold.whole and self.refill is None:
+            self.refill = Refill(self.log, node, self.cold, None if self.cold.broken else refill_to)
+            self.refill.start()
+        self.timekeeper.start()
+        if self.peers is not None:
+            self.peers.start(self.timekeeper.now)
+
+    # What follows from each folded record, under the node's lock
+
+    def _archive(self, outcome: Outcome) -> None:
+        if outcome.archived:
+            self.cold.add(outcome.archived, outcome.position + 1, self.node.state.fingerprint)
+        if outcome.facts and outcome.facts[0][0] == "rollout.restored":
+            self.cold.remove(str(outcome.facts[0][1]), outcome.position + 1, self.node.state.fingerprint)
+
+    def _index_holds(self) -> bool:
+        """Whether the index has as many rollouts as the fold says have left hot state. Under the node's lock."""
+        state = self.node.state
+        return self.cold.holds(state.created - len(state.rollouts))
+
+    def _index_broken(self) -> None:
+        """The index cannot be read: another one is filled from the log, and questions wait for it."""
+        if not self.closed:
+            if self.refill is not None:
+                self.refill.stop()  # it must not call the next table whole
+            self.refill = Refill(self.log, self.node, self.cold, None)
+            self.refill.start()
+
+    def _heard(self, outcome: Outcome) -> None:
+        proposal = outcome.proposal
+        if outcome.facts and proposal is not None and isinstance(proposal.event, AttemptClaimed):
+            self.dispatch.claimed(proposal.writer, proposal.event.rollout_id)
+        for kind, rollout_id, sequence_id, _ in outcome.facts:
+            if rollout_id is None:
+                event = outcome.proposal.event if outcome.proposal is not None else None
+                if isinstance(event, TimePassed):
+                    self.timekeeper.clock_moved(event.to_ms - event.from_ms)
+                continue
+            if kind == "rollout.claimable":
+                self.dispatch.offer(self.node.state, rollout_id)
+            elif kind == "rollout.completed":
+                self.waiters.completed(rollout_id)
+                self.spans.born.discard(rollout_id)
+            elif kind == "rollout.enqueued":
+                self.spans.born.add(rollout_id)
+            elif kind == "rollout.restored":
+                self._restored(rollout_id)
+            elif kind == "rollout.backoff":
+                self.timekeeper.backing_off(rollout_id)
+            elif kind.startswith("attempt."):
+                self._attempt_heard(kind, rollout_id, sequence_id)
+        self.facts.heard(outcome)
+        if isinstance(self.spans, SharedSpanBook):
+            self.spans.notice(outcome)
+        if self.peers is not None:
+            self.peers.heard(outcome)
+        if self._position_waiters:
+            self._wake_positions()
+        if self.node.state.position - self._snapshot_at >= self.settings.snapshot_every:
+            self.snapshot()
+
+    def _restored(self, rollout_id: str) -> None:
+        rollout = self.node.state.rollouts.get(rollout_id)
+        if rollout is not None:
+            self.timekeeper.watch(rollout)  # nobody did while it was archived
+
+    def _attempt_heard(self, kind: str, rollout_id: str, sequence_id: int) -> None:
+        key = (rollout_id, sequence_id)
+        if kind == "attempt.claimed" or (kind == "attempt.running" and key not in self.liveness.open):
+            rollout = self.node.state.rollouts.get(rollout_id)
+            if rollout is not None:
+                self.timekeeper.opened(key, rollout.attempts[sequence_id - 1].incarnation)
+        elif kind in ("attempt.succeeded", "attempt.failed", "attempt.timeout", "attempt.unresponsive"):
+            self.liveness.open.pop(key, None)
+
+    def snapshot(self) -> None:
+        """Have a thread write a snapshot of about now; nobody waits for it, and one at a time is written."""
+        with self.node.lock:
+            self._snapshot_at = self.node.state.position
+            if self._snapshotting is not None and self._snapshotting.is_alive():
+                return
+            self._snapshotting = threading.Thread(target=self._write_snapshot, name="agl-snapshot", daemon=True)
+            self._snapshotting.start()
+
+    def _write_snapshot(self) -> None:
+        image, at = StateImage(self.node).make()
+        try:
+            self.cold.flush(at[0], at[2])  # first: a snapshot that is ahead of the index would not be used
+            write_snapshot(self.log, self.node.namespace, self.node.writer, image, at)
+        except LogError as error:
+            logger.warning("The snapshot at position %d was not written: %s", at[0], error)
+
+    def close(self) -> None:
+        """Stop the timekeeper, snapshot what has grown, close the log. Idempotent.
+
+        Where the log does not answer it is closed first: nothing waits for it then, and what it did not acknowledge has an
+        unknown outcome.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        answers = self.contact is None or self.contact.answers(ANSWER_SECONDS)
+        if not answers:
+            logger.warning("The log at %s does not answer; the store is closed without it.", self.log.url)
+            self.log.close()
+        self.timekeeper.close()
+        whole = answers and self.node.broken is None
+        if self.peers is not None:
+            self.peers.close(finish=whole)
+        if whole and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
+            self.snapshot()
+        self._end_threads()
+        self.log.close()  # finishes the appends under way, whose commands get their answers
+        self.node.close()
+        self.cold.flush(self.node.state.position, self.node.state.fingerprint)
+        with self.node.lock:
+            self._end_waits(LogClosed("the store was closed"))
+        self.cold.close()
+
+    def _end_threads(self) -> None:
+        if self._snapshotting is not None:
+            self._snapshotting.join()
+        if self.refill is not None:
+            self.refill.close()
+
+    def abandon(self, error: Exception) -> None:
+        """Stop without touching the log, which goes on under another engine; who waits gets `error`."""
+        self.closed = True
+        self.timekeeper.close()
+        if self.peers is not None:
+            self.peers.close(finish=False)
+        self._end_threads()
+        self.node.close()
+        with self.node.lock:
+            self._end_waits(error)
+        self.cold.close()
+
+    def _end_waits(self, error: Exception) -> None:
+        """Whoever waits for something to happen here learns that nothing will."""
+        for part in (self.waiters, self.dispatch, self.facts):
+            part.fail(error)
+        for _, future in self._position_waiters:
+            self.node.delivery.put(future, error, True)
+        self._position_waiters.clear()
+        self.node.delivery.flush()
+
+    # Commands
+
+    def check_open(self) -> None:
+        """Raise what ended the store, or `LogClosed` where it was closed."""
+        if self.closed:
+            raise self.node.lost_by or LogClosed("the store was closed")
+
+    async def command(self, decided: Callable[[State, str], AnyEvent], answer: Callable[[str], T], part: str = "") -> T:
+        """Put one command through the log and return `answer(command_id)`, read at the command's own record.
+
+        `part` stands for the call's id where one call makes several records.
+        `decided` and `answer` run under the node's lock. A lost race is decided again under a derived id; an id whose
+        verdict is known is answered from it. Raises what `decided` raises, `Refused`, and the log's errors.
+        """
+        self.check_open()
+        call = current_call()
+        await self.reach_basis(call.basis)
+        ids = CommandIds(part or call.command_id)
+        restores = 0
+        while True:
+            command_id = ids.current
+            try:
+                tried = self._try(command_id, call, decided, answer)
+            except Archived as archived:
+                restores += 1
+                if restores > MAX_RESTORES:
+                    raise
+                await self.restore(archived.message)
+                continue
+            if not isinstance(tried, asyncio.Future):
+                reason, value = tried
+            else:
+                outcome, value = await tried
+                reason = outcome.verdict.reason if outcome.verdict is not None else "malformed"
+            if not reason:
+                return cast(T, value)
+            ids.refused(reason)
+
+    def _try(
+        self, command_id: str, call: Call, decided: Callable[[State, str], AnyEvent], answer: Callable[[str], T]
+    ) -> asyncio.Future[tuple[Outcome, T | None]] | tuple[str, T | None]:
+        """(reason, answer) where the verdict is known already, else the future of a proposal."""
+        node = self.node
+        with node.lock:
+            verdict = node.state.verdicts.get(command_id)
+            if verdict is not None:
+                return (verdict.reason, answer(command_id) if verdict.accepted else None)
+            self.check_basis(call)
+            event = decided(node.state, command_id)
+            future: asyncio.Future[tuple[Outcome, T | None]] = asyncio.get_running_loop().create_future()
+            node.propose(event, command_id, node.settle(future, lambda _: answer(command_id)), call.basis)
+            return future
+
+    async def reach_basis(self, basis: tuple[int, bytes] | None) -> None:
+        """Among other nodes, wait until this one has what the caller's command is based on."""
+        if self.shared and basis is not None:
+            await self._reach(basis[0] + 1, None)
+
+    def check_basis(self, call: Call) -> None:
+        """Refuse what the fold would refuse for the basis of the call, so that nothing is written. Under the node's lock."""
+        reason = "" if call.basis is None else check_basis(self.node.state, *call.basis)
+        if reason == "expired":
+            raise refusal(reason, call.command_id)
+        if reason:
+            raise ForeignPosition("the command is based on a history that is not the one of this log")
+
+    async def restore(self, sentence: str) -> None:
+        """Bring the archived rollout that `sentence` ("Rollout X is archived") names back into hot state."""
+        rollout_id = sentence.split(" ")[1]
+        expected = self.node.state.archived.get(rollout_id)
+        body = await asyncio.to_thread(self.cold.body, rollout_id, expected)
+        if body is None:
+            self.check_index(rollout_id)
+            raise NotFound.rollout(rollout_id)
+        await self.settle(decide.restore(rollout_id, body))
+
+    async def settle(self, event: AnyEvent) -> Outcome:
+        """Propose an event of the store's own and return what became of it."""
+        future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
+        with self.node.lock:
+            self.node.propose(event, uuid7_hex(), self.node.settle(future, None))
+        outcome, _ = await future
+        return outcome
+
+    async def note(self, event: RunEvent) -> int:
+        """Put an event of a run into the log; its position, once it is durable and folded past. Repeating it is harmless."""
+        self.check_open()
+        call = current_call()
+        await self.reach_basis(call.basis)
+        future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
+        with self.node.lock:
+            self.check_basis(call)
+            self.node.propose(event, call.command_id, self.node.settle(future, None), call.basis)
+        outcome, _ = await future
+        return outcome.position
+
+    async def observe(self, rollout_id: str, attempt_id: str, edge: Edge) -> bool:
+        """A sign of life of an attempt: stamp it, and put the edge into the log if it makes one. False if unknown."""
+        node = self.node
+        with node.lock:
+            rollout = node.state.rollouts.get(rollout_id)
+            if rollout is None:
+                return False
+            attempt = next((one for one in reversed(rollout.attempts) if one.attempt_id == attempt_id), None)
+            if attempt is None:
+                return False
+            now_us = self.time_us()
+            self.liveness.beat((rollout_id, attempt.sequence_id), self.timekeeper.now(), now_us, late=True)
+            event = decide.observe(rollout, attempt, edge, now_us)
+            if event is None:
+                return True
+            # Concurrent first spans share one edge: the id is the same while the state that asks for it is.
+            command_id = f"edge/{rollout_id}/{attempt_id}/{attempt.status}/{attempt.revivals}/{event.edge}/{node.writer}"
+            if node.state.verdicts.get(command_id) is not None:
+                return True
+            future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
+            node.propose(event, command_id, node.settle(future, None))
+        await future
+        return True
+
+    # Look-ups, under the node's lock or not at all in a hurry
+
+    def _where(self, rollout_id: str) -> KeyRange | None:
+        """Where in their partition the spans of a rollout lie; None for an unknown rollout. Blocks for the I/O."""
+        rollout = self.load(rollout_id)
+        return None if rollout is None else key_range(rollout)
+
+    def check_index(self, rollout_id: str) -> None:
+        """An archived rollout is not in the index: later, perhaps."""
+        if self.refill is not None:
+            self.refill.check()
+        if not self.cold.whole:
+            raise Rebuilding(f"rollout {rollout_id} is finished and the index of such is being made; try again in a moment")
+
+    def recorded(self, command_id: str) -> AnyEvent | None:
+        """The event that a command put into the log; None where its verdict is forgotten. Blocks for the I/O."""
+        with self.node.lock:
+            verdict = self.node.state.verdicts.get(command_id)
+        # Others share the partition at most, so a record lies at its position or behind it.
+        offset = None if verdict is None else verdict.position
+        while offset is not None:
+            records = self.log.read(CONTROL, self.node.partition, offset, RECORDED_SLICE, headers=False)
+            for record in records:
+                if record.key == self.node.namespace and command_id.encode() in record.value:
+                    proposal = decode(record.value)
+                    if proposal.id == command_id:
+                        return proposal.event
+            offset = records[-1].offset + 1 if records else None
+        return None
+
+    async def indexed(self) -> None:
+        """Wait until what is finished can be listed. Raises `Rebuilding` where that takes longer than a call may."""
+        if self.refill is not None and not self.refill.done.is_set():
+            await self.refill.wait()
+
+    def fetch(self, reference: payload.Reference) -> bytes:
+        """The bytes of a payload that lies in blobs."""
+        return self.blobs.fetch(reference)
+
+    def beat_us(self, rollout: Rollout, attempt: Attempt) -> int | None:
+        """The overlay's last sign of life of an attempt; under the node's lock."""
+        return self.liveness.beat_us(rollout.rollout_id, attempt.sequence_id)
+
+    def time_us(self) -> int:
+        """The wall clock in microseconds."""
+        return int(self.clock.time() * 1_000_000)
+
+    def is_finished(self, rollout_id: str) -> bool | None:
+        """Whether a rollout has its outcome; None for an unknown one."""
+        rollout = self.node.state.rollouts.get(rollout_id)
+        if rollout is not None:
+            return rollout.status in FINISHED
+        return True if self.node.state.archived.get(rollout_id) is not None else None
+
+    # Positions
+
+    def position_token(self) -> str:
+        """What is applied, as text: log id, namespace, fingerprint, and the number of records folded."""
+        position, fingerprint = self.node.mark
+        head = f"{self.log.log_id}:{self.node.namespace}:{fingerprint.hex()}:{position}"
+        return joined(head, self.log.known_ends(SPANS)) if self.shared else head
+
+    async def wait_position(self, token: str) -> None:
+        """Wait until everything that `token` stands for is applied here.
+
+        Raises `ForeignPosition` for a token of another log or history, and for one that is ahead of the log: nothing that
+        was acknowledged is, unless the log lost it. Raises `InvalidInput` for what is no token.
+        """
+        seen = read_token(token)
+        if seen.log_id != self.log.log_id or seen.namespace != self.node.namespace:
+            raise ForeignPosition(f"the position comes from log {seen.log_id}, this store serves log {self.log.log_id}")
+        await self._reach(seen.position, seen.fingerprint)
+        known = self.log.known_ends(SPANS)
+        ahead = [(part, end) for part, end in seen.spans.items() if end > known.get(part, 0)]
+        if self.shared and ahead:
+            await asyncio.gather(*(self._reach_spans(part, end) for part, end in ahead))
+
+    async def _reach_spans(self, partition: int, end: int) -> None:
+        """Find the log's end of a span partition at `end` or above; what is asked for later is not below it then."""
+        if partition >= self.log.partitions(SPANS):
+            raise ForeignPosition(f"this log has no partition {partition} of spans")
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def done(found: int | LogError) -> None:
+            delivery = Delivery()
+            delivery.put(future, found, isinstance(found, LogError))
+            delivery.flush()
+
+        self.log.ask_end(SPANS, partition, done, at_least=end)
+        found = await future
+        if found < end:
+            raise ForeignPosition(
+                f"partition {partition} of spans ends at {found}, and the caller was given its end as {end}: the log was "
+                "restored from a copy, or lost what it had acknowledged"
+            )
+
+    async def _reach(self, position: int, fingerprint: bytes | None) -> None:
+        """Wait until so many records are folded here, and check the fingerprint after them (None: any)."""
+        node = self.node
+        for look in count():
+            with node.lock:
+                self.check_open()
+                ahead, offset = position - node.state.position, node.next_offset
+                if ahead <= 0:
+                    self._check_print(position, fingerprint)
+                    return
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._position_waiters = [one for one in self._position_waiters if not one[1].done()]
+                if self.shared:
+                    self._position_waiters.append((position, future))
+            if self.shared:  # another node may have written it, and this one has not read it yet
+                if (await asyncio.wait({future}, timeout=AHEAD_SECONDS))[0]:
+                    future.result()
+                    continue
+                future.cancel()
+                try:
+                    ahead -= (await asyncio.to_thread(self.log.ends, CONTROL, node.partition))[1] - offset
+                except LogError as error:
+                    logger.debug("The log does not say where it ends: %s", error)
+                    continue
+            if ahead > 0 and (look or not self.shared):  # a broker may say for a moment that its log ends earlier
+                raise ForeignPosition(
+                    f"position {position} is ahead of the log, which holds {node.mark[0]} records: it was restored from a "
+                    "copy, or lost what it had acknowledged"
+                )
+
+    def _check_print(self, position: int, fingerprint: bytes | None) -> None:
+        """Raise `ForeignPosition` where the fingerprint after so many records is known to be another one."""
+        known = self.node.state.verdicts.print_at(position - 1)
+        if fingerprint is not None and known is not None and known != fingerprint:
+            raise ForeignPosition(
+                f"at position {position} the log has another history than the caller has seen: it was restored from a copy, "
+                "or lost what it had acknowledged"
+            )
+
+    def _wake_positions(self) -> None:
+        position = self.node.state.position
+        for wanted, future in self._position_waiters:
+            if wanted <= position:
+                self.node.delivery.put(future, None)
+        self._position_waiters = [one for one in self._position_waiters if one[0] > position]

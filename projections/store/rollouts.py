@@ -1,0 +1,402 @@
+"""The store's methods about rollouts and attempts: create, claim, change, read, wait."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from ...core.errors import InvalidInput, NotFound, Refused
+from ...core.events import codec
+from ...core.events import schema as events
+from ...core.fold import commands as decide
+from ...core.fold.state import FINISHED, Rollout, State
+from ...core.model import rollout as model
+from ...core.model.query import page
+from ...core.model.scalars import plain_scalar
+from ...core.model.store_interface import LightningStore
+from ...core.model.store_terms import UNSET, FilterLogic, SortOrder, Unset
+from ..replica import validation as arguments
+from ..replica.command_context import current_call
+from .answers import NO_RESOURCES, attempt_out, attempted_out, config_in, latest_out, micros, rollout_out
+from .engine import Engine
+from .rollout_query import RolloutPages, RolloutQuery
+from .views import Peeked, shown
+
+M = TypeVar("M")
+
+ENQUEUE_BYTES = 800_000
+"""One record carries at most about this many bytes of new rollouts; a larger batch is split, with derived ids."""
+
+
+class RolloutMethods(LightningStore):
+    """Part of `EventLogStore` (store.py)."""
+
+    engine: Engine
+
+    # Creating
+
+    async def _new(
+        self,
+        input: Any,
+        mode: str | None,
+        resources_id: str | None,
+        config: model.RolloutConfig | Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+    ) -> Callable[[str], events.NewRollout]:
+        """Validate and encode; returns what makes the rollout once its id is known."""
+        blobs = self.engine.blobs
+        checked_mode = arguments.one_of(mode, arguments.MODES, "mode")
+        carried = config_in(None if config is None else arguments.config(config))
+        metadata = arguments.mapping_or_none(metadata, "metadata")
+        resources_id = arguments.id_or_none(resources_id, "resources_id")
+        body = await blobs.settle(blobs.encode(input, "the input"))
+        meta = await blobs.settle(blobs.encode(metadata, "the metadata")) if metadata else None
+        try:
+            codec.check(events.NewRollout("", body, checked_mode, resources_id, carried, meta))
+        except codec.Undecodable as error:
+            raise InvalidInput(f"a value of the rollout cannot be part of an event: {error}") from None
+        return lambda rollout_id: events.NewRollout(rollout_id, body, checked_mode, resources_id, carried, meta)
+
+    def _claimer(self, command_id: str, worker_id: str | None, incarnation: str | None, remote: bool) -> events.Claim:
+        return events.Claim(
+            attempt_id=decide.attempt_id_of(command_id),
+            worker_id=arguments.text_or_none(worker_id, "worker_id"),
+            incarnation=incarnation,
+            confirm=remote,
+            lag_ms=self.engine.timekeeper.lag_ms(),
+        )
+
+    async def start_rollout(
+        self,
+        input: model.TaskInput,
+        mode: model.RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: model.RolloutConfig | None = None,
+        metadata: dict[str, Any] | None = None,
+        worker_id: str | None = None,
+    ) -> model.AttemptedRollout:
+        new = await self._new(input, mode, resources_id, config, metadata)
+
+        def decided(state: State, command_id: str) -> events.AnyEvent:
+            return decide.start(new(decide.rollout_id_of(command_id)), self._claimer(command_id, worker_id, None, False))
+
+        return await self._changed(decided, decide.rollout_id_of, self._attempted)
+
+    async def enqueue_rollout(
+        self,
+        input: model.TaskInput,
+        mode: model.RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: model.RolloutConfig | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> model.Rollout:
+        new = await self._new(input, mode, resources_id, config, metadata)
+        return await self._changed(
+            lambda state, command_id: decide.enqueue([new(decide.rollout_id_of(command_id))]),
+            decide.rollout_id_of,
+            self._plain,
+        )
+
+    async def enqueue_many_rollouts(
+        self, rollouts: Sequence[model.EnqueueRolloutRequest]
+    ) -> Sequence[model.Rollout]:
+        made = [
+            await self._new(one.input, one.mode, one.resources_id, one.config, one.metadata)
+            for one in arguments.requests(rollouts)
+        ]
+        parts: list[list[Callable[[str], events.NewRollout]]] = []
+        size = ENQUEUE_BYTES
+        for new in made:
+            weight = len(new("").input) + len(new("").metadata or b"") + 64
+            if size + weight > ENQUEUE_BYTES:
+                parts.append([])
+                size = 0
+            parts[-1].append(new)
+            size += weight
+        call = current_call()
+        answers: list[model.Rollout] = []
+        bound: str | None = None
+        for number, part in enumerate(parts):
+            made_now = await self._enqueue_part(part, f"{call.command_id}/{number}" if number else "", bound)
+            if bound is None:
+                unnamed = [one.resources_id for one, new in zip(made_now, part) if new("").resources_id is None]
+                bound = unnamed[0] or NO_RESOURCES if unnamed else None
+            answers.extend(made_now)
+        return answers
+
+    async def _enqueue_part(
+        self, part: list[Callable[[str], events.NewRollout]], prefix: str, bound: str | None
+    ) -> list[model.Rollout]:
+        """One record's worth, with ids of its own. `bound`: what the parts before it were bound to by the fold."""
+
+        def ids(command_id: str) -> list[str]:
+            return [decide.rollout_id_of(prefix or command_id, index) for index in range(len(part))]
+
+        def decided(state: State, command_id: str) -> events.AnyEvent:
+            new = [make(rollout_id) for make, rollout_id in zip(part, ids(command_id))]
+            if bound is not None:
+                new = [_bound(one, bound) for one in new]
+            return decide.enqueue(new)
+
+        def answer(command_id: str) -> dict[str, Peeked]:
+            return {rollout_id: self.engine.peek(rollout_id) for rollout_id in ids(command_id)}
+
+        made = await self.engine.resolve_all(await self.engine.command(decided, answer, prefix))
+        return await shown(lambda: [self._plain(rollout, "") for rollout in made], made)
+
+    # Changing
+
+    async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> model.AttemptedRollout:
+        rollout_id = arguments.text(rollout_id, "rollout_id")
+        return await self._changed(
+            lambda state, command_id: decide.start_attempt(
+                state, rollout_id, self._claimer(command_id, worker_id, None, False)
+            ),
+            lambda _: rollout_id,
+            self._attempted,
+        )
+
+    async def update_rollout(
+        self,
+        rollout_id: str,
+        input: model.TaskInput | Unset = UNSET,
+        mode: model.RolloutMode | None | Unset = UNSET,
+        resources_id: str | None | Unset = UNSET,
+        status: model.RolloutStatus | Unset = UNSET,
+        config: model.RolloutConfig | Unset = UNSET,
+        metadata: dict[str, Any] | None | Unset = UNSET,
+    ) -> model.Rollout:
+        blobs = self.engine.blobs
+        rollout_id = arguments.text(rollout_id, "rollout_id")
+        given: dict[str, Any] = {}
+        if not isinstance(mode, Unset):
+            given["mode"] = arguments.one_of(mode, arguments.MODES, "mode")
+        if not isinstance(resources_id, Unset):
+            given["resources_id"] = arguments.id_or_none(resources_id, "resources_id")
+        if not isinstance(status, Unset):
+            given["status"] = arguments.one_of(status, arguments.ROLLOUT_STATUSES, "status")
+        if not isinstance(config, Unset):
+            given["config"] = config_in(arguments.config(config))
+        if not isinstance(metadata, Unset):
+            checked = arguments.mapping_or_none(metadata, "metadata")
+            given["metadata"] = await blobs.settle(blobs.encode(checked, "the metadata"))
+        if not isinstance(input, Unset):
+            given["input"] = await blobs.settle(blobs.encode(input, "the input"))
+        fields = tuple(given)
+        watermark = await self.engine.spans.watermark(rollout_id)
+        return await self._changed(
+            lambda state, command_id: decide.update_rollout(
+                state, rollout_id, fields, **given, watermark=watermark
+            ),
+            lambda _: rollout_id,
+            self._plain,
+        )
+
+    async def update_attempt(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"],
+        status: model.AttemptStatus | Unset = UNSET,
+        worker_id: str | Unset = UNSET,
+        last_heartbeat_time: float | Unset = UNSET,
+        metadata: dict[str, Any] | Unset = UNSET,
+    ) -> model.Attempt:
+        blobs, engine = self.engine.blobs, self.engine
+        rollout_id = arguments.text(rollout_id, "rollout_id")
+        attempt_id = arguments.text(attempt_id, "attempt_id")
+        new_status = None if isinstance(status, Unset) else arguments.one_of(status, arguments.ATTEMPT_STATUSES, "status")
+        # "" stands for nobody: None in the event leaves the worker as it is
+        worker = None if isinstance(worker_id, Unset) else arguments.text_or_none(worker_id, "worker_id") or ""
+        told_us = None
+        if not isinstance(last_heartbeat_time, Unset):
+            told_us = micros(arguments.number(last_heartbeat_time, "last_heartbeat_time"))
+        meta = None
+        if not isinstance(metadata, Unset):
+            checked = arguments.mapping_or_none(metadata, "metadata")
+            meta = await blobs.settle(blobs.encode(checked, "the metadata"))
+        resolved: list[str] = []
+        ends = new_status not in (None, "preparing", "running")
+        watermark = await engine.spans.watermark(rollout_id) if ends else None
+
+        def decided(state: State, command_id: str) -> events.AnyEvent:
+            rollout = decide.find(state, rollout_id)
+            attempt = decide.find_attempt(rollout, resolved[0] if resolved else attempt_id)
+            if not resolved:
+                resolved.append(attempt.attempt_id)
+            return decide.update_attempt(
+                rollout,
+                attempt,
+                status=new_status,
+                worker_id=worker,
+                metadata=meta,
+                beat_us=told_us if told_us is not None else (engine.beat_us(rollout, attempt) if ends else None),
+                watermark=watermark,
+                lag_ms=engine.timekeeper.lag_ms(),
+            )
+
+        def answer(command_id: str) -> tuple[str, Peeked]:
+            self._showed_life(rollout_id, resolved[0] if resolved else attempt_id, told_us)
+            return command_id, engine.peek(rollout_id)
+
+        try:
+            command_id, peeked = await engine.command(decided, answer)
+        except Refused as refused:
+            if refused.reason != "late":  # the first end won; the late one is in the log and changes nothing
+                raise
+            with engine.node.lock:
+                command_id, peeked = answer("")
+        rollout = await self._there(rollout_id, peeked)
+        attempt = decide.find_attempt(rollout, resolved[0] if resolved else attempt_id)
+        if attempt_id == "latest" and not resolved:  # a repeated call: it is about the one that its first try found
+            event = await asyncio.to_thread(engine.recorded, command_id)
+            attempt = rollout.attempts[event.sequence_id - 1] if isinstance(event, events.AttemptUpdated) else attempt
+        return await shown(lambda: attempt_out(rollout_id, attempt, engine.fetch), [rollout])
+
+    def _showed_life(self, rollout_id: str, attempt_id: str, told_us: int | None) -> None:
+        """An update of a hot attempt is a sign of life of it; under the node's lock."""
+        engine = self.engine
+        rollout = engine.node.state.rollouts.get(rollout_id)
+        for attempt in rollout.attempts if rollout is not None else ():
+            if attempt.attempt_id == attempt_id:
+                key = (rollout_id, attempt.sequence_id)
+                engine.liveness.beat(key, engine.timekeeper.now(), engine.time_us())
+                if told_us is not None:
+                    engine.liveness.told(key, told_us)
+
+    # Answering
+
+    async def _changed(
+        self,
+        decided: Callable[[State, str], events.AnyEvent],
+        named: Callable[[str], str],
+        show: Callable[[Rollout, str], M],
+        part: str = "",
+    ) -> M:
+        """Put a command through the log and show the rollout that it is about; both are told the id it had in the end."""
+
+        def answer(command_id: str) -> tuple[str, Peeked]:
+            return command_id, self.engine.peek(named(command_id))
+
+        command_id, peeked = await self.engine.command(decided, answer, part)
+        rollout = await self._there(named(command_id), peeked)
+        return await shown(lambda: show(rollout, command_id), [rollout])
+
+    async def _there(self, rollout_id: str, peeked: Peeked) -> Rollout:
+        rollout = await self.engine.resolve(rollout_id, peeked)
+        if rollout is None:
+            raise NotFound.rollout(rollout_id)
+        return rollout
+
+    def _plain(self, rollout: Rollout, _: str) -> model.Rollout:
+        return rollout_out(rollout, self.engine.fetch)
+
+    def _attempted(self, rollout: Rollout, command_id: str) -> model.AttemptedRollout:
+        """With the attempt that the command made."""
+        attempt = decide.find_attempt(rollout, decide.attempt_id_of(command_id))
+        return attempted_out(rollout, attempt, self.engine.fetch)
+
+    # Reading
+
+    async def get_rollout_by_id(self, rollout_id: str) -> model.AttemptedRollout | model.Rollout | None:
+        rollout_id = arguments.text(rollout_id, "rollout_id")
+        rollout = await self.engine.read(rollout_id)
+        return None if rollout is None else await shown(lambda: latest_out(rollout, self.engine.fetch), [rollout])
+
+    async def get_latest_attempt(self, rollout_id: str) -> model.Attempt | None:
+        rollout_id = arguments.text(rollout_id, "rollout_id")
+        rollout = await self.engine.read(rollout_id)
+        if rollout is None or not rollout.attempts:
+            return None
+        return await shown(lambda: attempt_out(rollout_id, rollout.attempts[-1], self.engine.fetch), [rollout])
+
+    async def query_attempts(
+        self,
+        rollout_id: str,
+        *,
+        sort_by: str | None = "sequence_id",
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> model.PaginatedResult[model.Attempt]:
+        rollout_id = arguments.text(rollout_id, "rollout_id")
+        lost: list[str] = []
+        rollout = await self.engine.read(rollout_id)
+        attempts: list[model.Attempt] = []
+        if rollout is not None:
+            attempts = await shown(
+                lambda: [attempt_out(rollout_id, attempt, self.engine.fetch, lost) for attempt in rollout.attempts],
+                [rollout],
+            )
+        return page(
+            attempts, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset, model=model.Attempt,
+            incomplete=bool(lost),
+        )  # fmt: skip
+
+    async def query_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        status_in: Sequence[model.RolloutStatus] | None = None,
+        rollout_id_in: Sequence[str] | None = None,
+        rollout_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+        status: Sequence[model.RolloutStatus] | None = None,
+    ) -> model.PaginatedResult[model.Rollout | model.AttemptedRollout]:
+        if status is not None:
+            warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
+        asked = status_in if status_in is not None else status
+        statuses = arguments.some_of(asked, arguments.ROLLOUT_STATUSES, "status_in")
+        ids = arguments.texts_or_none(rollout_id_in if rollout_id_in is not None else rollout_ids, "rollout_ids")
+        contains = arguments.text_or_none(rollout_id_contains, "rollout_id_contains")
+        limit, offset = plain_scalar(limit), plain_scalar(offset)
+        query = RolloutQuery(statuses, ids, contains, filter_logic, sort_by, sort_order, limit, offset)
+
+        def view(rollout: Rollout, lost: list[str]) -> model.Rollout:
+            return latest_out(rollout, self.engine.fetch, lost)
+
+        return await RolloutPages(self.engine, query, view).answer()
+
+    # Waiting
+
+    async def wait_for_rollouts(self, rollout_ids: Sequence[str], timeout: float | None = None) -> list[model.Rollout]:
+        loop = asyncio.get_running_loop()
+        rollout_ids = arguments.texts(rollout_ids, "rollout_ids")
+        deadline = None if timeout is None else loop.time() + arguments.number(timeout, "timeout")
+        node, waiters = self.engine.node, self.engine.waiters
+        while True:
+            with node.lock:
+                missing = [one for one in rollout_ids if self.engine.is_finished(one) is False]
+                left = None if deadline is None else deadline - loop.time()
+                if not missing or (left is not None and left <= 0):
+                    over = [one for one in rollout_ids if self.engine.is_finished(one)]
+                    break
+                future = waiters.add(loop, missing)
+            handle = None if left is None else loop.call_later(left, _give_up, future)
+            try:
+                await future
+            finally:
+                if handle is not None:
+                    handle.cancel()
+                with node.lock:
+                    waiters.remove(future, missing)
+        found = [one for one in await self.engine.read_many(over) if one.status in FINISHED]
+        return await shown(lambda: [rollout_out(rollout, self.engine.fetch, []) for rollout in found], found)
+
+
+def _give_up(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _bound(new: events.NewRollout, resources_id: str) -> events.NewRollout:
+    if new.resources_id is not None:
+        return new
+    return events.NewRollout(new.rollout_id, new.input, new.mode, resources_id, new.config, new.metadata)
+
+

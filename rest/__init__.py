@@ -1,0 +1,1 @@
+"""The HTTP API of a store: its description, its server and its client."""

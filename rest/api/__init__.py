@@ -1,0 +1,1 @@
+"""What server and client share: routes, schemas, encoding, limits and the OpenAPI description."""

@@ -1,0 +1,285 @@
+"""The client's way to the store in one event loop: calls made while a request is under way share the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import aiohttp
+import msgspec
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from ...core.credentials import mask_text
+from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
+from ...projections.replica.positions import joined, number_of, raised, split
+from ..api import encoding as wire
+from ..api.routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
+from .connection import Connections, NotPlain
+
+log = logging.getLogger("agentlightning.store.client")
+
+MAX_FLIGHTS = 2
+MAX_BATCH_CALLS = 256
+MAX_BATCH_BYTES = 4_000_000
+RETRY_STATUSES = frozenset((408, 429, 502, 503, 504))
+TRANSPORT_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, asyncio.TimeoutError, OSError)
+
+
+def answered_error(status: int, body: Any, url: str) -> AgentLightningError:
+    """What an answer with an error status raises at the client: our error, which is an `aiohttp.ClientResponseError` too.
+
+    Clients of older releases raised that class, so ``except aiohttp.ClientResponseError`` and ``error.status`` work.
+    """
+    return _with_status(wire.error_from(status, body), status, url)
+
+
+def _with_status(error: AgentLightningError, status: int, url: str) -> AgentLightningError:
+    kind = _answered(type(error))
+    made: Any = kind.__new__(kind, *error.args)
+    made.args = error.args
+    address = URL(url)
+    info = aiohttp.RequestInfo(address, "POST", CIMultiDictProxy(CIMultiDict[str]()), address)
+    made.__dict__.update(error.__dict__, status=status, headers=None, history=(), request_info=info)
+    return made
+
+
+@cache
+def _answered(kind: type[AgentLightningError]) -> type[AgentLightningError]:
+    """A class that is both `kind` and aiohttp's. Its errors are pickled as `kind`, and made again from that."""
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        plain = kind.__new__(kind, *self.args)
+        plain.args = self.args
+        plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in _RESPONSE_FIELDS})
+        return _with_status, (plain, self.status, str(self.request_info.url))
+
+    body = {"__module__": kind.__module__, "__str__": kind.__str__, "__repr__": kind.__repr__, "__reduce__": reduce}
+    return type(kind.__name__, (kind, aiohttp.ClientResponseError), body)
+
+
+_RESPONSE_FIELDS = frozenset({"status", "headers", "history", "request_info"})
+
+
+@dataclass
+class Seen:
+    """What a client knows of its store: the highest position token, and what its next command can be based on."""
+
+    token: str | None = None
+    basis: str | None = None
+    greeted: bool = False
+    position: int = -1
+    _head: str = ""
+    _spans: Mapping[int, int] = field(default_factory=dict[int, int])
+    """The ends of span partitions that were seen: answers to calls side by side arrive in any order."""
+
+    def note(self, headers: Any) -> None:
+        """Keep what an answer's headers say, where it is newer."""
+        self.greeted = True
+        token = headers.get(POSITION_HEADER.lower())
+        if token is None:
+            return
+        head, spans = split(token)
+        position = number_of(head)
+        if position >= self.position:
+            self.position, self._head, self.basis = position, head, headers.get(PRINT_HEADER.lower())
+        self._spans = raised(self._spans, spans)
+        self.token = joined(self._head, self._spans)
+
+    def forget(self, token: str | None, address: str, error: ForeignPosition) -> None:
+        """Drop what was known, after the store refused `token` or what was based on it. Said once for all callers."""
+        if self.token == token and (self.token is not None or self.basis is not None or self.greeted):
+            self.token = self.basis = None
+            self.greeted, self.position, self._spans = False, -1, {}
+            log.warning("the store at %s has another history than before (%s); going on with what it holds now", address, error)
+
+
+class Transient(StoreUnreachable):
+    """No answer, or one that says "not now": the same call may be sent again."""
+
+    def __init__(self, message: str = "", *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True)
+class _Waiting:
+    frame: bytes
+    future: asyncio.Future[Any]
+
+
+class Lane:
+    """Requests of one client in one event loop."""
+
+    def __init__(
+        self, base: str, seen: Seen, token: str | None, request_timeout: float, connection_timeout: float
+    ) -> None:
+        self.base = base
+        self.shown = mask_text(base)
+        self._seen = seen
+        self._urls = {path: URL(base + path) for path in (CALLS_PATH, EVENTS_PATH, HEALTH_PATH)}
+        self._request_timeout = request_timeout
+        self._connection_timeout = connection_timeout
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout, sock_connect=connection_timeout)
+        self._connections = Connections(base, token, connection_timeout)
+        self._plain = "@" not in base
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[_Waiting] = []
+        self._flights: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        headers = {"Content-Type": "application/msgpack"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        )
+
+    async def ask(self, frame: bytes) -> Any:
+        """Send a call, together with others where there are; its [status, result]. Raises `Transient` and others."""
+        waiting = _Waiting(frame, self._loop.create_future())
+        self._pending.append(waiting)
+        self._schedule()
+        return await waiting.future
+
+    def _schedule(self) -> None:
+        if self._pending and not self._scheduled and len(self._flights) < MAX_FLIGHTS:
+            # At the end of this turn of the loop: whoever else was woken by the last answer joins.
+            self._scheduled = True
+            self._loop.call_soon(self._launch)
+
+    def _launch(self) -> None:
+        self._scheduled = False
+        size = count = 0
+        for waiting in self._pending[:MAX_BATCH_CALLS]:
+            size += len(waiting.frame)
+            if count and size > MAX_BATCH_BYTES:
+                break
+            count += 1
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        batch = [waiting for waiting in batch if not waiting.future.done()]
+        if batch:
+            flight = self._loop.create_task(self._fly(batch))
+            self._flights.add(flight)
+            flight.add_done_callback(self._landed)
+        self._schedule()
+
+    def _landed(self, flight: asyncio.Task[None]) -> None:
+        self._flights.discard(flight)
+        self._schedule()
+
+    async def _fly(self, batch: list[_Waiting]) -> None:
+        try:
+            answers = await self.post([waiting.frame for waiting in batch])
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.future.cancel()
+            raise
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.future.done():
+                    # One exception in many tasks would collect their tracebacks.
+                    waiting.future.set_exception(_copy(error))
+            return
+        for waiting, found in zip(batch, answers, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(found)
+
+    async def post(self, frames: list[bytes], hold_seconds: float | None = None) -> list[Any]:
+        """Send calls in one request; the list of [status, result]. With `hold_seconds` the server may take that long."""
+        body = msgspec.msgpack.encode([msgspec.Raw(frame) for frame in frames])
+        timeout_seconds = self._request_timeout + (hold_seconds or 0.0)
+        own = hold_seconds is not None
+        status, fields, data = await self._send(body, timeout_seconds, own)
+        if status != 200:
+            raise self.refusal(status, data)
+        plain = fields.get("content-type", "").startswith("application/msgpack")
+        answers = wire.as_list(wire.unpack(data, counted=False)) if plain else None
+        if answers is None or len(answers) != len(frames):
+            raise AgentLightningError(f"what answers at {self.shown} is not a store of this package")
+        self._seen.note(fields)
+        return answers
+
+    async def _send(self, body: bytes, timeout_seconds: float, own: bool) -> tuple[int, Mapping[str, str], bytes]:
+        token = self._seen.token
+        try:
+            if self._plain and not own:
+                extra = b"" if token is None else f"{POSITION_HEADER}: {token}\r\n".encode("latin-1")
+                try:
+                    answer = await self._connections.exchange(body, extra, timeout_seconds)
+                except NotPlain:
+                    self._plain = False
+                else:
+                    return answer.status, answer.headers, answer.body
+            headers = None if token is None else {POSITION_HEADER: token}
+            timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._connection_timeout)
+            async with self.session.post(self._urls[CALLS_PATH], data=body, headers=headers, timeout=timeout) as found:
+                return found.status, found.headers, await found.read()
+        except aiohttp.InvalidURL as error:
+            raise AgentLightningError(f"{self.shown} is not an address: {mask_text(str(error))}") from None
+        except TRANSPORT_ERRORS as error:
+            raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
+
+    def refusal(self, status: int, data: bytes) -> AgentLightningError:
+        """What a request that was refused as a whole raises."""
+        try:
+            body = wire.from_json(data)
+        except ValueError:
+            body = None
+        error = answered_error(status, body, self.base)
+        if status in RETRY_STATUSES or error.retryable:
+            return Transient(str(error), status=status)
+        if status in (404, 405, 501) and not (isinstance(body, dict) and "error_type" in body):
+            return AgentLightningError(f"what answers at {self.shown} is not a store of this package (status {status})")
+        return error
+
+    async def hello(self) -> None:
+        """Ask for the store's position, which a first command is based on."""
+        token = self._seen.token
+        headers = None if token is None else {POSITION_HEADER: token}
+        try:
+            async with self.session.get(self._urls[HEALTH_PATH], headers=headers, timeout=self._timeout) as answer:
+                data = await answer.read()
+        except aiohttp.InvalidURL as error:
+            raise AgentLightningError(f"{self.shown} is not an address: {mask_text(str(error))}") from None
+        except TRANSPORT_ERRORS as error:
+            raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
+        if answer.status != 200:
+            error = self.refusal(answer.status, data)
+            if not isinstance(error, ForeignPosition) or token is None:
+                raise error
+            self._seen.forget(token, self.shown, error)
+            return await self.hello()
+        self._seen.note(answer.headers)
+
+    async def close(self) -> None:
+        """Close the connections; calls under way are cancelled."""
+        for flight in tuple(self._flights):
+            flight.cancel()
+        for waiting in self._pending:
+            waiting.future.cancel()
+        self._pending.clear()
+        self._connections.close()
+        await self.session.close()
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _copy(error: Exception) -> Exception:
+    if not isinstance(error, AgentLightningError):
+        return error
+    rebuild, arguments = error.__reduce__()[:2]  # pyright: ignore[reportGeneralTypeIssues]
+    copy: Exception = rebuild(*arguments)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+__all__ = ["Lane", "Seen", "Transient"]

@@ -1,0 +1,260 @@
+"""One call of a store method, as any door hands it over: arguments checked, idempotency key put in place, guarded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any, TypeVar
+
+from ...core.errors import ForeignPosition, InvalidInput, NotFound, Refused, StoreUnreachable
+from ...core.ids import uuid7_hex
+from ...core.model.resources import masked
+from ...core.model.store_interface import LightningStore
+from ...projections.replica.command_context import Call, serve
+from ..api.encoding import as_dict
+from ..api.limits import count_spans
+from ..api.routes import LONGEST_HOLD_SECONDS, PRINT_HEADER, READING, Method
+from ..api.schemas import Page
+
+T = TypeVar("T")
+
+CATCH_UP_SECONDS = 5.0
+"""How long a caller is held back until this store has seen what the caller has."""
+MAX_KEY_LENGTH = 200
+KEPT_KEYS = 20_000
+"""Idempotency keys of which this process remembers the call."""
+_KEPT = {
+    "add_dead_letter": "dead letters",
+    "query_dead_letters": "dead letters",
+    "record_run_event": "runs",
+    "query_runs": "runs",
+}
+"""Methods beyond the contract, and what a store that lacks them does not keep."""
+_LISTS_OF_RESOURCES = ("query_resources", "query_resource_versions")
+
+
+class CallerGone(Exception):
+    """The connection of a held call was lost: nobody reads the answer."""
+
+
+class Calls:
+    """Runs calls on a store. Held calls are remembered, so that a server that stops can end them."""
+
+    def __init__(self, store: LightningStore) -> None:
+        self.store = store
+        self._keys = _Keys()
+        self._held: set[asyncio.Task[Any]] = set()
+        self._closing = False
+
+    async def run(self, method: Method, args: dict[str, Any], command: Call | None) -> Any:
+        """Check the arguments and call the store. Raises pydantic's ValidationError and what the store raises."""
+        if method.name in ("add_span", "add_many_spans"):
+            count_spans(args)
+        given = method.body.model_validate(args).given()
+        for name in method.not_null:
+            if name in given and given[name] is None:
+                raise InvalidInput(f"{name} is invalid; it cannot be a null value.")
+        if method.may_wait:
+            _bound_the_wait(given)
+        if method.name in ("fingerprint", "confirm_claim"):
+            return await self._beyond_the_contract(method.name, given)
+        kept = _KEPT.get(method.name)
+        own = getattr(type(self.store), method.name, None) or getattr(self.store, method.name, None)
+        if kept is not None and own in (None, getattr(LightningStore, method.name, None)):
+            raise InvalidInput(f"this store keeps no {kept}")
+        # Set in every case: the connection's context may be shared by requests that follow each other.
+        serve(command or Call(uuid7_hex()))
+        if command is None or method.name in READING:
+            answer = await getattr(self.store, method.name)(**given)
+        else:
+            with self._keys.used(command, method, args):
+                return await getattr(self.store, method.name)(**given)
+        if method.name in _LISTS_OF_RESOURCES:  # people list them; a runner asks for those that it needs
+            shown = [one.model_copy(update={"resources": masked(one.resources)}) for one in answer.items]
+            return answer.model_copy(update={"items": shown})
+        return answer
+
+    async def _beyond_the_contract(self, name: str, given: dict[str, Any]) -> Any:
+        own = getattr(self.store, name, None)
+        if name == "confirm_claim":
+            if own is not None:
+                await own(given["rollout_id"], given["attempt_id"])
+            return None
+        if own is None:
+            raise InvalidInput("this store keeps no fingerprint")
+        position, digest = own()
+        return {"position": position, "fingerprint": digest}
+
+    async def held(self, work: Coroutine[Any, Any, T], gone: Callable[[], Coroutine[Any, Any, None]]) -> T:
+        """Run a call that may wait long, until the caller is `gone` or the server stops.
+
+        Raises `CallerGone` in the first case and `StoreUnreachable` in the second.
+        """
+        if self._closing:
+            work.close()
+            raise StoreUnreachable("the store is shutting down")
+        task = self.hold(work)
+        watch = asyncio.ensure_future(gone())
+        try:
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not task.cancelled():
+                return task.result()
+            raise StoreUnreachable("the store is shutting down") if self._closing else CallerGone()
+        finally:
+            watch.cancel()
+            task.cancel()
+
+    def hold(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that :meth:`stop` cancels."""
+        task = asyncio.ensure_future(work)
+        self._held.add(task)
+        task.add_done_callback(self._held.discard)
+        if self._closing:
+            task.cancel()
+        return task
+
+    @property
+    def closing(self) -> bool:
+        """Whether the server stops."""
+        return self._closing
+
+    def stop(self) -> None:
+        """End every held call."""
+        self._closing = True
+        for task in tuple(self._held):
+            task.cancel()
+
+    def position(self) -> str | None:
+        """The store's position token; None for a store that has none."""
+        own: Any = getattr(self.store, "position", None)
+        return None if own is None else own()
+
+    def basis(self) -> str | None:
+        """What a client's next command can be based on: "position:fingerprint"."""
+        own: Any = getattr(self.store, "fingerprint", None)
+        if own is None:
+            return None
+        position, digest = own()
+        return f"{position}:{digest}"
+
+    async def catch_up(self, token: str | None) -> None:
+        """Wait until the store is current with its log, and has what the caller has seen.
+
+        Raises `ForeignPosition` for a token of another log or history and for one ahead of the log, and `StoreUnreachable`
+        when it takes too long.
+        """
+        current = getattr(self.store, "wait_current", None)
+        if current is not None:
+            await current()
+        if not token:
+            return
+        wait = getattr(self.store, "wait_position", None)
+        if wait is None:
+            return
+        if token == self.position():
+            return
+        if token.count(":") < 2:
+            raise ForeignPosition(f"{token[:100]!r} is not a position of this store")
+        try:
+            await asyncio.wait_for(wait(token), CATCH_UP_SECONDS)
+        except asyncio.TimeoutError:
+            raise StoreUnreachable(f"the store has not reached position {token} yet") from None
+
+
+class _Keys:
+    """Which call each idempotency key was used for, of the newest ones: a key names one call, and its repetitions."""
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
+
+    @contextmanager
+    def used(self, command: Call, method: Method, args: dict[str, Any]) -> Generator[None, None, None]:
+        """For the time of a call. Raises `Refused` where the key stands for another one."""
+        # Our own client makes a key for each call; its arguments are not looked at a second time.
+        this = (method.name, b"" if command.remote else _digest(args))
+        known = self._calls.setdefault(command.command_id, this)
+        if known[0] != this[0] or (known[1] and this[1] and known[1] != this[1]):
+            what = known[0] if known[0] != this[0] else f"{known[0]} with other arguments"
+            raise Refused(
+                f"the idempotency key {command.command_id[:100]} was used for {what}; a call needs a key of its own",
+                reason="key_reused",
+            )
+        self._calls.move_to_end(command.command_id)
+        if len(self._calls) > KEPT_KEYS:
+            self._calls.popitem(last=False)
+        try:
+            yield
+        except (ForeignPosition, InvalidInput, NotFound):
+            # Nothing happened, so the key is free for the call as it was meant.
+            self._calls.pop(command.command_id, None)
+            raise
+
+
+def _digest(args: dict[str, Any]) -> bytes:
+    """Of the arguments, but for how long the caller waits, which a repetition may change."""
+    kept = {name: value for name, value in args.items() if name not in ("wait_seconds", "timeout")}
+    return sha256(json.dumps(kept, sort_keys=True, default=str).encode()).digest()
+
+
+def command_of(command_id: str | None, basis: str | None, remote: bool) -> Call | None:
+    """The idempotency key of a request, and what its caller knew. Raises `InvalidInput` for what is none."""
+    if command_id is None:
+        return None
+    if not 0 < len(command_id) <= MAX_KEY_LENGTH or not command_id.isprintable():
+        raise InvalidInput(f"an idempotency key has 1 to {MAX_KEY_LENGTH} printable characters")
+    return Call(command_id, _basis_of(basis) if basis else None, remote, repeatable=True)
+
+
+_BASIS = re.compile(r"([0-9]{1,18}):((?:[0-9a-f]{16})?)")
+
+
+def _basis_of(text: str) -> tuple[int, bytes]:
+    """(position, fingerprint) of the last record that a caller knew; positions in headers count records."""
+    found = _BASIS.fullmatch(text)
+    if found is None:
+        raise InvalidInput(f"{text[:100]!r} is not a basis: it looks like POSITION:FINGERPRINT, as {PRINT_HEADER} says it")
+    return int(found[1]) - 1, bytes.fromhex(found[2])
+
+
+def _bound_the_wait(given: dict[str, Any]) -> None:
+    for name in ("wait_seconds", "timeout"):
+        value = given.get(name, 0.0)
+        if value is None or value > LONGEST_HOLD_SECONDS:
+            given[name] = LONGEST_HOLD_SECONDS
+        elif value != value:
+            raise InvalidInput(f"{name} is not a number")
+
+
+def waits(method: Method, args: Any) -> bool:
+    """Say whether a call can be held for a while."""
+    given = as_dict(args)
+    if not method.may_wait or given is None:
+        return False
+    if method.name == "wait_for_rollouts":
+        return given.get("timeout") is None or _positive(given["timeout"])
+    return _positive(given.get("wait_seconds", 0.0))
+
+
+def _positive(value: Any) -> bool:
+    try:
+        return float(value) > 0
+    except (TypeError, ValueError):
+        return False
+
+
+def guard_page(method: Method, given: Any) -> None:
+    """What the HTTP routes refuse of a page: unknown sort fields, a limit of 0, a negative offset."""
+    if method.page_of is None or not isinstance(given, Page):
+        return
+    allowed = method.page_of.model_fields
+    if given.sort_by is not None and given.sort_by not in allowed:
+        raise InvalidInput(f"Invalid sort_by: {given.sort_by}, allowed fields are: {', '.join(allowed)}")
+    if given.limit == 0 or given.limit < -1:
+        raise InvalidInput("Limit must be greater than 0 or -1 for no limit")
+    if given.offset < 0:
+        raise InvalidInput("Offset must be greater than or equal to 0")

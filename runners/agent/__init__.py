@@ -1,0 +1,1 @@
+"""Agents as users write them: classes, decorated functions, and how they are found by name."""

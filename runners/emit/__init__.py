@@ -1,0 +1,1 @@
+"""What an agent reports about its own run: rewards, messages, objects, operations."""

@@ -1,0 +1,107 @@
+"""Carrying agents, runners and tracers to another process, or into a second object of their kind."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import sys
+import types
+import weakref
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from ...algorithms.decorator import FunctionalAlgorithm
+from ...core.errors import InvalidInput
+from ..agent.decorators import FunctionalLitAgent
+
+__all__ = ["carried", "second"]
+
+T = TypeVar("T")
+
+
+def carried(value: Any) -> bytes:
+    """``value`` for another process, which reads it with ``pickle.loads``.
+
+    Beyond what pickle does: a decorated function goes by its name, and so does the function behind it; weak
+    references arrive as None. Raises InvalidInput where that is not possible: something that was defined inside a
+    function or typed into an interpreter, or an open file or lock among its attributes.
+    """
+    buffer = io.BytesIO()
+    try:
+        _Carrier(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    except InvalidInput:
+        raise
+    except Exception as error:
+        # Pickling runs anybody's code, so anything may come out of it.
+        raise InvalidInput(f"it cannot be carried to another process ({type(error).__name__}: {error})") from error
+    return buffer.getvalue()
+
+
+def second(value: T) -> T:
+    """Another object like ``value``, which must not have begun its work; InvalidInput as for :func:`carried`."""
+    return pickle.loads(carried(value))
+
+
+class _Carrier(pickle.Pickler):
+    def reducer_override(self, obj: Any) -> Any:
+        """Pickle's hook: how to make ``obj`` again, or NotImplemented for its own ways."""
+        if isinstance(obj, weakref.ReferenceType):
+            return _nothing, ()
+        if isinstance(obj, ContextVar):
+            return _context_variable, (obj.name,)
+        if isinstance(obj, FunctionalLitAgent | FunctionalAlgorithm):
+            return self._by_name(obj, vars(obj)) or NotImplemented
+        if isinstance(obj, types.FunctionType | type):
+            _refuse_typed_in(obj)
+        if isinstance(obj, types.FunctionType) and obj.__closure__ is None:
+            found = _found(obj.__module__, obj.__qualname__)
+            if found is not obj and getattr(found, "__wrapped__", None) is obj:
+                return _behind, (obj.__module__, obj.__qualname__)
+        return NotImplemented
+
+    @staticmethod
+    def _by_name(obj: Any, names: dict[str, Any]) -> Any:
+        module, name = names.get("__module__"), names.get("__qualname__")
+        if not isinstance(module, str) or not isinstance(name, str) or _found(module, name) is not obj:
+            return None
+        _refuse_typed_in(names.get("__wrapped__"))
+        return _named, (module, name)
+
+
+def _refuse_typed_in(obj: Any) -> None:
+    """What the main module has is found again only where that module is a file."""
+    main = sys.modules.get("__main__")
+    if getattr(obj, "__module__", None) == "__main__" and main is not None:
+        if getattr(main, "__spec__", None) is None and not getattr(main, "__file__", None):
+            raise InvalidInput(f"{getattr(obj, '__name__', obj)!r} is defined in no file, so no other process finds it")
+
+
+def _nothing() -> None:
+    return None
+
+
+def _context_variable(name: str) -> ContextVar[Any]:
+    return ContextVar(name, default=None)
+
+
+def _found(module: str, name: str) -> Any:
+    """What ``module.name`` is; None where it is nothing."""
+    try:
+        value: Any = importlib.import_module(module)
+        for part in name.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError):
+        return None
+    return value
+
+
+def _named(module: str, name: str) -> Any:
+    value = _found(module, name)
+    if value is None:
+        raise AttributeError(f"{module} has no {name} when it is imported")
+    return value
+
+
+def _behind(module: str, name: str) -> Any:
+    return _named(module, name).__wrapped__

@@ -1,0 +1,199 @@
+"""The process of one worker: what it is given, what it tells its parent, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from typing import Any, ClassVar
+
+from ...algorithms.execution.base import ThreadingEvent
+
+__all__ = [
+    "CANCEL",
+    "DONE",
+    "FAILED",
+    "HOPELESS",
+    "READY",
+    "STOP",
+    "UNGUARDED",
+    "UNREADABLE",
+    "WORKS",
+    "WORN_OUT",
+    "Assignment",
+    "Desk",
+    "Job",
+    "interrupts_later",
+    "leave",
+    "leave_if_a_worker_imports",
+    "work",
+]
+
+_log = logging.getLogger(__name__)
+STOP, CANCEL = "stop", "cancel"
+"""From the parent: take no more work; end what runs."""
+READY, WORKS, DONE, FAILED, UNREADABLE = "ready", "works", "done", "failed", "unreadable"
+"""From the child, each with a text: it begins; it has loaded what it needs; it has ended by itself; it cannot work, and
+why; it found no agent."""
+HOPELESS = 3
+"""Exit code of a child whose error will not get better by starting it again."""
+WORN_OUT = 4
+"""Exit code of a child that an agent of its own keeps busy for ever, in a thread or on its event loop."""
+UNGUARDED = 5
+"""Exit code of a child that came to ``fit`` again while it read the main module."""
+LOOK_SECONDS = 0.25
+
+
+class Desk:
+    """What a job finds in its process: the number of its place, what that place was ``given``, the way to the parent.
+
+    ``stop`` is set once the parent asks for the end, or is gone.
+    """
+
+    def __init__(self, number: int, given: Any, link: Connection) -> None:
+        self.number = number
+        self.given = given
+        self.stop = ThreadingEvent()
+        self._link = link
+        self._cancelled = False
+        self._cancel: Callable[[], None] = lambda: None
+
+    def tell(self, what: str, text: str = "") -> None:
+        """Tell the parent; nothing happens where it is gone."""
+        try:
+            self._link.send((what, text))
+        except OSError as error:
+            _log.debug("The parent is gone: %s", error)
+
+    def when_cancelled(self, act: Callable[[], None]) -> None:
+        """Have ``act`` called, from another thread and perhaps twice, when what runs is to end, or at once if it is."""
+        self._cancel = act
+        if self._cancelled:
+            act()
+
+    def cancel(self) -> None:
+        """Ask to end what runs."""
+        self._cancelled = True
+        self._cancel()
+
+
+class Job(ABC):
+    """What each process of a crew does. It is carried to all of them, so all that is in it must be something that can be."""
+
+    orphan_seconds: ClassVar[float] = 0.5
+    """How long a process may take to end well when its parent is gone."""
+
+    @abstractmethod
+    def work(self, desk: Desk) -> int:
+        """Do it, until the end or soon after ``desk.stop``; the exit code of the process."""
+
+    def orphaned(self, desk: Desk) -> None:
+        """Called in another thread when the parent is gone, before the process is stopped."""
+        _log.debug("The parent is gone.")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a process starts from. ``carried``: the job as bytes; ``job``: itself, in a forked process."""
+
+    number: int
+    given: Any
+    carried: bytes | None
+    job: Job | None
+    log_level: int | None
+    parent_pid: int
+
+
+def work(assignment: Assignment, link: Connection, parents_end: Connection | None) -> None:
+    """The target of the process; it never returns."""
+    if parents_end is not None:  # forked: with its own copy open it would never see the parent's end close
+        parents_end.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; a terminal tells the whole group
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if assignment.log_level is not None and not logging.getLogger("agentlightning").handlers:
+        from ...core.logging_setup import setup_logging
+
+        setup_logging(assignment.log_level)
+    leave(_run(assignment, link))
+
+
+def leave(code: int) -> None:
+    """End this process now: threads that an agent left behind would keep it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            _log.debug("An output could not be flushed: %s", error)
+    logging.shutdown()
+    os._exit(code)
+
+
+def _run(assignment: Assignment, link: Connection) -> int:
+    desk = Desk(assignment.number, assignment.given, link)
+    try:
+        job: Any = assignment.job if assignment.carried is None else pickle.loads(assignment.carried)
+    except Exception as error:
+        # Reading it imports the user's modules, which may raise anything.
+        desk.tell(UNREADABLE, f"{type(error).__name__}: {error}")
+        return HOPELESS
+    threading.Thread(
+        target=_listen, args=(link, desk, job, assignment.parent_pid), name="agl-link", daemon=True
+    ).start()
+    desk.tell(READY)
+    return job.work(desk)
+
+
+def _listen(link: Connection, desk: Desk, job: Job, parent_pid: int) -> None:
+    """Do what the parent says; end soon where it is gone, however it ended."""
+    try:
+        while True:
+            if link.poll(LOOK_SECONDS):
+                word = link.recv()
+                desk.stop.set()
+                if word == CANCEL:
+                    desk.cancel()
+            elif os.getppid() != parent_pid:  # a forked process holds its siblings' ends too, and sees none close
+                break
+    except (EOFError, OSError) as error:
+        _log.debug("The link to the parent is closed: %r", error)
+    job.orphaned(desk)
+    desk.stop.set()
+    desk.cancel()
+    time.sleep(job.orphan_seconds)
+    os._exit(1)
+
+
+def leave_if_a_worker_imports() -> None:
+    """What ``fit`` begins with: a worker process that imports the program and comes here ends.
+
+    The program calls ``fit`` without asking for ``__name__ == "__main__"``; the parent, who sees the exit code, has to
+    start its workers in another way.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        os._exit(UNGUARDED)
+
+
+@contextmanager
+def interrupts_later() -> Generator[None, None, None]:
+    """While a process starts: Ctrl+C waits until afterwards here, and there until :func:`work` ignores it."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing starts it with the first process, and lifts the block then
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,1 @@
+"""Tracers, and the patches that record calls of model clients as spans."""

@@ -1,0 +1,205 @@
+"""The OpenTelemetry side of tracing: one provider for the process, whose spans find their attempt by context."""
+
+from __future__ import annotations
+
+import asyncio
+
+# Before OpenTelemetry: its fork handler deadlocks a forked child otherwise.
+import concurrent.futures.thread as _threads  # noqa: F401  # pyright: ignore[reportUnusedImport]
+import logging
+import threading
+import weakref
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+
+from ...core.model.semconv import LightningResourceAttributes
+from ...core.model.span import Span
+from .call_span import answer_so_far
+from .openai_semconv import normalised
+from .span_buffer import CURRENT, Recording
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.sdk.trace import Span as SdkSpan
+
+__all__ = [
+    "LightningSpanProcessor",
+    "UnlimitedTracerProvider",
+    "process_provider",
+    "process_tracer",
+    "watch_global_provider",
+]
+
+_log = logging.getLogger(__name__)
+
+
+class LightningSpanProcessor(SpanProcessor):
+    """Hands every ended span to the recording of the context in which it started.
+
+    Spans that start outside of an attempt are none of its business.
+    """
+
+    def __init__(self) -> None:
+        self._recordings: set[Recording] = set()
+        self._watched: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def opened(self, recording: Recording) -> None:
+        """A recording takes spans from now on."""
+        with self._lock:
+            self._recordings.add(recording)
+
+    def closed(self, recording: Recording) -> None:
+        """Ends what the recording still has open and forgets it."""
+        self.end_open(recording)
+        with self._lock:
+            self._recordings.discard(recording)
+            recording.open.clear()
+
+    def end_open(self, recording: Recording, keep: trace.Span | None = None) -> None:
+        """Ends the spans that the recording still has open, the newest first, all but ``keep``."""
+        with self._lock:
+            unfinished = [span for span in recording.open.values() if span is not keep]
+        for span in reversed(unfinished):
+            span.end()
+
+    def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
+        """Remember which recording the span belongs to."""
+        recording = self._current()
+        context = span.get_span_context()
+        if recording is not None:
+            with self._lock:
+                recording.open[context.span_id] = span
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue the ended span, translated, for the store."""
+        recording, live = self._owner(span)
+        if recording is not None:
+            # Sequence 0: the store gives the number.
+            try:
+                stored = Span.from_opentelemetry(span, recording.rollout_id, recording.attempt_id, 0)
+                stored.attributes = {**answer_so_far(live), **stored.attributes}
+                stored.resource.attributes = {**stored.resource.attributes, **recording.resource_attributes}
+                spans = normalised(stored)
+            except Exception as error:
+                # It would be raised where the agent ends its span, which is none of its fault.
+                _log.error("Span %r of %s cannot be recorded: %s", span.name, recording.rollout_id, error)
+            else:
+                recording.add(spans)
+
+    def shutdown(self) -> None:
+        """Nothing to release: recordings are closed by whoever opened them."""
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Always True: spans are stored when their attempt closes."""
+        return True
+
+    def watch(self, provider: TracerProvider) -> None:
+        """Receive the spans of another provider too; once per provider."""
+        with self._lock:
+            if provider in self._watched:
+                return
+            self._watched.add(provider)
+        provider.add_span_processor(self)
+
+    def _owner(self, span: ReadableSpan) -> tuple[Recording | None, Any]:
+        """The recording, and the very span: what is given to us is a copy of it."""
+        context = span.context
+        if context is None:
+            return None, None
+        with self._lock:
+            for recording in self._recordings:
+                live = recording.open.pop(context.span_id, None)
+                if live is not None:
+                    return recording, live
+        return None, None
+
+    def _current(self) -> Recording | None:
+        """The recording of this context.
+
+        A thread that an agent started without its context has none. Where only one attempt is
+        open in this process, such a thread (not the main one, running no event loop) belongs to it.
+        """
+        recording = CURRENT.get()
+        if recording is not None:
+            return None if recording.closed else recording
+        if threading.current_thread() is threading.main_thread():
+            return None
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            with self._lock:
+                return next(iter(self._recordings)) if len(self._recordings) == 1 else None
+        return None
+
+
+class UnlimitedTracerProvider(TracerProvider):
+    """A provider whose spans are recorded whole, whatever the environment says about OpenTelemetry.
+
+    The ``OTEL_`` variables are meant for what a program exports. Rewards and prompts are read from these spans: one that is
+    sampled away or cut off at 128 attributes changes what is learned.
+    """
+
+    def __init__(self, attributes: dict[str, Any]) -> None:
+        super().__init__(
+            sampler=ALWAYS_ON,
+            # Not Resource.create(), which runs the detectors that the environment names.
+            resource=Resource(attributes),
+            shutdown_on_exit=False,
+            span_limits=_unlimited(),
+        )
+        self._disabled = False  # OTEL_SDK_DISABLED
+
+
+def _unlimited() -> SpanLimits:
+    names = ("attributes", "events", "links", "span_attributes", "event_attributes", "link_attributes")
+    lengths = ("attribute_length", "span_attribute_length")
+    return SpanLimits(**{f"max_{name}": SpanLimits.UNSET for name in (*names, *lengths)})
+
+
+@cache
+def process_provider() -> tuple[TracerProvider, LightningSpanProcessor]:
+    """The provider that all our tracers of this process share, and its processor.
+
+    Shared because the OpenAI client can be patched once only. It exports nothing by itself.
+    """
+    attributes: dict[str, Any] = {
+        "service.name": "agentlightning",
+        LightningResourceAttributes.TRACER_NAME.value: "otel",
+    }
+    provider = UnlimitedTracerProvider(attributes)
+    processor = LightningSpanProcessor()
+    processor.watch(provider)
+    return provider, processor
+
+
+def process_tracer() -> trace.Tracer:
+    """The tracer for session spans, emitted spans and operations."""
+    return process_provider()[0].get_tracer("agentlightning")
+
+
+def watch_global_provider() -> TracerProvider:
+    """Record what agents trace through OpenTelemetry's global functions; the provider whose spans these are.
+
+    An SDK provider that somebody else installed stays and is watched too. Only where there is
+    none does ours become the global one, since nothing else reaches ``trace.get_tracer()``.
+    """
+    provider, processor = process_provider()
+    try:
+        current = trace.get_tracer_provider()
+    except Exception as error:
+        # It is what OTEL_PYTHON_TRACER_PROVIDER names, and OpenTelemetry raises whatever loading that raises.
+        _log.warning("Spans of OpenTelemetry's global provider are not recorded; it cannot be loaded: %r", error)
+        return provider
+    if isinstance(current, TracerProvider):
+        processor.watch(current)
+        return current
+    if isinstance(current, trace.ProxyTracerProvider):
+        trace.set_tracer_provider(provider)
+    return provider

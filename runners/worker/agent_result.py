@@ -1,0 +1,109 @@
+"""What an agent returned, as spans in the store: a reward, spans of its own, or nothing."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from ...core.errors import InvalidInput
+from ...core.model.rollout import AttemptedRollout
+from ...core.model.scalars import number
+from ...core.model.span import Span, SpanCoreFields, reads_like_a_span
+from ...core.model.store_interface import LightningStore
+from ...core.retry import patiently
+from ...core.spans.attributes import full_qualified_name
+from ...core.spans.rewards import reward_number
+from ..emit.emitters import emit_reward
+from ..tracing.base import Tracer
+from ..tracing.otel import OtelTracer
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+__all__ = ["add_spans", "bound_span", "store_result"]
+
+_log = logging.getLogger(__name__)
+
+
+async def store_result(
+    result: Any, rollout: AttemptedRollout, store: LightningStore, tracer: Tracer, prefix: str
+) -> list[Span]:
+    """Store what the agent returned and give all spans of the attempt, or those that it returned.
+
+    None adds nothing. A number becomes a reward span behind all others, the root of a trace of
+    its own. A list of spans of one kind is stored as it is. TypeError or ValueError for the rest,
+    NaN and infinities too.
+    """
+    if result is None:
+        return tracer.get_last_trace()
+    if isinstance(result, bool):
+        _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
+    if number(result) is not None:
+        reward = reward_number(result, f"The reward that the agent returned for rollout {rollout.rollout_id}")
+        core = emit_reward(reward, propagate=False)
+        return [*tracer.get_last_trace(), *await add_spans([bound_span(core, rollout)], store)]
+    if not isinstance(result, list):
+        kind = full_qualified_name(cast("type[Any]", type(result)))
+        raise TypeError(
+            "Invalid raw result type. It's expected to be none, float, or a list of ReadableSpan or Span, "
+            f"but got: {kind}{_closed(result)}. Return the reward as a number; agl.emit_object and agl.emit_annotation keep "
+            "everything else"
+        )
+    items = cast("list[Any]", result)
+    if not items:
+        _log.warning("%s The agent returned an empty list: no spans are stored for it.", prefix)
+        return []
+    if all(isinstance(item, Span) for item in items):
+        return await add_spans(items, store)
+    if all(isinstance(item, SpanCoreFields) for item in items):
+        return await add_spans([bound_span(item, rollout) for item in items], store)
+    return await _add_otel(items, rollout, store, tracer, prefix)
+
+
+def _closed(result: Any) -> str:
+    """What to do about a coroutine, which is closed: Python would warn later, and elsewhere, that nobody awaited it."""
+    if not inspect.iscoroutine(result):
+        return ""
+    result.close()
+    return " (an asynchronous agent is a function made by `async def`, or a class that overrides rollout_async)"
+
+
+def bound_span(core: SpanCoreFields, rollout: AttemptedRollout) -> Span:
+    """``core`` as a span of the attempt that ``rollout`` carries, the root of a trace of its own."""
+    # Sequence 0: the store gives the number.
+    return Span.from_core_fields(
+        core, rollout_id=rollout.rollout_id, attempt_id=rollout.attempt.attempt_id, sequence_id=0
+    )
+
+
+async def add_spans(spans: Sequence[Span], store: LightningStore) -> list[Span]:
+    """Store them, waiting for a store that is away; as they were stored, in the same order."""
+    if not spans:
+        return []
+    stored = await patiently(lambda: store.add_many_spans(spans), "Storing spans")
+    answered = {span.span_id: span for span in stored}
+    return [answered.get(span.span_id, span) for span in spans]
+
+
+async def _add_otel(
+    items: list[Any], rollout: AttemptedRollout, store: LightningStore, tracer: Tracer, prefix: str
+) -> list[Span]:
+    # Our own spans have a context as well: a list of both kinds is refused.
+    if not all(reads_like_a_span(item) and not isinstance(item, Span) for item in items):
+        kinds = sorted({type(item).__name__ for item in items})
+        raise InvalidInput(
+            "Invalid raw result type. It's expected to be a list of ReadableSpan or Span, but got: " + ", ".join(kinds)
+        )
+    if isinstance(tracer, OtelTracer):
+        _log.warning("%s The tracer records OpenTelemetry spans itself; those returned may be there twice.", prefix)
+    ids = (rollout.rollout_id, rollout.attempt.attempt_id)
+    stored: list[Span] = []
+    for item in cast("list[ReadableSpan]", items):
+        span = await patiently(lambda item=item: store.add_otel_span(*ids, item), "Storing spans")
+        if span is None:
+            _log.error("%s The span %r was stored before.", prefix, item.name)
+        else:
+            stored.append(span)
+    return stored
