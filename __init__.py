@@ -46,10 +46,7 @@ if TYPE_CHECKING:
     from .algorithms.baseline import Baseline as Baseline
     from .algorithms.baseline import FastAlgorithm as FastAlgorithm
     from .algorithms.decorator import algo as algo
-    from .algorithms.execution.base import ExecutionEvent as ExecutionEvent
     from .algorithms.execution.base import ExecutionStrategy as ExecutionStrategy
-    from .algorithms.execution.base import MultiprocessingEvent as MultiprocessingEvent
-    from .algorithms.execution.base import ThreadingEvent as ThreadingEvent
     from .algorithms.execution.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
     from .algorithms.execution.env_vars import LightningEnvVar as LightningEnvVar
     from .algorithms.execution.env_vars import resolve_bool_env_var as resolve_bool_env_var
@@ -143,8 +140,8 @@ if TYPE_CHECKING:
     from .core.spans.readers import is_reward_span as is_reward_span
     from .projections.store.memory_store import InMemoryLightningStore as InMemoryLightningStore
     from .projections.store.store import EventLogStore as EventLogStore
-    from .projections.store.store import open_store as open_store
     from .rest.client.client import LightningStoreClient as LightningStoreClient
+    from .rest.open_store import open_store as open_store
     from .rest.server.server import LightningStoreServer as LightningStoreServer
     from .rest.server.threaded_store import LightningStoreThreaded as LightningStoreThreaded
     from .runners.agent.decorators import llm_rollout as llm_rollout
@@ -158,6 +155,9 @@ if TYPE_CHECKING:
     from .runners.emit.emitters import emit_reward as emit_reward
     from .runners.emit.operation import operation as operation
     from .runners.emit.reward import reward as reward
+    from .runners.stop_events import ExecutionEvent as ExecutionEvent
+    from .runners.stop_events import MultiprocessingEvent as MultiprocessingEvent
+    from .runners.stop_events import ThreadingEvent as ThreadingEvent
     from .runners.tracing.active import clear_active_tracer as clear_active_tracer
     from .runners.tracing.active import get_active_tracer as get_active_tracer
     from .runners.tracing.active import set_active_tracer as set_active_tracer
@@ -176,7 +176,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.algorithm": ("Algorithm",),
     "algorithms.baseline": ("Baseline", "FastAlgorithm"),
     "algorithms.decorator": ("algo",),
-    "algorithms.execution.base": ("ExecutionEvent", "ExecutionStrategy", "MultiprocessingEvent", "ThreadingEvent"),
+    "algorithms.execution.base": ("ExecutionStrategy",),
     "algorithms.execution.client_server": ("ClientServerExecutionStrategy",),
     "algorithms.execution.env_vars": ("LightningEnvVar", "resolve_bool_env_var", "resolve_int_env_var", "resolve_str_env_var"),
     "algorithms.execution.shared_memory": ("SharedMemoryExecutionStrategy",),
@@ -271,8 +271,9 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "is_reward_span",
     ),
     "projections.store.memory_store": ("InMemoryLightningStore",),
-    "projections.store.store": ("EventLogStore", "open_store"),
+    "projections.store.store": ("EventLogStore",),
     "rest.client.client": ("LightningStoreClient",),
+    "rest.open_store": ("open_store",),
     "rest.server.server": ("LightningStoreServer",),
     "rest.server.threaded_store": ("LightningStoreThreaded",),
     "runners.agent.decorators": ("llm_rollout", "prompt_rollout", "rollout"),
@@ -280,6 +281,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "runners.emit.emitters": ("emit_annotation", "emit_exception", "emit_message", "emit_object", "emit_reward"),
     "runners.emit.operation": ("operation",),
     "runners.emit.reward": ("reward",),
+    "runners.stop_events": ("ExecutionEvent", "MultiprocessingEvent", "ThreadingEvent"),
     "runners.tracing.active": ("clear_active_tracer", "get_active_tracer", "set_active_tracer"),
     "runners.tracing.agentops": ("AgentOpsTracer",),
     "runners.tracing.base": ("Tracer",),

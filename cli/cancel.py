@@ -37,7 +37,7 @@ def cancel(name: str, url: str | None, token: str | None, as_json: bool) -> None
 
 async def _cancel(run_id: str, address: str, token: str | None) -> dict[str, Any]:
     from ..projections.store.runs import cancel_run
-    from ..projections.store.store import open_store
+    from ..rest.open_store import open_store
 
     try:
         store: Any = await asyncio.to_thread(open_store, address, token=token, environment=os.environ)

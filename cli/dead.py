@@ -155,7 +155,7 @@ def _find(entries: Sequence[Any], name: str) -> Any:
 @asynccontextmanager
 async def _writable(url: str, token: str | None) -> AsyncGenerator[Any, None]:
     """The store of a log that is there; where a process serves the file, that process."""
-    from ..projections.store.store import open_store
+    from ..rest.open_store import open_store
 
     address = address_of(url)
     if address.startswith("sqlite:"):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ..algorithms.execution.base import ThreadingEvent
+    from ..runners.stop_events import ThreadingEvent
 
 
 class StopFlag:

@@ -177,7 +177,8 @@ async def _opened(url: str, token: str | None) -> AsyncGenerator[LightningStore,
         finally:
             await client.close()
         return
-    from ..projections.store.store import EventLogStore, open_store
+    from ..projections.store.store import EventLogStore
+    from ..rest.open_store import open_store
 
     store = await asyncio.to_thread(open_store, url, environment=os.environ)
     assert isinstance(store, EventLogStore)

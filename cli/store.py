@@ -67,7 +67,7 @@ def store(
     """
     # Only now: the help of this command and wrong options need no server.
     from ..projections.replica.settings import StoreSettings
-    from ..projections.store.store import open_store
+    from ..rest.open_store import open_store
     from ..rest.server.access_policy import AccessPolicy
     from ..rest.server.asgi import ACCESS_LOGGER
     from ..rest.server.uvicorn_runner import check_bind, check_port

@@ -139,8 +139,8 @@ def _hands(subscriber: Any, options: Options, stop: StopFlag, bury: Any, store: 
 
 async def _on_store(subscriber: Any, options: Options, stop: StopFlag) -> None:
     from ..algorithms.subscribers.consumers import Cursor, follow_store
-    from ..projections.store.store import open_store
     from ..rest.client.client import LightningStoreClient
+    from ..rest.open_store import open_store
 
     cursor = Cursor(options.state, options.group)
     try:
@@ -182,7 +182,7 @@ async def _on_kafka(subscriber: Any, options: Options, stop: StopFlag) -> None:
     from ..core.log.dead_letter import DeadLetter
     from ..core.log.open_log import open_log
     from ..projections.store.dead_letters import write_letter
-    from ..projections.store.store import open_store
+    from ..rest.open_store import open_store
 
     log = await asyncio.to_thread(open_log, options.url, environment=os.environ)
     store: Any = None

@@ -28,7 +28,7 @@ _REWARDS = (
     "core.spans.readers: find_final_reward find_reward_spans get_reward_value get_rewards_from_span is_reward_span",
     "runners.emit.reward: reward",
 )
-_EVENTS = ("algorithms.execution.base: ExecutionEvent MultiprocessingEvent ThreadingEvent",)
+_EVENTS = ("runners.stop_events: ExecutionEvent MultiprocessingEvent ThreadingEvent",)
 _STORE_TERMS = (
     "core.model.store_interface: LightningStore",
     "core.model.store_terms: LightningStoreCapabilities LightningStoreStatistics UNSET Unset is_finished is_queuing is_running",

@@ -80,8 +80,17 @@ __all__ = [
     "UnknownOutcome",
     "UnsafeBind",
     "error_class",
+    "message_of",
     "printable",
 ]
+
+
+def message_of(error: BaseException) -> str:
+    """``str(error)``; an exception that cannot say what it is must not replace itself by another one."""
+    try:
+        return str(error)
+    except Exception as second:
+        return f"<message that cannot be written: {type(second).__name__}>"
 
 
 def printable(text: str) -> str:

@@ -18,15 +18,13 @@ from ...core.model.rollout import Worker
 from ...core.model.store_interface import LightningStore
 from ...runners.pool.loop_thread import Part, first_error, to_the_end
 from ...runners.pool.pickling import second
+from ...runners.stop_events import Either, ExecutionEvent, ThreadingEvent
 from ..runs.recorder import claims_for_runs
 from .base import (
     AlgorithmBundle,
-    Either,
-    ExecutionEvent,
     ExecutionStrategy,
     Interrupts,
     RunnerBundle,
-    ThreadingEvent,
     seconds_or_more,
     tell_failure,
     whole_number,

@@ -12,7 +12,7 @@ from ...core.errors import NotFound
 from ...core.events.run_events import LOST
 from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
-from .base import LOOK_SECONDS, ExecutionEvent
+from ...runners.stop_events import LOOK_SECONDS, ExecutionEvent
 
 __all__ = ["open_run", "until_run_closes"]
 

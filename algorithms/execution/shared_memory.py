@@ -10,12 +10,12 @@ from typing import Literal
 from ...core.errors import InvalidInput
 from ...core.model.store_interface import LightningStore
 from ...runners.pool.loop_thread import Part, first_error
+from ...runners.stop_events import ThreadingEvent
 from .base import (
     AlgorithmBundle,
     ExecutionStrategy,
     Interrupts,
     RunnerBundle,
-    ThreadingEvent,
     seconds_or_more,
     tell_failure,
     whole_number,

@@ -20,10 +20,10 @@ from ...core.model.rollout import RolloutConfig
 from ...core.model.store_interface import LightningStore
 from ...runners.pool.loop_thread import Part
 from ...runners.pool.pickling import second
+from ...runners.stop_events import ExecutionEvent, until_set
 from ...runners.worker.base import Runner
 from ...runners.worker.runner import LitAgentRunner
 from ..algorithm import Algorithm
-from ..execution.base import ExecutionEvent, until_set
 from ..runs.recorder import ALIVE_SECONDS, RunEnd, RunRecorder, RunStart, keeper_of, leftovers, recorder_for
 from ..runs.recording_store import BEST, best_content
 from ..runs.run_store import ClaimsForRun, RunStore

@@ -66,8 +66,8 @@ class StoreKeeper:
 
 
 def _open_url(url: str) -> LightningStore:
-    from ...projections.store.store import open_store
     from ...rest.client.client import LightningStoreClient
+    from ...rest.open_store import open_store
 
     if url.startswith(("http://", "https://")):
         # A store that is away for a while costs that while.

@@ -6,6 +6,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
@@ -261,8 +262,7 @@ class Trainer:
 
         Raises TypeError where ``dev=True`` has no client, and for a dataset: `fit` takes those.
         """
-        from ...compat.worker_pool import fit_v0
-
+        fit_v0 = import_module("...compat.worker_pool", __package__).fit_v0
         del val_data
         chosen = train_data
         if self._dev:

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from ...core.ids import uuid7_hex
 from ...core.log.private_files import make_folder
 from ...core.model.resources import LLM
-from ...projections.store.store import EventLogStore, open_store
+from ...projections.store.store import EventLogStore
+from ...rest.open_store import open_store
 from ...rest.server.server import LightningStoreServer
 from . import model, proof, worker
 from .agent import API_KEY_NAME

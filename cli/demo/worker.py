@@ -10,7 +10,7 @@ import argparse
 import asyncio
 
 from ...core.logging_setup import setup_logging
-from ...projections.store.store import open_store
+from ...rest.open_store import open_store
 from ...runners.agent.litagent import LitAgent
 from ...runners.tracing.otel import OtelTracer
 from ...runners.worker.runner import LitAgentRunner

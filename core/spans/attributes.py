@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from ...runners.worker.failures import message_of
+from ...core.errors import message_of
 from ..errors import InvalidInput
 from ..model.scalars import plain_data, plain_scalar
 from ..model.span import Attributes, AttributeValue

@@ -1,22 +1,18 @@
-"""EventLogStore: the whole `LightningStore` over any log, and `open_store`, which opens one by its address."""
+"""EventLogStore: the whole `LightningStore` over any log."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from ...core.clock import Clock
 from ...core.errors import LogClosed
 from ...core.log.interface import Log
-from ...core.log.open_log import address_of, open_log
 from ...core.model.rollout import Fact
-from ...core.model.store_interface import LightningStore
 from ...core.model.store_terms import LightningStoreCapabilities, LightningStoreStatistics
-from ..history.rollout_lookup import index_path
 from ..replica.divergence import Ended, HistoryGuard
 from ..replica.settings import StoreSettings
 from .claims import ClaimMethods, Returns
@@ -172,32 +168,3 @@ class EventLogStore(
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def open_store(
-    url: str | os.PathLike[str],
-    *,
-    settings: StoreSettings | None = None,
-    clock: Clock | None = None,
-    token: str | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> LightningStore:
-    """Open the store at `url`: `sqlite:///path` or the `pathlib.Path` of a log file, `memory://`, `kafka://host:port/prefix`,
-    or `http://host:port` for one that lives elsewhere. `environment`: where the security options of a Kafka are looked up
-    that its address does not have (AGL_KAFKA_SASL_PASSWORD and so on); pass `os.environ` to use those of this process.
-
-    Raises `InvalidInput` for other forms, `LogLocked` where another process writes the file, `LogCorrupt` where it is
-    damaged.
-    """
-    url = address_of(url)
-    if url.startswith(("http://", "https://")):
-        from ...rest.client.client import LightningStoreClient
-
-        return LightningStoreClient(url, token=token)
-    log = open_log(url, environment=environment)
-    try:
-        shared = url.startswith("kafka://")
-        return EventLogStore(log, settings=settings, clock=clock, index_path=index_path(log), foreign_writers=shared)
-    except BaseException:
-        log.close()
-        raise

@@ -9,9 +9,9 @@ from ...core.errors import InvalidInput
 from ...core.importing import find
 from ...core.model.hooks import Hook
 from ...core.model.store_interface import LightningStore
+from ..stop_events import StopSignal
 from ..tracing.agentops import AgentOpsTracer
 from ..tracing.base import Tracer
-from ..worker.base import ExecutionEvent
 from ..worker.runner import LitAgentRunner
 from .decorators import as_agent
 from .litagent import LitAgent
@@ -41,7 +41,7 @@ async def run_agent(
     *,
     worker_id: int = 0,
     max_rollouts: int | None = None,
-    event: ExecutionEvent | None = None,
+    event: StopSignal | None = None,
     tracer: Tracer | None = None,
     hooks: Sequence[Hook] | None = None,
     heartbeat_interval: float = 2.0,

@@ -11,9 +11,7 @@ import weakref
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from ...algorithms.decorator import FunctionalAlgorithm
 from ...core.errors import InvalidInput
-from ..agent.decorators import FunctionalLitAgent
 
 __all__ = ["carried", "second"]
 
@@ -50,8 +48,9 @@ class _Carrier(pickle.Pickler):
             return _nothing, ()
         if isinstance(obj, ContextVar):
             return _context_variable, (obj.name,)
-        if isinstance(obj, FunctionalLitAgent | FunctionalAlgorithm):
-            return self._by_name(obj, vars(obj)) or NotImplemented
+        names: dict[str, Any] = getattr(obj, "__dict__", {})
+        if "__wrapped__" in names and not isinstance(obj, types.FunctionType | type):
+            return self._by_name(obj, names) or NotImplemented
         if isinstance(obj, types.FunctionType | type):
             _refuse_typed_in(obj)
         if isinstance(obj, types.FunctionType) and obj.__closure__ is None:

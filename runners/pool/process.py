@@ -18,7 +18,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, ClassVar
 
-from ...algorithms.execution.base import ThreadingEvent
+from ..stop_events import ThreadingEvent
 
 __all__ = [
     "CANCEL",

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from ...core.errors import message_of
 from ...core.model.span import Attributes
-from ..worker.failures import message_of
 from .openai_body import Answer, EventPieces, plain
 
 __all__ = ["CALL", "INSIDE", "SCOPE", "WITHIN", "ModelCall", "answer_so_far"]

@@ -6,9 +6,9 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from ...core.errors import message_of
 from ...core.model.span import Attributes, SpanCoreFields, SpanRecordingContext, StatusCode, TraceStatus
 from ...core.spans.attributes import format_exception_attributes, sanitize_attributes
-from ..worker.failures import message_of
 from .base import Tracer
 
 __all__ = ["DummyTracer"]

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import InvalidInput
+from ...core.errors import InvalidInput, message_of
 from ...core.model.span import (
     Attributes,
     Span,
@@ -22,7 +22,6 @@ from ...core.model.span import (
 )
 from ...core.model.store_interface import LightningStore
 from ...core.spans.attributes import format_exception_attributes, sanitize_attributes
-from ..worker.failures import message_of
 from .active import clear_active_tracer, set_active_tracer
 from .base import Tracer
 from .openai_patch import instrument_all

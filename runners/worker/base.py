@@ -6,27 +6,20 @@ import logging
 from abc import abstractmethod
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ...core.model.hooks import Hook, ParallelWorkerBase
 from ...core.model.resources import NamedResources
 from ...core.model.rollout import Rollout, RolloutMode
 from ...core.model.store_interface import LightningStore
+from ..stop_events import StopSignal
 
-__all__ = ["ExecutionEvent", "Runner"]
+__all__ = ["Runner"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound="Runner[Any]")
 
 _log = logging.getLogger(__name__)
-
-
-class ExecutionEvent(Protocol):
-    """A flag that asks runners to stop, such as ``threading.Event``."""
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
-        ...
 
 
 class Runner(ParallelWorkerBase, Generic[T]):
@@ -41,7 +34,7 @@ class Runner(ParallelWorkerBase, Generic[T]):
         """Take the store; the tracer starts here."""
 
     @abstractmethod
-    async def iter(self, *, event: ExecutionEvent | None = None) -> None:
+    async def iter(self, *, event: StopSignal | None = None) -> None:
         """Execute rollouts from the queue until ``event`` is set."""
 
     @abstractmethod
@@ -51,7 +44,7 @@ class Runner(ParallelWorkerBase, Generic[T]):
         *,
         resources: NamedResources | None = None,
         mode: RolloutMode | None = None,
-        event: ExecutionEvent | None = None,
+        event: StopSignal | None = None,
     ) -> Rollout:
         """Execute one rollout past the queue, and return it."""
 

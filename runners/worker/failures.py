@@ -7,9 +7,9 @@ import sysconfig
 import traceback
 from pathlib import Path
 
-from ...core.errors import printable
+from ...core.errors import message_of, printable
 
-__all__ = ["error_text", "message_of", "say_failure"]
+__all__ = ["error_text", "say_failure"]
 
 _log = logging.getLogger(__name__)
 LONGEST_LINE = 300
@@ -19,14 +19,6 @@ _ROOMS = tuple(
     for room in ("algorithms", "cli", "compat", "core", "projections", "rest", "runners")
 )
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-
-
-def message_of(error: BaseException) -> str:
-    """``str(error)``; an exception that cannot say what it is must not replace itself by another one."""
-    try:
-        return str(error)
-    except Exception as second:
-        return f"<message that cannot be written: {type(second).__name__}>"
 
 
 def error_text(error: BaseException) -> str:

@@ -18,10 +18,11 @@ from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 from ..agent.decorators import as_agent
 from ..agent.litagent import LitAgent
+from ..stop_events import StopSignal
 from ..tracing.base import Tracer
 from .agent_call import GivenUp
 from .attempt import AttemptOptions, AttemptRun
-from .base import ExecutionEvent, Runner
+from .base import Runner
 from .heartbeat import Heartbeat
 from .slots import Slot, StopToo, side_by_side, slots_of
 
@@ -219,7 +220,7 @@ class LitAgentRunner(Runner[T]):
             parts.append(f"Rollout {rollout_id}")
         return f"[{' | '.join(parts) or 'Default Worker'}]"
 
-    async def iter(self, *, event: ExecutionEvent | None = None) -> None:
+    async def iter(self, *, event: StopSignal | None = None) -> None:
         """Claim and execute rollouts until ``event`` is set or ``max_rollouts`` are done.
 
         An agent that fails is recorded and the next rollout follows. While the store does not
@@ -242,7 +243,7 @@ class LitAgentRunner(Runner[T]):
             await heartbeat.stop()
         _log.info("%s Finished async rollouts. Processed %d tasks.", self._prefix(), self._done)
 
-    async def _serve(self, slot: Slot, event: ExecutionEvent | None) -> None:
+    async def _serve(self, slot: Slot, event: StopSignal | None) -> None:
         """Claim and execute in one slot until ``event`` is set, or all slots together have begun enough."""
         limit = "unlimited" if self._max_rollouts is None else str(self._max_rollouts)
         while self._max_rollouts is None or self._begun < self._max_rollouts:
@@ -283,7 +284,7 @@ class LitAgentRunner(Runner[T]):
             extra=lambda: {"agents_given_up": self.given_up} if self.given_up else {},
         )
 
-    async def _claim(self, slot: Slot, event: ExecutionEvent | None) -> AttemptedRollout | None:
+    async def _claim(self, slot: Slot, event: StopSignal | None) -> AttemptedRollout | None:
         """The next rollout; None once ``event`` is set."""
         store, worker = self.get_store(), slot.worker_id
         push = bool(store.capabilities.get("push_dequeue", False))
@@ -329,7 +330,7 @@ class LitAgentRunner(Runner[T]):
                 kept[-1],
             )
 
-    async def _poll_pause(self, event: ExecutionEvent | None) -> None:
+    async def _poll_pause(self, event: StopSignal | None) -> None:
         left = max(0.01, self._poll_interval + random.uniform(-self._jitter, self._jitter))
         while left > 0 and (event is None or not event.is_set()):
             piece = left if event is None else min(0.1, left)
@@ -367,7 +368,7 @@ class LitAgentRunner(Runner[T]):
         *,
         resources: NamedResources | None = None,
         mode: RolloutMode | None = None,
-        event: ExecutionEvent | None = None,
+        event: StopSignal | None = None,
     ) -> Rollout:
         """Execute one rollout past the queue and return it as it ended.
 

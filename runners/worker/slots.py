@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from ...core.model.rollout import AttemptedRollout
+from ..stop_events import StopSignal
 from .agent_thread import AgentPlace
-from .base import ExecutionEvent
 from .heartbeat import Life
 
 __all__ = ["Slot", "StopToo", "side_by_side", "slots_of"]
@@ -48,7 +48,7 @@ def slots_of(worker_id: str, count: int) -> list[Slot]:
 class StopToo:
     """Set when ``event`` is, or by ``set``."""
 
-    def __init__(self, event: ExecutionEvent | None) -> None:
+    def __init__(self, event: StopSignal | None) -> None:
         self._event = event
         self._set = False
 
@@ -62,7 +62,7 @@ class StopToo:
 
 
 async def side_by_side(
-    slots: Sequence[Slot], serve: Callable[[Slot, ExecutionEvent | None], Awaitable[None]], event: ExecutionEvent | None
+    slots: Sequence[Slot], serve: Callable[[Slot, StopSignal | None], Awaitable[None]], event: StopSignal | None
 ) -> None:
     """Serve all slots until each has ended; a cancellation cancels them all.
 

@@ -22,7 +22,7 @@ from agentlightning.core.errors import LogError
 from agentlightning.core.log.dead_letter import DeadLetter
 from agentlightning.core.log.interface import Record
 from agentlightning.core.model.rollout import Fact
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 
 
 class Flag(asyncio.Event):

@@ -17,7 +17,8 @@ from agentlightning.core.log.topics import SPANS as SPANS_TOPIC
 from agentlightning.core.model.rollout import EnqueueRolloutRequest
 from agentlightning.core.model.span import Span
 from agentlightning.core.model.store_interface import LightningStore
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.kafka.fleet import Fleet, audit
 from tests.kafka.test_kafka_log import make_topics
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from agentlightning.core.log.open_log import open_log
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 
 from .bench_rebuild import History, append_all
 from .table import show

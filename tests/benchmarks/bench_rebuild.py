@@ -22,7 +22,7 @@ from agentlightning.core.log.topics import CONTROL
 from agentlightning.core.model.rollout import EnqueueRolloutRequest
 from agentlightning.core.model.span import Span
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 
 from .table import show
 

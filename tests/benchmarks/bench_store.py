@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from agentlightning.core.model.store_interface import LightningStore
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 
 from .table import percentile, show
 

@@ -15,8 +15,8 @@ from agentlightning.core.log.topics import BLOBS, CONTROL, LIVENESS, SPANS
 
 WRITER = """
 import sys, threading
-from agentlightning.core.log import Ack, NewRecord
-from agentlightning.core.sqlite_log import SqliteLog, checkpoint
+from agentlightning.core.log.interface import Ack, NewRecord
+from agentlightning.core.log.sqlite import SqliteLog, checkpoint
 
 checkpoint.CHECKPOINT_PAGES = 50  # so that the kill hits checkpoints too
 checkpoint.RESTART_PAGES = 200

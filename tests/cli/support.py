@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from agentlightning.cli.app import run
 from agentlightning.core.model.rollout import RolloutConfig
 from agentlightning.core.model.span import Span
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 
 PATIENCE_SECONDS = 30.0
 """How long a test waits for another process before it fails."""

@@ -14,7 +14,7 @@ from agentlightning.core.events.run_events import RUN_ID
 from agentlightning.core.events.schema import AttemptUpdated, NewRollout
 from agentlightning.core.fold import commands as decide
 from agentlightning.core.log.sqlite.schema import checksum
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 from agentlightning.rest.server.server import LightningStoreServer
 
 from .support import document, invoke, make_log, running

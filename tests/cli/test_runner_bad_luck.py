@@ -11,8 +11,8 @@ from typing import Any
 
 from agentlightning.core.model.resources import PromptTemplate
 from agentlightning.core.model.rollout import RolloutConfig
-from agentlightning.projections.store.store import open_store
 from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.open_store import open_store
 
 from .support import PATIENCE_SECONDS, document, invoke, running
 

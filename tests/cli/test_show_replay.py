@@ -57,7 +57,7 @@ def test_replay_counts_rollouts_that_left_hot_state(tmp_path: Path) -> None:
     import asyncio
 
     from agentlightning.projections.replica.settings import StoreSettings
-    from agentlightning.projections.store.store import open_store
+    from agentlightning.rest.open_store import open_store
 
     async def many(store: Any) -> None:
         ids: list[str] = []

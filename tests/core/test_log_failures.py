@@ -146,8 +146,8 @@ def test_a_batch_that_fails_before_its_commit_is_not_written_and_the_next_one_is
 def in_a_child(code: str, path: Path) -> subprocess.CompletedProcess[str]:
     prelude = """
         import os, resource, signal, sys, threading
-        from agentlightning.core.sqlite_log import SqliteLog
-        from agentlightning.core.log import NewRecord
+        from agentlightning.core.log.sqlite import SqliteLog
+        from agentlightning.core.log.interface import NewRecord
         def send(log, size, topic="control"):
             told, ready = [], threading.Event()
             log.append(topic, 0, [NewRecord("k", os.urandom(size), 0)], lambda ack: (told.append(ack), ready.set()))

@@ -12,7 +12,7 @@ from agentlightning.core.log.kafka.scratch_folder import NAME, Scratch, sweep
 
 MAKE = """
 import os, sys
-from agentlightning.core.kafka_log.scratch import Scratch
+from agentlightning.core.log.kafka.scratch_folder import Scratch
 made = Scratch()
 print(made.path, flush=True)
 sys.stdin.readline()

@@ -43,7 +43,8 @@ def path(tmp_path: Path) -> Path:
 def child(code: str, *arguments: object, **options: object) -> subprocess.Popen[str]:
     """Another process that runs `code`, with `SqliteLog`, `append` and `new` at hand."""
     prelude = "import json, os, sys, time\nfrom agentlightning.core.log.sqlite import SqliteLog\n"
-    prelude += "from agentlightning.core.log.interface import NewRecord\nfrom agentlightning.core.errors import *\npath = sys.argv[1]\n"
+    prelude += "from agentlightning.core.log.interface import NewRecord\n"
+    prelude += "from agentlightning.core.errors import *\npath = sys.argv[1]\n"
     return subprocess.Popen(
         [sys.executable, "-c", prelude + textwrap.dedent(code), *map(str, arguments)],
         stdin=subprocess.PIPE,

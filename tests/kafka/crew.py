@@ -18,7 +18,8 @@ from agentlightning.core.events.schema import AttemptClaimed
 from agentlightning.core.fold.apply import Outcome
 from agentlightning.core.log.kafka import KafkaAddress
 from agentlightning.core.log.kafka.topic_setup import create
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 AGENT = """
 import asyncio

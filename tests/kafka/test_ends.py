@@ -15,7 +15,8 @@ from agentlightning.core.log.kafka import end_offsets as ends
 from agentlightning.core.log.kafka.aiokafka_api import TopicPartition
 from agentlightning.core.log.kafka.end_offsets import Ends
 from agentlightning.core.log.topics import SPANS, partition_of
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.core.log_contract import append, new
 from tests.store.tools import span
 

@@ -20,7 +20,8 @@ from kafka_local import Cluster
 from agentlightning.core.errors import LogClosed, LogError, UnknownOutcome
 from agentlightning.core.log.kafka import KafkaLog
 from agentlightning.core.log.topics import CONTROL
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.core.log_contract import append, new, try_append
 
 from .fixtures import random_prefix

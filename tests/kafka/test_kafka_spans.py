@@ -16,7 +16,8 @@ from agentlightning.core.log.kafka.aiokafka_api import NewTopic
 from agentlightning.core.log.kafka.offset_index import CLOCK_MARGIN_US, _PieceReader
 from agentlightning.core.log.kafka.topic_setup import create
 from agentlightning.core.log.topics import SPANS as SPANS_TOPIC
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.core.log_contract import append, values
 from tests.store.tools import span
 

@@ -9,7 +9,8 @@ from typing import Any
 from agentlightning.core.log.kafka import KafkaLog
 from agentlightning.core.log.topics import CONTROL
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.benchmarks.bench_rebuild import History
 from tests.core.log_contract import append
 

@@ -10,7 +10,8 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.store.store_contract import StoreContract
 
 from .test_kafka_log import make_topics

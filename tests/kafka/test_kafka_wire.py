@@ -19,7 +19,8 @@ from agentlightning.core.errors import StorageError, UnknownOutcome
 from agentlightning.core.log.interface import Ack
 from agentlightning.core.log.kafka import KafkaAddress, KafkaLog
 from agentlightning.core.log.topics import CONTROL
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.core.log_contract import new, try_append
 
 from .broker import admin, apart

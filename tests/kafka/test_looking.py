@@ -19,7 +19,8 @@ from agentlightning.core.log.open_log import open_log
 from agentlightning.core.log.topics import FACTS, TASKS, partition_of
 from agentlightning.projections.facts.derived_topic import DerivedTopic
 from agentlightning.projections.history.replay import replay
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.cli.support import document, documents, fill, invoke, make_log
 
 from .broker import Broker, admin

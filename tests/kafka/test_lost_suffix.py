@@ -14,7 +14,8 @@ from kafka_local import Cluster
 import agentlightning as agl
 from agentlightning.core.errors import AgentLightningError, HistoryChanged
 from agentlightning.projections.replica.command_context import Call, serve
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 from .broker import NoBroker, open_cluster, refuse, remove
 from .fixtures import random_prefix

@@ -19,7 +19,7 @@ import pytest
 
 from agentlightning.core.errors import AccessRefused
 from agentlightning.core.log.open_log import open_log
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 from tests.cli.support import document, documents, invoke
 
 from .broker import NoBroker, admin, refuse, remove

@@ -23,7 +23,8 @@ from agentlightning.core.log.dead_letter import decode_letter
 from agentlightning.core.log.topics import CONTROL, DEAD, FACTS, TASKS, partition_of
 from agentlightning.projections.facts.derived_topic import DerivedTopic
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 from tests.sources import ROOT
 from tests.store.tools import attempt_of, begin, claim, status_of
 
@@ -32,7 +33,7 @@ from .test_kafka_log import make_topics
 
 NODE = """
 import sys, time
-from agentlightning.projections.store import open_store
+from agentlightning.rest.open_store import open_store
 store = open_store(sys.argv[1])
 while not store.engine.peers.leadership.leads:
     time.sleep(0.02)

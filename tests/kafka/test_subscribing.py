@@ -14,7 +14,7 @@ import pytest
 
 from agentlightning.core.log.interface import NewRecord
 from agentlightning.core.log.kafka import KafkaLog
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 from tests.cli.support import Process, document, documents, invoke, running
 from tests.cli.test_subscribe import until, write_subscriber
 

@@ -12,8 +12,9 @@ import aiohttp
 import pytest
 
 from agentlightning.core.model.store_interface import LightningStore
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.open_store import open_store
 from agentlightning.rest.server.server import LightningStoreServer, PythonServerLauncherArgs
 
 UNDER_BOTH = ("test_client.py", "test_fast_protocol.py", "test_server.py")

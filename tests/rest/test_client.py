@@ -316,7 +316,7 @@ async def test_one_failure_in_a_shared_request_is_only_its_callers(client: Light
 
 
 def test_a_client_works_in_any_loop_and_through_pickle(tmp_path: Any) -> None:
-    from agentlightning.projections.store.store import open_store
+    from agentlightning.rest.open_store import open_store
 
     store = open_store("memory://")
     server = LightningStoreServer(store, port=0)

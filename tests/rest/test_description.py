@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from agentlightning.projections.store.store import open_store
 from agentlightning.rest.api.openapi import describe
 from agentlightning.rest.api.routes import CALLS_PATH, EVENTS_PATH
+from agentlightning.rest.open_store import open_store
 from agentlightning.rest.server.server import LightningStoreServer
 
 schemathesis: Any = pytest.importorskip("schemathesis")

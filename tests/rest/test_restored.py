@@ -17,9 +17,10 @@ from agentlightning.core.errors import ForeignPosition, HistoryChanged, Rebuildi
 from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.api.routes import COMMAND_HEADER, POSITION_HEADER
 from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.open_store import open_store
 from agentlightning.rest.server.server import LightningStoreServer
 from tests.store.tools import control_values, span
 

@@ -13,7 +13,8 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.errors import InvalidInput, Unauthorized
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 PROMPT = {"prompt": "Say {x}"}
 

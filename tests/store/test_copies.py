@@ -18,7 +18,8 @@ from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.log_copy import copy_log, copy_mark, copy_to_file
 from agentlightning.core.log.open_log import open_log
 from agentlightning.projections.history.references import broken_references
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 from .tools import span
 

@@ -16,7 +16,7 @@ from agentlightning.core.log.interface import NewRecord
 from agentlightning.core.log.open_log import open_log
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.dead_letters import dead_letters, entries_from, requeue, requeue_run, write_letter
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 
 
 @pytest.fixture(params=["memory", "sqlite", "http"])

@@ -87,7 +87,7 @@ _HELD = """
 import asyncio, sys
 import agentlightning as agl
 from agentlightning.projections import timekeeper
-from agentlightning.projections.store import open_store
+from agentlightning.rest.open_store import open_store
 
 async def main():
     timekeeper.TICK_SECONDS = float(sys.argv[2])

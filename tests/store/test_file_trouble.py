@@ -24,7 +24,8 @@ from agentlightning.core.log.topics import BLOBS
 from agentlightning.projections.archive.index import ColdIndex
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 from .tools import begin, claim, control_values, ids, span
 
@@ -113,7 +114,7 @@ async def test_a_full_disk_is_an_error_to_the_caller_and_no_lie_in_the_log(tmp_p
 
 _OPEN = """
 import sys
-from agentlightning.projections.store import open_store
+from agentlightning.rest.open_store import open_store
 try:
     open_store(f"sqlite:///{sys.argv[1]}").close()
     print("opened")
@@ -144,7 +145,7 @@ def test_31_a_forked_child_that_outlives_its_killed_owner_holds_nothing(tmp_path
     path = tmp_path / "log.db"
     program = """
 import os, sys, time
-from agentlightning.projections.store import open_store
+from agentlightning.rest.open_store import open_store
 store = open_store(f"sqlite:///{sys.argv[1]}")
 child = os.fork()
 if child == 0:

@@ -23,7 +23,8 @@ from agentlightning.core.fold.apply import fold
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 from .tools import Unclosed, attempt_of, begin, claim, control_values, span, status_of
 
@@ -349,7 +350,7 @@ import asyncio, sys
 seen = []
 async def main():
     import agentlightning as agl
-    from agentlightning.projections.store import open_store
+    from agentlightning.rest.open_store import open_store
     sys.addaudithook(lambda event, args: seen.append(event) if event in
         ("socket.bind", "socket.connect", "socket.getaddrinfo", "socket.sendto") else None)
     for url in ("memory://", "sqlite:///{tmp_path}/log.db"):

@@ -83,7 +83,7 @@ async def test_27_a_replay_in_a_thread_leaves_the_event_loop_alive() -> None:
 
 
 async def test_memory_stays_flat_over_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from agentlightning.projections.store.store import open_store
+    from agentlightning.rest.open_store import open_store
 
     monkeypatch.setattr(span_book, "HOT_SPANS", 1000)
     store = open_store(f"sqlite:///{tmp_path / 'log.db'}")

@@ -18,7 +18,8 @@ from agentlightning.projections.archive import index as cold
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store import rollout_query as rollout_pages
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 from .tools import claim
 

@@ -24,7 +24,7 @@ from agentlightning.core.log.topics import CONTROL
 from agentlightning.projections.history.run_index import Run, RunBook, runs_from
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 
 from ..kafka.crew import make_log
 
@@ -248,7 +248,7 @@ async def test_wrappers_of_a_store_keep_its_runs() -> None:
 VICTIM = """
 import asyncio, os, signal, sys
 import agentlightning as agl
-from agentlightning.algorithms.recorder import RunStart, recorder_for
+from agentlightning.algorithms.runs.recorder import RunStart, recorder_for
 
 async def main():
     recorder = recorder_for(agl.open_store(sys.argv[1]))

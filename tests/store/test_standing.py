@@ -19,7 +19,7 @@ from agentlightning.projections.history.replay import control_records
 from agentlightning.projections.history.rollout_history import history_of
 from agentlightning.projections.history.rollout_lookup import standing
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store.store import open_store
+from agentlightning.rest.open_store import open_store
 
 from .test_rollout_pages import live
 

@@ -11,8 +11,9 @@ import agentlightning as agl
 from agentlightning.core.clock import ManualClock
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.engine import Engine
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.open_store import open_store
 from agentlightning.rest.server.server import LightningStoreServer
 
 from .store_contract import StoreContract

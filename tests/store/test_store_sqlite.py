@@ -12,7 +12,8 @@ import agentlightning as agl
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import LogClosed
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 from .store_contract import StoreContract
 from .tools import begin, claim, ids, span

@@ -10,7 +10,8 @@ import sys
 import time
 
 import agentlightning as agl
-from agentlightning.projections.store.store import EventLogStore, open_store
+from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.open_store import open_store
 
 
 def say(*words: object) -> None:

@@ -1,4 +1,4 @@
-"""What agentlightning.adapter.base was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.adapter.base was; written from compat/old_paths.py by tests/make_stubs.py."""
 
 from agentlightning.algorithms.adapters.base import Adapter as Adapter
 from agentlightning.algorithms.adapters.base import OtelTraceAdapter as OtelTraceAdapter

@@ -1,6 +1,6 @@
-"""What agentlightning.adapter.triplet was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.adapter.triplet was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.adapters.proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
+from agentlightning.algorithms.adapters.llm_proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
 from agentlightning.algorithms.adapters.trajectory import RewardMatchPolicy as RewardMatchPolicy
 from agentlightning.algorithms.adapters.triplets import TraceToTripletBase as TraceToTripletBase
 from agentlightning.algorithms.adapters.trajectory import TraceTree as TraceTree

@@ -1,3 +1,3 @@
-"""What agentlightning.algorithm.base was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.algorithm.base was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.base import Algorithm as Algorithm
+from agentlightning.algorithms.algorithm import Algorithm as Algorithm

@@ -1,4 +1,4 @@
-"""What agentlightning.algorithm.decorator was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.algorithm.decorator was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.functional import FunctionalAlgorithm as FunctionalAlgorithm
-from agentlightning.algorithms.functional import algo as algo
+from agentlightning.algorithms.decorator import FunctionalAlgorithm as FunctionalAlgorithm
+from agentlightning.algorithms.decorator import algo as algo

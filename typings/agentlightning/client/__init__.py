@@ -1,4 +1,4 @@
-"""What agentlightning.client was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.client was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.projections.rest.legacy_client import AgentLightningClient as AgentLightningClient
-from agentlightning.projections.rest.dev_tasks import DevTaskLoader as DevTaskLoader
+from agentlightning.compat.client import AgentLightningClient as AgentLightningClient
+from agentlightning.compat.dev_tasks import DevTaskLoader as DevTaskLoader

@@ -1,3 +1,3 @@
-"""What agentlightning.config was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.config was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.cli.class_options import lightning_cli as lightning_cli
+from agentlightning.compat.lightning_cli import lightning_cli as lightning_cli

@@ -1,4 +1,4 @@
-"""What agentlightning.emitter.annotation was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.emitter.annotation was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.emitters import emit_annotation as emit_annotation
-from agentlightning.runners.operations import operation as operation
+from agentlightning.runners.emit.emitters import emit_annotation as emit_annotation
+from agentlightning.runners.emit.operation import operation as operation

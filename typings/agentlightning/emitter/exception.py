@@ -1,3 +1,3 @@
-"""What agentlightning.emitter.exception was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.emitter.exception was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.emitters import emit_exception as emit_exception
+from agentlightning.runners.emit.emitters import emit_exception as emit_exception

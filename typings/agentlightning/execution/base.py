@@ -1,5 +1,5 @@
-"""What agentlightning.execution.base was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.execution.base was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.execution import AlgorithmBundle as AlgorithmBundle
-from agentlightning.algorithms.execution import ExecutionStrategy as ExecutionStrategy
-from agentlightning.algorithms.execution import RunnerBundle as RunnerBundle
+from agentlightning.algorithms.execution.base import AlgorithmBundle as AlgorithmBundle
+from agentlightning.algorithms.execution.base import ExecutionStrategy as ExecutionStrategy
+from agentlightning.algorithms.execution.base import RunnerBundle as RunnerBundle

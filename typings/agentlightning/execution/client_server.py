@@ -1,3 +1,3 @@
-"""What agentlightning.execution.client_server was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.execution.client_server was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
+from agentlightning.algorithms.execution.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy

@@ -1,5 +1,5 @@
-"""What agentlightning.execution.events was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.execution.events was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.execution import ExecutionEvent as ExecutionEvent
-from agentlightning.algorithms.execution import MultiprocessingEvent as MultiprocessingEvent
-from agentlightning.algorithms.execution import ThreadingEvent as ThreadingEvent
+from agentlightning.runners.stop_events import ExecutionEvent as ExecutionEvent
+from agentlightning.runners.stop_events import MultiprocessingEvent as MultiprocessingEvent
+from agentlightning.runners.stop_events import ThreadingEvent as ThreadingEvent

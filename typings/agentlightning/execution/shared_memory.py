@@ -1,3 +1,3 @@
-"""What agentlightning.execution.shared_memory was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.execution.shared_memory was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
+from agentlightning.algorithms.execution.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy

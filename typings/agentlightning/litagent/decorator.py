@@ -1,6 +1,6 @@
-"""What agentlightning.litagent.decorator was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.litagent.decorator was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.decorators import FunctionalLitAgent as FunctionalLitAgent
-from agentlightning.runners.decorators import llm_rollout as llm_rollout
-from agentlightning.runners.decorators import prompt_rollout as prompt_rollout
-from agentlightning.runners.decorators import rollout as rollout
+from agentlightning.runners.agent.decorators import FunctionalLitAgent as FunctionalLitAgent
+from agentlightning.runners.agent.decorators import llm_rollout as llm_rollout
+from agentlightning.runners.agent.decorators import prompt_rollout as prompt_rollout
+from agentlightning.runners.agent.decorators import rollout as rollout

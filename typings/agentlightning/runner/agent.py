@@ -1,3 +1,3 @@
-"""What agentlightning.runner.agent was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.runner.agent was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.runner import LitAgentRunner as LitAgentRunner
+from agentlightning.runners.worker.runner import LitAgentRunner as LitAgentRunner

@@ -1,3 +1,3 @@
-"""What agentlightning.runner.base was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.runner.base was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.base import Runner as Runner
+from agentlightning.runners.worker.base import Runner as Runner

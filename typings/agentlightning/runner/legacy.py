@@ -1,3 +1,3 @@
-"""What agentlightning.runner.legacy was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.runner.legacy was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.legacy_runner import LegacyAgentRunner as LegacyAgentRunner
+from agentlightning.compat.runner import LegacyAgentRunner as LegacyAgentRunner

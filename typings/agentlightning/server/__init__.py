@@ -1,3 +1,3 @@
-"""What agentlightning.server was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.server was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.legacy_server import AgentLightningServer as AgentLightningServer
+from agentlightning.compat.server import AgentLightningServer as AgentLightningServer

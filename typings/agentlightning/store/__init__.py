@@ -1,9 +1,9 @@
-"""What agentlightning.store was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.store was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.projections.memory_store import InMemoryLightningStore as InMemoryLightningStore
-from agentlightning.core.contract import LightningStore as LightningStore
-from agentlightning.core.store_terms import LightningStoreCapabilities as LightningStoreCapabilities
-from agentlightning.projections.rest.client import LightningStoreClient as LightningStoreClient
-from agentlightning.projections.rest.server import LightningStoreServer as LightningStoreServer
-from agentlightning.core.store_terms import LightningStoreStatistics as LightningStoreStatistics
-from agentlightning.projections.rest.threaded import LightningStoreThreaded as LightningStoreThreaded
+from agentlightning.projections.store.memory_store import InMemoryLightningStore as InMemoryLightningStore
+from agentlightning.core.model.store_interface import LightningStore as LightningStore
+from agentlightning.core.model.store_terms import LightningStoreCapabilities as LightningStoreCapabilities
+from agentlightning.rest.client.client import LightningStoreClient as LightningStoreClient
+from agentlightning.rest.server.server import LightningStoreServer as LightningStoreServer
+from agentlightning.core.model.store_terms import LightningStoreStatistics as LightningStoreStatistics
+from agentlightning.rest.server.threaded_store import LightningStoreThreaded as LightningStoreThreaded

@@ -1,3 +1,3 @@
-"""What agentlightning.store.memory was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.store.memory was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.projections.memory_store import InMemoryLightningStore as InMemoryLightningStore
+from agentlightning.projections.store.memory_store import InMemoryLightningStore as InMemoryLightningStore

@@ -1,3 +1,3 @@
-"""What agentlightning.store.threading was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.store.threading was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.projections.rest.threaded import LightningStoreThreaded as LightningStoreThreaded
+from agentlightning.rest.server.threaded_store import LightningStoreThreaded as LightningStoreThreaded

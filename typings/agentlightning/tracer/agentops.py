@@ -1,3 +1,3 @@
-"""What agentlightning.tracer.agentops was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.tracer.agentops was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.agentops_tracer import AgentOpsTracer as AgentOpsTracer
+from agentlightning.runners.tracing.agentops import AgentOpsTracer as AgentOpsTracer

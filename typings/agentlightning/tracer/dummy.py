@@ -1,3 +1,3 @@
-"""What agentlightning.tracer.dummy was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.tracer.dummy was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.dummy_tracer import DummyTracer as DummyTracer
+from agentlightning.runners.tracing.dummy import DummyTracer as DummyTracer

@@ -1,4 +1,4 @@
-"""What agentlightning.tracer.otel was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.tracer.otel was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.runners.otel_provider import LightningSpanProcessor as LightningSpanProcessor
-from agentlightning.runners.otel_tracer import OtelTracer as OtelTracer
+from agentlightning.runners.tracing.provider import LightningSpanProcessor as LightningSpanProcessor
+from agentlightning.runners.tracing.otel import OtelTracer as OtelTracer

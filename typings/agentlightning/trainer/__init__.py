@@ -1,4 +1,4 @@
-"""What agentlightning.trainer was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.trainer was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.trainer import Trainer as Trainer
-from agentlightning.algorithms.components import build_component as build_component
+from agentlightning.algorithms.trainer.trainer import Trainer as Trainer
+from agentlightning.algorithms.trainer.components import build_component as build_component

@@ -1,3 +1,3 @@
-"""What agentlightning.trainer.init_utils was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.trainer.init_utils was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.components import build_component as build_component
+from agentlightning.algorithms.trainer.components import build_component as build_component

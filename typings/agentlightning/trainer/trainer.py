@@ -1,3 +1,3 @@
-"""What agentlightning.trainer.trainer was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.trainer.trainer was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.algorithms.trainer import Trainer as Trainer
+from agentlightning.algorithms.trainer.trainer import Trainer as Trainer

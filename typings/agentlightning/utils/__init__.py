@@ -1,2 +1,2 @@
-"""What agentlightning.utils was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.utils was; written from compat/old_paths.py by tests/make_stubs.py."""
 

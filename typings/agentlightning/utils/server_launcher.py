@@ -1,4 +1,4 @@
-"""What agentlightning.utils.server_launcher was; written from cli/old_paths.py by tests/make_stubs.py."""
+"""What agentlightning.utils.server_launcher was; written from compat/old_paths.py by tests/make_stubs.py."""
 
-from agentlightning.projections.rest.server import LaunchMode as LaunchMode
-from agentlightning.projections.rest.server import PythonServerLauncherArgs as PythonServerLauncherArgs
+from agentlightning.rest.server.server import LaunchMode as LaunchMode
+from agentlightning.rest.server.server import PythonServerLauncherArgs as PythonServerLauncherArgs
