@@ -23,7 +23,7 @@ The pages are in `docs/`, and `help(agl.Trainer)` explains one name. Every error
 # Importing this module loads no room: a name is imported where it is first used (PEP 562), so that the import stays quick,
 # opens no socket and needs no optional library. To export a name, add it twice, in alphabetical order: to `_EXPORTS` under
 # the module that defines it, and to the TYPE_CHECKING block as `X as X`, which is what type checkers and editors read.
-# tests/test_import.py compares the two.
+# tests/repository/test_import.py compares the two.
 
 from __future__ import annotations
 

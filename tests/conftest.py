@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .kafka.fixtures import (
+from .system.kafka.fixtures import (
     _three_brokers,
     kafka_broker,
     kafka_cluster,

@@ -15,8 +15,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
+from .repository.test_layout import tomllib
 from .sources import ROOT, product
-from .test_layout import tomllib
 
 CACHE = ROOT / ".cache" / "environments"
 OLDEST, NEWEST = (3, 10), (3, 14)

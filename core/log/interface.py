@@ -4,7 +4,7 @@ A log has topics, a topic has partitions, a partition is a gapless sequence of r
 made of plain calls and callbacks, not of coroutines, so that one store may serve several event loops and threads and a
 log may run threads or a loop of its own. It offers no compare-and-append: Kafka cannot do it, so nothing may rely on it.
 
-Rules for every implementation (tests/core/log_contract.py runs them all):
+Rules for every implementation (tests/core/log/log_contract.py runs them all):
 
 - `append` never blocks; `done` is called exactly once, from a thread of the log, in the order of the appends to that
   partition, after the batch is durable (see `Topic.durable`). The records of one append get consecutive offsets or none.

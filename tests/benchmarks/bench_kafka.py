@@ -19,8 +19,8 @@ from agentlightning.core.model.span import Span
 from agentlightning.core.model.store_interface import LightningStore
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.open_store import open_store
-from tests.kafka.fleet import Fleet, audit
-from tests.kafka.test_kafka_log import make_topics
+from tests.system.kafka.fleet import Fleet, audit
+from tests.system.kafka.test_kafka_log import make_topics
 
 from .bench_rebuild import EVENTS, History, append_all, open_seconds
 from .brokers import a_broker

@@ -59,7 +59,7 @@ async def _all(store: Any, lengths: list[float], during: Callable[[], Any] | Non
 
 
 def _scale(url: str, processes: int) -> list[object]:
-    from ..kafka.crew import crew_on
+    from ..system.kafka.crew import crew_on
 
     async def measure() -> float:
         await _ready(store, crew, processes)
@@ -78,7 +78,7 @@ def _scale(url: str, processes: int) -> list[object]:
 
 def _churn(url: str) -> list[object]:
     """One process comes after a third of the ideal time, another is killed after two thirds of it."""
-    from ..kafka.crew import crew_on
+    from ..system.kafka.crew import crew_on
 
     total, at = TASKS * TASK_SECONDS, TASKS * TASK_SECONDS / SERVERS / 3
 
@@ -108,7 +108,7 @@ def _churn(url: str) -> list[object]:
 
 
 def _queue(url: str) -> list[object]:
-    from ..kafka.crew import crew_on
+    from ..system.kafka.crew import crew_on
 
     dice = random.Random(4)
     lengths = [min(max(dice.lognormvariate(-1.0, 0.8), 0.05), 3.0) for _ in range(ARRIVALS)]
@@ -139,7 +139,7 @@ def _queue(url: str) -> list[object]:
 def run() -> None:
     """Print the tables; needs a Kafka, as the tests in tests/kafka do."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "deploy" / "kafka-local"))
-    from ..kafka.broker import open_broker
+    from ..system.kafka.broker import open_broker
 
     with ExitStack() as stack:
         broker = open_broker(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))

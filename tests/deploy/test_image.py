@@ -19,8 +19,8 @@ from agentlightning.core.log.kafka.security import ENVIRONMENT, SECURITY
 
 from ..cli.support import running
 from ..environments import core_lock
-from ..kafka.broker import container_settings
 from ..sources import ROOMS, ROOT, ROOT_FILES
+from ..system.kafka.broker import container_settings
 from .manifests import DEPLOY, Container, commands_of, compose, containers, parse, services
 
 DOCKERFILE = DEPLOY / "Dockerfile"

@@ -1,0 +1,124 @@
+"""The memory log keeps the contract of logs and of groups, and leaves no thread behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from agentlightning.core.errors import InvalidInput, LogClosed, LogError, LogFull
+from agentlightning.core.log.interface import Log
+from agentlightning.core.log.local import consumer_group as local_groups
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import CONTROL
+
+from ..group_contract import GroupContract, poll
+from ..log_contract import Answer, LogContract, append, new, until
+
+
+class TestMemoryLog(LogContract):
+    def make_log(self, folder: Path) -> Log:
+        return MemoryLog()
+
+
+class TestMemoryLogOfThree(LogContract):
+    partitions = 3
+
+    def make_log(self, folder: Path) -> Log:
+        return MemoryLog(3)
+
+
+class TestMemoryGroups(GroupContract):
+    partitions = 4
+
+    def make_log(self, folder: Path) -> Log:
+        return MemoryLog(4)
+
+
+class TestMemoryGroupsOfThree(GroupContract):
+    partitions = 3
+
+    def make_log(self, folder: Path) -> Log:
+        return MemoryLog(3)
+
+
+def test_a_log_that_was_dropped_unclosed_ends_its_thread() -> None:
+    log = MemoryLog()
+    name = f"agl-log-{log.log_id[:6]}"
+    append(log, CONTROL, new(1))
+    assert name in [thread.name for thread in threading.enumerate()]
+    del log
+    gc.collect()
+    until(lambda: name not in [thread.name for thread in threading.enumerate()])
+
+
+def test_what_waits_for_the_committer_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentlightning.core.log.local.group_commit.QUEUED_BYTES", 1000)
+    with MemoryLog() as log:
+        held, block = threading.Event(), Answer()
+        log.append(CONTROL, 0, [new(0)], lambda ack: (held.wait(20), block(ack)) and None)
+        answers = [Answer() for _ in range(4)]
+        for answer in answers:
+            log.append(CONTROL, 0, [new(b"x" * 300)], answer)
+        held.set()
+        outcomes = [answer.wait() for answer in answers]
+        assert [isinstance(outcome, LogFull) for outcome in outcomes] == [False, False, True, True]
+        assert append(log, CONTROL, new(1)) == 3
+
+
+def test_a_silent_member_gives_way_and_comes_back_with_its_next_poll() -> None:
+    with MemoryLog(2) as log:
+        groups = local_groups.Groups(log, session_seconds=0.2)
+        silent, busy = groups.join("group", [CONTROL], "silent"), groups.join("group", [CONTROL], "busy")
+        append(log, CONTROL, new(1), partition=next(part for _, part in silent.assignment()))
+        assert poll(silent) == [b"1"]
+        began = time.monotonic()
+        assert [record.value for record in busy.poll(10, 20)] == [b"1"]
+        assert time.monotonic() - began < 10
+        assert len(busy.assignment()) == 2 and not silent.assignment()
+        with pytest.raises(LogError):
+            silent.commit(CONTROL, 0, 0)
+        assert poll(silent) == [] and len(silent.assignment()) == 1
+
+
+def test_a_member_that_polls_for_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    deals: list[str] = []
+    deal = local_groups.Groups._deal  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(local_groups.Groups, "_deal", lambda groups, group: (deals.append(group), deal(groups, group)))
+    with MemoryLog(2) as log:
+        groups = local_groups.Groups(log, session_seconds=0.2)
+        first, second = groups.join("group", [CONTROL], "first"), groups.join("group", [CONTROL], "second")
+        polls = [threading.Thread(target=member.poll, args=(1, 0.6)) for member in (first, second)]
+        for thread in polls:
+            thread.start()
+        for thread in polls:
+            thread.join()
+        assert len(deals) == 2, "nobody was put out"
+
+
+def test_partitions_have_a_range() -> None:
+    for wrong in (0, -1, 1025):
+        with pytest.raises(InvalidInput):
+            MemoryLog(wrong)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_is_refused() -> None:
+    log = MemoryLog()
+    append(log, CONTROL, new(1))
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            log.append(CONTROL, 0, [new(2)], Answer())
+        except LogClosed:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert append(log, CONTROL, new(2)) == 1
+    log.close()

@@ -1,0 +1,262 @@
+"""Spans that meet on their way, or fail to get there: who is told what, and what is in the log then."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+import agentlightning as agl
+from agentlightning.core.clock import ManualClock
+from agentlightning.core.errors import LogCorrupt, LogFull
+from agentlightning.core.events.payload import INLINE_LIMIT_BYTES
+from agentlightning.core.ids import uuid7_hex
+from agentlightning.core.log.interface import Log, NewRecord
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.topics import BLOBS, SPANS
+from agentlightning.projections.replica.command_context import Call, serve
+from agentlightning.projections.replica.settings import StoreSettings
+from agentlightning.projections.spans import span_log as span_book
+from agentlightning.projections.store.answers import INCOMPLETE
+from agentlightning.projections.store.memory_store import InMemoryLightningStore
+from agentlightning.projections.store.store import EventLogStore
+
+from ..store.logs import LosingLog
+from ..store.tools import Unclosed, begin, control_values, span, store_on
+
+
+class SlowSpans(Unclosed):
+    """Appends to the spans topic wait, unwritten, until they are let through or refused."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.holding = False
+        self.asked = threading.Semaphore(0)
+        self._held: list[tuple[Callable[[], None], Any]] = []
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Any) -> None:
+        if self.holding and topic == SPANS:
+            self._held.append((lambda: self._log.append(topic, partition, records, done), done))
+            self.asked.release()
+        else:
+            self._log.append(topic, partition, records, done)
+
+    def release(self, fail_first: bool = False) -> None:
+        """Write what was held; the first append finds no room where `fail_first`."""
+        self.holding = False
+        held, self._held = self._held, []
+        for number, (write, done) in enumerate(held):
+            if fail_first and number == 0:
+                threading.Thread(target=done, args=(LogFull("no room"),)).start()
+            else:
+                write()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_duplicate_is_answered_when_the_first_copy_is_and_takes_its_place_if_that_failed(fails: bool) -> None:
+    log = SlowSpans(MemoryLog())
+    with store_on(log) as store:
+        attempted = await begin(store)
+        sent = span(attempted, span_id="1" * 16)
+        log.holding = True
+        first = asyncio.ensure_future(store.add_span(sent))
+        await asyncio.to_thread(log.asked.acquire)
+        copies = [asyncio.ensure_future(store.add_span(sent)), asyncio.ensure_future(store.add_many_spans([sent, sent]))]
+        await asyncio.sleep(0.02)
+        assert not any(one.done() for one in copies), "nothing is durable yet"
+        log.release(fails)
+        told = await asyncio.wait_for(asyncio.gather(first, *copies, return_exceptions=True), 5)
+        if fails:
+            assert isinstance(told[0], LogFull)
+            stored: list[Any] = [one for one in (told[1], *told[2]) if one is not None]  # type: ignore[misc]
+            assert [one.sequence_id for one in stored] == [1], "one of the others got it into the log"
+        else:
+            assert told == [sent.model_copy(update={"sequence_id": 1}), None, []]
+        assert (await store.query_spans(attempted.rollout_id)).total == 1
+        assert (await store.statistics()).get("total_spans") == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_repeated_call_gets_the_answer_that_was_lost_and_another_call_does_not(shared: bool) -> None:
+    log = MemoryLog()
+    call, other = Call(uuid7_hex(), repeatable=True), Call(uuid7_hex(), repeatable=True)
+    with store_on(log, foreign_writers=shared) as store:
+        attempted = await begin(store)
+        batch = [span(attempted), span(attempted), span(attempted, sequence_id=9)]
+        await store.add_span(batch[1])
+
+    async def add(store: EventLogStore, call: Call) -> list[tuple[str, int]]:
+        serve(call)
+        return [(one.span_id, one.sequence_id) for one in await store.add_many_spans(batch)]
+
+    for _ in range(2):  # the second time after a restart
+        with store_on(log, foreign_writers=shared) as store:
+            for _ in range(2):
+                told = await asyncio.ensure_future(add(store, call))
+                assert told == [(batch[0].span_id, 2), (batch[2].span_id, 9)]
+            assert await asyncio.ensure_future(add(store, other)) == []
+            assert (await store.query_spans(attempted.rollout_id)).total == 3
+    log.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_repeated_reservation_gets_the_number_of_its_first_try(shared: bool) -> None:
+    log = MemoryLog()
+    call = Call(uuid7_hex(), repeatable=True)
+
+    async def reserve(store: EventLogStore, call: Call) -> list[int]:
+        serve(call)
+        pair = (attempted.rollout_id, attempted.attempt.attempt_id)
+        return list(await store.get_many_span_sequence_ids([pair, pair]))
+
+    with store_on(log, foreign_writers=shared) as store:
+        attempted = await begin(store)
+        assert await asyncio.ensure_future(reserve(store, call)) == [1, 2]
+        stored = await store.add_span(span(attempted))
+        assert stored is not None and stored.sequence_id == 3
+        assert await asyncio.ensure_future(reserve(store, call)) == [1, 2]
+    with store_on(log, foreign_writers=shared) as store:
+        assert await asyncio.ensure_future(reserve(store, call)) == [1, 2]
+        other = await asyncio.ensure_future(reserve(store, Call(uuid7_hex(), repeatable=True)))
+        assert min(other) > 3 and len(set(other)) == 2, "a number was given twice"
+        late = await store.add_span(span(attempted))
+        assert late is not None and late.sequence_id > max(other)
+        assert [one.sequence_id for one in await store.query_spans(attempted.rollout_id)] == [3, late.sequence_id]
+    log.close()
+
+
+async def test_spans_go_on_under_a_node_whose_topic_of_spans_was_made_anew() -> None:
+    log = LosingLog(MemoryLog())
+    with store_on(log, foreign_writers=True) as store:
+        attempted = await begin(store)
+        sent = [span(attempted) for _ in range(5)]
+        await store.add_many_spans([*sent, sent[0]])
+        assert (await store.statistics()).get("total_spans") == 5
+        log.make_anew()
+        for number in (1, 2):
+            stored = await store.add_span(span(attempted))
+            assert stored is not None and stored.sequence_id == number
+        assert log.ends(SPANS, 0) == (0, 2), "a try left a copy behind"
+        assert (await store.statistics()).get("total_spans") == 2
+        assert (await store.query_spans(attempted.rollout_id)).total == 2
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_a_span_long_after_the_outcome_is_a_sign_of_life_in_the_control_log(archived: bool) -> None:
+    clock, log = ManualClock(), MemoryLog()
+    settings = StoreSettings(archive_after=2)
+    with store_on(log, clock=clock, foreign_writers=True, settings=settings) as store:
+        attempted = await begin(store)
+        rollout_id, attempt_id = attempted.rollout_id, attempted.attempt.attempt_id
+        await store.add_span(span(attempted))
+        await store.update_attempt(rollout_id, attempt_id, status="succeeded")
+        ended_us = store.engine._where(rollout_id).until_us
+        events = len(control_values(log))
+        await store.add_span(span(attempted))
+        assert len(control_values(log)) == events, "a span at once after the end is no news"
+        if archived:
+            for number in range(3):
+                await store.enqueue_rollout(number)
+            assert rollout_id not in store.engine.node.state.rollouts
+        clock.advance(3600)
+        await store.add_span(span(attempted))
+        known = store.engine._where(rollout_id)
+        assert known.until_us == ended_us + 3_600_000_000
+        assert (await store.query_spans(rollout_id)).total == 3
+        assert (await store.get_rollout_by_id(rollout_id)).status == "succeeded"
+
+
+async def test_a_counter_whose_spans_are_under_way_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_book, "HOT_COUNTERS", 1)
+    log = SlowSpans(MemoryLog())
+    with store_on(log) as store:
+        one, other = await begin(store), await begin(store)
+        log.holding = True
+        adding = [asyncio.ensure_future(store.add_span(span(one)))]
+        await asyncio.to_thread(log.asked.acquire)
+        for attempted in (other, one):
+            adding.append(asyncio.ensure_future(store.add_span(span(attempted))))
+            await asyncio.to_thread(log.asked.acquire)
+        log.release()
+        assert [(await each).sequence_id for each in adding] == [1, 1, 2]  # type: ignore[union-attr]
+        assert [each.sequence_id for each in await store.query_spans(one.rollout_id)] == [1, 2]
+
+
+class BlobsLost(Unclosed):
+    """A log whose blobs are gone, once `lost` names their keys."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.lost: set[str] = set()
+
+    def read_key(self, topic: str, key: str, **options: Any) -> Any:
+        return [] if topic == BLOBS and key in self.lost else self._log.read_key(topic, key, **options)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_one_lost_payload_costs_its_own_row(shared: bool) -> None:
+    log = BlobsLost(MemoryLog())
+    large = "x" * (INLINE_LIMIT_BYTES + 1)
+    with store_on(log, foreign_writers=shared) as store:
+        attempted = await begin(store)
+        await store.enqueue_rollout(large)
+        await store.enqueue_rollout("small", metadata={"m": large + "y"})
+        await store.add_span(span(attempted, attributes={"a": large}))
+        await store.add_span(span(attempted, attributes={"a": 1}))
+        await store.update_attempt(attempted.rollout_id, attempted.attempt.attempt_id, metadata={"n": large})
+        await store.update_resources("rs-1", {"p": agl.PromptTemplate(template=large, engine="f-string")})
+        await store.update_resources("rs-2", {"p": agl.PromptTemplate(template="small", engine="f-string")})
+        log.lost = {record.key for record in log.read(BLOBS, 0, 0)}
+        assert len(log.lost) == 5
+        rollouts = await store.query_rollouts()
+        assert [one.input for one in rollouts] == ["task", None, "small"] and rollouts.total == 3
+        assert [INCOMPLETE in one.metadata for one in rollouts] == [False, True, True]
+        assert "is missing from the log" in rollouts[1].metadata[INCOMPLETE]
+        spans = await store.query_spans(attempted.rollout_id)
+        assert [one.attributes for one in spans] == [{"a": 1}] and spans[0].sequence_id == 2
+        attempts = await store.query_attempts(attempted.rollout_id)
+        assert INCOMPLETE in attempts[0].metadata
+        resources = await store.query_resources()
+        assert [sorted(one.resources) for one in resources] == [[], ["p"]]
+        for page in (rollouts, spans, attempts, resources):
+            assert getattr(page, "incomplete", False)
+        other = await store.enqueue_rollout("whole")
+        assert not getattr(await store.query_rollouts(rollout_id_in=[other.rollout_id]), "incomplete", False)
+        with pytest.raises(LogCorrupt, match="is missing from the log"):
+            await store.get_rollout_by_id(rollouts[1].rollout_id)
+    log.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_rollout_whose_input_is_lost_fails_and_stops_no_runner(shared: bool) -> None:
+    log = BlobsLost(MemoryLog())
+    with store_on(log, foreign_writers=shared) as store:
+        lost = await store.enqueue_rollout("x" * (INLINE_LIMIT_BYTES + 1))
+        whole = await store.enqueue_rollout("whole")
+        log.lost = {record.key for record in log.read(BLOBS, 0, 0)}
+        claimed = await store.dequeue_many_rollouts(limit=2, command_id="a-call")
+        assert [one.rollout_id for one in claimed] == [whole.rollout_id]
+        assert [one.rollout_id for one in await store.dequeue_many_rollouts(limit=2, command_id="a-call")] == [whole.rollout_id]
+        [row] = await store.query_rollouts(rollout_id_in=[lost.rollout_id])
+        [attempt] = await store.query_attempts(lost.rollout_id)
+        assert (row.status, attempt.status) == ("failed", "failed")
+        assert "is missing from the log" in attempt.metadata["error"]
+        assert await store.dequeue_rollout() is None
+    log.close()
+
+
+async def test_spans_and_blobs_carry_the_wall_clock_of_their_writer() -> None:
+    clock = ManualClock()
+    with InMemoryLightningStore(clock=clock) as store:
+        attempted = await begin(store)
+        clock.jump(3600)
+        await store.add_span(span(attempted, attributes={"text": "x" * 1_000_000}))
+        await store.get_next_span_sequence_id(attempted.rollout_id, attempted.attempt.attempt_id)
+        now = int(clock.time() * 1_000_000)
+        for topic, count in ((SPANS, 2), (BLOBS, 1)):
+            log = store.engine.log
+            records = [one for part in range(log.partitions(topic)) for one in log.read(topic, part, 0)]
+            assert [one.timestamp_us for one in records] == [now] * count, topic
