@@ -38,8 +38,8 @@ __all__ = ["Trainer"]
 
 _log = logging.getLogger("agentlightning.trainer")
 _STRATEGIES = {
-    "shm": f"{__package__}.shared_memory.SharedMemoryExecutionStrategy",
-    "cs": f"{__package__}.client_server.ClientServerExecutionStrategy",
+    "shm": f"{__package__.rpartition('.')[0]}.execution.shared_memory.SharedMemoryExecutionStrategy",
+    "cs": f"{__package__.rpartition('.')[0]}.execution.client_server.ClientServerExecutionStrategy",
 }
 _CARRIED = ("n_runners", "max_rollouts", "initial_resources", "port", "rollout_config", "tracer", "_dev", "daemon")
 

@@ -113,5 +113,5 @@ def write(path: Path, world: Any, more: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(FOLDER.parent / "core"))
+    sys.path.insert(0, str(FOLDER.parent / "core" / "fold"))
     (runs if sys.argv[2:] == ["runs"] else main)(sys.argv[1])

@@ -26,7 +26,6 @@ from agentlightning.core.spans.links import (
     make_tag_attributes,
     query_linked_spans,
 )
-from agentlightning.runners.tracing.otel_access import get_tracer, get_tracer_provider
 
 KEYS = st.text("ab", min_size=1, max_size=2)
 LEAVES = st.one_of(st.text(max_size=3), st.integers(), st.booleans())
@@ -128,22 +127,3 @@ def test_links_find_the_spans_that_match_all_of_them() -> None:
     wrong: Any = {"a": 1}
     with pytest.raises(ValueError):
         make_link_attributes(wrong)
-
-
-async def test_links_match_the_ids_of_opentelemetrys_spans(tracer: agl.OtelTracer) -> None:
-    async with tracer.trace_context():
-        with get_tracer().start_as_current_span("by hand") as made:
-            pass
-        with get_tracer(use_active_span_processor=False).start_as_current_span("unheard"):
-            pass
-    recorded = next(span for span in tracer.get_last_trace() if span.name == "by hand")
-    links = extract_links_from_attributes(make_link_attributes({"span_id": recorded.span_id}))
-    assert query_linked_spans([made], links) == [made]
-    assert "unheard" not in {span.name for span in tracer.get_last_trace()}
-
-
-async def test_the_provider_is_one_whose_spans_are_recorded(tracer: agl.OtelTracer) -> None:
-    async with tracer.trace_context():
-        with get_tracer_provider().get_tracer("mine").start_as_current_span("by hand"):
-            pass
-    assert "by hand" in {span.name for span in tracer.get_last_trace()}

@@ -86,7 +86,7 @@ async def test_07_a_file_two_namespaces_in_one_partition_and_a_file_again_have_o
 _HELD = """
 import asyncio, sys
 import agentlightning as agl
-from agentlightning.projections import timekeeper
+from agentlightning.projections.liveness import expiry as timekeeper
 from agentlightning.rest.open_store import open_store
 
 async def main():

@@ -20,8 +20,10 @@ from opentelemetry import trace
 import agentlightning as agl
 from agentlightning.core.model.rollout import AttemptedRollout
 from agentlightning.core.model.span import Span
+from agentlightning.core.spans.links import extract_links_from_attributes, make_link_attributes, query_linked_spans
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.runners.tracing.openai_patch import instrument_all
+from agentlightning.runners.tracing.otel_access import get_tracer, get_tracer_provider
 
 from ...openai_stub import ANSWER, Stub, openai_stub
 
@@ -406,3 +408,22 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+async def test_links_match_the_ids_of_opentelemetrys_spans(tracer: agl.OtelTracer) -> None:
+    async with tracer.trace_context():
+        with get_tracer().start_as_current_span("by hand") as made:
+            pass
+        with get_tracer(use_active_span_processor=False).start_as_current_span("unheard"):
+            pass
+    recorded = next(span for span in tracer.get_last_trace() if span.name == "by hand")
+    links = extract_links_from_attributes(make_link_attributes({"span_id": recorded.span_id}))
+    assert query_linked_spans([made], links) == [made]
+    assert "unheard" not in {span.name for span in tracer.get_last_trace()}
+
+
+async def test_the_provider_is_one_whose_spans_are_recorded(tracer: agl.OtelTracer) -> None:
+    async with tracer.trace_context():
+        with get_tracer_provider().get_tracer("mine").start_as_current_span("by hand"):
+            pass
+    assert "by hand" in {span.name for span in tracer.get_last_trace()}
