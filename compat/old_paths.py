@@ -30,8 +30,8 @@ _REWARDS = (
 )
 _EVENTS = ("runners.stop_events: ExecutionEvent MultiprocessingEvent ThreadingEvent",)
 _STORE_TERMS = (
-    "core.model.store_interface: LightningStore",
-    "core.model.store_terms: LightningStoreCapabilities LightningStoreStatistics UNSET Unset is_finished is_queuing is_running",
+    "core.model.store_interface: LightningStore LightningStoreCapabilities LightningStoreStatistics UNSET Unset",
+    "core.model.store_interface: is_finished is_queuing is_running",
 )
 _STORE_HTTP = (
     "rest.client.client: LightningStoreClient",
@@ -122,7 +122,7 @@ OLD_PATHS: dict[str, tuple[str, ...]] = {
     "store": (
         *_STORE_HTTP,
         "core.model.store_interface: LightningStore",
-        "core.model.store_terms: LightningStoreCapabilities LightningStoreStatistics",
+        "core.model.store_interface: LightningStoreCapabilities LightningStoreStatistics",
         "projections.store.memory_store: InMemoryLightningStore",
         "rest.server.threaded_store: LightningStoreThreaded",
     ),

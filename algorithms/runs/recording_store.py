@@ -21,8 +21,7 @@ from ...core.model.rollout import (
     TaskInput,
 )
 from ...core.model.scalars import model_data
-from ...core.model.store_interface import LightningStore
-from ...core.model.store_terms import UNSET, LightningStoreCapabilities
+from ...core.model.store_interface import UNSET, LightningStore, LightningStoreCapabilities
 from ...projections.replica import validation as arguments
 from ...projections.replica.positions import number_of
 from ...rest.server.delegating_store import Delegating

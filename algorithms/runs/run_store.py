@@ -14,8 +14,7 @@ from ...core.model.rollout import (
     RolloutMode,
     TaskInput,
 )
-from ...core.model.store_interface import LightningStore
-from ...core.model.store_terms import LightningStoreCapabilities
+from ...core.model.store_interface import LightningStore, LightningStoreCapabilities
 from ...projections.replica import validation as arguments
 from ...rest.server.delegating_store import Delegating
 

@@ -11,7 +11,7 @@ from ...core.errors import InvalidInput
 from ...core.log.local.memory import MemoryLog
 from ...core.model.scalars import plain_scalar
 from ...core.model.span import Span
-from ...core.model.store_terms import LightningStoreCapabilities
+from ...core.model.store_interface import LightningStoreCapabilities
 from ..replica.settings import StoreSettings
 from .store import EventLogStore
 

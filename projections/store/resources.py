@@ -16,8 +16,7 @@ from ...core.model.resources import ResourcesUpdate, refuse_masked, validate_res
 from ...core.model.rollout import PaginatedResult, Worker
 from ...core.model.scalars import model_data
 from ...core.model.status import WorkerStatus
-from ...core.model.store_interface import LightningStore
-from ...core.model.store_terms import UNSET, FilterLogic, SortOrder, Unset
+from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
 from ..liveness.heartbeats import WorkerBeat
 from ..replica import validation as arguments
 from .answers import resources_out, seconds

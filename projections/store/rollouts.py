@@ -15,8 +15,7 @@ from ...core.fold.state import FINISHED, Rollout, State
 from ...core.model import rollout as model
 from ...core.model.query import page
 from ...core.model.scalars import plain_scalar
-from ...core.model.store_interface import LightningStore
-from ...core.model.store_terms import UNSET, FilterLogic, SortOrder, Unset
+from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
 from ..replica import validation as arguments
 from ..replica.command_context import current_call
 from .answers import NO_RESOURCES, attempt_out, attempted_out, config_in, latest_out, micros, rollout_out

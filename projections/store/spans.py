@@ -14,8 +14,7 @@ from ...core.fold.state import FINISHED, Rollout, State
 from ...core.model.query import page
 from ...core.model.rollout import PaginatedResult
 from ...core.model.span import Span, reads_like_a_span
-from ...core.model.store_interface import LightningStore
-from ...core.model.store_terms import FilterLogic, SortOrder
+from ...core.model.store_interface import FilterLogic, LightningStore, SortOrder
 from ..replica import validation as arguments
 from ..replica.command_context import current_call
 from ..spans.schema import last_sign_us

@@ -12,7 +12,7 @@ from ...core.clock import Clock
 from ...core.errors import LogClosed
 from ...core.log.interface import Log
 from ...core.model.rollout import Fact
-from ...core.model.store_terms import LightningStoreCapabilities, LightningStoreStatistics
+from ...core.model.store_interface import LightningStoreCapabilities, LightningStoreStatistics
 from ..replica.divergence import Ended, HistoryGuard
 from ..replica.settings import StoreSettings
 from .claims import ClaimMethods, Returns

@@ -28,8 +28,13 @@ from ...core.model.rollout import (
     Worker,
 )
 from ...core.model.span import Span
-from ...core.model.store_interface import LightningStore
-from ...core.model.store_terms import UNSET, LightningStoreCapabilities, LightningStoreStatistics, Unset
+from ...core.model.store_interface import (
+    UNSET,
+    LightningStore,
+    LightningStoreCapabilities,
+    LightningStoreStatistics,
+    Unset,
+)
 from ..api.routes import LONGEST_HOLD_SECONDS, METHODS, OTLP_TRACES_PATH, PREFIX
 from .sse import follow
 from .transport import StoreCaller, time_left

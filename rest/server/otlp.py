@@ -24,8 +24,16 @@ from starlette.responses import Response
 
 from ...core.errors import InvalidInput, NotFound, PayloadTooLarge, printable
 from ...core.model.semconv import LightningResourceAttributes
-from ...core.model.span import Event, Link, OtelResource, Span, SpanContext, TraceStatus
-from ...core.model.span_fields import convert_timestamp, plain_attributes
+from ...core.model.span import (
+    Event,
+    Link,
+    OtelResource,
+    Span,
+    SpanContext,
+    TraceStatus,
+    convert_timestamp,
+    plain_attributes,
+)
 from ...core.model.store_interface import LightningStore
 from ..api import encoding as wire
 from ..api.limits import LARGE_BODY, count_json, count_otlp, count_records, gunzip

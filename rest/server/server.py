@@ -10,8 +10,7 @@ from typing import Any, Literal, get_args
 
 from ...core.errors import InvalidInput
 from ...core.model.rollout import Fact
-from ...core.model.store_interface import LightningStore
-from ...core.model.store_terms import LightningStoreCapabilities
+from ...core.model.store_interface import LightningStore, LightningStoreCapabilities
 from ..api.routes import DEFAULT_PORT, OTLP_TRACES_PATH
 from ..client.client import LightningStoreClient
 from .app import DEFAULT_PAYLOAD_MB, Door

@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from ...core.model.rollout import Fact, Rollout
-from ...core.model.store_interface import LightningStore
-from ...core.model.store_terms import LightningStoreCapabilities, LightningStoreStatistics
+from ...core.model.store_interface import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 from ...projections.store.store import EventLogStore
 from .delegating_store import Delegating
 

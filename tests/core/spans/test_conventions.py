@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import agentlightning as agl
 from agentlightning.algorithms.adapters.trajectory import TraceTree
-from agentlightning.core.model.span import Span
-from agentlightning.core.model.span_fields import Event, OtelResource
+from agentlightning.core.model.span import Event, OtelResource, Span
 from agentlightning.core.spans.conventions import exchange_of
 from agentlightning.core.spans.model_calls import candidates_of, distinct_calls
 from agentlightning.runners.worker.trace_checks import check_trace
