@@ -31,7 +31,6 @@ import os as _os
 import sys as _sys
 import warnings as _warnings
 from importlib import import_module as _import_module
-from importlib.machinery import ModuleSpec as _ModuleSpec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -314,32 +313,29 @@ def __dir__() -> list[str]:
 
 
 def _older(name: str) -> object:
-    """A module of an older release; AttributeError for the rest, with what to use instead where a release had the name."""
+    """A package of an older release; AttributeError for the rest, with what to use instead where a release had the name."""
     if not name.startswith("_"):
-        from .compat.old_modules import is_old_path, refuse_gone
+        from .compat.gone_names import OLD_PACKAGES, refuse_attribute
 
-        refuse_gone(name, __name__)
-        if is_old_path(name):
+        refuse_attribute(name, __name__)
+        if name in OLD_PACKAGES:
             return _import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _OldPaths:
-    """Finds the modules of older releases (compat/old_paths.py). First in line: a folder of their type stubs is no module."""
-
-    rooms = frozenset(("__main__", "algorithms", "cli", "compat", "core", "projections", "rest", "runners"))
+class _GoneNames:
+    """The last finder of all, asked for a module that no other has found: names the alternative to what is gone."""
 
     @classmethod
-    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> _ModuleSpec | None:
-        """Asked for every import of the process, so the table is loaded only for a name of this package."""
-        if not fullname.startswith("agentlightning.") or fullname.split(".", 2)[1] in cls.rooms:
-            return None
-        from .compat.old_modules import spec_of
+    def find_spec(cls, fullname: str, path: object = None, target: object = None) -> None:
+        """Never finds a module; raises ImportError for one of an older release that has no successor."""
+        if fullname.startswith("agentlightning."):
+            from .compat.gone_names import refuse_import
 
-        return spec_of(fullname)
+            refuse_import(fullname)
 
 
-_sys.meta_path[:] = [_OldPaths, *(finder for finder in _sys.meta_path if getattr(finder, "__name__", "") != "_OldPaths")]
+_sys.meta_path[:] = [*(finder for finder in _sys.meta_path if getattr(finder, "__name__", "") != "_GoneNames"), _GoneNames]
 
 
 def _warn_of_namesake(folders: list[str]) -> None:

@@ -166,7 +166,6 @@ def build_wheel(folder: Path) -> Path:
             shutil.copytree(ROOT / room, copy / room, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(ROOT / room, copy / room)
-    shutil.copytree(ROOT / "typings", copy / "typings", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     program = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     run = subprocess.run(
         [sys.executable, "-c", program, str(folder)], cwd=copy, capture_output=True, text=True, check=False

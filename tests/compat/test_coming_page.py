@@ -7,7 +7,7 @@ import importlib
 import re
 
 import agentlightning as agl
-from agentlightning.compat.old_paths import GONE_MODULES, GONE_NAMES
+from agentlightning.compat.gone_names import GONE_MODULES, GONE_NAMES
 
 from ..sources import ROOT
 

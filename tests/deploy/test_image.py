@@ -62,7 +62,7 @@ def ignored(path: str) -> bool:
 
 def test_the_image_is_made_of_files_that_are_there() -> None:
     assert [source for source in copied() if not (ROOT / source).exists() or ignored(source)] == []
-    needed = ("typings", "pyproject.toml", "README.md", "LICENSE", "py.typed", "constraints.txt")
+    needed = ("pyproject.toml", "README.md", "LICENSE", "py.typed", "constraints.txt")
     assert set(copied()) >= {*ROOMS, *ROOT_FILES, *needed}
     private = [".env", ".git/config", ".agl/log.db", "deploy/.env", "tests/x.py"]
     assert [path for path in private if not ignored(path)] == []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ..sources import ROOMS, ROOT, ROOT_FILES, Source, product
+from ..sources import OLD_PATHS, ROOMS, ROOT, ROOT_FILES, Source, product
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,8 +27,8 @@ TYPINGS = ROOT / "typings" / "agentlightning"
 
 
 def old_paths() -> list[str]:
-    """Folders between the links: what type checkers read of older import paths (tests/compat/test_old_paths.py)."""
-    return [path.name for path in TYPINGS.iterdir() if path.is_dir() and not path.is_symlink()]
+    """The top-level packages of the older releases; their modules: tests/compat/test_old_paths.py."""
+    return [path.name for path in OLD_PATHS.iterdir() if path.name != "__pycache__"]
 
 
 def folders() -> list[Path]:
@@ -38,14 +38,14 @@ def folders() -> list[Path]:
             path.parent
             for room in ROOMS
             for path in (ROOT / room).rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
+            if path.is_file() and "__pycache__" not in path.parts and OLD_PATHS not in path.parents
         }
     )
 
 
 def test_listed_packages_are_the_packages_on_disk() -> None:
     on_disk = [".".join(["agentlightning", *folder.relative_to(ROOT).parts]) for folder in folders()]
-    old = {f"agentlightning.{name}": f"typings/agentlightning/{name}" for name in old_paths()}
+    old = {f"agentlightning.{name}": f"compat/paths/{name}" for name in old_paths()}
     assert SETUPTOOLS["packages"] == sorted(["agentlightning", *on_disk, *old])
     assert SETUPTOOLS["package-dir"] == {"agentlightning": ".", **old}
     assert [str(folder) for folder in folders() if not (folder / "__init__.py").is_file()] == []
@@ -68,11 +68,12 @@ def test_no_stray_module_at_the_root() -> None:
     assert sorted(path.name for path in ROOT.glob("*.py")) == sorted(ROOT_FILES)
 
 
-def test_type_checkers_find_every_room_through_its_link() -> None:
-    links = {path.name: path for path in TYPINGS.iterdir() if path.name not in old_paths()}
-    assert sorted(links) == sorted([*ROOT_FILES, "py.typed", *ROOMS])
+def test_type_checkers_find_every_room_and_old_path_through_its_link() -> None:
+    links = {path.name: path for path in TYPINGS.iterdir()}
+    assert sorted(links) == sorted([*ROOT_FILES, "py.typed", *ROOMS, *old_paths()])
     for name, link in links.items():
-        assert link.is_symlink() and link.resolve() == ROOT / name
+        target = OLD_PATHS / name if name in old_paths() else ROOT / name
+        assert link.is_symlink() and link.resolve() == target
         assert not Path(link.readlink()).is_absolute()
 
 

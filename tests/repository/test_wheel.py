@@ -13,8 +13,7 @@ import pytest
 
 from ..environments import bare, build_wheel, install, python_of, site_packages
 from ..openai_stub import openai_stub
-from ..sources import ROOMS, ROOT, product
-from .test_layout import TYPINGS, old_paths
+from ..sources import OLD_PATHS, ROOMS, ROOT, product
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def test_wheel_holds_every_module_and_data_file_and_nothing_else(wheel: Path) ->
         for path in (ROOT / room).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc")
     }
-    old = {path.relative_to(TYPINGS).as_posix() for name in old_paths() for path in (TYPINGS / name).rglob("*.py")}
+    old = {path.relative_to(OLD_PATHS).as_posix() for path in OLD_PATHS.rglob("*.py")}
     expected = {f"agentlightning/{name}" for name in {source.name for source in product()} | data | old | {"py.typed"}}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)

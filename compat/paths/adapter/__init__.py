@@ -1,9 +1,9 @@
-"""What agentlightning.adapter was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.adapter of the older releases."""
 
-from agentlightning.algorithms.adapters.base import Adapter as Adapter
-from agentlightning.algorithms.adapters.llm_proxy import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
-from agentlightning.algorithms.adapters.base import OtelTraceAdapter as OtelTraceAdapter
-from agentlightning.algorithms.adapters.base import TraceAdapter as TraceAdapter
-from agentlightning.algorithms.adapters.messages import TraceToMessages as TraceToMessages
-from agentlightning.algorithms.adapters.triplets import TraceToTripletBase as TraceToTripletBase
-from agentlightning.algorithms.adapters.triplets import TracerTraceToTriplet as TracerTraceToTriplet
+from .base import Adapter as Adapter
+from .base import OtelTraceAdapter as OtelTraceAdapter
+from .base import TraceAdapter as TraceAdapter
+from .messages import TraceToMessages as TraceToMessages
+from .triplet import LlmProxyTraceToTriplet as LlmProxyTraceToTriplet
+from .triplet import TracerTraceToTriplet as TracerTraceToTriplet
+from .triplet import TraceToTripletBase as TraceToTripletBase

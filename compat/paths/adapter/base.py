@@ -1,4 +1,4 @@
-"""What agentlightning.adapter.base was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.adapter.base of the older releases."""
 
 from agentlightning.algorithms.adapters.base import Adapter as Adapter
 from agentlightning.algorithms.adapters.base import OtelTraceAdapter as OtelTraceAdapter

@@ -1,4 +1,4 @@
-"""What agentlightning.adapter.messages was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.adapter.messages of the older releases."""
 
 from agentlightning.algorithms.adapters.messages import OpenAIMessages as OpenAIMessages
 from agentlightning.algorithms.adapters.messages import TraceToMessages as TraceToMessages

@@ -1,6 +1,7 @@
-"""What agentlightning.algorithm was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.algorithm of the older releases."""
 
-from agentlightning.algorithms.algorithm import Algorithm as Algorithm
-from agentlightning.algorithms.baseline import Baseline as Baseline
-from agentlightning.algorithms.baseline import FastAlgorithm as FastAlgorithm
-from agentlightning.algorithms.decorator import algo as algo
+from . import utils as utils
+from .base import Algorithm as Algorithm
+from .decorator import algo as algo
+from .fast import Baseline as Baseline
+from .fast import FastAlgorithm as FastAlgorithm

@@ -1,3 +1,3 @@
-"""What agentlightning.algorithm.base was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.algorithm.base of the older releases."""
 
 from agentlightning.algorithms.algorithm import Algorithm as Algorithm

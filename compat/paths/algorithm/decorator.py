@@ -1,4 +1,4 @@
-"""What agentlightning.algorithm.decorator was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.algorithm.decorator of the older releases."""
 
 from agentlightning.algorithms.decorator import FunctionalAlgorithm as FunctionalAlgorithm
 from agentlightning.algorithms.decorator import algo as algo

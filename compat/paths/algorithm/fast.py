@@ -1,4 +1,4 @@
-"""What agentlightning.algorithm.fast was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.algorithm.fast of the older releases."""
 
 from agentlightning.algorithms.baseline import Baseline as Baseline
 from agentlightning.algorithms.baseline import FastAlgorithm as FastAlgorithm

@@ -1,4 +1,4 @@
-"""What agentlightning.algorithm.utils was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.algorithm.utils of the older releases."""
 
 from agentlightning.algorithms.helpers import batch_iter_over_dataset as batch_iter_over_dataset
 from agentlightning.algorithms.helpers import with_llm_proxy as with_llm_proxy

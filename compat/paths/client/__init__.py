@@ -1,4 +1,4 @@
-"""What agentlightning.client was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.client of the older releases."""
 
 from agentlightning.compat.client import AgentLightningClient as AgentLightningClient
 from agentlightning.compat.dev_tasks import DevTaskLoader as DevTaskLoader

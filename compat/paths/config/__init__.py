@@ -1,3 +1,3 @@
-"""What agentlightning.config was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.config of the older releases."""
 
 from agentlightning.compat.lightning_cli import lightning_cli as lightning_cli

@@ -1,3 +1,3 @@
-"""What agentlightning.emitter.exception was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.emitter.exception of the older releases."""
 
 from agentlightning.runners.emit.emitters import emit_exception as emit_exception

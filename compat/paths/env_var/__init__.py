@@ -1,4 +1,4 @@
-"""What agentlightning.env_var was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.env_var of the older releases."""
 
 from agentlightning.algorithms.execution.env_vars import LightningEnvVar as LightningEnvVar
 from agentlightning.algorithms.execution.env_vars import resolve_bool_env_var as resolve_bool_env_var

@@ -1,8 +1,8 @@
-"""What agentlightning.execution was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.execution of the older releases."""
 
-from agentlightning.algorithms.execution.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
-from agentlightning.runners.stop_events import ExecutionEvent as ExecutionEvent
-from agentlightning.algorithms.execution.base import ExecutionStrategy as ExecutionStrategy
-from agentlightning.runners.stop_events import MultiprocessingEvent as MultiprocessingEvent
-from agentlightning.algorithms.execution.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
-from agentlightning.runners.stop_events import ThreadingEvent as ThreadingEvent
+from .base import ExecutionStrategy as ExecutionStrategy
+from .client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
+from .events import ExecutionEvent as ExecutionEvent
+from .events import MultiprocessingEvent as MultiprocessingEvent
+from .events import ThreadingEvent as ThreadingEvent
+from .shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy

@@ -1,4 +1,4 @@
-"""What agentlightning.execution.base was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.execution.base of the older releases."""
 
 from agentlightning.algorithms.execution.base import AlgorithmBundle as AlgorithmBundle
 from agentlightning.algorithms.execution.base import ExecutionStrategy as ExecutionStrategy

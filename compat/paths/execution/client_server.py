@@ -1,3 +1,5 @@
-"""What agentlightning.execution.client_server was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.execution.client_server of the older releases."""
 
-from agentlightning.algorithms.execution.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
+from agentlightning.algorithms.execution.client_server import (
+    ClientServerExecutionStrategy as ClientServerExecutionStrategy,
+)

@@ -1,4 +1,4 @@
-"""What agentlightning.execution.events was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.execution.events of the older releases."""
 
 from agentlightning.runners.stop_events import ExecutionEvent as ExecutionEvent
 from agentlightning.runners.stop_events import MultiprocessingEvent as MultiprocessingEvent

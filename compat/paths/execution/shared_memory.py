@@ -1,3 +1,5 @@
-"""What agentlightning.execution.shared_memory was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.execution.shared_memory of the older releases."""
 
-from agentlightning.algorithms.execution.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
+from agentlightning.algorithms.execution.shared_memory import (
+    SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy,
+)

@@ -1,4 +1,4 @@
-"""What agentlightning.litagent.decorator was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.litagent.decorator of the older releases."""
 
 from agentlightning.runners.agent.decorators import FunctionalLitAgent as FunctionalLitAgent
 from agentlightning.runners.agent.decorators import llm_rollout as llm_rollout

@@ -1,9 +1,24 @@
-"""What agentlightning.reward was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.reward of the older releases, which can be called as the decorator `agl.reward`."""
 
-from agentlightning.runners.emit.emitters import emit_reward as emit_reward
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
 from agentlightning.core.spans.readers import find_final_reward as find_final_reward
 from agentlightning.core.spans.readers import find_reward_spans as find_reward_spans
 from agentlightning.core.spans.readers import get_reward_value as get_reward_value
 from agentlightning.core.spans.readers import get_rewards_from_span as get_rewards_from_span
 from agentlightning.core.spans.readers import is_reward_span as is_reward_span
+from agentlightning.runners.emit.emitters import emit_reward as emit_reward
 from agentlightning.runners.emit.reward import reward as reward
+
+
+class _CallableModule(ModuleType):
+    """An import of this module replaces the function `agl.reward`, so the module stands for it."""
+
+    def __call__(self, fn: Callable[..., Any]) -> Any:
+        return reward(fn)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -1,6 +1,8 @@
-"""What agentlightning.runner was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.runner of the older releases."""
 
-from agentlightning.compat.runner import LegacyAgentRunner as AgentRunner
-from agentlightning.compat.runner import LegacyAgentRunner as LegacyAgentRunner
-from agentlightning.runners.worker.runner import LitAgentRunner as LitAgentRunner
-from agentlightning.runners.worker.base import Runner as Runner
+
+from .agent import LitAgentRunner as LitAgentRunner
+from .base import Runner as Runner
+from .legacy import LegacyAgentRunner as LegacyAgentRunner
+
+AgentRunner = LegacyAgentRunner

@@ -1,3 +1,3 @@
-"""What agentlightning.runner.agent was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.runner.agent of the older releases."""
 
 from agentlightning.runners.worker.runner import LitAgentRunner as LitAgentRunner

@@ -1,3 +1,3 @@
-"""What agentlightning.runner.base was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.runner.base of the older releases."""
 
 from agentlightning.runners.worker.base import Runner as Runner

@@ -1,3 +1,3 @@
-"""What agentlightning.runner.legacy was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.runner.legacy of the older releases."""
 
 from agentlightning.compat.runner import LegacyAgentRunner as LegacyAgentRunner

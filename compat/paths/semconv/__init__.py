@@ -1,4 +1,4 @@
-"""What agentlightning.semconv was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.semconv of the older releases."""
 
 from agentlightning.core.model.semconv import AGL_ANNOTATION as AGL_ANNOTATION
 from agentlightning.core.model.semconv import AGL_EXCEPTION as AGL_EXCEPTION

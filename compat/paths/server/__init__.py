@@ -1,3 +1,3 @@
-"""What agentlightning.server was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.server of the older releases."""
 
 from agentlightning.compat.server import AgentLightningServer as AgentLightningServer

@@ -1,4 +1,4 @@
-"""What agentlightning.store.client_server was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.store.client_server of the older releases."""
 
 from agentlightning.rest.client.client import LightningStoreClient as LightningStoreClient
 from agentlightning.rest.server.server import LightningStoreServer as LightningStoreServer

@@ -1,3 +1,3 @@
-"""What agentlightning.store.memory was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.store.memory of the older releases."""
 
 from agentlightning.projections.store.memory_store import InMemoryLightningStore as InMemoryLightningStore

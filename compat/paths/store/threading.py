@@ -1,3 +1,3 @@
-"""What agentlightning.store.threading was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.store.threading of the older releases."""
 
 from agentlightning.rest.server.threaded_store import LightningStoreThreaded as LightningStoreThreaded

@@ -1,3 +1,3 @@
-"""What agentlightning.tracer.agentops was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.tracer.agentops of the older releases."""
 
 from agentlightning.runners.tracing.agentops import AgentOpsTracer as AgentOpsTracer

@@ -1,7 +1,8 @@
-"""What agentlightning.tracer.base was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.tracer.base of the older releases."""
 
-from agentlightning.runners.tracing.base import Tracer as BaseTracer
-from agentlightning.runners.tracing.base import Tracer as Tracer
 from agentlightning.runners.tracing.active import clear_active_tracer as clear_active_tracer
 from agentlightning.runners.tracing.active import get_active_tracer as get_active_tracer
 from agentlightning.runners.tracing.active import set_active_tracer as set_active_tracer
+from agentlightning.runners.tracing.base import Tracer as Tracer
+
+BaseTracer = Tracer

@@ -1,3 +1,3 @@
-"""What agentlightning.tracer.dummy was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.tracer.dummy of the older releases."""
 
 from agentlightning.runners.tracing.dummy import DummyTracer as DummyTracer

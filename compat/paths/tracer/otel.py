@@ -1,4 +1,4 @@
-"""What agentlightning.tracer.otel was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.tracer.otel of the older releases."""
 
-from agentlightning.runners.tracing.provider import LightningSpanProcessor as LightningSpanProcessor
 from agentlightning.runners.tracing.otel import OtelTracer as OtelTracer
+from agentlightning.runners.tracing.provider import LightningSpanProcessor as LightningSpanProcessor

@@ -1,3 +1,3 @@
-"""What agentlightning.tracer.triplet was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.tracer.triplet of the older releases."""
 
 from agentlightning.algorithms.adapters.triplets import TripletExporter as TripletExporter

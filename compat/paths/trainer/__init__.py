@@ -1,4 +1,4 @@
-"""What agentlightning.trainer was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.trainer of the older releases."""
 
-from agentlightning.algorithms.trainer.trainer import Trainer as Trainer
-from agentlightning.algorithms.trainer.components import build_component as build_component
+from .init_utils import build_component as build_component
+from .trainer import Trainer as Trainer

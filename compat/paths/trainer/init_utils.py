@@ -1,3 +1,3 @@
-"""What agentlightning.trainer.init_utils was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.trainer.init_utils of the older releases."""
 
 from agentlightning.algorithms.trainer.components import build_component as build_component

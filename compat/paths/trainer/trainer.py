@@ -1,3 +1,3 @@
-"""What agentlightning.trainer.trainer was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.trainer.trainer of the older releases."""
 
 from agentlightning.algorithms.trainer.trainer import Trainer as Trainer

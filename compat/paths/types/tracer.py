@@ -1,7 +1,7 @@
-"""What agentlightning.types.tracer was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.types.tracer of the older releases."""
 
-from agentlightning.core.model.span import AttributeValue as AttributeValue
 from agentlightning.core.model.span import Attributes as Attributes
+from agentlightning.core.model.span import AttributeValue as AttributeValue
 from agentlightning.core.model.span import Event as Event
 from agentlightning.core.model.span import Link as Link
 from agentlightning.core.model.span import OtelResource as OtelResource

@@ -1,2 +1,6 @@
-"""What agentlightning.utils was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.utils of the older releases."""
 
+from . import id as id
+from . import otel as otel
+from . import server_launcher as server_launcher
+from . import system_snapshot as system_snapshot

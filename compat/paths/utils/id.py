@@ -1,3 +1,3 @@
-"""What agentlightning.utils.id was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.utils.id of the older releases."""
 
 from agentlightning.core.ids import generate_id as generate_id

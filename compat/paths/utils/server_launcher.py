@@ -1,4 +1,4 @@
-"""What agentlightning.utils.server_launcher was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.utils.server_launcher of the older releases."""
 
 from agentlightning.rest.server.server import LaunchMode as LaunchMode
 from agentlightning.rest.server.server import PythonServerLauncherArgs as PythonServerLauncherArgs

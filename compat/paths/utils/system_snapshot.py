@@ -1,3 +1,3 @@
-"""What agentlightning.utils.system_snapshot was; written from compat/old_paths.py by tests/make_stubs.py."""
+"""The import path agentlightning.utils.system_snapshot of the older releases."""
 
 from agentlightning.runners.worker.system_snapshot import system_snapshot as system_snapshot
