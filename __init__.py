@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from .algorithms.adapters.triplets import TracerTraceToTriplet as TracerTraceToTriplet
     from .algorithms.adapters.triplets import TraceToTripletBase as TraceToTripletBase
     from .algorithms.algorithm import Algorithm as Algorithm
+    from .algorithms.algorithm import algo as algo
     from .algorithms.baseline import Baseline as Baseline
     from .algorithms.baseline import FastAlgorithm as FastAlgorithm
-    from .algorithms.decorator import algo as algo
     from .algorithms.execution.base import ExecutionStrategy as ExecutionStrategy
     from .algorithms.execution.client_server import ClientServerExecutionStrategy as ClientServerExecutionStrategy
     from .algorithms.execution.env_vars import LightningEnvVar as LightningEnvVar
@@ -172,9 +172,8 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.adapters.llm_proxy": ("LlmProxyTraceToTriplet",),
     "algorithms.adapters.messages": ("TraceToMessages",),
     "algorithms.adapters.triplets": ("TraceToTripletBase", "TracerTraceToTriplet"),
-    "algorithms.algorithm": ("Algorithm",),
+    "algorithms.algorithm": ("Algorithm", "algo"),
     "algorithms.baseline": ("Baseline", "FastAlgorithm"),
-    "algorithms.decorator": ("algo",),
     "algorithms.execution.base": ("ExecutionStrategy",),
     "algorithms.execution.client_server": ("ClientServerExecutionStrategy",),
     "algorithms.execution.env_vars": ("LightningEnvVar", "resolve_bool_env_var", "resolve_int_env_var", "resolve_str_env_var"),

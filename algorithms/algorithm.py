@@ -1,10 +1,15 @@
-"""Algorithm: what reads rollouts and publishes better resources, and what a trainer hands to it."""
+"""Algorithm: what reads rollouts and publishes better resources, as a class or as a function with `@algo`."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
+import logging
+import random
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any, cast
 
 from ..core.errors import InvalidInput
@@ -12,7 +17,9 @@ from ..core.model.resources import NamedResources, ResourcesUpdate, validate_res
 from ..core.model.rollout import Dataset
 from ..core.model.store_interface import LightningStore
 
-__all__ = ["Algorithm", "Best"]
+__all__ = ["Algorithm", "Best", "FunctionalAlgorithm", "algo", "seeded"]
+
+_log = logging.getLogger(__name__)
 
 Best = Mapping[str, Any] | ResourcesUpdate | str
 """How an algorithm names its best resources: the resources, what the store answered when they were published, or their id."""
@@ -48,8 +55,8 @@ class Algorithm(ABC):
         return self.run(*args, **kwargs)
 
     def set_trainer(self, trainer: Any) -> None:
-        """Called by the trainer before :meth:`run`."""
-        self._trainer = trainer
+        """Called by the trainer before :meth:`run`; its adapter counts from now on."""
+        self._trainer, self._adapter = trainer, None
 
     def get_trainer(self) -> Any:
         """The trainer; ValueError when none was set."""
@@ -68,8 +75,9 @@ class Algorithm(ABC):
         self._adapter = adapter
 
     def get_adapter(self) -> Any:
-        """The adapter; ValueError when none was set."""
-        return _given(self._adapter, "Adapter")
+        """The adapter, the trainer's where none was set; ValueError without either."""
+        own = self._adapter
+        return _given(own if own is not None else getattr(self._trainer, "adapter", None), "Adapter")
 
     def set_store(self, store: LightningStore) -> None:
         """Take the store of the run."""
@@ -115,3 +123,95 @@ def _given(value: Any, what: str) -> Any:
     if value is None:
         raise InvalidInput(f"{what} has not been set for this algorithm.")
     return value
+
+
+class FunctionalAlgorithm(Algorithm):
+    """An algorithm made of one function, and still callable as that function.
+
+    ``store``, ``adapter``, ``llm_proxy``, ``initial_resources``, ``train_dataset``, ``val_dataset`` and ``seed`` are passed
+    by name to a function that has parameters of these names. What it returns names the best resources, where it is
+    resources, what the store answered when they were published, or their id.
+    """
+
+    def __init__(self, func: Callable[..., Any]) -> None:
+        self._func = func
+        self._parameters = frozenset(
+            name
+            for name, parameter in inspect.signature(func).parameters.items()
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        )
+        functools.update_wrapper(cast(Any, self), func, updated=())
+
+    def is_async(self) -> bool:
+        """Whether the function is a coroutine function."""
+        return inspect.iscoroutinefunction(self._func)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The function itself, with its own arguments."""
+        return self._func(*args, **kwargs)
+
+    def run(
+        self, train_dataset: Dataset[Any] | None = None, val_dataset: Dataset[Any] | None = None
+    ) -> None | Awaitable[None]:
+        """Call the function. TypeError for a dataset that it has no parameter for.
+
+        ValueError where it asks for a store or an adapter and none was set.
+        """
+        arguments: dict[str, Any] = {}
+        for name, dataset in (("train_dataset", train_dataset), ("val_dataset", val_dataset)):
+            if name in self._parameters:
+                arguments[name] = dataset
+            elif dataset is not None:
+                raise TypeError(f"{name} is provided but not supported by the algorithm function: {self._func!r}")
+        sources: dict[str, Callable[[], Any]] = {
+            "store": self.get_store,
+            "adapter": self.get_adapter,
+            "llm_proxy": self.get_llm_proxy,
+            "initial_resources": self.get_initial_resources,
+            "seed": self.get_seed,
+        }
+        arguments.update((name, source()) for name, source in sources.items() if name in self._parameters)
+        result = self._func(**arguments)
+        if inspect.isawaitable(result):
+            return self._awaited(result)
+        self._take(result)
+        return None
+
+    async def _awaited(self, result: Awaitable[Any]) -> None:
+        self._take(await result)
+
+    def _take(self, result: Any) -> None:
+        if not isinstance(result, ResourcesUpdate | str | Mapping):
+            return
+        try:
+            self.set_best_resources(cast(Any, result))
+        except ValueError:
+            _log.info("What %s returned are no resources, so none are named the best.", self._func)
+
+
+def algo(func: Callable[..., Any]) -> FunctionalAlgorithm:
+    """Make an algorithm of a function, synchronous or asynchronous; see :class:`FunctionalAlgorithm`."""
+    return FunctionalAlgorithm(func)
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Generator[None, None, None]:
+    """Seed `random`, and numpy's where it is loaded; None leaves them as they are.
+
+    They belong to the whole process: agents in threads beside the algorithm draw from them too, and so does the client of a
+    Kafka. An algorithm that has to be repeated exactly makes a `random.Random(seed)` of its own.
+    """
+    if seed is None:
+        yield
+        return
+    numpy: Any = sys.modules.get("numpy")
+    before = random.getstate(), numpy.random.get_state() if numpy is not None else None
+    random.seed(seed)
+    if numpy is not None:
+        numpy.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        if numpy is not None:
+            numpy.random.set_state(before[1])

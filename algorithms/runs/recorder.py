@@ -26,7 +26,7 @@ from ...core.model.resources import validate_resources
 from ...core.model.rollout import RolloutStatus
 from ...core.model.scalars import model_data
 from ...core.model.store_interface import LightningStore
-from .recording_store import RecordedStore, position_of
+from .run_store import RecordedStore, position_of
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class RunRecorder(Protocol):
 
         `content` is JSON-like and is what a replay compares, key by key in any order. What goes through the store of
         `bind` (rollouts enqueued and started, resources added and updated, `store.decided(kind, content)`) is recorded by
-        itself. A trainer records the best resources as (`BEST`, `best_content(best)`) of recorded.py, whenever they are
+        itself. A trainer records the best resources as (`BEST`, `best_content(best)`) of run_store.py, whenever they are
         named; a replay compares the last ones when the algorithm is done.
         """
         ...

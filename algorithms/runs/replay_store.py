@@ -36,7 +36,7 @@ from ...projections.history.past_store import PastStore
 from ...projections.replica import validation as arguments
 from ...projections.store.answers import attempted_out, resources_out
 from .decisions import Recording, Script, Step
-from .recording_store import ENQUEUED, PUBLISHED, STARTED, request_digest, resources_digest
+from .run_store import ENQUEUED, PUBLISHED, STARTED, request_digest, resources_digest
 
 SETTLE_YIELDS = 20
 """Turns of the event loop without a decision or question after which the algorithm counts as waiting."""

@@ -25,12 +25,11 @@ from ...projections.history.past_store import PastStore
 from ...projections.history.run_index import RunBook, datasets_of, find_run
 from ...projections.spans.blobs import Blobs
 from ..adapters.triplets import TracerTraceToTriplet
-from ..algorithm import Algorithm
+from ..algorithm import Algorithm, seeded
 from ..subscribers.decorator import Subscriber
-from ..trainer.seeding import seeded
 from .decisions import Recording, recordings
-from .recording_store import best_content
 from .replay_store import ReplayStore
+from .run_store import best_content
 
 __all__ = ["ReplayReport", "Replayer"]
 

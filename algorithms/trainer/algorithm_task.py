@@ -23,13 +23,11 @@ from ...runners.pool.pickling import second
 from ...runners.stop_events import ExecutionEvent, until_set
 from ...runners.worker.base import Runner
 from ...runners.worker.runner import LitAgentRunner
-from ..algorithm import Algorithm
+from ..algorithm import Algorithm, seeded
 from ..runs.recorder import ALIVE_SECONDS, RunEnd, RunRecorder, RunStart, keeper_of, leftovers, recorder_for
-from ..runs.recording_store import BEST, best_content
-from ..runs.run_store import ClaimsForRun, RunStore
+from ..runs.run_store import BEST, ClaimsForRun, RunStore, best_content
 from .progress import Progress
 from .result import FitResult, Outcome, collect
-from .seeding import seeded
 
 __all__ = ["AlgorithmSide", "RunnerSide"]
 
@@ -49,7 +47,8 @@ class AlgorithmSide:
     start: RunStart
     train_dataset: Any
     val_dataset: Any
-    adapter: Callable[[], Any]
+    adapter: Any
+    """What the trainer was given as its adapter; None for the default one."""
     llm_proxy: Any
     initial_resources: NamedResources | None
     rollout_config: RolloutConfig | None
@@ -146,7 +145,9 @@ class AlgorithmSide:
         algorithm.set_seed(self.start.seed)
         algorithm.set_trainer(self.trainer)
         algorithm.set_store(store)
-        algorithm.set_adapter(self.adapter())
+        # The trainer's default one is loaded when the algorithm asks for it, unless the algorithm takes it in its own way.
+        if self.adapter is not None or type(algorithm).set_adapter is not Algorithm.set_adapter:
+            algorithm.set_adapter(self.trainer.adapter)
         if self.initial_resources is not None:
             algorithm.set_initial_resources(self.initial_resources)
         if self.llm_proxy is not None:

@@ -16,7 +16,7 @@ from ...core.model.store_interface import LightningStore
 from ...runners.pool.loop_thread import Part
 from ...runners.pool.pickling import second
 from ..runs.recorder import keeper_of
-from ..runs.recording_store import position_of
+from ..runs.run_store import position_of
 
 __all__ = ["Progress"]
 

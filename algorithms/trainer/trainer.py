@@ -26,9 +26,8 @@ from ..execution.base import ExecutionStrategy, whole_number
 from ..execution.client_server import ClientServerExecutionStrategy
 from ..runs.recorder import RunStart, claims_for_runs, new_run_id
 from .algorithm_task import AlgorithmSide, RunnerSide
-from .components import Spec, build_component
+from .components import RunnerMaker, Spec, TracerMaker, build_component
 from .result import FitResult
-from .runner_task import RunnerMaker, TracerMaker
 from .store import StoreKeeper
 
 if TYPE_CHECKING:
@@ -296,7 +295,7 @@ class Trainer:
             start=self._start(agent, algorithm, train_dataset, val_dataset),
             train_dataset=train_dataset,
             val_dataset=val_dataset,
-            adapter=lambda: self.adapter,
+            adapter=self._adapter_spec,
             llm_proxy=self.llm_proxy,
             initial_resources=self.initial_resources,
             rollout_config=self.rollout_config,

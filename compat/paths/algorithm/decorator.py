@@ -1,4 +1,4 @@
 """The import path agentlightning.algorithm.decorator of the older releases."""
 
-from agentlightning.algorithms.decorator import FunctionalAlgorithm as FunctionalAlgorithm
-from agentlightning.algorithms.decorator import algo as algo
+from agentlightning.algorithms.algorithm import FunctionalAlgorithm as FunctionalAlgorithm
+from agentlightning.algorithms.algorithm import algo as algo

@@ -12,7 +12,7 @@ import pytest
 import agentlightning as agl
 from agentlightning.algorithms.helpers import batch_iter_over_dataset, with_llm_proxy, with_store
 from agentlightning.algorithms.runs.run_store import RunStore
-from agentlightning.algorithms.trainer.runner_task import RunnerMaker, TracerMaker
+from agentlightning.algorithms.trainer.components import RunnerMaker, TracerMaker
 from agentlightning.runners.pool.pickling import carried, second
 
 
