@@ -12,7 +12,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def show(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print one table in Markdown, so that it can go into docs/benchmarks.md as it is."""
+    """Print one table in Markdown, so that it can go into docs/explanation/benchmarks.md as it is."""
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(name), *(len(row[at]) for row in cells)) for at, name in enumerate(head)]
     print(f"\n### {title}\n")

@@ -1,4 +1,4 @@
-"""What docs/operations.md promises about backups, restored files and what may be deleted."""
+"""What docs/how-to/operations.md promises about backups, restored files and what may be deleted."""
 
 from __future__ import annotations
 

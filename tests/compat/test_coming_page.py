@@ -11,7 +11,7 @@ from agentlightning.compat.gone_names import GONE_MODULES, GONE_NAMES
 
 from ..sources import ROOT
 
-PAGE = ROOT / "docs" / "coming-from-the-reference.md"
+PAGE = ROOT / "docs" / "how-to" / "upgrade-from-0.1-to-0.3.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 
 

@@ -102,5 +102,7 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
 
 
 def test_every_page_is_listed() -> None:
+    """In the map of the documentation and in the navigation of the site, the decisions on a page of their own."""
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if "decisions" not in page.parts}
     listed = set(re.findall(r"\]\(([\w./-]+)\)", (DOCS / "README.md").read_text(encoding="utf-8")))
-    assert [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and page.name not in listed] == []
+    assert pages - {"README.md"} - listed == set()

@@ -22,7 +22,7 @@ SECURITY = frozenset({"security_protocol"}) | _SASL | _SSL
 class _Logins(logging.Filter):
     """Keeps logins out of the client's log: at DEBUG it writes down every request, PLAIN's password and tokens in plain text.
 
-    And that PLAIN without TLS sends them so, at every connection: whoever chose it knows, docs/kafka.md says it.
+    PLAIN without TLS still sends them in plain text at every connection (docs/how-to/scale-out-on-kafka.md).
     """
 
     def filter(self, record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ from agentlightning.core.model.span import Span
 from ...sources import ROOT
 from .traces import ask, record
 
-PAGE = ROOT / "docs" / "adapters.md"
+PAGE = ROOT / "docs" / "how-to" / "adapters.md"
 
 
 async def agent(client: Any) -> None:

@@ -45,7 +45,7 @@ class Restorable:
         self.store.close()
 
     def back_up(self) -> None:
-        """As docs/operations.md says it."""
+        """As docs/how-to/operations.md says it."""
         source = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True)
         source.backup(target := sqlite3.connect(self.backup))
         source.close()

@@ -9,7 +9,7 @@ import sys
 from ...openai_stub import Stub
 from ...sources import ROOT
 
-PAGE = ROOT / "docs" / "agents.md"
+PAGE = ROOT / "docs" / "how-to" / "agents.md"
 
 
 def test_the_examples_of_the_page_run_as_printed(stub: Stub) -> None:
