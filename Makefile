@@ -1,5 +1,5 @@
-# demo, test, setup, bench, check, kafka: every one of them prepares .venv first, which takes no time when it is there.
-.PHONY: demo test setup bench check kafka
+# demo, test, setup, bench, check, kafka, docs: every one of them prepares .venv first, which takes no time when it is there.
+.PHONY: demo test setup bench check kafka docs
 .NOTPARALLEL:
 
 # Tests and demo start hundreds of processes. Where the environment forbids byte code, each would compile the package anew.
@@ -20,6 +20,10 @@ bench: setup
 # A real broker on this machine from Java and Maven, until Ctrl+C; KAFKA="--brokers 3 --dir data" passes options.
 kafka: setup
 	@.venv/bin/python deploy/kafka-local/kafka_local.py $(KAFKA)
+
+# The site of docs/ in build/docs; a warning, such as a link that leads nowhere, is an error.
+docs: setup
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 check: setup
 	@.venv/bin/ruff check .

@@ -36,7 +36,7 @@ def test_every_decision_promise_and_fault_has_its_row() -> None:
     decisions = rows("The answers to hard questions")
     assert list(decisions) == [str(number) for number in range(1, 34)]
     assert all(NAMED.search(rest) or "later" in rest for rest in decisions.values())
-    promises = re.findall(r"^\| ([a-z-]+) \| [A-Z]", (EXPLANATION / "architecture.md").read_text(encoding="utf-8"), re.M)
+    promises = re.findall(r"^\| ([a-z-]+) \| [A-Z]", (EXPLANATION / "promises.md").read_text(encoding="utf-8"), re.M)
     assert list(rows("The promises")) == promises and len(promises) == 9
     assert set(rows("The deliberate faults")) == {*FAULTS, *WRITER} and len(FAULTS) >= 10
 
