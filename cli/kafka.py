@@ -13,9 +13,8 @@ from ..core.errors import InvalidInput
 from ..core.log.open_log import shown
 from ..core.log.topics import CONTROL, TOPICS
 from .checking import first_hole
-from .interrupts import announce
 from .reading import quieten_clients
-from .terminal import echo_json, examples, json_option, table
+from .terminal import announce, echo_json, examples, json_option, table
 
 LOOKED_AT = 2000
 """Records at each end of a control partition in which `init` looks for holes; `agl log check` looks at all of them."""

@@ -26,10 +26,10 @@ from ..core.model.hooks import Hook
 from ..core.model.store_interface import LightningStore
 from ..runners.pool.process import DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
 from ..runners.pool.supervisor import TERMINATE, Place
+from ..runners.stop_events import Interrupts, ThreadingEvent, until_set
 from ..runners.worker.agent_thread import lend_thread
-from .interrupts import StopFlag, announce
 from .reading import refuse_bare_port
-from .terminal import echo_json, examples, json_option, log_level_option
+from .terminal import announce, echo_json, examples, json_option, log_level_option
 
 if TYPE_CHECKING:
     from ..runners.agent.litagent import LitAgent
@@ -80,11 +80,14 @@ def runner(
     setup_logging(log_level)
     _check_store(url, processes)
     options = Options(max_rollouts=max_rollouts, slots=slots, group=group)
-    if processes > 1:
-        _loaded(agent)  # once here: a wrong name is one sentence, not one of every process
-        done = asyncio.run(_supervise(agent, url, token, worker_id, options, processes))
-    else:
-        done = asyncio.run(_work(_loaded(agent), url, token, worker_id, options))
+    loaded = _loaded(agent)  # here also for several processes: a wrong name is one sentence, not one of every process
+    stop = ThreadingEvent()
+    with Interrupts(stop.set) as interrupts:
+        if processes > 1:
+            done = asyncio.run(_supervise(agent, url, token, worker_id, options, processes, stop))
+        else:
+            done = asyncio.run(_work(loaded, url, token, worker_id, options, stop))
+    done = done or interrupts.exit_code
     if as_json:
         echo_json({"event": "stopped", "exit_code": done})
     return done
@@ -118,16 +121,17 @@ def _loaded(agent: str) -> LitAgent[Any]:
 
 
 async def _work(
-    agent: LitAgent[Any], url: str, token: str | None, worker_id: int | None, options: Options, desk: Desk | None = None
+    agent: LitAgent[Any],
+    url: str,
+    token: str | None,
+    worker_id: int | None,
+    options: Options,
+    stop: ThreadingEvent,
+    desk: Desk | None = None,
 ) -> int:
     """One runner in this process, which has a ``desk`` where it is one of several; returns the exit code."""
     from ..runners.agent.loading import run_agent
 
-    stop = StopFlag()
-    if desk is None:
-        stop.install()
-    else:
-        stop.follow(desk.stop)
     busy = Busy()
     async with _opened(url, token) as store:
         work = asyncio.ensure_future(
@@ -146,7 +150,7 @@ async def _work(
                 group=options.group,
             )
         )
-        stopped = asyncio.ensure_future(stop.wait())
+        stopped = asyncio.ensure_future(until_set(stop))
         try:
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if stop.is_set() and desk is None:
@@ -156,7 +160,7 @@ async def _work(
             stopped.cancel()
     if given_up:
         logger.warning("%d agent(s) did not end in time and were left behind in their threads.", given_up)
-    return WORN_OUT if given_up and desk is not None and not stop.is_set() else stop.exit_code()
+    return WORN_OUT if given_up and desk is not None and not stop.is_set() else 0
 
 
 def _worker_name() -> str:
@@ -253,7 +257,7 @@ class CommandJob(Job):
         worker_id, left = desk.given
         options = replace(self.options, max_rollouts=left)
         try:
-            code = asyncio.run(_work(agent, self.url, self.token, worker_id, options, desk))
+            code = asyncio.run(_work(agent, self.url, self.token, worker_id, options, desk.stop, desk))
         except AgentLightningError as error:
             if error.retryable or isinstance(error, HistoryChanged):
                 announce(f"agl: {error.message}")
@@ -281,14 +285,18 @@ class CommandCrew(CountingCrew):
 
 
 async def _supervise(
-    agent: str, url: str, token: str | None, worker_id: int | None, options: Options, processes: int
+    agent: str,
+    url: str,
+    token: str | None,
+    worker_id: int | None,
+    options: Options,
+    processes: int,
+    stop: ThreadingEvent,
 ) -> int:
-    """Until all have finished, one cannot work, or a signal comes; returns the exit code."""
-    stop, over = StopFlag(), StopFlag()
-    stop.install()
-    over.attach()
+    """Until all have finished, one cannot work, or ``stop`` is set; returns the exit code."""
+    over = ThreadingEvent()
     crew = CommandCrew(CommandJob(agent, url, token, options), processes, worker_id, over.set)
-    waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(over.wait())]
+    waits = [asyncio.ensure_future(until_set(one)) for one in (stop, over)]
     try:
         await asyncio.to_thread(crew.start)
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -303,4 +311,4 @@ async def _supervise(
     if crew.failure is not None:
         announce(f"agl: {crew.failure.message}")
         return 1
-    return stop.exit_code()
+    return 0

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from ..core.errors import AgentLightningError, InvalidInput
 from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
-from .interrupts import StopFlag
+from ..runners.stop_events import Interrupts, ThreadingEvent, until_set
 from .reading import DEFAULT_LOG, address_of
 from .terminal import by_status, counted, duration, echo_json, examples, json_option, log_level_option
 
@@ -92,8 +92,11 @@ def store(
     settings = StoreSettings(worker_lost_seconds=worker_lost_seconds, max_payload_mb=max_payload_mb)
     opened: Any = open_store(url, settings=settings, environment=os.environ)
     door = Door(host, port, token or None, origins, allowed, max_payload_mb)
+    stop = ThreadingEvent()
     try:
-        return asyncio.run(_serve(opened, door, began, as_json))
+        with Interrupts(stop.set) as interrupts:
+            asyncio.run(_serve(opened, door, began, as_json, stop))
+        return interrupts.exit_code
     finally:
         opened.close()
 
@@ -110,12 +113,10 @@ class Door:
     max_payload_mb: float
 
 
-async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
-    """Serve until a signal comes; returns the exit code."""
+async def _serve(opened: Any, door: Door, began: float, as_json: bool, stop: ThreadingEvent) -> None:
+    """Serve until ``stop`` is set."""
     from ..rest.server.server import LightningStoreServer, PythonServerLauncherArgs
 
-    stop = StopFlag()
-    stop.install()
     ended: list[Exception] = []
 
     def end(error: Exception) -> None:
@@ -140,7 +141,7 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
     if tell_address is not None:
         tell_address(server.endpoint)
     _tell_start(opened.report(), server.endpoint, time.perf_counter() - began, as_json)
-    await stop.wait()
+    await until_set(stop)
     await server.stop()
     if ended:
         await opened.end()
@@ -152,7 +153,6 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool) -> int:
         echo_json({"event": "stopped", "position": position, "fingerprint": fingerprint})
     else:
         logger.info("Stopped at position %d, fingerprint %s", position, fingerprint)
-    return stop.exit_code()
 
 
 def _tell_start(report: dict[str, Any], endpoint: str, seconds: float, as_json: bool) -> None:

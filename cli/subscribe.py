@@ -15,9 +15,9 @@ import click
 from ..core.errors import InvalidInput
 from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
-from .interrupts import StopFlag, announce
+from ..runners.stop_events import Interrupts, ThreadingEvent, until_set
 from .reading import refuse_bare_port
-from .terminal import echo_json, examples, json_option, log_level_option
+from .terminal import announce, echo_json, examples, json_option, log_level_option
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
 DEFAULT_STATE = "./.agl/subscribers"
@@ -86,7 +86,13 @@ def subscribe(
     if not _GROUP(name) or name in TAKEN_GROUPS:
         raise InvalidInput(f"{name!r} cannot name a group of subscribers; letters, digits, dots and dashes do, but not runners")
     found = load_subscriber(spec)
-    return asyncio.run(_run(found, Options(spec, url, name, retries, backoff_seconds, state, token, as_json, run)))
+    options = Options(spec, url, name, retries, backoff_seconds, state, token, as_json, run)
+    stop = ThreadingEvent()
+    with Interrupts(stop.set) as interrupts:
+        asyncio.run(_run(found, options, stop))
+    if as_json:
+        echo_json({"event": "stopped", "exit_code": interrupts.exit_code})
+    return interrupts.exit_code
 
 
 def _name_of(spec: str) -> str:
@@ -96,12 +102,10 @@ def _name_of(spec: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{module}.{function}").strip("-.") or "subscriber"
 
 
-async def _run(subscriber: Any, options: Options) -> int:
-    """Until a signal comes; returns the exit code."""
-    stop = StopFlag()
-    stop.install()
+async def _run(subscriber: Any, options: Options, stop: ThreadingEvent) -> None:
+    """Until ``stop`` is set."""
     work = asyncio.ensure_future((_on_kafka if options.url.startswith("kafka://") else _on_store)(subscriber, options, stop))
-    stopped = asyncio.ensure_future(stop.wait())
+    stopped = asyncio.ensure_future(until_set(stop))
     try:
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set() and not work.done():
@@ -109,12 +113,9 @@ async def _run(subscriber: Any, options: Options) -> int:
         await work
     finally:
         stopped.cancel()
-    if options.as_json:
-        echo_json({"event": "stopped", "exit_code": stop.exit_code()})
-    return stop.exit_code()
 
 
-def _hands(subscriber: Any, options: Options, stop: StopFlag, bury: Any, store: Any) -> Any:
+def _hands(subscriber: Any, options: Options, stop: ThreadingEvent, bury: Any, store: Any) -> Any:
     from ..algorithms.subscribers.delivery import Handed, Hands
 
     def told(handed: Handed) -> None:
@@ -137,7 +138,7 @@ def _hands(subscriber: Any, options: Options, stop: StopFlag, bury: Any, store: 
     )
 
 
-async def _on_store(subscriber: Any, options: Options, stop: StopFlag) -> None:
+async def _on_store(subscriber: Any, options: Options, stop: ThreadingEvent) -> None:
     from ..algorithms.subscribers.consumers import Cursor, follow_store
     from ..rest.client.client import LightningStoreClient
     from ..rest.open_store import open_store
@@ -177,7 +178,7 @@ async def _recorded(store: Any, options: Options, cursor: Any = None) -> Any:
     return recorder.bind(await recorder.opened(start, run_id_of(f"subscriber/{options.run}")))
 
 
-async def _on_kafka(subscriber: Any, options: Options, stop: StopFlag) -> None:
+async def _on_kafka(subscriber: Any, options: Options, stop: ThreadingEvent) -> None:
     from ..algorithms.subscribers.consumers import GroupFollower
     from ..core.log.dead_letter import DeadLetter
     from ..core.log.open_log import open_log
@@ -202,9 +203,9 @@ async def _on_kafka(subscriber: Any, options: Options, stop: StopFlag) -> None:
         await asyncio.to_thread(log.close)
 
 
-async def _ended(work: asyncio.Future[None], hands: Any, stop: StopFlag) -> None:
+async def _ended(work: asyncio.Future[None], hands: Any, stop: ThreadingEvent) -> None:
     """Wait for the loop. One that is asked to end and only waits for a store that is away is cancelled."""
-    stopped = asyncio.ensure_future(stop.wait())
+    stopped = asyncio.ensure_future(until_set(stop))
     try:
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         while not work.done():

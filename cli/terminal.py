@@ -126,6 +126,11 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(plain(value)))
 
 
+def announce(line: str) -> None:
+    """One line on standard error: standard output belongs to results."""
+    click.echo(line, err=True)
+
+
 def short(value: Any, width: int | None = None) -> str:
     """A value in one line of at most `width` characters, the end replaced by its length where it is longer."""
     width = min(SHORT, max((columns() or SHORT) - 14, 20)) if width is None else width

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..algorithms.adapters.triplets import TracerTraceToTriplet
-from ..algorithms.execution.base import Interrupts
 from ..core.credentials import mask_text
 from ..core.errors import InvalidInput
 from ..runners.agent.decorators import as_agent
 from ..runners.pool.process import DONE, STOP, WORN_OUT, Desk, Job, leave, leave_if_a_worker_imports
 from ..runners.pool.supervisor import MOST_IN_VAIN, WATCH_SECONDS, Crew, Place
+from ..runners.stop_events import Interrupts
 from ..runners.tracing.agentops import AgentOpsTracer
 from ..runners.tracing.base import Tracer
 from ..runners.worker.agent_thread import lend_thread

@@ -1,17 +1,36 @@
-"""The flags that ask the two sides of a run to stop: among threads, among processes, and either of two."""
+"""The flags that ask the two sides of a run to stop, and the signals that set them: Ctrl+C and SIGTERM."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import multiprocessing
+import os
+import signal
 import threading
 import time
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
-from typing import Protocol
+from types import FrameType, TracebackType
+from typing import Any, Protocol
 
-__all__ = ["Either", "ExecutionEvent", "MultiprocessingEvent", "StopSignal", "ThreadingEvent", "until_set"]
+__all__ = [
+    "Either",
+    "ExecutionEvent",
+    "Interrupts",
+    "MultiprocessingEvent",
+    "StopSignal",
+    "ThreadingEvent",
+    "until_set",
+]
 
+_log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.05
+AT_ONCE_SECONDS = 2.5
+"""How long after a second Ctrl+C the process may still live."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes of a program that SIGINT or SIGTERM has ended, as a shell counts them."""
 
 
 class StopSignal(Protocol):
@@ -115,7 +134,79 @@ class MultiprocessingEvent:
         return self._event.wait(timeout)
 
 
-async def until_set(event: ExecutionEvent) -> None:
-    """Return once ``event`` is set, without blocking the event loop."""
-    while not event.is_set():
-        await asyncio.sleep(LOOK_SECONDS)
+async def until_set(event: StopSignal, timeout_seconds: float = math.inf) -> bool:
+    """Return once ``event`` is set, or after so many seconds, without blocking the event loop; whether it is set."""
+    end = time.monotonic() + timeout_seconds
+    while not event.is_set() and (left := end - time.monotonic()) > 0:
+        await asyncio.sleep(min(LOOK_SECONDS, left))
+    return event.is_set()
+
+
+class Interrupts:
+    """Ctrl+C and SIGTERM while the block runs: the first asks to stop, a second one ends at once.
+
+    A handler that the program has set for SIGTERM stays. Outside the main thread nothing is taken over.
+
+    Args:
+        stop: called by the first signal; it must not block.
+        hurry: called by the second signal. Whatever still runs 2.5 s later, or at a third signal, ends with the process, and
+            SIGTERM ends the program after the block, which it leaves as SystemExit. None, for commands, which return
+            `exit_code`: a second Ctrl+C ends the process.
+        grace_seconds: how long what runs may take after the first; for the log lines about both, which a command omits.
+    """
+
+    def __init__(
+        self, stop: Callable[[], None], hurry: Callable[[], None] | None = None, grace_seconds: float | None = None
+    ) -> None:
+        self._stop = stop
+        self._hurry = hurry
+        self._grace_seconds = grace_seconds
+        self._before: dict[int, Any] = {}
+        self._caught: list[int] = []
+        self._over = threading.Event()
+
+    @property
+    def count(self) -> int:
+        """How many signals came."""
+        return len(self._caught)
+
+    @property
+    def exit_code(self) -> int:
+        """What a command returns: 130 where Ctrl+C ended it, else 0."""
+        return INTERRUPTED if self._caught[:1] == [signal.SIGINT] else 0
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._handle)
+            if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+                self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._hurry is not None and signal.SIGTERM in self._caught and error is None:
+            raise SystemExit(TERMINATED)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._caught.append(number)
+        if self.count == 1:
+            if self._grace_seconds is not None:
+                _log.warning(
+                    "Stopping: no more work is taken; what runs has %g s. Press Ctrl+C again to end at once.",
+                    self._grace_seconds,
+                )
+            self._stop()
+        elif self._hurry is not None and self.count == 2:
+            _log.warning("Ending at once; the store gives what ran to others.")
+            self._hurry()
+            threading.Thread(target=self._end, name="agl-end", daemon=True).start()
+        elif self._hurry is not None or number == signal.SIGINT:
+            os._exit(INTERRUPTED)  # the log is written to survive this
+
+    def _end(self) -> None:
+        if not self._over.wait(AT_ONCE_SECONDS):
+            os._exit(INTERRUPTED)

@@ -18,12 +18,11 @@ from ...core.model.rollout import Worker
 from ...core.model.store_interface import LightningStore
 from ...runners.pool.loop_thread import Part, first_error, to_the_end
 from ...runners.pool.pickling import second
-from ...runners.stop_events import Either, ExecutionEvent, ThreadingEvent
+from ...runners.stop_events import Either, ExecutionEvent, Interrupts, ThreadingEvent
 from ..runs.recorder import claims_for_runs
 from .base import (
     AlgorithmBundle,
     ExecutionStrategy,
-    Interrupts,
     RunnerBundle,
     seconds_or_more,
     tell_failure,

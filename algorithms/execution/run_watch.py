@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from functools import partial
@@ -12,7 +11,7 @@ from ...core.errors import NotFound
 from ...core.events.run_events import LOST
 from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
-from ...runners.stop_events import LOOK_SECONDS, ExecutionEvent
+from ...runners.stop_events import ExecutionEvent, until_set
 
 __all__ = ["open_run", "until_run_closes"]
 
@@ -43,7 +42,7 @@ async def open_run(store: LightningStore, event: ExecutionEvent) -> str | None:
         if opened or passed:
             return (opened or passed)[-1]
         known = {run["run_id"] for run in runs}
-        await _pause(event, POLL_SECONDS)
+        await until_set(event, POLL_SECONDS)
     return None
 
 
@@ -67,16 +66,10 @@ async def until_run_closes(store: LightningStore, run_id: str, event: ExecutionE
             lost_at = time.monotonic() if lost_at is None else lost_at
             if later or time.monotonic() - lost_at > NEXT_SECONDS:
                 return any(one["closed_at"] is None for one in later)
-        await _pause(event, POLL_SECONDS)
+        await until_set(event, POLL_SECONDS)
     return False
 
 
 def _for_others(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without those that have runners of their own, which older stores do not know."""
     return [run for run in runs if not run.get("own_runners")]
-
-
-async def _pause(event: ExecutionEvent, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not event.is_set() and time.monotonic() < end:
-        await asyncio.sleep(LOOK_SECONDS)

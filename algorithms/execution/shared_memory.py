@@ -10,11 +10,10 @@ from typing import Literal
 from ...core.errors import InvalidInput
 from ...core.model.store_interface import LightningStore
 from ...runners.pool.loop_thread import Part, first_error
-from ...runners.stop_events import ThreadingEvent
+from ...runners.stop_events import Interrupts, ThreadingEvent
 from .base import (
     AlgorithmBundle,
     ExecutionStrategy,
-    Interrupts,
     RunnerBundle,
     seconds_or_more,
     tell_failure,

@@ -18,7 +18,8 @@ from ...core.log.private_files import make_folder, make_private
 from ...core.log.sqlite.writer_lock import WriterLock
 from ...core.log.topics import FACTS
 from ...core.model.rollout import Fact
-from .delivery import Hands, Stopped, stopped_within
+from ...runners.stop_events import until_set
+from .delivery import Hands, Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ async def follow_store(store: Any, hands: Hands, cursor: Cursor) -> None:
     log_id = str(store.position()).partition(":")[0]
     since = await asyncio.to_thread(cursor.open, log_id)
     facts = store.subscribe(list(hands.subscriber.types) or None, since=since)
-    stopped = asyncio.ensure_future(hands.stop.wait())
+    stopped = asyncio.ensure_future(until_set(hands.stop))
     try:
         while not hands.stop.is_set():
             upcoming = asyncio.ensure_future(anext(facts))
@@ -135,7 +136,7 @@ class GroupFollower:
                     records = await asyncio.to_thread(self._member.poll, BATCH_FACTS, POLL_SECONDS)
                 except StorageError as error:
                     logger.warning("%s; asking again.", error)
-                    await stopped_within(stop, 1.0)
+                    await until_set(stop, 1.0)
                     continue
                 await self._take(records)
         except Stopped:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ...core.errors import AgentLightningError
 from ...core.log.dead_letter import SUBSCRIBER, DeadLetter, subscriber_letter_id
 from ...core.model.rollout import Fact
+from ...runners.stop_events import StopSignal, until_set
 from .decorator import Subscriber
 
 logger = logging.getLogger(__name__)
@@ -20,13 +20,6 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 Bury = Callable[[DeadLetter], Awaitable[None]]
 """Puts a letter into the topic `dead`; raises where it did not get there."""
-
-
-class Stop(Protocol):
-    """How a process is asked to end."""
-
-    def is_set(self) -> bool: ...
-    async def wait(self) -> None: ...
 
 
 class Stopped(Exception):
@@ -56,7 +49,7 @@ class Hands:
         *,
         name: str,
         group: str,
-        stop: Stop,
+        stop: StopSignal,
         bury: Bury,
         store: Any = None,
         retries: int = 5,
@@ -131,7 +124,7 @@ class Hands:
 
     async def _pause(self, number: int) -> None:
         seconds = min(self._backoff_seconds * 2 ** min(number - 1, 20), LONGEST_PAUSE_SECONDS)
-        if self.stop.is_set() or await stopped_within(self.stop, seconds):
+        if await until_set(self.stop, seconds):
             raise Stopped
 
     def _done(self, handed: Handed) -> Handed:
@@ -145,12 +138,3 @@ class Hands:
         if self._told is not None:
             self._told(handed)
         return handed
-
-
-async def stopped_within(stop: Stop, seconds: float) -> bool:
-    """Whether the process was asked to end, waiting for that so long."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except asyncio.TimeoutError:
-        return stop.is_set()
-    return True
