@@ -1,6 +1,6 @@
-"""Writing: one lane a partition, in which whatever waits goes out as one batch while nothing else is under way.
+"""Writing: one appender a partition, in which whatever waits goes out as one batch while nothing else is under way.
 
-A batch is what Kafka writes whole or not at all, so the records of one append are never torn apart. A lane sends its next
+A batch is what Kafka writes whole or not at all, so the records of one append are never torn apart. An appender sends its next
 batch when the one before has its answer: appends are answered in their order, and batches grow by themselves under load.
 """
 
@@ -81,7 +81,7 @@ class Producer:
         await stop_quietly(self._client)
 
 
-class Lane:
+class Appender:
     """The appends to one partition, on the log's loop. `written` is given each batch with its offset, before it is answered."""
 
     def __init__(

@@ -17,23 +17,28 @@ from .record_codec import record_in
 
 logger = logging.getLogger(__name__)
 
-TAIL_RECORDS = 2048
+FOLLOW_RECORDS = 2048
 POLL_MS = 1000
 STOP_SECONDS = 3.0
 
 
-class Tail:
-    """One running follow of a partition that keeps all its records; any hole in its offsets is an `OffsetLost`."""
+class PartitionFollower:
+    """Follows one partition that keeps all its records; any hole in its offsets is an `OffsetLost`."""
 
     def __init__(
-        self, address: KafkaAddress, topic: str, place: TopicPartition, follower: Follower, ended: Callable[[Tail], None]
+        self,
+        address: KafkaAddress,
+        topic: str,
+        place: TopicPartition,
+        follower: Follower,
+        ended: Callable[[PartitionFollower], None],
     ) -> None:
         self.follower = follower
         self.place = place
         self._address = address
         self._topic = topic
         self._ended = ended
-        self._hands = ThreadPoolExecutor(1, thread_name_prefix=f"agl-tail-{topic}")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"agl-follow-{topic}")
         self.task = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
@@ -55,10 +60,10 @@ class Tail:
                     consumer = None
                     await asyncio.sleep(0.5)
         except LogError as error:
-            await self._hand_over(self.follower.fail, error)
+            await self._deliver(self.follower.fail, error)
         finally:
             await stop_quietly(consumer)
-            self._hands.shutdown(wait=False)
+            self._executor.shutdown(wait=False)
             self._ended(self)
 
     def _lost(self) -> OffsetLost:
@@ -67,7 +72,7 @@ class Tail:
         return OffsetLost(f"{where} has no offset {offset}: it got shorter, or is another topic", offset=offset)
 
     async def _step(self, consumer: Any) -> None:
-        fetched = await consumer.getmany(self.place, timeout_ms=POLL_MS, max_records=TAIL_RECORDS)
+        fetched = await consumer.getmany(self.place, timeout_ms=POLL_MS, max_records=FOLLOW_RECORDS)
         messages = fetched.get(self.place, ())
         if not messages or self.follower.closed:
             return
@@ -77,11 +82,11 @@ class Tail:
         if last < self.follower.known_below:
             self.follower.next = last + 1  # our own records, applied when they were acknowledged
             return
-        await self._hand_over(self.follower.deliver, [record_in(self._topic, message) for message in messages])
+        await self._deliver(self.follower.deliver, [record_in(self._topic, message) for message in messages])
 
-    async def _hand_over(self, take: Callable[[Any], None], what: Any) -> None:
+    async def _deliver(self, take: Callable[[Any], None], what: Any) -> None:
         """In a thread of its own, whatever it does: the loop goes on writing meanwhile."""
-        await asyncio.get_running_loop().run_in_executor(self._hands, take, what)
+        await asyncio.get_running_loop().run_in_executor(self._executor, take, what)
 
     async def reach(self, end: int, timeout_seconds: float) -> None:
         """Wait until everything below `end` was handed over."""

@@ -1,21 +1,25 @@
 """The copy of a keyed topic on this machine: Kafka finds records by offset only, a store asks for them by key.
 
-A mirror follows every partition of one topic into a SQLite file that follows from the topic and may be thrown away. A
-question first asks the broker where the partition ends and waits until the mirror is there, so it shows everything that
+A copy writes every partition of one topic to a SQLite file that can be made anew at any time. A
+question first asks the broker where the partition ends and waits until the copy is there, so it shows everything that
 was acknowledged before it was asked. Of a compacted topic it keeps the newest record of each key, as the broker will.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ...errors import LogClosed, StorageError
 from ..append_checks import decode_headers, encode_headers
@@ -31,15 +35,17 @@ from .record_codec import record_in
 
 logger = logging.getLogger(__name__)
 
-MIRROR_RECORDS = 8192
+COPY_RECORDS = 8192
 POLL_MS = 1000
 RETRY_SECONDS = 0.5
 REACH_SECONDS = 60.0
-"""How long a question waits for a mirror that has to read on."""
+"""How long a question waits for a copy that has to read on."""
+FOLDER_PREFIX = "agl-kafka-"
+_LOCK = "owner.lock"
 _COLUMNS = "offset, ts, key, headers, value"
 
 
-class MirrorTable:
+class KeyedTable:
     """The SQLite side: written by one thread, read by any. A file that cannot be read is thrown away."""
 
     def __init__(self, path: Path, topic: str, partitions: int, log_id: str) -> None:
@@ -166,11 +172,11 @@ class MirrorTable:
             self._db.close()
 
 
-class Mirror:
+class KeyedCopy:
     """One topic, followed into its table; lives on the log's loop, is asked by threads."""
 
     def __init__(
-        self, address: KafkaAddress, topic: str, partitions: int, ends: Ends, table: MirrorTable
+        self, address: KafkaAddress, topic: str, partitions: int, ends: Ends, table: KeyedTable
     ) -> None:
         self.topic = topic
         self.table = table
@@ -180,7 +186,7 @@ class Mirror:
         self._places = [TopicPartition(address.topic(topic), part) for part in range(partitions)]
         self._positions = {part: table.position(part) or 0 for part in range(partitions)}
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._hands = ThreadPoolExecutor(1, thread_name_prefix=f"agl-mirror-{topic}")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"agl-copy-{topic}")
         self.feeds = {part: self._feed(part) for part in range(partitions)}
         self.task = asyncio.get_running_loop().create_task(self._run())
 
@@ -248,7 +254,7 @@ class Mirror:
         """The copy follows from the topic: one that cannot be read or written is thrown away and read again."""
         logger.warning("The copy of %s on this machine failed (%s); it is made anew.", self.topic, error)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._hands, self.table.renew)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self.table.renew)
         except (sqlite3.Error, OSError) as refused:
             logger.warning("The copy of %s cannot be made (%s); trying again.", self.topic, refused)
             await asyncio.sleep(RETRY_SECONDS)
@@ -263,7 +269,7 @@ class Mirror:
             consumer.seek(place, max(known, first[place]))
 
     async def _step(self, consumer: Any) -> None:
-        fetched = await consumer.getmany(*self._places, timeout_ms=POLL_MS, max_records=MIRROR_RECORDS)
+        fetched = await consumer.getmany(*self._places, timeout_ms=POLL_MS, max_records=COPY_RECORDS)
         batches = {
             place.partition: [record_in(self.topic, message) for message in messages] for place, messages in fetched.items()
         }
@@ -273,7 +279,7 @@ class Mirror:
             if position > self._positions[place.partition]:
                 positions[place.partition] = position
         if positions:
-            await asyncio.get_running_loop().run_in_executor(self._hands, self._keep, batches, positions)
+            await asyncio.get_running_loop().run_in_executor(self._executor, self._keep, batches, positions)
         due = [one for one in self._waiting if self._positions[one[0]] >= one[1]]
         if due:
             self._waiting = [one for one in self._waiting if self._positions[one[0]] < one[1]]
@@ -288,12 +294,56 @@ class Mirror:
             self.feeds[part].publish(before, position, batches.get(part, ()))
 
     async def stop(self) -> None:
-        """Stop following; who waits is told."""
+        """Stop following; waiting questions end with `LogClosed`."""
         self.closed = True
         self.task.cancel()
         await asyncio.wait([self.task])
         for _, _, future in self._waiting:
             if not future.done():
                 future.set_exception(LogClosed("the log was closed"))
-        await asyncio.get_running_loop().run_in_executor(None, self._hands.shutdown)
+        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
         self.table.close()
+
+
+class ScratchFolder:
+    """A temporary folder for the copies. The next start removes what a killed process left: the lock on it is free then."""
+
+    def __init__(self) -> None:
+        sweep(Path(tempfile.gettempdir()))
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{os.getpid()}-"))
+            self._lock: IO[str] | None = (self.path / _LOCK).open("w")
+            _try_lock(self._lock)
+            if (self.path / _LOCK).exists():  # else another start swept it before it was locked
+                break
+
+    def remove(self) -> None:
+        """Remove the folder. Idempotent."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+            shutil.rmtree(self.path, ignore_errors=True)
+
+
+def sweep(folder: Path) -> int:
+    """Remove what processes that are gone left in `folder`; return how many. What cannot be locked or removed stays."""
+    swept = 0
+    for left in folder.glob(f"{FOLDER_PREFIX}*"):
+        if left.name.split("-")[2] == str(os.getpid()):
+            continue  # a process gets its own locks twice, so it cannot ask about itself
+        with contextlib.suppress(OSError), (left / _LOCK).open("r+") as lock:
+            if _try_lock(lock):
+                shutil.rmtree(left, ignore_errors=True)
+                swept += 1
+    return swept
+
+
+def _try_lock(lock: IO[str]) -> bool:
+    """Whether the lock is ours now; False also where there are no such locks (Windows), so that nothing is swept there."""
+    try:
+        import fcntl
+
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True

@@ -31,17 +31,16 @@ from ..private_files import make_folder
 from ..topics import BLOBS, CONTROL, FACTS, SPANS, TASKS, TOPICS, partition_of
 from .address import KafkaAddress
 from .aiokafka_api import KafkaError, TopicPartition
-from .appender import BATCH_OVERHEAD_BYTES, Lane, Producer, answer
+from .appender import BATCH_OVERHEAD_BYTES, Appender, Producer, answer
 from .end_offsets import Ends, OnEnd
-from .follower import Tail, bounded, stop_quietly
+from .follower import PartitionFollower, bounded, stop_quietly
 from .group_member import KafkaMember
-from .keyed_copy import Mirror, MirrorTable
+from .keyed_copy import KeyedCopy, KeyedTable, ScratchFolder
 from .log_identity import Identity, Verified, digest_of, identify, identity_reader, write_identity
 from .loop_thread import LoopThread
 from .offset_index import KeyedPartition
 from .partition_reader import PartitionReader
 from .preflight import enter, unreachable
-from .scratch_folder import Scratch
 from .topic_setup import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, Survey, survey
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ CLOSE_SECONDS = 30.0
 ANSWER_SECONDS = 1.0
 """How long the broker may take to answer when the log is closed, before it counts as away."""
 DRAIN_SECONDS = 10.0
-TAIL_SECONDS = 5.0
+FOLLOW_SECONDS = 5.0
 _RECORD_BYTES = 256
 """About what a published record has beside key and value."""
 
@@ -77,11 +76,11 @@ class KafkaLog(Log):
         self._first: dict[str, str] = {}
         self.notices: tuple[str, ...] = ()
         """What of the topics' settings should be mended, as sentences."""
-        self._lanes: dict[tuple[str, int], Lane] = {}
+        self._appenders: dict[tuple[str, int], Appender] = {}
         self._readers: dict[tuple[str, int], PartitionReader] = {}
-        self._mirrors: dict[str, Mirror] = {}
+        self._copies: dict[str, KeyedCopy] = {}
         self._keyed: dict[tuple[str, int], KeyedPartition] = {}
-        self._tails: set[Tail] = set()
+        self._followers: set[PartitionFollower] = set()
         self._members: set[KafkaMember] = set()
         self._ends = Ends(self.address)
         self._producer = Producer(self.address, "zstd")
@@ -89,7 +88,7 @@ class KafkaLog(Log):
         # loop's thread a second; the topic's setting lets the broker do it.
         self._blob_producer = Producer(self.address, None)
         self._loop = LoopThread(f"agl-kafka-{self.address.prefix}")
-        self._scratch = None if self.address.state else Scratch()
+        self._scratch = None if self.address.state else ScratchFolder()
         self.state_folder = self._scratch.path if self._scratch is not None else Path(self.address.state or ".")
         make_folder(self.state_folder)
         for left in self.state_folder.glob(f"{self.address.prefix}.{SPANS}.db*"):
@@ -155,10 +154,10 @@ class KafkaLog(Log):
 
     # Writing
 
-    def _lane(self, topic: str, partition: int) -> Lane:
-        lane = self._lanes.get((topic, partition))
-        if lane is None:
-            lane = self._lanes[topic, partition] = Lane(
+    def _appender(self, topic: str, partition: int) -> Appender:
+        appender = self._appenders.get((topic, partition))
+        if appender is None:
+            appender = self._appenders[topic, partition] = Appender(
                 self.address.topic(topic),
                 partition,
                 wait_seconds=self.address.wait_seconds,
@@ -166,7 +165,7 @@ class KafkaLog(Log):
                 written=lambda offset, batch: self._written(topic, partition, offset, batch),
                 batch_bytes=self.append_limit(topic),
             )
-        return lane
+        return appender
 
     def _written(self, topic: str, partition: int, offset: int, batch: Sequence[PendingAppend]) -> None:
         """A batch has its offset; before the appends of it are answered."""
@@ -224,7 +223,7 @@ class KafkaLog(Log):
         with self._gate:
             taken, self._inbox = self._inbox, []
         for pending in taken:
-            self._lane(pending.topic, pending.partition).put(pending)
+            self._appender(pending.topic, pending.partition).put(pending)
 
     # Checks
 
@@ -262,8 +261,8 @@ class KafkaLog(Log):
         check_offset(offset)
         self._check_open()
         if TOPICS[topic].compacted:
-            mirror = self._loop.call(self._reached(topic, partition))
-            return mirror.table.select(partition, "offset >= ?", (offset,), max_records)
+            copy = self._loop.call(self._reached(topic, partition))
+            return copy.table.select(partition, "offset >= ?", (offset,), max_records)
         records = self._loop.call(self._reader(topic, partition).read(offset, max_records))
         if topic == CONTROL and records and records[-1].offset - offset != len(records) - 1:
             hole = next(at for at, record in enumerate(records, offset) if record.offset != at)
@@ -281,18 +280,18 @@ class KafkaLog(Log):
                 reader = self._readers[topic, partition] = PartitionReader(self.address, topic, place, self._ends)
             return reader
 
-    async def _mirror(self, topic: str) -> Mirror:
-        mirror = self._mirrors.get(topic)
-        if mirror is None:
+    async def _copy(self, topic: str) -> KeyedCopy:
+        copy = self._copies.get(topic)
+        if copy is None:
             path = self.state_folder / f"{self.address.prefix}.{topic}.db"
-            table = MirrorTable(path, topic, self._partitions[topic], self.log_id)
-            mirror = self._mirrors[topic] = Mirror(self.address, topic, self._partitions[topic], self._ends, table)
-        return mirror
+            table = KeyedTable(path, topic, self._partitions[topic], self.log_id)
+            copy = self._copies[topic] = KeyedCopy(self.address, topic, self._partitions[topic], self._ends, table)
+        return copy
 
-    async def _reached(self, topic: str, partition: int) -> Mirror:
-        mirror = await self._mirror(topic)
-        await mirror.reach(partition)
-        return mirror
+    async def _reached(self, topic: str, partition: int) -> KeyedCopy:
+        copy = await self._copy(topic)
+        await copy.reach(partition)
+        return copy
 
     def read_key(
         self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
@@ -304,8 +303,8 @@ class KafkaLog(Log):
         partition = partition_of(key, self._partitions[topic])
         if not TOPICS[topic].compacted:
             return self._loop.call(self._read_key(topic, partition, key, after, max_records, within))
-        mirror = self._loop.call(self._reached(topic, partition))
-        return mirror.table.select(partition, "key = ? AND offset > ?", (key, after), max_records)
+        copy = self._loop.call(self._reached(topic, partition))
+        return copy.table.select(partition, "key = ? AND offset > ?", (key, after), max_records)
 
     async def _read_key(
         self, topic: str, partition: int, key: str, after: int, most: int | None, within: KeyRange
@@ -327,9 +326,9 @@ class KafkaLog(Log):
     async def _ends_of(self, topic: str, partition: int) -> tuple[int, int]:
         place = self._place(topic, partition)
         if TOPICS[topic].compacted:
-            mirror = await self._mirror(topic)
-            end = await mirror.reach(partition)
-            first = mirror.table.first(partition)
+            copy = await self._copy(topic)
+            end = await copy.reach(partition)
+            first = copy.table.first(partition)
             return (end if first is None else first), end
         return await self._ends.first(place), await self._ends.end(place)
 
@@ -375,11 +374,12 @@ class KafkaLog(Log):
         self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
     ) -> Subscription:
         if TOPICS[topic].compacted:
-            mirror = await self._mirror(topic)
-            await mirror.reach(partition)
-            return mirror.feeds[partition].follow(offset, on_records, on_problem)
+            copy = await self._copy(topic)
+            await copy.reach(partition)
+            return copy.feeds[partition].follow(offset, on_records, on_problem)
         follower = Follower(f"{topic}[{partition}]", offset, on_records, on_problem, lambda _: None)
-        self._tails.add(Tail(self.address, topic, self._place(topic, partition), follower, self._tails.discard))
+        place = self._place(topic, partition)
+        self._followers.add(PartitionFollower(self.address, topic, place, follower, self._followers.discard))
         return follower
 
     def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
@@ -435,35 +435,35 @@ class KafkaLog(Log):
 
     async def _drain(self) -> None:
         """Wait for what is under way, as long as the broker answers at all."""
-        lanes = [lane for lane in self._lanes.values() if lane.task is not None]
-        tails = list(self._tails)
-        if not lanes and not tails:
+        appenders = [appender for appender in self._appenders.values() if appender.task is not None]
+        followers = list(self._followers)
+        if not appenders and not followers:
             return
         try:
             await asyncio.wait_for(self._ends.end(self._place(CONTROL, 0)), ANSWER_SECONDS)
         except (LogError, asyncio.TimeoutError):
-            await asyncio.gather(*(lane.abandon(0.0) for lane in lanes))
+            await asyncio.gather(*(appender.abandon(0.0) for appender in appenders))
             return
-        await asyncio.gather(*(lane.abandon(min(self.address.wait_seconds, DRAIN_SECONDS)) for lane in lanes))
-        for tail in tails:
+        await asyncio.gather(*(appender.abandon(min(self.address.wait_seconds, DRAIN_SECONDS)) for appender in appenders))
+        for follower in followers:
             try:
-                end = await asyncio.wait_for(self._ends.end(tail.place), ANSWER_SECONDS)
+                end = await asyncio.wait_for(self._ends.end(follower.place), ANSWER_SECONDS)
             except (LogError, asyncio.TimeoutError):  # the broker is away: nothing more will come
                 return
-            await tail.reach(end, TAIL_SECONDS)
+            await follower.reach(end, FOLLOW_SECONDS)
 
     async def _shut(self) -> None:
         loop = asyncio.get_running_loop()
         error = LogClosed("the log was closed")
-        for tail in list(self._tails):
-            await loop.run_in_executor(None, tail.follower.fail, error)
-            tail.task.cancel()
-        for mirror in list(self._mirrors.values()):
-            for feed in mirror.feeds.values():
+        for follower in list(self._followers):
+            await loop.run_in_executor(None, follower.follower.fail, error)
+            follower.task.cancel()
+        for copy in list(self._copies.values()):
+            for feed in copy.feeds.values():
                 await loop.run_in_executor(None, feed.fail, error)
         # Side by side: each of them may wait for a broker that is away.
         await asyncio.gather(
-            *(bounded(mirror.stop()) for mirror in self._mirrors.values()),
+            *(bounded(copy.stop()) for copy in self._copies.values()),
             *(bounded(member.leave()) for member in self._members),
             *(bounded(reader.close()) for reader in [*self._readers.values(), *self._keyed.values()]),
             bounded(self._producer.stop()),

@@ -11,7 +11,7 @@ import pytest
 
 from agentlightning.core.errors import StorageError
 from agentlightning.core.log.kafka import KafkaLog
-from agentlightning.core.log.kafka.appender import Lane
+from agentlightning.core.log.kafka.appender import Appender
 from agentlightning.core.log.topics import BLOBS, CONTROL
 from tests.core.log.log_contract import Answer, append, new, until, values
 
@@ -19,17 +19,17 @@ from .test_kafka_log import make_topics
 
 
 def test_a_control_append_does_not_wait_for_blobs(kafka_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = Lane._write
+    write = Appender._write
 
-    async def held(lane: Lane, *args: Any) -> Any:
-        if lane.topic.endswith(".blobs"):
+    async def held(appender: Appender, *args: Any) -> Any:
+        if appender.topic.endswith(".blobs"):
             await asyncio.wait_for(free.wait(), 20)
-        return await write(lane, *args)
+        return await write(appender, *args)
 
     log: Any = KafkaLog(make_topics(kafka_url))
     with log:
         free = asyncio.Event()
-        monkeypatch.setattr(Lane, "_write", held)
+        monkeypatch.setattr(Appender, "_write", held)
         blob = Answer()
         log.append(BLOBS, 0, [new(1)], blob)
         append(log, CONTROL, new(2))

@@ -144,8 +144,8 @@ async def test_a_topic_with_a_small_limit_gets_smaller_batches_and_refuses_only_
         with pytest.raises(StorageError, match="takes no batch as large as this append .* max.message.bytes"):
             await too_large
         log: Any = store.engine.log
-        lane = log._lane(CONTROL, 0)
-        lane._batch_bytes = 900_000  # as where the limit was lowered after the log was opened
+        appender = log._appender(CONTROL, 0)
+        appender._batch_bytes = 900_000  # as where the limit was lowered after the log was opened
         await asyncio.gather(*(store.enqueue_rollout(one) for one in inputs))
         assert (await store.query_rollouts()).total == 48
     finally:

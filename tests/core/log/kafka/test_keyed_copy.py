@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.log.kafka.scratch_folder import NAME, Scratch, sweep
+from agentlightning.core.log.kafka.keyed_copy import FOLDER_PREFIX, ScratchFolder, sweep
 
 MAKE = """
 import os, sys
-from agentlightning.core.log.kafka.scratch_folder import Scratch
-made = Scratch()
+from agentlightning.core.log.kafka.keyed_copy import ScratchFolder
+made = ScratchFolder()
 print(made.path, flush=True)
 sys.stdin.readline()
 """
@@ -26,7 +26,7 @@ def test_what_a_killed_process_left_is_swept_and_what_lives_is_not(tmp_path: Pat
     other = subprocess.Popen([sys.executable, "-c", MAKE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None
     theirs = Path(other.stdout.readline().strip())
-    mine = Scratch()
+    mine = ScratchFolder()
     assert theirs.parent == mine.path.parent == tmp_path and theirs.is_dir()
     assert sweep(tmp_path) == 0
     other.kill()
@@ -35,4 +35,4 @@ def test_what_a_killed_process_left_is_swept_and_what_lives_is_not(tmp_path: Pat
     assert not theirs.exists() and mine.path.is_dir()
     mine.remove()
     mine.remove()
-    assert not list(tmp_path.glob(f"{NAME}*"))
+    assert not list(tmp_path.glob(f"{FOLDER_PREFIX}*"))
