@@ -108,12 +108,8 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
         self.managed_store = bool(resolve_bool_env_var(LightningEnvVar.AGL_MANAGED_STORE, managed_store, True))
         self.allowed_exit_codes = allowed_exit_codes
         self.start_method = start_method
-        self._token = token
-
-    @property
-    def token(self) -> str | None:
-        """The token of the store; AGL_TOKEN unless one was given."""
-        return self._token or token_of_environment()
+        self.token = token or token_of_environment()
+        """Asked of every caller of the store; AGL_TOKEN unless one was given."""
 
     @property
     def own_runners(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["Trainer"]
 
 _log = logging.getLogger("agentlightning.trainer")
+_EXECUTION = f"{__name__.rpartition('.trainer.')[0]}.execution"
 _STRATEGIES = {
-    "shm": f"{__package__.rpartition('.')[0]}.execution.shared_memory.SharedMemoryExecutionStrategy",
-    "cs": f"{__package__.rpartition('.')[0]}.execution.client_server.ClientServerExecutionStrategy",
+    "shm": f"{_EXECUTION}.shared_memory.SharedMemoryExecutionStrategy",
+    "cs": f"{_EXECUTION}.client_server.ClientServerExecutionStrategy",
 }
 _CARRIED = ("n_runners", "max_rollouts", "initial_resources", "port", "rollout_config", "tracer", "_dev", "daemon")
 
