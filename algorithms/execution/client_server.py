@@ -14,9 +14,9 @@ import time
 from typing import Any, Literal, cast
 
 from ...core.errors import InvalidInput
+from ...core.loop_thread import LoopTask, first_error, run_to_end
 from ...core.model.rollout import Worker
 from ...core.model.store_interface import LightningStore
-from ...runners.pool.loop_thread import Part, first_error, to_the_end
 from ...runners.pool.pickling import second
 from ...runners.stop_events import Either, ExecutionEvent, Interrupts, ThreadingEvent
 from ..runs.recorder import claims_for_runs
@@ -228,7 +228,7 @@ class _Execution:
         if getattr(self._runner, "worker_name", "") is None:
             cast(Any, self._runner).worker_name = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
         seen = second(store) if self._strategy.managed_store else store
-        part = Part("runner-0", lambda: self._then_close(self._runner(seen, 0, event), seen), lambda part: None)
+        part = LoopTask("runner-0", lambda: self._then_close(self._runner(seen, 0, event), seen))
         threading.Thread(target=self._cancel_late, args=(part, event), name="agl-stopper", daemon=True).start()
         part.run()
         if part.error is not None:
@@ -241,7 +241,7 @@ class _Execution:
             if self._strategy.managed_store:
                 await cast(Any, store).close()
 
-    def _cancel_late(self, part: Part, event: ExecutionEvent | None = None) -> None:
+    def _cancel_late(self, part: LoopTask, event: ExecutionEvent | None = None) -> None:
         """Cancel what still runs when its time after a stop is over; a second Ctrl+C takes the time away."""
         (event or self._event).wait()
         self._hurry.wait(self._strategy.graceful_timeout)
@@ -255,7 +255,7 @@ class _Execution:
         async def find() -> None:
             found.append(await open_run(watching, self._event))
 
-        part = Part("run-watch", lambda: self._then_close(find(), watching), lambda part: None)
+        part = LoopTask("run-watch", lambda: self._then_close(find(), watching))
         part.start()
         while not part.done.is_set() and not self._event.wait(LOOK_SECONDS):
             pass
@@ -273,7 +273,7 @@ class _Execution:
             if await until_run_closes(watching, run_id, Either(self._event, stop)):
                 goes_on.set()
 
-        part = Part("run-watch", lambda: self._then_close(watch(), watching), lambda part: None)
+        part = LoopTask("run-watch", lambda: self._then_close(watch(), watching))
         part.run()
         if part.error is not None:
             _log.warning("The end of the run will not be noticed here: %s", part.error)
@@ -287,7 +287,7 @@ class _Execution:
         strategy, event = self._strategy, self._event
         serving = self._serve(store)
         used: LightningStore = serving if serving is not None else store
-        algorithm = Part("algorithm", lambda: self._algorithm(used, event), lambda part: event.set())
+        algorithm = LoopTask("algorithm", lambda: self._algorithm(used, event), lambda part: event.set())
         try:
             if strategy.role == "both" and strategy.main_process == "runner":
                 self._runner_in_main(algorithm, used)
@@ -315,7 +315,7 @@ class _Execution:
         if not strategy.managed_store or (strategy.role == "both" and hasattr(store, "server_address_root")):
             return None
         server = strategy.serve(store)
-        to_the_end("store-start", server.start)
+        run_to_end("store-start", server.start)
         _log.info("Starting LightningStore server on %s", server.endpoint.removeprefix("http://"))
         return server
 
@@ -354,10 +354,10 @@ class _Execution:
         if bad and not self._hurry.is_set():
             raise RuntimeError(f"Runner processes ended with unexpected exit codes: {bad}")
 
-    def _runner_in_main(self, algorithm: Part, store: LightningStore) -> None:
+    def _runner_in_main(self, algorithm: LoopTask, store: LightningStore) -> None:
         event = self._event
         alone = getattr(self._algorithm, "ends_with_runners", False)
-        runner = Part(
+        runner = LoopTask(
             "runner-0", lambda: self._runner(store, 0, event), lambda part: event.set() if part.error or alone else None
         )
         for part in (algorithm, runner):
@@ -391,7 +391,7 @@ def _linger(store: LightningStore, hurry: threading.Event, grace_seconds: float)
                 return
             await asyncio.sleep(LOOK_SECONDS)
 
-    to_the_end("linger", wait)
+    run_to_end("linger", wait)
 
 
 def _last_heard(worker: Worker) -> float:
@@ -401,7 +401,7 @@ def _last_heard(worker: Worker) -> float:
 
 def _stop(server: Any) -> None:
     try:
-        to_the_end("store-stop", server.stop)
+        run_to_end("store-stop", server.stop)
     except Exception:
         # The run is over and its result stands; the port goes with the process.
         _log.exception("The store's server did not stop well.")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from ...core.loop_thread import LoopTask
 from ...runners.agent.litagent import LitAgent
-from ...runners.pool.loop_thread import Part
 from ...runners.pool.process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
 from ...runners.pool.supervisor import TERMINATE, Crew, Place
 from ...runners.worker.agent_thread import lend_thread
@@ -150,7 +150,7 @@ class RunnerJob(Job):
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
         else:
             desk.tell(WORKS)  # a bundle of somebody else's does not say when it has loaded everything
-        part = Part(f"runner-{desk.number}", lambda: _on_store(bundle, desk), lambda part: None)
+        part = LoopTask(f"runner-{desk.number}", lambda: _on_store(bundle, desk))
         desk.when_cancelled(part.cancel)
         part.run()
         if part.error is not None:

@@ -8,8 +8,8 @@ import time
 from typing import Literal
 
 from ...core.errors import InvalidInput
+from ...core.loop_thread import LoopTask, first_error
 from ...core.model.store_interface import LightningStore
-from ...runners.pool.loop_thread import Part, first_error
 from ...runners.stop_events import Interrupts, ThreadingEvent
 from .base import (
     AlgorithmBundle,
@@ -103,9 +103,9 @@ class _Execution:
         event = self._event
         self._bundle = algorithm
         self._alone = bool(getattr(algorithm, "ends_with_runners", False))
-        self._algorithm = Part("algorithm", lambda: algorithm(store, event), self._ended)
+        self._algorithm = LoopTask("algorithm", lambda: algorithm(store, event), self._ended)
         self._runners = [
-            Part(f"runner-{number}", lambda number=number: runner(store, number, event), self._ended)
+            LoopTask(f"runner-{number}", lambda number=number: runner(store, number, event), self._ended)
             for number in range(strategy.n_runners or 1)
         ]
         self._parts = [self._algorithm, *self._runners]
@@ -128,7 +128,7 @@ class _Execution:
         if error is not None:
             raise error
 
-    def _ended(self, part: Part) -> None:
+    def _ended(self, part: LoopTask) -> None:
         """In the thread of a part that has ended: the run stops with the algorithm, and with every error."""
         if part is self._algorithm or part.error is not None:
             if part.error is not None and not self._event.is_set():

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ...core.errors import AgentLightningError, InvalidInput
+from ...core.loop_thread import LoopTask
 from ...core.model.hooks import Hook
 from ...core.model.resources import NamedResources
 from ...core.model.rollout import RolloutConfig
 from ...core.model.store_interface import LightningStore
-from ...runners.pool.loop_thread import Part
 from ...runners.pool.pickling import second
 from ...runners.stop_events import ExecutionEvent, until_set
 from ...runners.worker.base import Runner
@@ -211,7 +211,7 @@ def _shown_alive(store: LightningStore, run_id: str) -> threading.Event:
         finally:
             await client.close()
 
-    Part("run-beat", beat, lambda part: None).start()
+    LoopTask("run-beat", beat).start()
     return ended
 
 

@@ -12,8 +12,8 @@ from collections.abc import Collection
 from typing import Any, TextIO
 
 from ...core.errors import AgentLightningError
+from ...core.loop_thread import LoopTask
 from ...core.model.store_interface import LightningStore
-from ...runners.pool.loop_thread import Part
 from ...runners.pool.pickling import second
 from ..runs.recorder import keeper_of
 from ..runs.run_store import position_of
@@ -60,7 +60,7 @@ class Progress:
         self._first_claim: float | None = None
         self._done: dict[str, str] = {}
         self._over = threading.Event()
-        self._part = Part("progress", self._run, lambda part: None)
+        self._part = LoopTask("progress", self._run)
 
     def __enter__(self) -> Progress:
         if self._store.capabilities.get("subscribe", False):

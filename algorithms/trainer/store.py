@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from ...core.errors import LogLocked
 from ...core.log.open_log import address_of
+from ...core.loop_thread import run_to_end
 from ...core.model.store_interface import LightningStore
-from ...runners.pool.loop_thread import to_the_end
 from ..execution.env_vars import secrets, token
 from .components import build_component
 
@@ -102,4 +102,4 @@ def _close(store: LightningStore) -> None:
         async def wait() -> None:
             await result
 
-        to_the_end("store-close", wait)
+        run_to_end("store-close", wait)

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...errors import InvalidInput, LogClosed, LogError, StorageError
+from ...loop_thread import LoopThread
 from ..interface import Membership, Record
 from .address import KafkaAddress
 from .aiokafka_api import AIOKafkaConsumer, KafkaError, RebalanceListener, StickyPartitionAssignor, TopicPartition
 from .end_offsets import Ends
 from .follower import stop_quietly
-from .loop_thread import LoopThread
 from .preflight import NO_RIGHT, unreachable
 from .record_codec import record_in
 

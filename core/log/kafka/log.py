@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import AccessRefused, InvalidInput, LogClosed, LogCorrupt, LogError, PayloadTooLarge, StorageError
+from ...loop_thread import LoopThread
 from ..append_checks import PendingAppend, check_append, check_topic
 from ..interface import (
     EVERYWHERE,
@@ -37,7 +38,6 @@ from .follower import PartitionFollower, bounded, stop_quietly
 from .group_member import KafkaMember
 from .keyed_copy import KeyedCopy, KeyedTable, ScratchFolder
 from .log_identity import Identity, Verified, digest_of, identify, identity_reader, write_identity
-from .loop_thread import LoopThread
 from .offset_index import KeyedPartition
 from .partition_reader import PartitionReader
 from .preflight import enter, unreachable
