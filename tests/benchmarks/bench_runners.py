@@ -147,13 +147,13 @@ def run() -> None:
         url = f"kafka://{broker.bootstrap}/bench-{os.urandom(4).hex()}"
         show(
             f"{TASKS} tasks of {TASK_SECONDS} s",
-            ("processes", "ideal s", "wall s", "ratio", "attempt ms", "claims in vain", "longest idle ms"),
+            ("processes", "ideal s", "wall s", "ratio", "attempt ms", "refused claims", "longest idle ms"),
             [_scale(f"{url}-{processes}", processes) for processes in PROCESSES],
         )
         head = ("processes", "ideal s", "wall s", "ratio", "attempts lost")
         show("The same, one process added and one killed", head, [_churn(f"{url}-churn")])
         show(
             f"Mixed lengths at {LOAD:.0%} load, seconds in the queue",
-            ("processes", "p50", "FIFO p50", "p99", "FIFO p99", "ratio", "claims in vain", "longest idle ms"),
+            ("processes", "p50", "FIFO p50", "p99", "FIFO p99", "ratio", "refused claims", "longest idle ms"),
             [_queue(f"{url}-queue")],
         )

@@ -101,6 +101,18 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
             pytest.fail(f"{name_of(page)}: {line}: {error.format_message()}")
 
 
+PATH = re.compile(r"`((?:core|projections|rest|runners|algorithms|compat|cli|tests|deploy|examples|docs)/[\w./-]*)(?:::\w+)?`")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=name_of)
+def test_every_path_that_a_page_names_exists(page: Path) -> None:
+    """So that a page follows when files move."""
+    text = page.read_text(encoding="utf-8")
+    assert [path for path in PATH.findall(text) if not (ROOT / path).exists()] == []
+    bare = set(re.findall(r"`(\w+\.py)`", text)) - {path.name for path in page.parent.glob("*.py")}
+    assert page.parent.name != "explanation" or bare == set(), "name the path from the root, not the file alone"
+
+
 def test_every_page_is_listed() -> None:
     """In the map of the documentation and in the navigation of the site, the decisions on a page of their own."""
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if "decisions" not in page.parts}
