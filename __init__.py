@@ -63,6 +63,11 @@ if TYPE_CHECKING:
     from .compat.lightning_cli import lightning_cli as lightning_cli
     from .compat.runner import LegacyAgentRunner as LegacyAgentRunner
     from .compat.server import AgentLightningServer as AgentLightningServer
+    from .compat.task_protocol import GenericResponse as GenericResponse
+    from .compat.task_protocol import RolloutLegacy as RolloutLegacy
+    from .compat.task_protocol import RolloutRawResultLegacy as RolloutRawResultLegacy
+    from .compat.task_protocol import Task as Task
+    from .compat.task_protocol import TaskIfAny as TaskIfAny
     from .core.errors import AgentLightningError as AgentLightningError
     from .core.errors import Departed as Departed
     from .core.errors import InvalidInput as InvalidInput
@@ -94,20 +99,15 @@ if TYPE_CHECKING:
     from .core.model.rollout import EnqueueRolloutRequest as EnqueueRolloutRequest
     from .core.model.rollout import FilterField as FilterField
     from .core.model.rollout import FilterOptions as FilterOptions
-    from .core.model.rollout import GenericResponse as GenericResponse
     from .core.model.rollout import Hook as Hook
     from .core.model.rollout import PaginatedResult as PaginatedResult
     from .core.model.rollout import ParallelWorkerBase as ParallelWorkerBase
     from .core.model.rollout import Rollout as Rollout
     from .core.model.rollout import RolloutConfig as RolloutConfig
-    from .core.model.rollout import RolloutLegacy as RolloutLegacy
     from .core.model.rollout import RolloutMode as RolloutMode
     from .core.model.rollout import RolloutRawResult as RolloutRawResult
-    from .core.model.rollout import RolloutRawResultLegacy as RolloutRawResultLegacy
     from .core.model.rollout import RolloutStatus as RolloutStatus
     from .core.model.rollout import SortOptions as SortOptions
-    from .core.model.rollout import Task as Task
-    from .core.model.rollout import TaskIfAny as TaskIfAny
     from .core.model.rollout import TaskInput as TaskInput
     from .core.model.rollout import Triplet as Triplet
     from .core.model.rollout import Worker as Worker
@@ -188,6 +188,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "compat.lightning_cli": ("lightning_cli",),
     "compat.runner": ("LegacyAgentRunner",),
     "compat.server": ("AgentLightningServer",),
+    "compat.task_protocol": ("GenericResponse", "RolloutLegacy", "RolloutRawResultLegacy", "Task", "TaskIfAny"),
     "core.errors": (
         "AgentLightningError",
         "Departed",
@@ -222,20 +223,15 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "EnqueueRolloutRequest",
         "FilterField",
         "FilterOptions",
-        "GenericResponse",
         "Hook",
         "PaginatedResult",
         "ParallelWorkerBase",
         "Rollout",
         "RolloutConfig",
-        "RolloutLegacy",
         "RolloutMode",
         "RolloutRawResult",
-        "RolloutRawResultLegacy",
         "RolloutStatus",
         "SortOptions",
-        "Task",
-        "TaskIfAny",
         "TaskInput",
         "Triplet",
         "Worker",

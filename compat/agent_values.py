@@ -7,11 +7,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
-from ..core.model.rollout import RolloutLegacy, Task, Triplet
+from ..core.model.rollout import Triplet
 from ..core.model.scalars import number
 from ..core.model.span import Span, reads_like_a_span
 from ..core.spans.readers import find_final_reward
-from ..core.spans.rewards import check_posted
+from .task_protocol import RolloutLegacy, Task, check_posted
 
 __all__ = ["as_posted"]
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from ..core.credentials import mask_text
 from ..core.errors import InvalidInput
 from ..core.model.resources import ResourcesUpdate
-from ..core.model.rollout import RolloutLegacy, Task, TaskIfAny
+from .task_protocol import RolloutLegacy, Task, TaskIfAny
 
 __all__ = ["LIFE_HEADER", "WORKER_HEADER", "AgentLightningClient", "StopSign"]
 

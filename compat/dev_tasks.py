@@ -8,8 +8,8 @@ from typing import Any
 
 from ..core.errors import InvalidInput
 from ..core.model.resources import NamedResources, ResourcesUpdate, validate_resources
-from ..core.model.rollout import RolloutLegacy, Task
 from .client import AgentLightningClient, StopSign
+from .task_protocol import RolloutLegacy, Task
 
 __all__ = ["DevTaskLoader"]
 

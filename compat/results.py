@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from ..core.errors import NotFound
 from ..core.ids import span_id as new_span_id
-from ..core.model.rollout import Attempt, AttemptedRollout, AttemptStatus, Rollout, RolloutLegacy
+from ..core.model.rollout import Attempt, AttemptedRollout, AttemptStatus, Rollout
 from ..core.model.semconv import AGL_OBJECT, LightningSpanAttributes, RewardAttributes
 from ..core.model.span import Span, TraceStatus
 from ..core.model.store_interface import LightningStore
-from ..core.spans.rewards import check_posted, check_reward_attributes
+from ..core.spans.rewards import check_reward_attributes
+from .task_protocol import RolloutLegacy, check_posted
 
 __all__ = ["ATTEMPT_KEY", "ERROR_KEY", "LIMIT_KEY", "as_trace", "keep_result", "posted_in"]
 

@@ -12,7 +12,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from ..core.model.resources import NamedResources, with_keys
-from ..core.model.rollout import RolloutLegacy, Task
 from ..core.model.span import Span
 from ..runners.agent.decorators import as_agent
 from ..runners.agent.litagent import LitAgent, call_for
@@ -23,6 +22,7 @@ from ..runners.worker.failures import error_text, say_failure
 from .agent_values import as_posted
 from .client import AgentLightningClient, StopSign
 from .results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY
+from .task_protocol import RolloutLegacy, Task
 
 __all__ = ["LegacyAgentRunner"]
 

@@ -19,9 +19,7 @@ from ..core.model.rollout import (
     AttemptedRollout,
     Rollout,
     RolloutConfig,
-    RolloutLegacy,
     RolloutMode,
-    Task,
     Triplet,
 )
 from ..core.model.span import Span
@@ -36,6 +34,7 @@ from ..rest.open_store import open_store
 from ..rest.server.uvicorn_runner import Serving, access_host, check_bind
 from .results import as_trace, posted_in
 from .server_app import LegacyDoor
+from .task_protocol import RolloutLegacy, Task
 
 __all__ = ["AgentLightningServer"]
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from ..core.errors import InvalidInput, printable
 from ..core.ids import uuid7_hex
 from ..core.model.resources import ResourcesUpdate
-from ..core.model.rollout import AttemptedRollout, RolloutLegacy, Task, TaskIfAny
+from ..core.model.rollout import AttemptedRollout
 from ..core.model.store_interface import LightningStore
 from ..projections.replica.command_context import Call
 from ..rest.api import encoding as wire
@@ -25,6 +25,7 @@ from ..rest.server.asgi import Disconnected, Receive, Scope, Send, read_body, un
 from ..rest.server.invoke import CallerGone
 from .client import LIFE_HEADER, WORKER_HEADER
 from .results import ATTEMPT_KEY, LIMIT_KEY, keep_result
+from .task_protocol import RolloutLegacy, Task, TaskIfAny
 
 __all__ = ["LegacyDoor"]
 

@@ -6,6 +6,7 @@ hands out copies, and changing one changes nothing but itself. Times are Unix se
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import (
+    Annotated,
     Any,
     Generic,
     Literal,
@@ -14,10 +15,10 @@ from typing import (
     overload,
 )
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from .hooks import Dataset, Hook, ParallelWorkerBase
-from .legacy import GenericResponse, RolloutLegacy, RolloutRawResultLegacy, Task, TaskIfAny, Triplet
+from .scalars import number
 from .span import ReadableSpan, Span, SpanCoreFields
 from .status import AttemptStatus, RolloutMode, RolloutStatus, TaskInput, WorkerStatus
 
@@ -30,20 +31,15 @@ __all__ = [
     "Fact",
     "FilterField",
     "FilterOptions",
-    "GenericResponse",
     "Hook",
     "PaginatedResult",
     "ParallelWorkerBase",
     "Rollout",
     "RolloutConfig",
-    "RolloutLegacy",
     "RolloutMode",
     "RolloutRawResult",
-    "RolloutRawResultLegacy",
     "RolloutStatus",
     "SortOptions",
-    "Task",
-    "TaskIfAny",
     "TaskInput",
     "Triplet",
     "Worker",
@@ -51,6 +47,28 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+
+def _as_number(value: Any) -> float | None:
+    """NaN passes, since results of older releases may hold it; whoever makes or stores a reward refuses it."""
+    found = number(value)
+    if value is not None and found is None:
+        raise ValueError(f"a reward must be a number, not {type(value).__name__}")
+    return found
+
+
+RewardOrNone = Annotated[float | None, BeforeValidator(_as_number)]
+
+
+class Triplet(BaseModel):
+    """One step of an agent as a trainer sees it."""
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
+    prompt: Any
+    response: Any
+    reward: RewardOrNone = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 class Attempt(BaseModel):

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from ..errors import InvalidInput
-from ..model.legacy import RolloutLegacy
 from ..model.scalars import number
 from ..model.semconv import AGL_ANNOTATION, AGL_REWARD, LightningSpanAttributes, RewardAttributes
 
-__all__ = ["check_posted", "check_reward_attributes", "dimensions_of", "is_current", "primary_reward", "reward_number"]
+__all__ = ["check_reward_attributes", "dimensions_of", "is_current", "primary_reward", "reward_number"]
 
 _PREFIX = LightningSpanAttributes.REWARD.value + "."
 _NAME, _VALUE = RewardAttributes.REWARD_NAME.value, RewardAttributes.REWARD_VALUE.value
@@ -87,16 +86,6 @@ def check_reward_attributes(name: str, attributes: Mapping[str, Any], what: str 
             reward_number(value, what)
         except TypeError as error:
             raise InvalidInput(str(error)) from None
-
-
-def check_posted(posted: RolloutLegacy) -> None:
-    """`InvalidInput` where a result of the first protocol holds a reward that is no finite number."""
-    what = f"reward of rollout {posted.rollout_id}"
-    if posted.final_reward is not None:
-        reward_number(posted.final_reward, f"The final {what}")
-    for index, triplet in enumerate(posted.triplets or ()):
-        if triplet.reward is not None:
-            reward_number(triplet.reward, f"The {what} in triplet {index}")
 
 
 def _mapping(value: Any) -> dict[str, Any] | None:

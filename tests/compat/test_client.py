@@ -12,7 +12,8 @@ import pytest
 import agentlightning as agl
 from agentlightning.compat.dev_tasks import DevTaskLoader
 from agentlightning.compat.runner import LegacyAgentRunner
-from agentlightning.core.model.rollout import RolloutLegacy, Task, Triplet
+from agentlightning.compat.task_protocol import RolloutLegacy, Task
+from agentlightning.core.model.rollout import Triplet
 
 RESOURCES: dict[str, Any] = {"prompt": agl.PromptTemplate(template="{q}", engine="f-string")}
 

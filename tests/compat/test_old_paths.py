@@ -145,7 +145,7 @@ def test_pickles_and_other_processes_know_old_paths() -> None:
     rollout = RolloutLegacy(rollout_id="r", final_reward=0.5)
     assert pickle.loads(pickle.dumps(rollout)) == rollout
     # As an older release wrote it: the class by its module of then.
-    old = pickle.dumps(agl.Triplet, protocol=0).replace(b"agentlightning.core.model.legacy", b"agentlightning.types.core")
+    old = pickle.dumps(agl.Triplet, protocol=0).replace(b"agentlightning.core.model.rollout", b"agentlightning.types.core")
     assert pickle.loads(old) is agl.Triplet
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(_reward_of, (rollout,)) == 0.5

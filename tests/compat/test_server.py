@@ -17,9 +17,10 @@ import pytest
 import agentlightning as agl
 from agentlightning.compat.client import AgentLightningClient
 from agentlightning.compat.server import AgentLightningServer
+from agentlightning.compat.task_protocol import RolloutLegacy
 from agentlightning.core.errors import InvalidInput, UnsafeBind
 from agentlightning.core.model.resources import PromptTemplate
-from agentlightning.core.model.rollout import RolloutLegacy, Triplet
+from agentlightning.core.model.rollout import Triplet
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.rest.client.client import LightningStoreClient

@@ -1,12 +1,13 @@
 """The nouns of the first protocol (v0.1): tasks that clients poll and rollouts that they post."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from .scalars import number
-from .span import ReadableSpan
-from .status import RolloutMode, TaskInput
+from ..core.model.rollout import RewardOrNone, Triplet
+from ..core.model.span import ReadableSpan
+from ..core.model.status import RolloutMode, TaskInput
+from ..core.spans.rewards import reward_number
 
 __all__ = [
     "GenericResponse",
@@ -14,30 +15,8 @@ __all__ = [
     "RolloutRawResultLegacy",
     "Task",
     "TaskIfAny",
-    "Triplet",
+    "check_posted",
 ]
-
-
-def _as_number(value: Any) -> float | None:
-    """NaN passes, since results of older releases may hold it; whoever makes or stores a reward refuses it."""
-    found = number(value)
-    if value is not None and found is None:
-        raise ValueError(f"a reward must be a number, not {type(value).__name__}")
-    return found
-
-
-RewardOrNone = Annotated[float | None, BeforeValidator(_as_number)]
-
-
-class Triplet(BaseModel):
-    """One step of an agent as a trainer sees it."""
-
-    model_config = ConfigDict(ser_json_inf_nan="constants")
-
-    prompt: Any
-    response: Any
-    reward: RewardOrNone = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 class Task(BaseModel):
@@ -88,3 +67,13 @@ class GenericResponse(BaseModel):
 
 
 RolloutRawResultLegacy = None | float | list[Triplet] | list[dict[str, Any]] | list[ReadableSpan] | RolloutLegacy
+
+
+def check_posted(posted: RolloutLegacy) -> None:
+    """`InvalidInput` where a result of the first protocol holds a reward that is no finite number."""
+    what = f"reward of rollout {posted.rollout_id}"
+    if posted.final_reward is not None:
+        reward_number(posted.final_reward, f"The final {what}")
+    for index, triplet in enumerate(posted.triplets or ()):
+        if triplet.reward is not None:
+            reward_number(triplet.reward, f"The {what} in triplet {index}")
