@@ -219,6 +219,10 @@ class Archived(Refused):
 
     code = "archived"
 
+    def __init__(self, message: str = "", *, rollout_id: str = "") -> None:
+        super().__init__(message or f"Rollout {rollout_id} is archived")
+        self.rollout_id = rollout_id
+
 
 class LogError(AgentLightningError):
     """The event log cannot do what was asked."""

@@ -43,7 +43,7 @@ def find(state: State, rollout_id: str) -> Rollout:
     if rollout is not None:
         return rollout
     if state.archived.get(rollout_id) is not None:
-        raise Archived(f"Rollout {rollout_id} is archived")
+        raise Archived(rollout_id=rollout_id)
     raise NotFound.rollout(rollout_id)
 
 

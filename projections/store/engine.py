@@ -323,7 +323,7 @@ class Engine(Views):
                 restores += 1
                 if restores > MAX_RESTORES:
                     raise
-                await self.restore(archived.message)
+                await self.restore(archived.rollout_id)
                 continue
             if not isinstance(tried, asyncio.Future):
                 reason, value = tried
@@ -362,9 +362,8 @@ class Engine(Views):
         if reason:
             raise ForeignPosition("the command is based on a history that is not the one of this log")
 
-    async def restore(self, sentence: str) -> None:
-        """Bring the archived rollout that `sentence` ("Rollout X is archived") names back into hot state."""
-        rollout_id = sentence.split(" ")[1]
+    async def restore(self, rollout_id: str) -> None:
+        """Bring an archived rollout back into hot state."""
         expected = self.node.state.archived.get(rollout_id)
         body = await asyncio.to_thread(self.cold.body, rollout_id, expected)
         if body is None:
