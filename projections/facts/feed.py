@@ -11,16 +11,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from hashlib import blake2b
 from typing import Any, NamedTuple
+
+import msgspec
 
 from ...core.errors import OffsetLost
 from ...core.events.schema import AttemptClaimed, AttemptStarted, RolloutStarted
 from ...core.fold.apply import Outcome, apply
-from ...core.fold.state import State
+from ...core.fold.state import Rollout, State
 from ...core.fold.state_machine import Facts
 from ...core.log.interface import Log, Record
 from ...core.log.topics import CONTROL
 from ...core.model.rollout import Fact
+from ..history.run_index import run_of
 from ..replica import validation as arguments
 from ..replica.futures import Delivery
 from ..replica.node import Node
@@ -36,6 +40,39 @@ UNUSED_SECONDS = 2.0
 TURN_SECONDS = 0.1
 
 
+DIGEST_BYTES = 8
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the fact `rollout.completed` carries beside its status, so that a subscriber need not ask the store.
+
+    `task_digest`: BLAKE2b of the encoded input in hex, equal for equal inputs. `resources_*`: what the rollout was bound to.
+    `worker_id` and `seconds`: who ran the last attempt, and from its start to the end of the rollout. Absent is what the
+    rollout does not have. A reward is not in it: rewards are spans, which the control log does not hold.
+    """
+
+    run_id: str | None = None
+    task_digest: str
+    resources_id: str | None = None
+    resources_version: int | None = None
+    worker_id: str | None = None
+    seconds: float | None = None
+
+
+def completion_of(rollout: Rollout) -> Completion:
+    """The details of a rollout that has just been completed."""
+    last = rollout.attempts[-1] if rollout.attempts else None
+    ended = rollout.ended_us
+    return Completion(
+        run_id=run_of(rollout.metadata),
+        task_digest=blake2b(rollout.input, digest_size=DIGEST_BYTES).hexdigest(),
+        resources_id=rollout.resources_id or None,
+        resources_version=rollout.resources_version,
+        worker_id=last.worker_id if last is not None else None,
+        seconds=(ended - last.started_us) / 1_000_000 if last is not None and ended is not None else None,
+    )
+
+
 class Heard(NamedTuple):
     """What one record led to, kept raw: most facts are never asked for."""
 
@@ -46,6 +83,7 @@ class Heard(NamedTuple):
     worker_id: str | None
     generation: int = 0
     """Of the rollout that this record completed."""
+    completion: Completion | None = None
 
 
 def hear(outcome: Outcome, state: State) -> Heard | None:
@@ -54,16 +92,16 @@ def hear(outcome: Outcome, state: State) -> Heard | None:
     if proposal is None or not outcome.facts:
         return None
     ids: list[str | None] = []
-    generation = 0
+    generation, completion = 0, None
     for kind, rollout_id, sequence_id, _ in outcome.facts:
         rollout = state.rollouts.get(rollout_id) if rollout_id is not None else None
         known = rollout is not None and 1 <= sequence_id <= len(rollout.attempts)
         ids.append(rollout.attempts[sequence_id - 1].attempt_id if rollout is not None and known else None)
         if kind == "rollout.completed" and rollout is not None:
-            generation = rollout.generation
+            generation, completion = rollout.generation, completion_of(rollout)
     event = proposal.event
     worker = event.claim.worker_id if isinstance(event, (AttemptClaimed, AttemptStarted, RolloutStarted)) else None
-    return Heard(outcome.position, proposal.time_us, outcome.facts, tuple(ids), worker, generation)
+    return Heard(outcome.position, proposal.time_us, outcome.facts, tuple(ids), worker, generation, completion)
 
 
 def facts_of(heard: Heard, namespace: str, log_id: str) -> list[Fact]:
@@ -78,6 +116,8 @@ def plain_facts_of(heard: Heard, namespace: str, log_id: str) -> list[dict[str, 
         data: dict[str, object] = {"sequence_id": sequence_id} if sequence_id else {}
         if kind == "rollout.completed":
             data["status"] = detail
+            if heard.completion is not None:
+                data.update(msgspec.to_builtins(heard.completion))
         elif kind == "resources.published":
             data = {"resources_id": detail, "version": sequence_id}
         elif kind == "attempt.claimed":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.sqlite import SqliteLog
 from agentlightning.core.model.rollout import Fact
 from agentlightning.projections.facts import feed as fact_feed
+from agentlightning.projections.facts.derived_topic import DerivedTopic
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.projections.store.store import EventLogStore
 
@@ -72,6 +74,34 @@ async def test_a_fact_has_the_same_id_whoever_delivers_it() -> None:
         assert {fact.log_id for fact in live} == {log.log_id}
         completed = await take_facts(store, 3, types=["rollout.completed"], since=-1)
         assert [fact.data["status"] for fact in completed] == ["succeeded"] * 3
+    log.close()
+
+
+async def test_the_end_of_a_rollout_carries_what_a_subscriber_needs() -> None:
+    """Equal when it is derived from the log again; what a rollout does not have is left out."""
+    log = MemoryLog()
+    with store_on(log) as store:
+        bound = await store.add_resources({"prompt": agl.PromptTemplate(template="x", engine="f-string")})
+        for task in ("one", "two", "one"):
+            await store.enqueue_rollout(task, metadata={"agl.run_id": "run-1"})
+            attempted = await store.dequeue_rollout(worker_id="worker-1")
+            assert attempted is not None
+            await store.update_attempt(attempted.rollout_id, "latest", status="succeeded")
+        plain = await store.enqueue_rollout("three", resources_id=bound.resources_id)
+        await store.update_rollout(plain.rollout_id, status="cancelled")
+        facts = await take_facts(store, 4, types=["rollout.completed"], since=-1)
+    data = [fact.data for fact in facts]
+    assert [(one["status"], one.get("run_id"), one.get("worker_id")) for one in data] == [
+        *[("succeeded", "run-1", "worker-1")] * 3,
+        ("cancelled", None, None),
+    ]
+    assert [(one["resources_id"], one["resources_version"]) for one in data] == [(bound.resources_id, 1)] * 4
+    assert data[0]["task_digest"] == data[2]["task_digest"] != data[1]["task_digest"]
+    assert all(one["seconds"] >= 0 for one in data[:3]) and "seconds" not in data[3]
+    derived = [json.loads(record.value) for record in DerivedTopic(log, "facts").read()]
+    with store_on(log) as store:
+        assert await take_facts(store, 4, types=["rollout.completed"], since=-1) == facts
+    assert [one["data"] for one in derived if one["type"] == "rollout.completed"] == data
     log.close()
 
 
