@@ -117,15 +117,15 @@ class Decoder:
     def _control(self, record: Record, seen: View) -> None:
         proposal = decode_run(record.value) or codec.decode(record.value)
         seen.type = codec.type_of(proposal.event)
-        tree: Any = msgspec.to_builtins(proposal, builtin_types=(bytes,))
-        seen.body = self._readable(tree)
+        tree: Any = msgspec.json.decode(record.value)
+        seen.body = {**self._readable(tree), "basis_print": proposal.basis_print.hex()}
         _collect(tree, seen)
 
     def _readable(self, tree: Any) -> Any:
         fields, several = mapping(tree), items(tree)
         if fields is not None:
             return {
-                key: self.payload(item) if key in _PAYLOADS and isinstance(item, bytes) else self._readable(item)
+                key: self.payload(msgspec.json.encode(item)) if key in _PAYLOADS else self._readable(item)
                 for key, item in fields.items()
             }
         return [self._readable(item) for item in several] if several is not None else tree
@@ -139,16 +139,16 @@ class Decoder:
             return
         seen.type = "span"
         seen.attempts = [decoded.attempt_id]
-        content = self.payload(decoded.body)
+        content = self.payload(bytes(decoded.body))
         seen.body = {"span_id": decoded.span_id, "sequence_id": decoded.sequence_id, "span": content}
         fields = mapping(content)
         if seen.time is None and fields is not None:
             seen.time = fields.get("end_time") or fields.get("start_time")
 
     def _beat(self, record: Record, seen: View) -> None:
-        beat = msgspec.msgpack.decode(record.value, type=WorkerBeat)
         seen.type = "heartbeat"
-        seen.body = self._readable(msgspec.to_builtins(beat, builtin_types=(bytes,)))
+        msgspec.json.decode(record.value, type=WorkerBeat)
+        seen.body = self._readable(msgspec.json.decode(record.value))
 
     def _blob(self, record: Record, seen: View) -> None:
         seen.type = "blob"
@@ -158,7 +158,7 @@ class Decoder:
         if "/manifest/" in record.key:
             seen.type = "manifest"
             seen.body = msgspec.to_builtins(
-                msgspec.msgpack.decode(record.value, type=Manifest), builtin_types=(bytes,)
+                msgspec.json.decode(record.value, type=Manifest), builtin_types=(bytes,)
             )
         elif record.key.endswith("/facts"):
             seen.type = "cursor"  # up to where facts were published

@@ -128,10 +128,10 @@ def _of_store(outcome: Outcome, state: State, mine: set[str], decoder: Decoder, 
 
 def _subject(event: Any, about: list[str], decoder: Decoder) -> str:
     if hasattr(event, "resources"):
-        return f"{printable(event.resources_id)} {short(decoder.payload(event.resources), 100)}"
+        return f"{printable(event.resources_id)} {short(decoder.payload(bytes(event.resources)), 100)}"
     several = getattr(event, "rollouts", None)
     if several is not None:
-        first = short(decoder.payload(several[0].input), 80)
+        first = short(decoder.payload(bytes(several[0].input)), 80)
         return f"{printable(about[0])} {first}" if len(several) == 1 else f"{len(about)} rollouts from {printable(about[0])} on"
     claim = getattr(event, "claim", None)
     worker = f" by {printable(claim.worker_id)}" if claim is not None and claim.worker_id else ""

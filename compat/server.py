@@ -11,6 +11,7 @@ from typing import Any
 
 from ..algorithms.adapters.triplets import TracerTraceToTriplet
 from ..core.errors import InvalidInput
+from ..core.events import payload
 from ..core.events import schema as events
 from ..core.fold import commands as decide
 from ..core.model.resources import NamedResources
@@ -249,11 +250,11 @@ async def _enqueue(
     notes = arguments.mapping_or_none(metadata, "metadata")
     new = events.NewRollout(
         rollout_id,
-        await blobs.settle(blobs.encode(sample, "the sample")),
+        payload.inline(await blobs.settle(blobs.encode(sample, "the sample"))),
         arguments.one_of(mode, arguments.MODES, "mode"),
         arguments.id_or_none(resources_id, "resources_id"),
         config_in(config),
-        await blobs.settle(blobs.encode(notes, "the metadata")) if notes else None,
+        payload.inline(await blobs.settle(blobs.encode(notes, "the metadata")) if notes else None),
     )
 
     def answer(_: str) -> Rollout:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ...core.errors import Departed, RecordEnds
+from ...core.events import payload
 from ...core.fold.state import FINISHED, State
 from ...core.log.interface import Log
 from ...projections.facts.feed import hear
@@ -70,7 +71,7 @@ def recordings(log: Log, book: RunBook) -> dict[str, Recording]:
     def heard(outcome: Any, state: State) -> None:
         if outcome.accepted and outcome.proposal is not None:
             for new in created_by(outcome.proposal.event):
-                run_id = owner.get(new.rollout_id) or run_of(new.metadata)
+                run_id = owner.get(new.rollout_id) or run_of(payload.outline(new.metadata))
                 if run_id is not None and run_id in members:
                     members[run_id].append(new.rollout_id)
         found = hear(outcome, state)

@@ -1,36 +1,30 @@
-"""How a proposal becomes the value and headers of a record, and back, for every version ever written.
+"""How a proposal becomes the value and headers of a record, and back.
 
-Values are msgpack, or JSON where people inspect topics with a plain Kafka tool; the reader tells them apart by the
-first byte, so one log may hold both. Headers are text and repeat what any tool wants to filter by; the fold never
-reads them.
+Values are JSON, user data inlined as JSON too (payload.py), so that any tool shows what a record says. Headers are text and
+repeat what a tool wants to filter by; the fold never reads them. The header `h` is reserved for a chain of hashes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import Thread
-from typing import Any, Literal
 
 import msgspec
 
 from ..errors import AgentLightningError
 from ..log.interface import Headers, NewRecord
-from .depth_limit import CONTAINERS, deeper_than
+from .depth_limit import deeper_than
+from .payload import MAX_DEPTH
 from .run_events import RunEvent, RunRecord
 from .schema import AnyEvent, LogOpened, Proposal, RolloutsEnqueued, RolloutStarted
 
 SCHEMA_VERSION = 1
 """Version of the events in this file's terms; written as header `v` and as `v` of the value where it is not 1."""
 
-MAX_NESTING = 64
-"""Containers within each other that a value may have; events need 5, fields of other releases may need some more."""
+MAX_NESTING = 64 + MAX_DEPTH
+"""Containers within each other that a value may have: user data, and the event around them with room for other releases."""
 
-Format = Literal["msgpack", "json"]
-
-_encode_msgpack = msgspec.msgpack.Encoder().encode
-_encode_json = msgspec.json.Encoder().encode
-_decode_msgpack = msgspec.msgpack.Decoder(Proposal).decode
-_decode_json = msgspec.json.Decoder(Proposal).decode
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Proposal).decode
 
 
 class _Tagged(msgspec.Struct, frozen=True):
@@ -68,31 +62,25 @@ class Undecodable(AgentLightningError):
     code = "malformed"
 
 
-Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
-UPCASTERS: dict[int, Upcaster] = {}
-"""From schema version n to n + 1: pure functions on the decoded map, applied in a chain before the typed decode."""
-
-
-def encode(proposal: Proposal | RunRecord, form: Format = "msgpack") -> bytes:
+def encode(proposal: Proposal | RunRecord) -> bytes:
     """Return the value of the record."""
-    return _encode_msgpack(proposal) if form == "msgpack" else _encode_json(proposal)
+    return _encode(proposal)
 
 
 def check(part: msgspec.Struct) -> None:
     """Raise `Undecodable` where a part of an event would not read back: a number out of range, text without bytes."""
     try:
-        msgspec.msgpack.decode(_encode_msgpack(part), type=type(part))
+        msgspec.json.decode(_encode(part), type=type(part))
     except (msgspec.MsgspecError, ValueError, OverflowError, TypeError) as error:
         raise Undecodable(str(error)) from None
 
 
 def decode(value: bytes) -> Proposal:
-    """Read a value of any version. Raises `UnknownEvent` and `Undecodable`, nothing else."""
-    # The first half of the condition is the quick half of `deeper_than`, without a call: every record comes through here.
-    if len(value) - len(value.translate(None, CONTAINERS)) > MAX_NESTING or value[:1] == b"{":
-        _refuse_deep(value)
+    """Read a value of any release. Raises `UnknownEvent` and `Undecodable`, nothing else."""
+    if deeper_than(value, MAX_NESTING):
+        raise Undecodable(f"not a proposal: nested deeper than {MAX_NESTING} levels")
     try:
-        proposal = _decode_json(value) if value[:1] == b"{" else _decode_msgpack(value)
+        proposal = _decode(value)
     except (msgspec.MsgspecError, ValueError, TypeError) as error:
         return _decode_otherwise(value, str(error))
     except RecursionError:
@@ -100,11 +88,6 @@ def decode(value: bytes) -> Proposal:
     if proposal.v == SCHEMA_VERSION:
         return proposal
     return _decode_otherwise(value, "its schema version does not fit its fields")
-
-
-def _refuse_deep(value: bytes) -> None:
-    if deeper_than(value, MAX_NESTING):
-        raise Undecodable(f"not a proposal: nested deeper than {MAX_NESTING} levels")
 
 
 def _decode_on_a_fresh_stack(value: bytes) -> Proposal:
@@ -126,10 +109,9 @@ def _decode_on_a_fresh_stack(value: bytes) -> Proposal:
 
 
 def _decode_otherwise(value: bytes, error: str) -> Proposal:
-    """The slow path: an older version, an unknown type, or rubbish."""
-    module = msgspec.json if value[:1] == b"{" else msgspec.msgpack
+    """The slow path: a later version, an unknown type, or rubbish."""
     try:
-        slim = module.decode(value, type=_Slim)
+        slim = msgspec.json.decode(value, type=_Slim)
     except (msgspec.MsgspecError, ValueError, TypeError):
         raise Undecodable(f"not a proposal: {error}") from None
     if slim.noncritical and slim.event.t:
@@ -137,21 +119,7 @@ def _decode_otherwise(value: bytes, error: str) -> Proposal:
         raise UnknownEvent(slim.event.t, slim.v, False)
     if slim.v > SCHEMA_VERSION or (slim.event.t and slim.event.t not in TYPES):
         raise UnknownEvent(slim.event.t, slim.v, True)
-    if slim.v < SCHEMA_VERSION:
-        try:
-            tree = module.decode(value)
-            for version in range(slim.v, SCHEMA_VERSION):
-                tree = UPCASTERS[version](tree)
-            return _from_tree(tree, value[:1] == b"{")
-        except Exception as failure:  # an upcaster meets whatever map somebody wrote
-            raise Undecodable(f"not a proposal of schema {slim.v}: {failure}") from None
     raise Undecodable(f"not a proposal: {error}") from None
-
-
-def _from_tree(tree: dict[str, Any], text: bool) -> Proposal:
-    """The typed decode of a map; JSON carries bytes as base64."""
-    builtin = () if text else (bytes,)
-    return msgspec.convert({**tree, "v": SCHEMA_VERSION}, Proposal, builtin_types=builtin)
 
 
 def type_of(event: AnyEvent | RunEvent) -> str:
@@ -186,13 +154,11 @@ def headers_of(proposal: Proposal | RunRecord, namespace: str, traceparent: str 
     return tuple(headers)
 
 
-def record_of(
-    proposal: Proposal, namespace: str, form: Format = "msgpack", traceparent: str | None = None
-) -> NewRecord:
+def record_of(proposal: Proposal, namespace: str, traceparent: str | None = None) -> NewRecord:
     """The record to append for a proposal; its key is the namespace."""
     return NewRecord(
         key=namespace,
-        value=encode(proposal, form),
+        value=encode(proposal),
         timestamp_us=proposal.time_us,
         headers=headers_of(proposal, namespace, traceparent),
     )

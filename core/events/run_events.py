@@ -41,13 +41,13 @@ class RunOpened(Event, frozen=True, tag=OPENED):
     name: str = ""
     algorithm: str = ""
     agent: str = ""
-    parameters: bytes = payload.NULL
+    parameters: msgspec.Raw = payload.ABSENT
     seed: Int | None = None
     resources_id: str | None = None
     resources_version: Count | None = None
     train_size: Int = -1
     val_size: Int = -1
-    datasets: bytes = payload.NULL
+    datasets: msgspec.Raw = payload.ABSENT
     own_runners: bool = False
 
 
@@ -58,7 +58,7 @@ class RunClosed(Event, frozen=True, tag=CLOSED):
     outcome: str
     resources_id: str | None = None
     resources_version: Count | None = None
-    summary: bytes = payload.NULL
+    summary: msgspec.Raw = payload.ABSENT
 
 
 class AlgorithmDecided(Event, frozen=True, tag=DECIDED):
@@ -70,7 +70,7 @@ class AlgorithmDecided(Event, frozen=True, tag=DECIDED):
     run_id: str
     kind: str
     digest: str
-    content: bytes = payload.NULL
+    content: msgspec.Raw = payload.ABSENT
     based_on: Int = -1
 
 
@@ -90,9 +90,8 @@ class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     v: int = 1
 
 
-_from_msgpack = msgspec.msgpack.Decoder(RunRecord).decode
-_from_json = msgspec.json.Decoder(RunRecord).decode
-_sorted = msgspec.msgpack.Encoder(order="sorted").encode
+_decode = msgspec.json.Decoder(RunRecord).decode
+_sorted = msgspec.json.Encoder(order="sorted").encode
 
 
 def decode_run(value: bytes) -> RunRecord | None:
@@ -100,7 +99,7 @@ def decode_run(value: bytes) -> RunRecord | None:
     if not any(mark in value for mark in MARKS):
         return None
     try:
-        record = _from_json(value) if value[:1] == b"{" else _from_msgpack(value)
+        record = _decode(value)
     except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
         return None
     return record if record.noncritical else None
@@ -111,7 +110,4 @@ def digest_of(value: Any) -> str:
 
     Raises `InvalidPayload` for what cannot be stored.
     """
-    data = payload.encode(value)
-    if data[:1] == b"m":
-        data = b"m" + _sorted(payload.decode(data))
-    return sha256(data).hexdigest()[:16]
+    return sha256(_sorted(msgspec.json.decode(payload.encode(value)))).hexdigest()[:16]

@@ -2,7 +2,8 @@
 
 Every event is a proposal until the fold has judged it. Fields have defaults where they may be absent; a field is never
 renamed, retyped or reused, a new one gets a default, and a new type is written only after the log activated it. Times
-are microseconds since 1970 by the writer's clock, durations whole milliseconds, user data opaque bytes (payload.py).
+are microseconds since 1970 by the writer's clock, durations whole milliseconds, user data JSON that the fold
+carries without decoding it (payload.py).
 
 The fence of an attempt is (rollout_id, generation, sequence_id): `generation` counts the explicit restarts of a rollout
 from 0, `sequence_id` its attempts from 1.
@@ -13,6 +14,8 @@ from __future__ import annotations
 from typing import Annotated, Literal, Union
 
 import msgspec
+
+from .payload import ABSENT
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 """Every number of an event fits into 64 bits with room for sums, so no record can make a snapshot fail."""
@@ -43,11 +46,11 @@ class NewRollout(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     rollout_id: str
-    input: bytes
+    input: msgspec.Raw
     mode: Mode | None = None
     resources_id: str | None = None
     config: Config = Config()
-    metadata: bytes | None = None
+    metadata: msgspec.Raw = ABSENT
 
 
 class Claim(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -146,7 +149,7 @@ class AttemptUpdated(Event, frozen=True, tag="attempt.updated"):
     sequence_id: Count
     status: AttemptStatus | None = None
     worker_id: str | None = None
-    metadata: bytes | None = None
+    metadata: msgspec.Raw = ABSENT
     beat_us: Int | None = None
     watermark: Int | None = None
     lag_ms: Count = 0
@@ -184,12 +187,12 @@ class RolloutUpdated(Event, frozen=True, tag="rollout.updated"):
     rollout_id: str
     generation: Count
     fields: tuple[str, ...]
-    input: bytes = b""
+    input: msgspec.Raw = ABSENT
     mode: Mode | None = None
     resources_id: str | None = None
     status: RolloutStatus | None = None
     config: Config = Config()
-    metadata: bytes | None = None
+    metadata: msgspec.Raw = ABSENT
     watermark: Int | None = None
 
 
@@ -204,7 +207,7 @@ class ResourcesPublished(Event, frozen=True, tag="resources.published"):
     """New content under an id; the fold numbers the versions. `expected_version` None: whatever is there."""
 
     resources_id: str
-    resources: bytes
+    resources: msgspec.Raw
     expected_version: Int | None = None
 
 

@@ -119,8 +119,8 @@ def subject_of(proposal: Proposal) -> str:
 
 
 def _advance(state: State, value: bytes, reason: str, outcome: Outcome) -> None:
-    """Chain the fingerprint, move to the next position, forget what lies behind the window."""
-    made = _encode((state.position, reason, outcome.facts))
+    """Chain the fingerprint (of a fact without its details), move to the next position, forget what lies behind the window."""
+    made = _encode((state.position, reason, [fact[:3] for fact in outcome.facts]))
     state.fingerprint = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()
     _leave(state, outcome)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import Archived, NotFound
 from ..events import schema as events
+from ..events.payload import inline
 from ..events.run_events import AlgorithmDecided, RunClosed, RunOpened
 from .state import OVER, QUEUED, Attempt, Rollout, State
 
@@ -151,7 +152,7 @@ def update_attempt(
         sequence_id=attempt.sequence_id,
         status=status,
         worker_id=worker_id,
-        metadata=metadata,
+        metadata=inline(metadata),
         beat_us=beat_us,
         watermark=watermark,
         lag_ms=lag_ms,
@@ -207,12 +208,12 @@ def update_rollout(
         rollout_id=rollout_id,
         generation=rollout.generation,
         fields=fields,
-        input=input,
+        input=inline(input),
         mode=mode,
         resources_id=resources_id,
         status=status,
         config=config if config is not None else events.Config(),
-        metadata=metadata,
+        metadata=inline(metadata),
         watermark=watermark,
     )
 
@@ -227,7 +228,7 @@ def publish_resources(
 ) -> events.ResourcesPublished:
     """Publish new content under an id."""
     return events.ResourcesPublished(
-        resources_id=resources_id, resources=resources, expected_version=expected_version
+        resources_id=resources_id, resources=inline(resources), expected_version=expected_version
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from ..events import schema as events
+from ..events.payload import outline
 from .archival import hash_of, unpack
 from .state import FINISHED, FOLD_VERSION, OVER, QUEUED, Attempt, ResourcesVersion, Rollout, State
 from .state_machine import (
@@ -190,8 +191,9 @@ def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, fa
         return "late"
     if event.status in ("preparing", "running") and attempt.status == "unresponsive" and not governs(rollout, attempt):
         return "late"
-    if event.metadata is not None:
-        attempt.metadata = event.metadata
+    metadata = outline(event.metadata)
+    if metadata is not None:
+        attempt.metadata = metadata
     if event.beat_us is not None:
         attempt.beat_us = event.beat_us
     if event.worker_id is not None:
@@ -263,9 +265,13 @@ def rollout_updated(state: State, event: events.RolloutUpdated, time_us: int, fa
     fields = event.fields
     if "status" in fields and event.status is None:
         return "malformed"
-    for name in ("input", "mode", "resources_id", "metadata"):
+    for name in ("mode", "resources_id"):
         if name in fields:
             setattr(rollout, name, getattr(event, name))
+    if "input" in fields:
+        rollout.input = bytes(event.input)
+    if "metadata" in fields:
+        rollout.metadata = outline(event.metadata)
     if "resources_id" in fields:
         versions = state.resources.get(rollout.resources_id) if rollout.resources_id is not None else None
         rollout.resources_version = len(versions) if versions else None
@@ -305,7 +311,7 @@ def resources_published(state: State, event: events.ResourcesPublished, time_us:
         return "version_conflict"
     created = versions[0].created_us if versions else time_us
     versions.append(
-        ResourcesVersion(event.resources_id, len(versions) + 1, created, max(time_us, created), event.resources)
+        ResourcesVersion(event.resources_id, len(versions) + 1, created, max(time_us, created), bytes(event.resources))
     )
     state.latest_resources = event.resources_id
     facts.append(("resources.published", None, len(versions), event.resources_id))

@@ -6,6 +6,7 @@ they did as facts. A fact is (type, rollout_id, sequence_id, detail); facts are 
 
 from __future__ import annotations
 
+from ..events.payload import outline
 from ..events.schema import AttemptStatus, Claim, NewRollout, RolloutStatus
 from .state import FINISHED, OVER, QUEUED, Attempt, Rollout, State, Worker
 
@@ -29,13 +30,13 @@ def create_rollout(state: State, new: NewRollout, time_us: int, facts: Facts) ->
     rollout = Rollout(
         rollout_id=new.rollout_id,
         number=state.created,
-        input=new.input,
+        input=bytes(new.input),
         created_us=time_us,
         mode=new.mode,
         resources_id=resources_id,
         resources_version=len(versions) if versions else None,
         config=new.config,
-        metadata=new.metadata,
+        metadata=outline(new.metadata),
         attempts=[],
     )
     state.rollouts[new.rollout_id] = rollout

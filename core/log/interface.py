@@ -19,7 +19,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Literal
 
 import msgspec
 
@@ -129,9 +128,6 @@ class Log(ABC):
 
     log_id: str
     """Made once when the log is created; a copy or a new log has another one. Position tokens carry it."""
-
-    form: Literal["msgpack", "json"] = "msgpack"
-    """How control values are written: JSON for people who look at topics with other tools. A log may hold both."""
 
     @abstractmethod
     def partitions(self, topic: str) -> int:

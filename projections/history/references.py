@@ -57,8 +57,8 @@ def broken_references(log: Log) -> list[str]:
             except LogCorrupt as error:
                 findings.append(error.message)
                 return findings
-            if isinstance(span, SpanAdded) and payload.is_reference(span.body):
-                wanted.setdefault(payload.reference(span.body).digest, f"a span of rollout {span.rollout_id}")
+            if isinstance(span, SpanAdded) and payload.is_reference(bytes(span.body)):
+                wanted.setdefault(payload.reference(bytes(span.body)).digest, f"a span of rollout {span.rollout_id}")
     return findings + _missing_blobs(log, wanted)
 
 
@@ -86,9 +86,9 @@ def _event(value: bytes) -> Any:
 
 def _payloads(found: Any) -> Iterator[bytes]:
     """Every reference to a blob in an event, however deep."""
-    if isinstance(found, bytes):
-        if len(found) == payload.REFERENCE_BYTES and payload.is_reference(found):
-            yield found
+    if isinstance(found, msgspec.Raw):
+        if payload.is_reference(bytes(found)):
+            yield bytes(found)
     elif isinstance(found, msgspec.Struct):
         for field in found.__struct_fields__:
             yield from _payloads(getattr(found, field))

@@ -175,10 +175,10 @@ class RunBook:
             opened_offset=offset,
         )
 
-    def _user(self, data: bytes) -> Any:
+    def _user(self, field: msgspec.Raw) -> Any:
         """User data; of one that cannot be read the reason, since one bad run must not hide the others."""
         try:
-            return payload.decode(data, self._fetch)
+            return payload.decode(payload.outline(field) or payload.NULL, self._fetch)
         except AgentLightningError as error:
             return f"<{error.message}>"
 
@@ -188,7 +188,7 @@ class RunBook:
         except (UnknownEvent, Undecodable):
             return
         for new in created_by(event):
-            run_id = run_of(new.metadata)
+            run_id = run_of(payload.outline(new.metadata))
             if run_id is not None:
                 joins(new.rollout_id, run_id)
 
@@ -208,7 +208,7 @@ def datasets_of(log: Log, run: Run, fetch: Callable[[payload.Reference], bytes])
     for record in log.read(CONTROL, partition, offset, 1, headers=False):
         said = decode_run(record.value)
         if said is not None and isinstance(said.event, RunOpened):
-            found = payload.decode(said.event.datasets, fetch)
+            found = payload.decode(payload.outline(said.event.datasets) or payload.NULL, fetch)
             return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     return {}
 

@@ -36,7 +36,7 @@ class WorkerBeat(msgspec.Struct, omit_defaults=True):
 
     worker_id: str
     beat_us: int | None = None
-    stats: bytes | None = None
+    stats: msgspec.Raw = payload.ABSENT
     incarnation: str | None = None
     dequeue_us: int | None = None
     idle_us: int | None = None
@@ -127,7 +127,7 @@ class Liveness:
         self._take_run(beat, now)
         key = f"run/{run_id}"
         record = NewRecord(
-            key, msgspec.msgpack.encode(beat), time_us, headers_of(RUN, self._writer or "", self._namespace)
+            key, msgspec.json.encode(beat), time_us, headers_of(RUN, self._writer or "", self._namespace)
         )
         self._log.append(LIVENESS, partition_of(key, self._log.partitions(LIVENESS)), [record], _ignore)
 
@@ -156,7 +156,7 @@ class Liveness:
             return
         if (beat.beat_us or 0) >= (known.beat_us or 0):
             known.beat_us = beat.beat_us
-            known.stats = beat.stats if beat.stats is not None else known.stats
+            known.stats = beat.stats if bytes(beat.stats) else known.stats
             known.incarnation = beat.incarnation if beat.incarnation is not None else known.incarnation
         known.dequeue_us = max(filter(None, (known.dequeue_us, beat.dequeue_us)), default=None)
         if beat.idle_at > known.idle_at:
@@ -176,7 +176,7 @@ class Liveness:
         beat = self.worker(worker_id)
         beat.beat_us = time_us
         if stats is not None:
-            beat.stats = stats
+            beat.stats = payload.inline(stats)
         if incarnation is not None:
             beat.incarnation = incarnation
             self.incarnations[incarnation] = now
@@ -195,7 +195,7 @@ class Liveness:
         if self._writer is not None:
             key = key if beat.incarnation is None else f"{key}/{beat.incarnation}"
             headers = headers_of(kind, self._writer, self._namespace)
-        record = NewRecord(key, msgspec.msgpack.encode(beat), beat.beat_us or 0, headers)
+        record = NewRecord(key, msgspec.json.encode(beat), beat.beat_us or 0, headers)
         self._log.append(LIVENESS, partition_of(key, self._log.partitions(LIVENESS)), [record], _ignore)
 
     def beat(
@@ -239,7 +239,8 @@ class Liveness:
 
     def stats_of(self, beat: WorkerBeat) -> dict[str, Any] | None:
         """The decoded machine stats of a worker."""
-        return None if beat.stats is None else payload.decode(beat.stats)
+        stats = payload.outline(beat.stats)
+        return None if stats is None else payload.decode(stats)
 
 
 def headers_of(kind: str, writer: str, namespace: str) -> Headers:
@@ -256,7 +257,7 @@ def told_by(record: Record, namespace: str) -> tuple[str, str, str]:
 def decode_beat(record: Record) -> WorkerBeat | None:
     """A worker's record; None, with a line in the log of this process, for bytes that are none."""
     try:
-        return msgspec.msgpack.decode(record.value, type=WorkerBeat)
+        return msgspec.json.decode(record.value, type=WorkerBeat)
     except msgspec.MsgspecError:
         logger.warning("A heartbeat at offset %d cannot be read; it is left out", record.offset)
         return None
@@ -265,7 +266,7 @@ def decode_beat(record: Record) -> WorkerBeat | None:
 def run_beat_of(record: Record) -> RunBeat | None:
     """A run's record; None, with a line in the log of this process, for bytes that are none."""
     try:
-        return msgspec.msgpack.decode(record.value, type=RunBeat)
+        return msgspec.json.decode(record.value, type=RunBeat)
     except msgspec.MsgspecError:
         logger.warning("A sign of life of a run at offset %d cannot be read; it is left out", record.offset)
         return None

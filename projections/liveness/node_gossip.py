@@ -147,7 +147,7 @@ class Signs:
         beat = NodeBeat(writer, self._number, heard)
         record = NewRecord(
             f"node/{writer}/{self._number % KEYS}",
-            msgspec.msgpack.encode(beat),
+            msgspec.json.encode(beat),
             int(self._node.clock.time() * 1_000_000),
             headers_of(NODE, writer, self._node.namespace),
         )
@@ -174,7 +174,7 @@ class Signs:
 
     def _heard_node(self, record: Record, now: float) -> None:
         try:
-            beat = msgspec.msgpack.decode(record.value, type=NodeBeat)
+            beat = msgspec.json.decode(record.value, type=NodeBeat)
         except msgspec.MsgspecError:
             logger.warning("A beat at offset %d cannot be read; it is left out", record.offset)
             return

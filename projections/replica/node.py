@@ -27,7 +27,7 @@ from ...core.errors import (
     StorageError,
     UnknownOutcome,
 )
-from ...core.events.codec import Format, Undecodable, check, decode, encode, headers_of
+from ...core.events.codec import Undecodable, check, decode, encode, headers_of
 from ...core.events.run_events import RunEvent, RunRecord, decode_run
 from ...core.events.schema import AnyEvent, Proposal, RolloutsEnqueued
 from ...core.fold import commands as decide
@@ -75,7 +75,6 @@ class Node:
         namespace: str = "default",
         clock: Clock | None = None,
         foreign_writers: bool = False,
-        form: Format | None = None,
     ) -> None:
         self.log = log
         self.settings = settings
@@ -89,7 +88,6 @@ class Node:
         self.delivery = Delivery()
         self.listeners: list[Listener] = []
         self.broken: Exception | None = None
-        self._form: Format = form if form is not None else log.form
         self._foreign = foreign_writers
         # Staging has a lock of its own, taken after `lock`: the log's thread sends the next batch without waiting for
         # the fold of the one before, which is the applier's work.
@@ -278,7 +276,7 @@ class Node:
         The rollouts of a batch may be thousands and this is under the lock: who made them has checked each.
         """
         try:
-            value = encode(proposal, self._form)
+            value = encode(proposal)
             if isinstance(proposal, RunRecord):
                 check(proposal)
             elif not isinstance(proposal.event, RolloutsEnqueued):

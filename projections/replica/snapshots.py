@@ -90,7 +90,7 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
     slots = _manifests(log, namespace)
     slot = min(range(KEPT), key=lambda one: slots[one].position if one in slots else -1)
     key = f"{namespace}/manifest/{slot}"
-    put(key, msgspec.msgpack.encode(manifest))
+    put(key, msgspec.json.encode(manifest))
     dropped = [] if slot not in slots else [one for one in slots[slot].chunks if one not in keys]
     for one in dropped:
         put(one, b"")
@@ -111,7 +111,7 @@ def _manifests(log: Log, namespace: str) -> dict[int, Manifest]:
     for slot in range(KEPT):
         try:
             for record in log.read_key(SNAPSHOTS, f"{namespace}/manifest/{slot}")[-1:]:
-                found[slot] = msgspec.msgpack.decode(record.value, type=Manifest)
+                found[slot] = msgspec.json.decode(record.value, type=Manifest)
         except (msgspec.MsgspecError, LogError) as error:
             logger.warning("A snapshot manifest of %s cannot be read (%s); it is ignored", namespace, error)
     return found

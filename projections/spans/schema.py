@@ -15,12 +15,12 @@ Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 
 
 class SpanAdded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t", tag="span"):
-    """A span of an attempt. `sequence_id` 0 or less: the rollout's counter gives the next number. `body`: a payload."""
+    """A span of an attempt. `sequence_id` 0 or less: the rollout's counter gives the next number. `body`: user data."""
 
     rollout_id: str
     attempt_id: str
     span_id: str
-    body: bytes
+    body: msgspec.Raw
     sequence_id: Number = 0
 
 
@@ -32,8 +32,8 @@ class SequenceReserved(msgspec.Struct, frozen=True, omit_defaults=True, tag_fiel
 
 
 SpanRecord = SpanAdded | SequenceReserved
-encode = msgspec.msgpack.Encoder().encode
-_decoder: msgspec.msgpack.Decoder[SpanRecord] = msgspec.msgpack.Decoder(SpanRecord)
+encode = msgspec.json.Encoder().encode
+_decoder: msgspec.json.Decoder[SpanRecord] = msgspec.json.Decoder(SpanRecord)
 
 
 def decode(value: bytes, offset: int = -1) -> SpanRecord:
@@ -96,7 +96,7 @@ class Counter:
         if key in self.seen:
             return None
         self.seen.add(key)
-        self.total_bytes += len(record.body)
+        self.total_bytes += memoryview(record.body).nbytes
         if record.sequence_id > 0:
             self.last = max(self.last, record.sequence_id)
             return record.sequence_id

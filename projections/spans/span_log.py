@@ -123,7 +123,7 @@ class SpanBook:
                 one.span.rollout_id,
                 one.span.attempt_id,
                 one.span.span_id,
-                body if len(body) <= INLINE_LIMIT_BYTES else await self._blobs.settle(body),
+                payload.inline(body if len(body) <= INLINE_LIMIT_BYTES else await self._blobs.settle(body)),
                 one.span.sequence_id,
             )
             for one, body in zip(spans, bodies)
@@ -351,7 +351,7 @@ def spans_of(found: Sequence[tuple[int, SpanAdded]], blobs: Blobs, lost: list[st
 
 def _span_of(number: int, added: SpanAdded, blobs: Blobs) -> Span:
     """The span of a record, under the number that its place gave it."""
-    body = payload.decode(added.body, blobs.fetch)
+    body = payload.decode(bytes(added.body), blobs.fetch)
     return Span.model_validate(
         {
             **body,

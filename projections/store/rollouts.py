@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ...core.errors import InvalidInput, NotFound, Refused
-from ...core.events import codec
+from ...core.events import codec, payload
 from ...core.events import schema as events
 from ...core.fold import commands as decide
 from ...core.fold.state import FINISHED, Rollout, State
@@ -52,11 +52,12 @@ class RolloutMethods(LightningStore):
         resources_id = arguments.id_or_none(resources_id, "resources_id")
         body = await blobs.settle(blobs.encode(input, "the input"))
         meta = await blobs.settle(blobs.encode(metadata, "the metadata")) if metadata else None
+        fields = (payload.inline(body), checked_mode, resources_id, carried, payload.inline(meta))
         try:
-            codec.check(events.NewRollout("", body, checked_mode, resources_id, carried, meta))
+            codec.check(events.NewRollout("", *fields))
         except codec.Undecodable as error:
             raise InvalidInput(f"a value of the rollout cannot be part of an event: {error}") from None
-        return lambda rollout_id: events.NewRollout(rollout_id, body, checked_mode, resources_id, carried, meta)
+        return lambda rollout_id: events.NewRollout(rollout_id, *fields)
 
     def _claimer(self, command_id: str, worker_id: str | None, incarnation: str | None, remote: bool) -> events.Claim:
         return events.Claim(
@@ -108,7 +109,7 @@ class RolloutMethods(LightningStore):
         parts: list[list[Callable[[str], events.NewRollout]]] = []
         size = ENQUEUE_BYTES
         for new in made:
-            weight = len(new("").input) + len(new("").metadata or b"") + 64
+            weight = len(bytes(new("").input)) + len(bytes(new("").metadata)) + 64
             if size + weight > ENQUEUE_BYTES:
                 parts.append([])
                 size = 0

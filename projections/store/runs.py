@@ -87,7 +87,7 @@ class RunMethods(LightningStore):
         blobs = self.engine.blobs
         for field, value in user.items():  # all of them share one record
             limit_bytes = payload.INLINE_LIMIT_BYTES // len(user)
-            plain[field] = await blobs.settle(blobs.encode(value, field), limit_bytes)
+            plain[field] = payload.inline(await blobs.settle(blobs.encode(value, field), limit_bytes))
         engine = self.engine
         position = await engine.note(_MAKE[type](name, **plain))
         if type == CLOSED:

@@ -56,7 +56,7 @@ async def describe_log(store: Any) -> Response:
         log = _log_of(store)
         stored = [name for name, topic in TOPICS.items() if not topic.derived]
         topics = {name: [log.ends(name, part) for part in range(log.partitions(name))] for name in stored}
-        return {"log_id": log.log_id, "url": shown(log.url), "form": log.form, "topics": topics}
+        return {"log_id": log.log_id, "url": shown(log.url), "topics": topics}
 
     return await _answered(describe)
 

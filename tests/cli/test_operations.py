@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agentlightning.core.events.codec import decode, encode
 from agentlightning.core.events.run_events import RUN_ID
 from agentlightning.core.events.schema import AttemptUpdated, NewRollout
@@ -130,7 +132,7 @@ async def test_check_tells_what_a_client_claimed_from_a_log_that_was_changed(tmp
     store: Any = open_store(f"sqlite:///{file}")
     rollout = await store.enqueue_rollout("x")
     # As releases did that appended what a client claimed to know, and left the judgement to the fold.
-    node, event = store.engine.node, decide.enqueue([NewRollout("ro-never", b"m\xc0")])
+    node, event = store.engine.node, decide.enqueue([NewRollout("ro-never", msgspec.Raw(b"null"))])
     for number, basis in enumerate([(0, b"nonsense"), (2**62, b"nonsense")]):
         with node.lock:
             node.propose(event, f"{number:032x}", lambda _: None, basis)

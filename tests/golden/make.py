@@ -14,8 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 FOLDER = Path(__file__).resolve().parent
-LOGS = {"calm": (11, 400, False), "crowded": (12, 700, False), "hostile": (58, 500, True)}
+LOGS = {"calm": (11, 400, False), "crowded": (12, 700, False), "hostile": (51, 500, True)}
 """Name of the log: seed, steps, and whether it holds flipped bits."""
 RUN_FIELDS = (
     "run_id", "opened_at", "opened_time", "name", "algorithm", "agent", "parameters", "seed", "resources_id",
@@ -45,12 +47,15 @@ def runs(release: str) -> None:
     world = World(77)
     rng, state, run_ids = world.rng, world.state, [f"run-{number}" for number in range(6)]
 
+    def user(value: object) -> msgspec.Raw:
+        return payload.inline(payload.encode(value))
+
     def say(event: object) -> None:
         world.count += 1
         time_us = BASE_US + world.count
         basis = state.position - 1, state.fingerprint
         record = RunRecord(f"{world.count:032x}", time_us, "n1", *basis, event, noncritical=True)  # type: ignore[arg-type]
-        value = codec.encode(record, rng.choice(("msgpack", "json")))
+        value = codec.encode(record)
         for _ in range(rng.choice((1, 1, 1, 2))):
             world.append(value)
 
@@ -58,15 +63,15 @@ def runs(release: str) -> None:
         run_id = rng.choice(run_ids)
         kind = rng.randrange(8)
         if kind == 0:
-            say(decide.open_run(run_id, name=f"fit {run_id}", seed=number, parameters=payload.encode({"lr": number / 7})))
+            say(decide.open_run(run_id, name=f"fit {run_id}", seed=number, parameters=user({"lr": number / 7})))
         elif kind <= 2:
-            content = payload.encode({"rollout_ids": rng.sample(list(state.rollouts), min(2, len(state.rollouts)))})
+            content = user({"rollout_ids": rng.sample(list(state.rollouts), min(2, len(state.rollouts)))})
             say(decide.decision(run_id, kind="rollouts.enqueued", digest=f"{number:016x}", content=content, based_on=number))
         elif kind == 3 and number > 200:
-            say(decide.close_run(run_id, outcome="succeeded", summary=payload.encode({"mean": 0.5}), resources_id="rs-a"))
+            say(decide.close_run(run_id, outcome="succeeded", summary=user({"mean": 0.5}), resources_id="rs-a"))
         elif kind == 4:
             name = decide.rollout_id_of(f"{world.count + 1:032x}")
-            new = decide.events.NewRollout(name, b"m\x01", metadata=payload.encode({RUN_ID: run_id}))
+            new = decide.events.NewRollout(name, msgspec.Raw(b"1"), metadata=user({RUN_ID: run_id}))
             world.append(world.proposal(decide.enqueue([new])))
         else:
             world.step()
@@ -77,12 +82,10 @@ def runs(release: str) -> None:
 
 def runs_print(values: list[bytes]) -> str:
     """SHA-256 of what the projection of runs makes of these records."""
-    import msgspec
-
     from agentlightning.core.log.open_log import open_log
     from agentlightning.projections.history.run_index import RunBook
 
-    book = RunBook(open_log("memory://"), lambda reference: b"m\xc0")
+    book = RunBook(open_log("memory://"), lambda reference: b"null")
     for position, value in enumerate(values):
         book.read(position, value, position)
     rows = [{name: msgspec.to_builtins(run)[name] for name in RUN_FIELDS} for run in book.runs.values()]

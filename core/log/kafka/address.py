@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from ...errors import InvalidInput
@@ -13,7 +13,7 @@ from .security import SECRET_OPTIONS, SECURITY, checked, client_options
 
 FORM = "kafka://host:9092[,host:9092]/prefix[?security_protocol=SASL_SSL&sasl_mechanism=SCRAM-SHA-512&...]"
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}").fullmatch
-_OWN = frozenset({"format", "wait_seconds", "state"})
+_OWN = frozenset({"wait_seconds", "state"})
 OPTIONS = SECURITY | _OWN
 
 WAIT_SECONDS = 120.0
@@ -24,13 +24,12 @@ WAIT_SECONDS = 120.0
 class KafkaAddress:
     """Where a log is and how to get in. `repr` and `url` hold no secret.
 
-    `form`: how control values are written (msgpack, or json for people). `wait_seconds`: the policy for outages, small
-    to fail fast. `state`: a folder in which this process keeps its copies of keyed topics; None: a temporary one.
+    `wait_seconds`: the policy for outages, small to fail fast. `state`: a folder in which this process keeps its copies of
+    keyed topics; None: a temporary one.
     """
 
     bootstrap: str
     prefix: str
-    form: Literal["msgpack", "json"] = "msgpack"
     wait_seconds: float = WAIT_SECONDS
     state: str | None = None
     security: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
@@ -54,13 +53,9 @@ class KafkaAddress:
             if password:
                 options.setdefault("sasl_password", unquote(password))
         security = {name: value for name, value in options.items() if name in SECURITY}
-        form = options.get("format", "msgpack")
-        if form not in ("msgpack", "json"):
-            raise InvalidInput(f"format is {form!r}; it takes msgpack or json")
         return cls(
             bootstrap=",".join(_server(one) for one in netloc.split(",")),
             prefix=prefix,
-            form=form,
             wait_seconds=_seconds(options.get("wait_seconds")),
             state=options.get("state"),
             security=checked(security, environment),
@@ -70,8 +65,6 @@ class KafkaAddress:
     def url(self) -> str:
         """The address without secrets, for people and for logs."""
         shown = {name: value for name, value in self.security.items() if name not in SECRET_OPTIONS}
-        if self.form != "msgpack":
-            shown["format"] = self.form
         query = f"?{urlencode(shown)}" if shown else ""
         return f"kafka://{self.bootstrap}/{self.prefix}{query}"
 

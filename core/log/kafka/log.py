@@ -65,7 +65,6 @@ class KafkaLog(Log):
     def __init__(self, address: str | KafkaAddress) -> None:
         self.address = address if isinstance(address, KafkaAddress) else KafkaAddress.parse(address)
         self.url = self.address.url
-        self.form = self.address.form
         self._pid = os.getpid()
         self._gate = threading.Lock()
         self._closed = False

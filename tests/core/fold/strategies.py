@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from random import Random
 
+import msgspec
+
 from agentlightning.core.events import schema as events
 from agentlightning.core.events.codec import encode
+from agentlightning.core.events.payload import ABSENT
 from agentlightning.core.events.schema import AnyEvent, Claim, Config, NewRollout, Proposal
 from agentlightning.core.fold import commands as decide
 from agentlightning.core.fold.apply import apply
@@ -36,11 +39,11 @@ def config_of(rng: Random) -> Config:
 def new_rollout(rng: Random, rollout_id: str) -> NewRollout:
     return NewRollout(
         rollout_id=rollout_id,
-        input=b"m" + bytes([rng.randrange(128)]),
+        input=msgspec.Raw(str(rng.randrange(128)).encode()),
         mode=rng.choice((None, "train", "val", "test")),
         resources_id=rng.choice((None, None, "rs-a", "rs-zz")),
         config=config_of(rng),
-        metadata=rng.choice((None, b"m\x80")),
+        metadata=rng.choice((ABSENT, msgspec.Raw(b"{}"))),
     )
 
 
@@ -83,7 +86,7 @@ def _life(rng: Random, state: State, command_id: str) -> AnyEvent:
         **fence,
         status=rng.choice((None, *ATTEMPT_STATUSES, "succeeded", "failed", "failed")),
         worker_id=rng.choice((None, None, "w1", "w4")),
-        metadata=rng.choice((None, b"m\x80")),
+        metadata=rng.choice((ABSENT, msgspec.Raw(b"{}"))),
         watermark=3,
         lag_ms=rng.randrange(2000),
     )
@@ -121,11 +124,13 @@ def event_of(rng: Random, state: State, command_id: str, cold: dict[str, bytes])
         rollout = state.rollouts[rng.choice(list(state.rollouts))]
         fields = tuple(name for name in ("input", "mode", "status", "config", "metadata") if rng.random() < 0.4)
         return decide.update_rollout(
-            state, rollout.rollout_id, fields, input=b"m\x01", status=rng.choice(ROLLOUT_STATUSES), config=config_of(rng)
+            state, rollout.rollout_id, fields, input=b"1", status=rng.choice(ROLLOUT_STATUSES), config=config_of(rng)
         )
     if kind == 8:
         return events.ResourcesPublished(
-            resources_id=rng.choice(("rs-a", "rs-b")), resources=b"m\x80", expected_version=rng.choice((None, 0, 1, 2))
+            resources_id=rng.choice(("rs-a", "rs-b")),
+            resources=msgspec.Raw(b"{}"),
+            expected_version=rng.choice((None, 0, 1, 2)),
         )
     if kind == 9:
         return events.TimePassed(from_ms=state.time_ms, to_ms=state.time_ms + rng.choice((1000, 5000, 10_000, 10_001, -1)))
@@ -157,7 +162,7 @@ class World:
         )
 
     def append(self, proposal: Proposal | bytes) -> None:
-        value = proposal if isinstance(proposal, bytes) else encode(proposal, self.rng.choice(("msgpack", "json")))
+        value = proposal if isinstance(proposal, bytes) else encode(proposal)
         self.values.append(value)
         outcome = apply(self.state, value)
         for rollout, body in outcome.archived:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from agentlightning.core.events import schema as events
@@ -47,7 +48,7 @@ class Desk:
         return verdict.reason if verdict is not None else "unjudged"
 
     def enqueue(self, name: str = "ro-a", **how: object) -> None:
-        self.say(decide.enqueue([NewRollout(name, b"m\x01", **how)]))  # type: ignore[arg-type]
+        self.say(decide.enqueue([NewRollout(name, msgspec.Raw(b"1"), **how)]))  # type: ignore[arg-type]
 
     def claim(self, name: str = "ro-a", worker: str = "w1", **how: object) -> Outcome:
         made = decide.claim(self.state, name, Claim(f"at-{self.count}", worker, worker))
@@ -103,7 +104,7 @@ def test_a_duplicate_gets_the_first_verdict_and_takes_no_effect() -> None:
     desk = Desk()
     desk.enqueue()
     desk.claim(command="c" * 32)
-    other = events.ResourcesPublished(resources_id="rs", resources=b"m\xc0")
+    other = events.ResourcesPublished(resources_id="rs", resources=msgspec.Raw(b"null"))
     again = desk.say(other, command="c" * 32)  # same id, other body: the first record decides
     assert again.duplicate and again.verdict is not None and again.verdict.subject == "ro-a#1"
     assert not desk.state.resources
@@ -111,7 +112,7 @@ def test_a_duplicate_gets_the_first_verdict_and_takes_no_effect() -> None:
 
 def test_a_duplicate_after_its_verdict_was_forgotten_is_expired() -> None:
     desk = Desk(window=5)
-    value = desk.make(decide.enqueue([NewRollout("ro-a", b"m\x01")]))
+    value = desk.make(decide.enqueue([NewRollout("ro-a", msgspec.Raw(b"1"))]))
     desk.put(value)
     desk.wait(60_000)
     again = desk.put(value)
@@ -135,7 +136,7 @@ def _another_history() -> None:
         desk.enqueue(name)
     other.enqueue("ro-x")
     other.enqueue("ro-y")
-    value = other.make(events.ResourcesPublished(resources_id="rs", resources=b"m\xc0"))
+    value = other.make(events.ResourcesPublished(resources_id="rs", resources=msgspec.Raw(b"null")))
     verdict = desk.put(value).verdict
     assert verdict is not None and verdict.reason == "foreign_history" and not desk.state.resources
 
@@ -158,7 +159,7 @@ def test_position_counts_records_of_the_namespace_and_copies_fold_alike() -> Non
 def test_the_fingerprint_sees_one_changed_byte() -> None:
     desk = Desk()
     desk.enqueue()
-    changed = [desk.values[0], desk.values[1].replace(b"m\x01", b"m\x02")]
+    changed = [desk.values[0], desk.values[1].replace(msgspec.Raw(b"1"), b"2")]
     assert changed[1] != desk.values[1]
     assert fold(changed).fingerprint != desk.state.fingerprint
 
@@ -258,9 +259,9 @@ def test_a_failure_reported_after_the_worker_was_lost_waits_out_the_back_off_and
 
 def test_latest_resources_are_bound_at_the_position_of_the_enqueue() -> None:
     desk = Desk()
-    desk.say(decide.publish_resources("rs-1", b"m\x01"))
-    value = desk.make(decide.enqueue([NewRollout("ro-a", b"m\x01")]))
-    desk.say(decide.publish_resources("rs-2", b"m\x02"))
+    desk.say(decide.publish_resources("rs-1", b"1"))
+    value = desk.make(decide.enqueue([NewRollout("ro-a", msgspec.Raw(b"1"))]))
+    desk.say(decide.publish_resources("rs-2", b"2"))
     desk.put(value)
     assert desk.state.rollouts["ro-a"].resources_id == "rs-2"
 

@@ -210,13 +210,14 @@ def test_an_image_that_was_made_while_the_node_went_on_is_the_state_of_one_momen
         for listener in node.listeners:
             listener(outcome)
 
+    before = world.state.position
+
     def goes_on(_: float) -> None:
-        world.run(rng.choice((0, 0, 1, 5)))
+        world.run(rng.choice((0, 0, 1, 5)) if world.state.position > before else 1)
 
     monkeypatch.setattr(world.watch, "see", heard)
     monkeypatch.setattr(state_image, "SLICE_ROLLOUTS", rng.choice((1, 3, 8)))
     monkeypatch.setattr(state_image.time, "sleep", goes_on)
-    before = world.state.position
     image, (position, offset, fingerprint) = StateImage(node).make()
     assert (position, offset, fingerprint) == (world.state.position, 7, world.state.fingerprint) and position > before
     assert image == dump(world.state) and dump(load(image)) == image

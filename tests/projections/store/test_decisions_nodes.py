@@ -161,7 +161,7 @@ def unknown(store: EventLogStore, noncritical: bool) -> NewRecord:
         "id": f"{state.position:032x}", "time_us": 1, "writer": "newer", "basis": state.position - 1,
         "basis_print": state.fingerprint, "event": {"t": "moon.landed", "where": 3}, "noncritical": noncritical,
     }  # fmt: skip
-    return NewRecord("default", msgspec.msgpack.encode(tree), 1)
+    return NewRecord("default", msgspec.json.encode(tree), 1)
 
 
 async def test_33_a_store_beside_a_newer_one_skips_what_it_may_and_stops_before_what_it_may_not() -> None:

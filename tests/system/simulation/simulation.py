@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
+import msgspec
+
 from agentlightning.core.events.codec import decode, encode
 from agentlightning.core.events.schema import AnyEvent, Claim, Config, NewRollout, Proposal
 from agentlightning.core.fold import commands as decide
@@ -215,7 +217,7 @@ class Simulation:
         rng, node = self.rng, self.rng.choice(self.nodes)
         if rng.random() < 0.3:
             base = self.fresh_id()
-            new = NewRollout(decide.rollout_id_of(base), b"m\x01", config=CONFIG)
+            new = NewRollout(decide.rollout_id_of(base), msgspec.Raw(b"1"), config=CONFIG)
             self.commands.append(Command(base, "", decide.enqueue([new])))
         if rng.random() < 0.4:
             self.commands.append(Command(self.fresh_id(), f"w{rng.randrange(5)}"))
