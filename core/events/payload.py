@@ -136,7 +136,7 @@ def _marked(value: Any) -> Any:
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         return {"$int": str(value)}
     if isinstance(value, bytes | bytearray | memoryview):
-        return {"$bytes": b64encode(value).decode()}
+        return {"$bytes": b64encode(bytes(cast("bytes", value))).decode()}
     if isinstance(value, datetime.datetime):
         return {"$time": value.astimezone(datetime.timezone.utc).isoformat()} if value.tzinfo else value.isoformat()
     return value
