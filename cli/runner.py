@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..algorithms.execution.runner_pool import CountingCrew, leave_stuck, tell_of
+from ..algorithms.execution.runner_pool import CountingPool, leave_stuck, report_execution
 from ..core.errors import AgentLightningError, HistoryChanged, InvalidInput
 from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
 from ..core.model.hooks import Hook
 from ..core.model.store_interface import LightningStore
-from ..runners.pool.process import DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
+from ..runners.pool.process import DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Job, WorkerContext, leave
 from ..runners.pool.supervisor import TERMINATE, Place
 from ..runners.stop_events import Interrupts, ThreadingEvent, until_set
 from ..runners.worker.agent_thread import lend_thread
@@ -127,9 +127,9 @@ async def _work(
     worker_id: int | None,
     options: Options,
     stop: ThreadingEvent,
-    desk: Desk | None = None,
+    worker: WorkerContext | None = None,
 ) -> int:
-    """One runner in this process, which has a ``desk`` where it is one of several; returns the exit code."""
+    """One runner in this process, which has a ``worker`` where it is one of several; returns the exit code."""
     from ..runners.agent.loading import run_agent
 
     busy = Busy()
@@ -140,9 +140,9 @@ async def _work(
                 store,
                 worker_id=os.getpid() if worker_id is None else worker_id,
                 worker_name=_worker_name() if worker_id is None else None,
-                on_stuck=leave_stuck if desk is not None else None,
-                on_execute=None if desk is None else partial(tell_of, desk),
-                on_ready=None if desk is None else partial(desk.tell, WORKS),
+                on_stuck=leave_stuck if worker is not None else None,
+                on_execute=None if worker is None else partial(report_execution, worker),
+                on_ready=None if worker is None else partial(worker.tell, WORKS),
                 max_rollouts=options.max_rollouts,
                 event=stop,
                 hooks=[busy],
@@ -153,14 +153,14 @@ async def _work(
         stopped = asyncio.ensure_future(until_set(stop))
         try:
             await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if stop.is_set() and desk is None:
+            if stop.is_set() and worker is None:
                 announce(_STOPPING if busy.now else "Stopping.")
             given_up = await _finish(work, busy)
         finally:
             stopped.cancel()
     if given_up:
         logger.warning("%d agent(s) did not end in time and were left behind in their threads.", given_up)
-    return WORN_OUT if given_up and desk is not None and not stop.is_set() else 0
+    return WORN_OUT if given_up and worker is not None and not stop.is_set() else 0
 
 
 def _worker_name() -> str:
@@ -241,35 +241,35 @@ class CommandJob(Job):
     token: str | None
     options: Options
 
-    def work(self, desk: Desk) -> int:
+    def work(self, worker: WorkerContext) -> int:
         """See :class:`Job`; agents are loaded and run in the main thread, where signals may be handled."""
-        signal.signal(signal.SIGTERM, lambda number, frame: desk.stop.set())
+        signal.signal(signal.SIGTERM, lambda number, frame: worker.stop.set())
         try:
             agent = _loaded(self.agent)
         except AgentLightningError as error:
-            desk.tell(FAILED, error.message)
+            worker.tell(FAILED, error.message)
             return HOPELESS
         if agent.is_async():
-            return self._serve(desk, agent)
-        return lend_thread(lambda: self._serve(desk, agent), lambda code: leave(code.result()))
+            return self._serve(worker, agent)
+        return lend_thread(lambda: self._serve(worker, agent), lambda code: leave(code.result()))
 
-    def _serve(self, desk: Desk, agent: LitAgent[Any]) -> int:
-        worker_id, left = desk.given
+    def _serve(self, worker: WorkerContext, agent: LitAgent[Any]) -> int:
+        worker_id, left = worker.given
         options = replace(self.options, max_rollouts=left)
         try:
-            code = asyncio.run(_work(agent, self.url, self.token, worker_id, options, desk.stop, desk))
+            code = asyncio.run(_work(agent, self.url, self.token, worker_id, options, worker.stop, worker))
         except AgentLightningError as error:
             if error.retryable or isinstance(error, HistoryChanged):
                 announce(f"agl: {error.message}")
                 return 1
-            desk.tell(FAILED, error.message)
+            worker.tell(FAILED, error.message)
             return HOPELESS
         if code == 0:
-            desk.tell(DONE)
+            worker.tell(DONE)
         return code
 
 
-class CommandCrew(CountingCrew):
+class CommandPool(CountingPool):
     """The processes of `agl runner -n N`. One that ends by itself with code 0 has done its rollouts and stays away."""
 
     def __init__(self, job: CommandJob, processes: int, worker_id: int | None, ended: Callable[[], None]) -> None:
@@ -295,10 +295,10 @@ async def _supervise(
 ) -> int:
     """Until all have finished, one cannot work, or ``stop`` is set; returns the exit code."""
     over = ThreadingEvent()
-    crew = CommandCrew(CommandJob(agent, url, token, options), processes, worker_id, over.set)
+    pool = CommandPool(CommandJob(agent, url, token, options), processes, worker_id, over.set)
     waits = [asyncio.ensure_future(until_set(one)) for one in (stop, over)]
     try:
-        await asyncio.to_thread(crew.start)
+        await asyncio.to_thread(pool.start)
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if stop.is_set():
             announce(_STOPPING)
@@ -307,8 +307,8 @@ async def _supervise(
             wait.cancel()
         # Who asked may ask again, which ends this process and with it the others; else nobody would ever.
         steps = [(STOP, math.inf)] if stop.is_set() else [(STOP, GRACE_SECONDS), (TERMINATE, GRACE_SECONDS)]
-        await asyncio.to_thread(crew.end, steps, GRACE_SECONDS, threading.Event())
-    if crew.failure is not None:
-        announce(f"agl: {crew.failure.message}")
+        await asyncio.to_thread(pool.end, steps, GRACE_SECONDS, threading.Event())
+    if pool.failure is not None:
+        announce(f"agl: {pool.failure.message}")
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""The crew of the first generation: worker processes that run an agent on the tasks of a server at a URL."""
+"""The pool of the first generation: worker processes that run an agent on the tasks of a server at a URL."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..algorithms.adapters.triplets import TracerTraceToTriplet
 from ..core.credentials import mask_text
 from ..core.errors import InvalidInput
 from ..runners.agent.decorators import as_agent
-from ..runners.pool.process import DONE, STOP, WORN_OUT, Desk, Job, leave, leave_if_a_worker_imports
-from ..runners.pool.supervisor import MOST_IN_VAIN, WATCH_SECONDS, Crew, Place
+from ..runners.pool.process import DONE, STOP, WORN_OUT, Job, WorkerContext, leave, leave_if_a_worker_imports
+from ..runners.pool.supervisor import MOST_FAILED_STARTS, WATCH_SECONDS, Place, Supervisor
 from ..runners.stop_events import Interrupts
 from ..runners.tracing.agentops import AgentOpsTracer
 from ..runners.tracing.base import Tracer
@@ -32,7 +32,7 @@ GRACE_SECONDS = 10.0
 HASTY_SECONDS = 5.0
 """A worker that dies sooner after its start has not worked; so many of them in a row, and no more are started."""
 TASK_DONE = "task done"
-"""What a worker tells its crew after every task."""
+"""The message of a worker after every task."""
 
 
 def fit_v0(
@@ -48,7 +48,7 @@ def fit_v0(
 ) -> None:
     """Run `agent` on the tasks of the server at `backend` until `max_tasks` a worker, or Ctrl+C; returns after both.
 
-    One worker runs in this process, more are processes of their own, spawned, or forked where the agent cannot be carried
+    One worker runs in this process, more are processes of their own, spawned, or forked where the agent cannot be pickled
     or the script has no ``if __name__ == "__main__"``. One that dies is replaced, and
     its task is given to another one; AgentLightningError when none of them lives long enough to work. `backend` may be a
     client too, such as a `DevTaskLoader`, of which each worker process has a copy. ValueError for what is no address.
@@ -74,7 +74,7 @@ def fit_v0(
         return
     kind = "asynchronous" if agent.is_async() else "synchronous"
     _log.info("Running with n_workers=%d (%s multiprocessing).", n_workers, kind)
-    LegacyCrew(job, n_workers, max_tasks, daemon).run()
+    WorkerPool(job, n_workers, max_tasks, daemon).run()
 
 
 def _client(backend: str | AgentLightningClient, token: str | None) -> AgentLightningClient:
@@ -95,7 +95,7 @@ class LegacyJob(Job):
     client: AgentLightningClient
     tracer: Tracer
     adapter: Any
-    crew: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    pool_id: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
 
     orphan_seconds = GRACE_SECONDS
 
@@ -106,30 +106,30 @@ class LegacyJob(Job):
 
     def name(self, worker_id: int) -> str:
         """The worker as the server knows it: two machines may each have a worker 0."""
-        return f"Worker-{worker_id}-{self.crew}"
+        return f"Worker-{worker_id}-{self.pool_id}"
 
-    def work(self, desk: Desk) -> int:
+    def work(self, worker: WorkerContext) -> int:
         """See :class:`Job`; agents run in the main thread, where signals may be handled."""
         if self.agent.is_async():
-            return self._serve(desk)
-        return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
+            return self._serve(worker)
+        return lend_thread(lambda: self._serve(worker), lambda code: leave(code.result()))
 
-    def _serve(self, desk: Desk) -> int:
-        number = desk.number
+    def _serve(self, worker: WorkerContext) -> int:
+        number = worker.number
         _log.info("[Worker %d] Setting up trainer environment...", number)
         kind = "Async" if self.agent.is_async() else "Sync"
         _log.info("[Worker %d] %s worker process started.", number, kind)
         try:
-            self.run(number, desk.given, desk.stop, lambda: desk.tell(TASK_DONE), lambda: leave(WORN_OUT))
+            self.run(number, worker.given, worker.stop, lambda: worker.tell(TASK_DONE), lambda: leave(WORN_OUT))
         except Exception:
             _log.exception("[Worker %d] Failed.", number)
             return 1
-        desk.tell(DONE)
+        worker.tell(DONE)
         return 0
 
-    def orphaned(self, desk: Desk) -> None:
+    def orphaned(self, worker: WorkerContext) -> None:
         """See :class:`Job`."""
-        _log.warning("[Worker %d] The trainer is gone.", desk.number)
+        _log.warning("[Worker %d] The trainer is gone.", worker.number)
 
     def run(
         self,
@@ -175,7 +175,7 @@ def _work_here(job: LegacyJob, max_tasks: int | None) -> None:
             _log.warning("The task that ran is handed out again when the server misses it.")
 
 
-class LegacyCrew(Crew):
+class WorkerPool(Supervisor):
     """Workers that take ``max_tasks`` each, counted over all lives of a worker."""
 
     def __init__(self, job: LegacyJob, n_workers: int, max_tasks: int | None, daemon: bool) -> None:
@@ -207,13 +207,13 @@ class LegacyCrew(Crew):
         return self._left[place.number]
 
     def hear(self, place: Place, what: str, text: str) -> None:
-        place.vain = 0
+        place.failed_starts = 0
         left = self._left[place.number]
         if what == TASK_DONE and left is not None:
             self._left[place.number] = left - 1
             place.done = place.done or left == 1
 
-    def in_vain(self, place: Place, seconds: float) -> bool:
+    def is_failed_start(self, place: Place, seconds: float) -> bool:
         return seconds < HASTY_SECONDS
 
     def on_start(self, place: Place) -> None:
@@ -243,6 +243,6 @@ class LegacyCrew(Crew):
 
     def given_up(self, place: Place, code: int | None) -> str:
         return (
-            f"Worker process {place.number} ended {MOST_IN_VAIN} times within {HASTY_SECONDS:g} s of its start, "
+            f"Worker process {place.number} ended {MOST_FAILED_STARTS} times within {HASTY_SECONDS:g} s of its start, "
             f"the last time with exit code {code}; no other one is started."
         )

@@ -15,7 +15,7 @@ __all__ = [
     "ExecutionStrategy",
     "RunnerBundle",
     "seconds_or_more",
-    "tell_failure",
+    "report_failure",
     "whole_number",
 ]
 
@@ -63,7 +63,7 @@ def seconds_or_more(name: str, value: Any) -> None:
         raise InvalidInput(f"{name} must be a number of seconds, 0 or more, and not {value!r:.100}")
 
 
-def tell_failure(algorithm: AlgorithmBundle) -> None:
+def report_failure(algorithm: AlgorithmBundle) -> None:
     """Before the stop of a run whose runners cannot work: it is to be closed as failed and not as interrupted."""
     if hasattr(algorithm, "runners_failed"):
         algorithm.runners_failed = True  # pyright: ignore[reportAttributeAccessIssue]

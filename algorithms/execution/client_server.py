@@ -17,21 +17,21 @@ from ...core.errors import InvalidInput
 from ...core.loop_thread import LoopTask, first_error, run_to_end
 from ...core.model.rollout import Worker
 from ...core.model.store_interface import LightningStore
-from ...runners.pool.pickling import second
+from ...runners.pool.pickling import pickled_copy
 from ...runners.stop_events import Either, ExecutionEvent, Interrupts, ThreadingEvent
 from ..runs.recorder import claims_for_runs
 from .base import (
     AlgorithmBundle,
     ExecutionStrategy,
     RunnerBundle,
+    report_failure,
     seconds_or_more,
-    tell_failure,
     whole_number,
 )
 from .env_vars import LightningEnvVar, resolve_bool_env_var, resolve_int_env_var, resolve_str_env_var
 from .env_vars import token as token_of_environment
 from .run_watch import open_run, until_run_closes
-from .runner_pool import RunnerCrew
+from .runner_pool import RunnerPool
 
 __all__ = ["ClientServerExecutionStrategy"]
 
@@ -65,7 +65,7 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
         main_process: ``runner`` keeps the one runner in this process' main thread, and the algorithm in another thread.
         managed_store: False uses the given store as it is, in every process. AGL_MANAGED_STORE, else True.
         allowed_exit_codes: of runner processes that had to be ended; RuntimeError for any other.
-        start_method: of multiprocessing; None is ``spawn``, with ``fork`` for agents that cannot be carried.
+        start_method: of multiprocessing; None is ``spawn``, with ``fork`` for agents that cannot be pickled.
         token: asked of every caller of the store. AGL_TOKEN.
     """
 
@@ -175,7 +175,7 @@ class _Execution:
         self._runner = runner
         self._event = ThreadingEvent()
         self._hurry = threading.Event()
-        self._crew: RunnerCrew | None = None
+        self._pool: RunnerPool | None = None
 
     def stop(self) -> None:
         self._event.set()
@@ -216,18 +216,18 @@ class _Execution:
             self._run_here(store, over)
             return
         # Machines that run several programs of this kind each have a runner 0.
-        seen = second(store) if strategy.managed_store else store
-        crew = RunnerCrew(self._runner, strategy.n_runners or 1, seen, strategy.start_method, stop.set, _host())
-        self._crew = crew
-        crew.start()
+        seen = pickled_copy(store) if strategy.managed_store else store
+        pool = RunnerPool(self._runner, strategy.n_runners or 1, seen, strategy.start_method, stop.set, _host())
+        self._pool = pool
+        pool.start()
         while not over.wait(LOOK_SECONDS):
             pass
-        self._end_crew(None)
+        self._end_pool(None)
 
     def _run_here(self, store: LightningStore, event: ExecutionEvent) -> None:
         if getattr(self._runner, "worker_name", "") is None:
             cast(Any, self._runner).worker_name = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
-        seen = second(store) if self._strategy.managed_store else store
+        seen = pickled_copy(store) if self._strategy.managed_store else store
         part = LoopTask("runner-0", lambda: self._then_close(self._runner(seen, 0, event), seen))
         threading.Thread(target=self._cancel_late, args=(part, event), name="agl-stopper", daemon=True).start()
         part.run()
@@ -249,7 +249,7 @@ class _Execution:
 
     def _found_run(self, store: LightningStore) -> str | None:
         """The run to work for; None after Ctrl+C, and for a store that keeps no runs."""
-        watching = second(store) if self._strategy.managed_store else store
+        watching = pickled_copy(store) if self._strategy.managed_store else store
         found: list[str | None] = []
 
         async def find() -> None:
@@ -267,7 +267,7 @@ class _Execution:
         self, store: LightningStore, run_id: str, stop: ThreadingEvent, goes_on: threading.Event
     ) -> None:
         """Stop when the run is closed; ``goes_on`` where another one is to be worked for."""
-        watching = second(store) if self._strategy.managed_store else store
+        watching = pickled_copy(store) if self._strategy.managed_store else store
 
         async def watch() -> None:
             if await until_run_closes(watching, run_id, Either(self._event, stop)):
@@ -293,17 +293,17 @@ class _Execution:
                 self._runner_in_main(algorithm, used)
                 return
             if strategy.role == "both":
-                self._start_crew(used)
+                self._start_pool(used)
             threading.Thread(target=self._cancel_late, args=(algorithm,), name="agl-stopper", daemon=True).start()
             _log.info("Running algorithm...")
             algorithm.run()
             if strategy.role == "algorithm":
                 _linger(used, self._hurry, strategy.graceful_timeout)
-            self._end_crew(algorithm.error)
+            self._end_pool(algorithm.error)
         finally:
             event.set()
-            if self._crew is not None:
-                self._crew.stop(0.0, 1.0, self._hurry)
+            if self._pool is not None:
+                self._pool.stop(0.0, 1.0, self._hurry)
             if serving is not None:
                 _stop(serving)
         if algorithm.error is not None:
@@ -319,37 +319,37 @@ class _Execution:
         _log.info("Starting LightningStore server on %s", server.endpoint.removeprefix("http://"))
         return server
 
-    def _start_crew(self, store: LightningStore) -> None:
+    def _start_pool(self, store: LightningStore) -> None:
         _log.info("Spawning runner processes...")
         strategy = self._strategy
         endpoint = getattr(store, "endpoint", None)
         seen = _client(endpoint, strategy.token) if endpoint is not None else store
-        self._crew = RunnerCrew(self._runner, strategy.n_runners or 1, seen, strategy.start_method, self._crew_ended)
-        self._crew.start()
+        self._pool = RunnerPool(self._runner, strategy.n_runners or 1, seen, strategy.start_method, self._pool_ended)
+        self._pool.start()
 
-    def _crew_ended(self) -> None:
-        crew = self._crew
-        if crew is None:
+    def _pool_ended(self) -> None:
+        pool = self._pool
+        if pool is None:
             return
-        if crew.failure is not None:
-            tell_failure(self._algorithm)
+        if pool.failure is not None:
+            report_failure(self._algorithm)
             self._event.set()
         elif getattr(self._algorithm, "ends_with_runners", False):
             self._event.set()
         elif not self._event.is_set():
             _log.warning("All runners have done their max_rollouts; the algorithm goes on without them.")
 
-    def _end_crew(self, error: BaseException | None) -> None:
+    def _end_pool(self, error: BaseException | None) -> None:
         """Stop the processes. RuntimeError where they could not work, or ended as they should not, unless `error` is one."""
-        if self._crew is None:
+        if self._pool is None:
             return
-        crew, self._crew, strategy = self._crew, None, self._strategy
+        pool, self._pool, strategy = self._pool, None, self._strategy
         _log.info("Shutting down subprocesses")
-        codes = crew.stop(strategy.graceful_timeout, strategy.terminate_timeout, self._hurry)
+        codes = pool.stop(strategy.graceful_timeout, strategy.terminate_timeout, self._hurry)
         if error is not None:
             return
-        if crew.failure is not None:
-            raise RuntimeError(crew.failure.message)
+        if pool.failure is not None:
+            raise RuntimeError(pool.failure.message)
         bad = [code for code in codes if code is not None and code not in strategy.allowed_exit_codes]
         if bad and not self._hurry.is_set():
             raise RuntimeError(f"Runner processes ended with unexpected exit codes: {bad}")

@@ -1,4 +1,4 @@
-"""The crew of a fit: worker processes that each run the runners' side of it on a store."""
+"""The pool of a fit: worker processes that each run the runners' side of it on a store."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from typing import Any
 
 from ...core.loop_thread import LoopTask
 from ...runners.agent.litagent import LitAgent
-from ...runners.pool.process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Desk, Job, leave
-from ...runners.pool.supervisor import TERMINATE, Crew, Place
+from ...runners.pool.process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Job, WorkerContext, leave
+from ...runners.pool.supervisor import TERMINATE, Place, Supervisor
 from ...runners.worker.agent_thread import lend_thread
 
-__all__ = ["CountingCrew", "RunnerCrew", "ending", "leave_stuck", "tell_of"]
+__all__ = ["CountingPool", "RunnerPool", "ending", "leave_stuck", "report_execution"]
 
 _log = logging.getLogger(__name__)
 BEGINS, ENDS = "begins", "ends"
 """From the child, each with the id of the rollout that it executes."""
 
 
-class CountingCrew(Crew):
+class CountingPool(Supervisor):
     """Processes that execute ``most`` rollouts each, None for no limit, counted over all lives of a place.
 
-    Their jobs say which rollout begins and ends (:func:`tell_of`).
+    Their jobs say which rollout begins and ends (:func:`report_execution`).
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class CountingCrew(Crew):
         place.done = place.done or self._left[place.number] == 0
 
 
-class RunnerCrew(CountingCrew):
+class RunnerPool(CountingPool):
     """``count`` processes that run ``bundle`` on ``store``, which has to be picklable.
 
     Args:
-        ended, start_method: see :class:`Crew`.
+        ended, start_method: see :class:`Supervisor`.
         prefix: what the workers' names in the store begin with; None: they are called by their numbers.
     """
 
@@ -88,7 +88,7 @@ class RunnerCrew(CountingCrew):
         super().__init__(RunnerJob(bundle), count, most, ended, start_method)
 
     def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
-        """Ask, cancel, terminate, kill, with a pause after each; returns what :meth:`Crew.end` does."""
+        """Ask, cancel, terminate, kill, with a pause after each; returns what :meth:`Supervisor.end` does."""
         return self.end([(STOP, grace_seconds), (CANCEL, step_seconds), (TERMINATE, step_seconds)], step_seconds, hurry)
 
     def given(self, place: Place) -> Given:
@@ -97,7 +97,7 @@ class RunnerCrew(CountingCrew):
     def on_replace(self, place: Place, code: int | None) -> None:
         _log.warning("%s ended with exit code %s; another process takes its place.", place.name, code)
 
-    def on_fall(self, place: Place, code: int) -> None:
+    def on_failed_end(self, place: Place, code: int) -> None:
         _log.warning("%s ended with exit code %s while the run was closing.", place.name, code)
 
     def on_fork(self, why: str) -> None:
@@ -132,34 +132,34 @@ class RunnerJob(Job):
 
     bundle: Any
 
-    def work(self, desk: Desk) -> int:
+    def work(self, worker: WorkerContext) -> int:
         """See :class:`Job`; agents run in the main thread, where signals may be handled."""
         agent = getattr(self.bundle, "agent", None)
         if isinstance(agent, LitAgent) and agent.is_async():
-            return self._serve(desk)
-        return lend_thread(lambda: self._serve(desk), lambda code: leave(code.result()))
+            return self._serve(worker)
+        return lend_thread(lambda: self._serve(worker), lambda code: leave(code.result()))
 
-    def _serve(self, desk: Desk) -> int:
+    def _serve(self, worker: WorkerContext) -> int:
         """What the bundle raises is told and does not get better by starting again."""
-        bundle, given = self.bundle, desk.given
+        bundle, given = self.bundle, worker.given
         if hasattr(bundle, "on_stuck"):
             bundle.on_stuck = leave_stuck
             bundle.max_rollouts = given.left
-            bundle.on_execute = partial(tell_of, desk)
-            bundle.on_ready = partial(desk.tell, WORKS)
+            bundle.on_execute = partial(report_execution, worker)
+            bundle.on_ready = partial(worker.tell, WORKS)
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
         else:
-            desk.tell(WORKS)  # a bundle of somebody else's does not say when it has loaded everything
-        part = LoopTask(f"runner-{desk.number}", lambda: _on_store(bundle, desk))
-        desk.when_cancelled(part.cancel)
+            worker.tell(WORKS)  # a bundle of somebody else's does not say when it has loaded everything
+        part = LoopTask(f"runner-{worker.number}", lambda: _on_store(bundle, worker))
+        worker.when_cancelled(part.cancel)
         part.run()
         if part.error is not None:
-            _log.error("Runner %d failed.", desk.number, exc_info=part.error)
-            desk.tell(FAILED, f"{type(part.error).__name__}: {part.error}")
+            _log.error("Runner %d failed.", worker.number, exc_info=part.error)
+            worker.tell(FAILED, f"{type(part.error).__name__}: {part.error}")
             return HOPELESS
-        if getattr(bundle, "given_up", 0) and not desk.stop.is_set():
+        if getattr(bundle, "given_up", 0) and not worker.stop.is_set():
             return WORN_OUT
-        desk.tell(DONE)
+        worker.tell(DONE)
         return 0
 
 
@@ -169,22 +169,22 @@ def _processors() -> int:
     return max(1, len(affinity(0)) if affinity is not None else os.cpu_count() or 1)
 
 
-def tell_of(desk: Desk, rollout_id: str, begins: bool) -> None:
-    """Tell the crew that an attempt of this rollout begins, or has ended."""
-    desk.tell(BEGINS if begins else ENDS, rollout_id)
+def report_execution(worker: WorkerContext, rollout_id: str, begins: bool) -> None:
+    """Report that an attempt of this rollout begins, or has ended."""
+    worker.tell(BEGINS if begins else ENDS, rollout_id)
 
 
 def leave_stuck(prefix: str) -> None:
-    """End this process at once, in the middle of an agent that lets nothing else run; the crew starts another."""
+    """End this process at once, in the middle of an agent that lets nothing else run; the supervisor starts another."""
     _log.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
     os._exit(WORN_OUT)
 
 
-def _on_store(bundle: Any, desk: Desk) -> Awaitable[None]:
+def _on_store(bundle: Any, worker: WorkerContext) -> Awaitable[None]:
     async def run() -> None:
-        store = desk.given.store
+        store = worker.given.store
         try:
-            await bundle(store, desk.number, desk.stop)
+            await bundle(store, worker.number, worker.stop)
         finally:
             close: Callable[[], Any] | None = getattr(store, "close", None)
             if close is not None and asyncio.iscoroutinefunction(close):

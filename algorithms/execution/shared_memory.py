@@ -15,8 +15,8 @@ from .base import (
     AlgorithmBundle,
     ExecutionStrategy,
     RunnerBundle,
+    report_failure,
     seconds_or_more,
-    tell_failure,
     whole_number,
 )
 from .env_vars import LightningEnvVar, resolve_bool_env_var
@@ -132,7 +132,7 @@ class _Execution:
         """In the thread of a part that has ended: the run stops with the algorithm, and with every error."""
         if part is self._algorithm or part.error is not None:
             if part.error is not None and not self._event.is_set():
-                tell_failure(self._bundle)
+                report_failure(self._bundle)
             self._event.set()
         elif not self._event.is_set() and all(runner.done.is_set() for runner in self._runners):
             if self._alone:

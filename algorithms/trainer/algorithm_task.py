@@ -19,7 +19,7 @@ from ...core.model.hooks import Hook
 from ...core.model.resources import NamedResources
 from ...core.model.rollout import RolloutConfig
 from ...core.model.store_interface import LightningStore
-from ...runners.pool.pickling import second
+from ...runners.pool.pickling import pickled_copy
 from ...runners.stop_events import ExecutionEvent, until_set
 from ...runners.worker.base import Runner
 from ...runners.worker.runner import LitAgentRunner
@@ -197,7 +197,7 @@ def _shown_alive(store: LightningStore, run_id: str) -> threading.Event:
         return ended
 
     async def beat() -> None:
-        client: Any = second(keeper)
+        client: Any = pickled_copy(keeper)
         try:
             while not ended.is_set():
                 try:
@@ -250,7 +250,7 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
 class RunnerSide:
     """A :class:`RunnerBundle`: every worker gets a runner and a tracer of its own.
 
-    ``make`` makes one. All that is here must be something that can be carried to another process.
+    ``make`` makes one. Everything here must be picklable.
     """
 
     agent: Any

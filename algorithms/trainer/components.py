@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, Union, cast
 
 from ...core.errors import InvalidInput
-from ...runners.pool.pickling import carried
+from ...runners.pool.pickling import pickled
 from ...runners.tracing.base import Tracer
 from ...runners.worker.base import Runner
 
@@ -169,7 +169,7 @@ class Another:
             if not self._given:
                 self._given = True
                 try:
-                    self._copy = carried(self._value)
+                    self._copy = pickled(self._value)
                 except InvalidInput as error:
                     self._refusal = error
                 return self._value

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from ...core.errors import AgentLightningError
 from ...core.loop_thread import LoopTask
 from ...core.model.store_interface import LightningStore
-from ...runners.pool.pickling import second
+from ...runners.pool.pickling import pickled_copy
 from ..runs.recorder import keeper_of
 from ..runs.run_store import position_of
 
@@ -89,7 +89,7 @@ class Progress:
         from ...rest.client.client import LightningStoreClient
 
         away = isinstance(self._store, LightningStoreClient)
-        store = second(self._store) if away else self._store
+        store = pickled_copy(self._store) if away else self._store
         following = asyncio.ensure_future(self._follow(store))
         try:
             while not self._over.is_set():

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from ...core.errors import InvalidInput
 
-__all__ = ["carried", "second"]
+__all__ = ["pickled", "pickled_copy"]
 
 T = TypeVar("T")
 
 
-def carried(value: Any) -> bytes:
+def pickled(value: Any) -> bytes:
     """``value`` for another process, which reads it with ``pickle.loads``.
 
     Beyond what pickle does: a decorated function goes by its name, and so does the function behind it; weak
@@ -32,13 +32,13 @@ def carried(value: Any) -> bytes:
         raise
     except Exception as error:
         # Pickling runs anybody's code, so anything may come out of it.
-        raise InvalidInput(f"it cannot be carried to another process ({type(error).__name__}: {error})") from error
+        raise InvalidInput(f"it cannot be pickled for another process ({type(error).__name__}: {error})") from error
     return buffer.getvalue()
 
 
-def second(value: T) -> T:
-    """Another object like ``value``, which must not have begun its work; InvalidInput as for :func:`carried`."""
-    return pickle.loads(carried(value))
+def pickled_copy(value: T) -> T:
+    """Another object like ``value``, which must not have begun its work; InvalidInput as for :func:`pickled`."""
+    return pickle.loads(pickled(value))
 
 
 class _Carrier(pickle.Pickler):

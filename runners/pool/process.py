@@ -32,7 +32,7 @@ __all__ = [
     "WORKS",
     "WORN_OUT",
     "Assignment",
-    "Desk",
+    "WorkerContext",
     "Job",
     "interrupts_later",
     "leave",
@@ -55,7 +55,7 @@ UNGUARDED = 5
 LOOK_SECONDS = 0.25
 
 
-class Desk:
+class WorkerContext:
     """What a job finds in its process: the number of its place, what that place was ``given``, the way to the parent.
 
     ``stop`` is set once the parent asks for the end, or is gone.
@@ -89,27 +89,27 @@ class Desk:
 
 
 class Job(ABC):
-    """What each process of a crew does. It is carried to all of them, so all that is in it must be something that can be."""
+    """What each process of a supervisor does. It is pickled for all of them, so everything in it must be picklable."""
 
     orphan_seconds: ClassVar[float] = 0.5
     """How long a process may take to end well when its parent is gone."""
 
     @abstractmethod
-    def work(self, desk: Desk) -> int:
-        """Do it, until the end or soon after ``desk.stop``; the exit code of the process."""
+    def work(self, worker: WorkerContext) -> int:
+        """Do it, until the end or soon after ``worker.stop``; the exit code of the process."""
 
-    def orphaned(self, desk: Desk) -> None:
+    def orphaned(self, worker: WorkerContext) -> None:
         """Called in another thread when the parent is gone, before the process is stopped."""
         _log.debug("The parent is gone.")
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a process starts from. ``carried``: the job as bytes; ``job``: itself, in a forked process."""
+    """What a process starts from. ``pickled``: the job as bytes; ``job``: itself, in a forked process."""
 
     number: int
     given: Any
-    carried: bytes | None
+    pickled: bytes | None
     job: Job | None
     log_level: int | None
     parent_pid: int
@@ -141,36 +141,36 @@ def leave(code: int) -> None:
 
 
 def _run(assignment: Assignment, link: Connection) -> int:
-    desk = Desk(assignment.number, assignment.given, link)
+    worker = WorkerContext(assignment.number, assignment.given, link)
     try:
-        job: Any = assignment.job if assignment.carried is None else pickle.loads(assignment.carried)
+        job: Any = assignment.job if assignment.pickled is None else pickle.loads(assignment.pickled)
     except Exception as error:
         # Reading it imports the user's modules, which may raise anything.
-        desk.tell(UNREADABLE, f"{type(error).__name__}: {error}")
+        worker.tell(UNREADABLE, f"{type(error).__name__}: {error}")
         return HOPELESS
     threading.Thread(
-        target=_listen, args=(link, desk, job, assignment.parent_pid), name="agl-link", daemon=True
+        target=_listen, args=(link, worker, job, assignment.parent_pid), name="agl-link", daemon=True
     ).start()
-    desk.tell(READY)
-    return job.work(desk)
+    worker.tell(READY)
+    return job.work(worker)
 
 
-def _listen(link: Connection, desk: Desk, job: Job, parent_pid: int) -> None:
+def _listen(link: Connection, worker: WorkerContext, job: Job, parent_pid: int) -> None:
     """Do what the parent says; end soon where it is gone, however it ended."""
     try:
         while True:
             if link.poll(LOOK_SECONDS):
                 word = link.recv()
-                desk.stop.set()
+                worker.stop.set()
                 if word == CANCEL:
-                    desk.cancel()
+                    worker.cancel()
             elif os.getppid() != parent_pid:  # a forked process holds its siblings' ends too, and sees none close
                 break
     except (EOFError, OSError) as error:
         _log.debug("The link to the parent is closed: %r", error)
-    job.orphaned(desk)
-    desk.stop.set()
-    desk.cancel()
+    job.orphaned(worker)
+    worker.stop.set()
+    worker.cancel()
     time.sleep(job.orphan_seconds)
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""A crew of worker processes: started, watched, replaced when they die, and ended in steps."""
+"""Worker processes under a supervisor: started, watched, replaced when they die, and ended in steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ...core.errors import AgentLightningError, InvalidInput
-from .pickling import carried
+from .pickling import pickled
 from .process import (
     CANCEL,
     DONE,
@@ -31,7 +31,7 @@ from .process import (
     work,
 )
 
-__all__ = ["KILL", "MOST_IN_VAIN", "TERMINATE", "WATCH_SECONDS", "Crew", "Place"]
+__all__ = ["KILL", "MOST_FAILED_STARTS", "TERMINATE", "WATCH_SECONDS", "Supervisor", "Place"]
 
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.05
@@ -40,15 +40,15 @@ FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_START_SECONDS = 10.0
 """A process that is not at work after so long does not keep the next one from its start."""
-MOST_IN_VAIN = 5
-"""So many lives of nothing in a row are no accident."""
+MOST_FAILED_STARTS = 5
+"""So many processes in a row that never began are no accident."""
 TERMINATE, KILL = "terminate", "kill"
 """Steps of an end beside STOP and CANCEL, which processes are told."""
 
 
 @dataclass
 class Place:
-    """One place in the crew, and the process in it."""
+    """One place in the pool, and the process in it."""
 
     number: int
     name: str
@@ -65,18 +65,18 @@ class Place:
     works: bool = False
     """The process has loaded everything that it needs."""
     unreadable: str | None = None
-    vain: int = 0
-    """Lives in a row in which nothing was achieved."""
+    failed_starts: int = 0
+    """Processes in a row that ended before they achieved anything."""
     done: bool = False
     """Nothing is left to do here: when the process has ended, no other takes its place."""
 
 
-class Crew:
+class Supervisor:
     """``count`` processes that do ``job``. Subclasses say what each is given, what it is called, and what the log says.
 
     Args:
-        ended: called once, from a thread of the crew, when it cannot go on (``failure`` says why) or all are done.
-        start_method: ``spawn``, ``forkserver`` or ``fork``; None: spawn, and fork where the job cannot be carried, or
+        ended: called once, from the supervisor's thread, when it cannot go on (``failure`` says why) or all are done.
+        start_method: ``spawn``, ``forkserver`` or ``fork``; None: spawn, and fork where the job cannot be pickled, or
             processes that start from nothing come to no good with this program.
         daemon: end the processes with this one, without a step before.
         at_once: how many processes may be on their way from their start to their work (WORKS) at the same time; None for
@@ -103,10 +103,10 @@ class Crew:
         self._stopping = threading.Event()
         self._method = start_method or "spawn"
         self._may_fork = start_method is None and _can_fork()
-        self._carried: bytes | None = None
+        self._pickled: bytes | None = None
         if self._method != "fork":
             try:
-                self._carried = carried(job)
+                self._pickled = pickled(job)
             except InvalidInput as error:
                 self._fork_instead(error.message, error)
 
@@ -121,9 +121,9 @@ class Crew:
         return None
 
     def hear(self, place: Place, what: str, text: str) -> None:
-        """What a job tells its crew beyond the words of all crews."""
+        """A message of a job, beyond those of every job."""
 
-    def in_vain(self, place: Place, seconds: float) -> bool:
+    def is_failed_start(self, place: Place, seconds: float) -> bool:
         """Whether a process that died after so many seconds has achieved nothing."""
         return not place.ready
 
@@ -136,8 +136,8 @@ class Crew:
     def on_replace(self, place: Place, code: int | None) -> None:
         """Another process is to take the place of one that died."""
 
-    def on_fall(self, place: Place, code: int) -> None:
-        """A process has ended with an error of its own while the crew was ending."""
+    def on_failed_end(self, place: Place, code: int) -> None:
+        """A process has ended with an error of its own while the pool was ending."""
 
     def on_kill(self, place: Place) -> None:
         """Before a process that does not end is killed."""
@@ -150,25 +150,25 @@ class Crew:
         return f"No worker process can be started: {why}."
 
     def given_up(self, place: Place, code: int | None) -> str:
-        """The error where the processes of a place die in vain, again and again; ``code`` is the last one's."""
-        return f"{place.name} ended {MOST_IN_VAIN} times before it began, last with exit code {code}"
+        """The error where the processes of a place end again and again before they begin; ``code`` is the last one's."""
+        return f"{place.name} ended {MOST_FAILED_STARTS} times before it began, last with exit code {code}"
 
     # Starting
 
     def start(self) -> None:
-        """Start the processes, and watch them from a thread of the crew's own."""
+        """Start the processes, and watch them from a thread of the supervisor's own."""
         with self._guard:
             for place in self._places:
                 self.on_start(place)
                 if self._has_turn():
                     self._start(place)
-        threading.Thread(target=self._watch, name="agl-crew", daemon=True).start()
+        threading.Thread(target=self._watch, name="agl-supervisor", daemon=True).start()
 
     def _start(self, place: Place) -> None:
         context: Any = multiprocessing.get_context(self._method)
         mine, its = context.Pipe()
-        job = self._job if self._carried is None else None
-        assignment = Assignment(place.number, self.given(place), self._carried, job, _log_level(), os.getpid())
+        job = self._job if self._pickled is None else None
+        assignment = Assignment(place.number, self.given(place), self._pickled, job, _log_level(), os.getpid())
         place.process = context.Process(
             target=work,
             args=(assignment, its, mine if self._method == "fork" else None),
@@ -191,7 +191,7 @@ class Crew:
     def _fork_instead(self, why: str, error: Exception | None) -> None:
         if not self._may_fork:
             raise InvalidInput(self.not_forked(why)) from error
-        self._method, self._may_fork, self._carried = "fork", False, None
+        self._method, self._may_fork, self._pickled = "fork", False, None
         self.on_fork(why)
 
     # Watching
@@ -219,7 +219,7 @@ class Crew:
         self._hear(place)
         if alive or self.failure is not None:
             return
-        code = self._let_go(place)
+        code = self._reap(place)
         why = self._no_spawning(place, code)
         if why is None:
             self.on_end(place, code)
@@ -264,8 +264,8 @@ class Crew:
     def _replace(self, place: Place, code: int | None) -> None:
         now = time.monotonic()
         seconds = now - place.began  # the time to start is the machine's affair
-        place.vain = place.vain + 1 if self.in_vain(place, seconds) else 0
-        if place.vain >= MOST_IN_VAIN:
+        place.failed_starts = place.failed_starts + 1 if self.is_failed_start(place, seconds) else 0
+        if place.failed_starts >= MOST_FAILED_STARTS:
             self.failure = AgentLightningError(self.given_up(place, code))
             return
         # A worn-out process did what it could.
@@ -276,7 +276,7 @@ class Crew:
         self.on_replace(place, code)
 
     @staticmethod
-    def _let_go(place: Place) -> int | None:
+    def _reap(place: Place) -> int | None:
         """Forget the process, which has ended; its exit code."""
         process = place.process
         if place.link is not None:
@@ -333,10 +333,10 @@ class Crew:
             here = [place for place in self._places if place.process is not None]
             for place in here:
                 if not place.process.is_alive():
-                    code = self._let_go(place)
+                    code = self._reap(place)
                     self.on_end(place, code)
                     if code and step in (STOP, CANCEL):
-                        self.on_fall(place, code)
+                        self.on_failed_end(place, code)
                     else:
                         codes.append(code)
             if all(place.process is None for place in here) or time.monotonic() >= end or hurry.wait(WATCH_SECONDS):

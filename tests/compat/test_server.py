@@ -237,7 +237,7 @@ async def test_the_task_of_a_dead_worker_is_given_back_at_once(server: AgentLigh
     client.as_worker("Worker-0-test")
     rollout_id = await server.queue_task("x")
     assert await client.poll_next_task_async() is not None
-    # What a crew does for a worker whose process it saw end.
+    # What a pool does for a worker whose process it saw end.
     assert await asyncio.to_thread(client_of(server).give_back_of, "Worker-0-test") == rollout_id
     task = await client_of(server).poll_next_task_async()
     assert task is not None and task.rollout_id == rollout_id and task.num_claims == 2

@@ -1,4 +1,4 @@
-"""The crew of worker processes: what agents do to their worker costs that worker, and what is no accident ends the fit."""
+"""The pool of worker processes: what agents do to their worker costs that worker, and what is no accident ends the fit."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.execution import runner_pool as runner_crew
-from agentlightning.algorithms.execution.runner_pool import RunnerCrew, ending
+from agentlightning.algorithms.execution import runner_pool
+from agentlightning.algorithms.execution.runner_pool import RunnerPool, ending
 from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.algorithms.trainer import algorithm_task as bundles
 from agentlightning.algorithms.trainer import progress
@@ -197,7 +197,7 @@ def test_a_fit_that_starts_its_runners_serves_on_a_free_port_unless_one_was_chos
 
 
 class Bundle:
-    """What a crew carries to its processes."""
+    """What a pool sends to its processes."""
 
     make = SimpleNamespace(max_rollouts=2)
 
@@ -205,15 +205,15 @@ class Bundle:
 def test_a_process_that_replaces_another_goes_on_with_its_count_and_the_lost_rollout_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    crew = RunnerCrew(Bundle(), 1, None, None, lambda: None)
+    pool = RunnerPool(Bundle(), 1, None, None, lambda: None)
     place = Place(0, "runner-0")
-    assert crew.given(place).left == 2
+    assert pool.given(place).left == 2
     for rollout_id in ("ro-1", "ro-2"):
-        crew.hear(place, "begins", rollout_id)
+        pool.hear(place, "begins", rollout_id)
         if rollout_id == "ro-1":
-            crew.hear(place, "ends", rollout_id)
-            assert crew.given(place).left == 1 and not place.done
-    crew.on_end(place, 7)
+            pool.hear(place, "ends", rollout_id)
+            assert pool.given(place).left == 1 and not place.done
+    pool.on_end(place, 7)
     assert place.done  # both were begun: nothing is left for another process
     [line] = [one.message for one in caplog.records]
     assert "runner-0" in line and "exit code 7, as by os._exit()" in line and "rollout ro-2;" in line
@@ -287,8 +287,8 @@ class Running:
 
 
 def test_no_more_processes_load_at_once_than_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_crew, "_processors", lambda: 2)
-    crew = RunnerCrew(Bundle(), 4, None, None, lambda: None)
+    monkeypatch.setattr(runner_pool, "_processors", lambda: 2)
+    pool = RunnerPool(Bundle(), 4, None, None, lambda: None)
     started: list[Place] = []
 
     def start(place: Place) -> None:
@@ -301,8 +301,8 @@ def test_no_more_processes_load_at_once_than_there_are_processors(monkeypatch: p
             time.sleep(0.01)
         assert len(started) == count
 
-    monkeypatch.setattr(crew, "_start", start)
-    crew.start()
+    monkeypatch.setattr(pool, "_start", start)
+    pool.start()
     try:
         until(2)
         time.sleep(0.2)
@@ -312,4 +312,4 @@ def test_no_more_processes_load_at_once_than_there_are_processors(monkeypatch: p
         started[0].started -= 60.0  # one that never gets to work keeps nobody from starting
         until(4)
     finally:
-        crew.stop(0.0, 0.0, threading.Event())
+        pool.stop(0.0, 0.0, threading.Event())

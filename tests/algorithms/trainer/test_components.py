@@ -1,4 +1,4 @@
-"""What a trainer is made of: algorithms, components by description, helpers, and what is carried to other processes."""
+"""What a trainer is made of: algorithms, components by description, helpers, and what is pickled for other processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import agentlightning as agl
 from agentlightning.algorithms.helpers import batch_iter_over_dataset, with_llm_proxy, with_store
 from agentlightning.algorithms.runs.run_store import RunStore
 from agentlightning.algorithms.trainer.components import RunnerMaker, TracerMaker
-from agentlightning.runners.pool.pickling import carried, second
+from agentlightning.runners.pool.pickling import pickled, pickled_copy
 
 
 class Learner(agl.Algorithm):
@@ -165,16 +165,16 @@ def test_every_worker_gets_a_runner_and_a_tracer_of_its_own() -> None:
     assert [one._max_rollouts for one in made] == [7, 7, 7]  # type: ignore[attr-defined]
     default = RunnerMaker(None, TracerMaker(tracer), 5)
     assert len({id(default().tracer) for _ in range(2)}) == 2  # type: ignore[attr-defined]
-    carried_maker = pickle.loads(carried(make))
+    carried_maker = pickle.loads(pickled(make))
     assert carried_maker().tracer is not tracer
 
 
 def test_what_cannot_be_carried_is_one_sentence() -> None:
     def local(task: str) -> None: ...
 
-    with pytest.raises(ValueError, match="cannot be carried to another process"):
-        carried(local)
-    assert second({"a": 1}) == {"a": 1}
+    with pytest.raises(ValueError, match="cannot be pickled for another process"):
+        pickled(local)
+    assert pickled_copy({"a": 1}) == {"a": 1}
 
 
 async def test_the_store_of_a_run_fills_in_the_configuration_and_counts_rollouts() -> None:

@@ -17,7 +17,7 @@ from agentlightning.algorithms.trainer.algorithm_task import RunnerSide
 from agentlightning.compat.worker_pool import LegacyJob
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.runners.agent.decorators import as_agent
-from agentlightning.runners.pool.process import Desk
+from agentlightning.runners.pool.process import WorkerContext
 from agentlightning.runners.worker import agent_call
 from agentlightning.runners.worker.agent_thread import lend_thread
 
@@ -140,10 +140,10 @@ async def test_after_an_agent_that_hangs_the_next_one_has_another_thread(
 
 
 def in_a_worker(job: Any, given: Any) -> list[tuple[str, str]]:
-    """What a job tells its crew, run in this process and thread as in a worker's."""
+    """What a job sends to its supervisor, run in this process and thread as in a worker's."""
     here, there = multiprocessing.Pipe()
     with here, there:
-        assert job.work(Desk(0, given, there)) == 0
+        assert job.work(WorkerContext(0, given, there)) == 0
         found: list[tuple[str, str]] = []
         while here.poll():
             found.append(here.recv())
