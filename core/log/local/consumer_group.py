@@ -20,7 +20,6 @@ SESSION_SECONDS = 30.0
 class GroupLog(Protocol):
     """What groups need of their log."""
 
-    def partitions(self, topic: str) -> int: ...
     def read(
         self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
     ) -> Sequence[Record]: ...
@@ -112,7 +111,7 @@ class Member(Membership):
 
 
 class Groups:
-    """All groups of one log; every partition of a topic has one owner among the members that read the topic."""
+    """All groups of one log; the one partition of a topic has one owner among the members that read the topic."""
 
     def __init__(self, log: GroupLog, *, session_seconds: float = SESSION_SECONDS) -> None:
         self.log = log
@@ -172,29 +171,19 @@ class Groups:
         self._deal(member.group)
 
     def _deal(self, group: str) -> None:
-        """Share the partitions of each topic out evenly; who has one keeps it while that is fair."""
+        """Give each topic's partition to one of the members that read it; who has it keeps it."""
         members = [member for _, member in sorted(self._members[group].items())]
         held = {place: member for member in members for place in member.positions}
         dealt: dict[str, dict[Place, int]] = {member.member_id: {} for member in members}
         for topic in sorted({topic for member in members for topic in member.topics}):
-            takers = [member for member in members if topic in member.topics]
-            share, extra = divmod(self.log.partitions(topic), len(takers))
-            counts = {member.member_id: 0 for member in takers}
-            free: list[Place] = []
-            for partition in range(self.log.partitions(topic)):
-                place = (topic, partition)
-                owner = held.get(place)
-                room = owner is not None and counts[owner.member_id] < share + (extra > 0)
-                if owner is None or not room:
-                    free.append(place)
-                    continue
-                extra -= counts[owner.member_id] == share
-                counts[owner.member_id] += 1
+            place = (topic, 0)
+            owner = held.get(place)
+            if owner is not None:
                 dealt[owner.member_id][place] = owner.positions[place]
-            for place in free:
-                taker = min(takers, key=lambda one: (counts[one.member_id], len(dealt[one.member_id]), one.member_id))
-                counts[taker.member_id] += 1
-                dealt[taker.member_id][place] = self.committed(group, *place)
+                continue
+            takers = [member for member in members if topic in member.topics]
+            taker = min(takers, key=lambda one: (len(dealt[one.member_id]), one.member_id))
+            dealt[taker.member_id][place] = self.committed(group, *place)
         for member in members:
             member.positions = dealt[member.member_id]
         self.changed.notify_all()

@@ -34,42 +34,38 @@ class EmbeddedLog(Log):
     ready. The committer thread holds the log weakly: one that was dropped without `close` ends its thread.
     """
 
-    def __init__(self, url: str, log_id: str, partitions: int = 1) -> None:
-        if not 1 <= partitions <= 1024:
-            raise InvalidInput(f"a topic has 1 to 1024 partitions, not {partitions}")
+    def __init__(self, url: str, log_id: str) -> None:
         self.url = url
         self.log_id = log_id
-        self._partitions = partitions
         self._pid = os.getpid()
         self._queue: SimpleQueue[Pending | None] = SimpleQueue()
         self._queued_bytes = 0
         self._gate = threading.Lock()
         self._closed = False
-        self._feeds: dict[tuple[str, int], Feed] = {}
+        self._feeds: dict[str, Feed] = {}
         self._groups = Groups(self)
         self._thread: threading.Thread | None = None
 
     def _start(self) -> None:
         for topic in STORED:
-            for partition in range(self._partitions):
-                self._feeds[topic, partition] = self._feed(topic, partition)
+            self._feeds[topic] = self._feed(topic)
         weakref.finalize(self, self._queue.put, None).atexit = False
         self._thread = threading.Thread(
             target=_work, args=(weakref.ref(self), self._queue), name=f"agl-log-{self.log_id[:6]}", daemon=True
         )
         self._thread.start()
 
-    def _feed(self, topic: str, partition: int) -> Feed:
+    def _feed(self, topic: str) -> Feed:
         return Feed(
-            f"{topic}[{partition}]",
-            self.ends(topic, partition)[1],
-            lambda offset, most: self.read(topic, partition, offset, most),
-            lambda: self.ends(topic, partition)[1],
+            f"{topic}[0]",
+            self.ends(topic, 0)[1],
+            lambda offset, most: self.read(topic, 0, offset, most),
+            lambda: self.ends(topic, 0)[1],
         )
 
     def partitions(self, topic: str) -> int:
         check_topic(topic)
-        return self._partitions
+        return 1
 
     def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
         """See `Log.append`. Raises `InvalidInput` at once for what no log could store, `LogClosed` in a forked child."""
@@ -91,8 +87,8 @@ class EmbeddedLog(Log):
 
     def _check_place(self, topic: str, partition: int) -> None:
         check_topic(topic)
-        if not 0 <= partition < self._partitions:
-            raise InvalidInput(f"there is no partition {partition}; this log has {self._partitions}")
+        if partition != 0:
+            raise InvalidInput(f"there is no partition {partition}; a topic of this log has one, 0")
 
     def _check_indexed(self, topic: str) -> None:
         check_topic(topic)
@@ -146,13 +142,13 @@ class EmbeddedLog(Log):
         self._publish(appends, results)
 
     def _publish(self, appends: list[PendingAppend], results: Sequence[Ack | LogError]) -> None:
-        """Hand what landed to the followers, once for each partition, and wake the groups."""
-        landed: dict[tuple[str, int], list[tuple[PendingAppend, Ack]]] = {}
+        """Deliver what was written to the followers, once for each topic, and wake the groups."""
+        landed: dict[str, list[tuple[PendingAppend, Ack]]] = {}
         for pending, result in zip(appends, results):
             if isinstance(result, Ack):
-                landed.setdefault((pending.topic, pending.partition), []).append((pending, result))
-        for place, pairs in landed.items():
-            feed = self._feeds[place]
+                landed.setdefault(pending.topic, []).append((pending, result))
+        for topic, pairs in landed.items():
+            feed = self._feeds[topic]
             records: list[Record] = []
             if feed.wanted:
                 for pending, ack in pairs:
@@ -168,7 +164,7 @@ class EmbeddedLog(Log):
 
     def _records(self, pending: PendingAppend, base: int) -> list[Record]:
         return [
-            Record(pending.topic, pending.partition, offset, new.key, new.value, new.timestamp_us, new.headers)
+            Record(pending.topic, 0, offset, new.key, new.value, new.timestamp_us, new.headers)
             for offset, new in enumerate(pending.records, base)
         ]
 
@@ -183,7 +179,7 @@ class EmbeddedLog(Log):
         self._check_place(topic, partition)
         check_offset(offset)
         self._check_open()
-        return self._feeds[topic, partition].follow(offset, on_records, on_problem)
+        return self._feeds[topic].follow(offset, on_records, on_problem)
 
     def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
         """See `Log.join`. Raises `InvalidInput` for no topics and for a member id that the group has already."""

@@ -11,14 +11,14 @@ from itertools import count
 from ...errors import LogClosed, LogError
 from ..append_checks import PendingAppend, PendingCommit
 from ..interface import EVERYWHERE, Ack, KeyRange, Record
-from ..topics import STORED, TOPICS, Topic, partition_of
+from ..topics import STORED, TOPICS, Topic
 from .group_commit import EmbeddedLog, check_offset
 
 _names = count(1)
 
 
-class _Partition:
-    """The records of one partition in order, and where the records of a key lie.
+class _Records:
+    """The records of one topic in order, and where the records of a key lie.
 
     What a newer record of its key replaced becomes None first; the list is packed when half of it is that.
     """
@@ -67,11 +67,11 @@ class _Partition:
 class MemoryLog(EmbeddedLog):
     """A log that is gone when the process ends. Acknowledged means: visible to every reader."""
 
-    def __init__(self, partitions: int = 1) -> None:
-        super().__init__(f"memory://{next(_names)}", os.urandom(8).hex(), partitions)
+    def __init__(self) -> None:
+        super().__init__(f"memory://{next(_names)}", os.urandom(8).hex())
         self._lock = threading.Lock()
         self._ended = False
-        self._parts = {(topic, part): _Partition(TOPICS[topic]) for topic in STORED for part in range(partitions)}
+        self._records_of = {topic: _Records(TOPICS[topic]) for topic in STORED}
         self._start()
 
     def __enter__(self) -> MemoryLog:
@@ -81,10 +81,10 @@ class MemoryLog(EmbeddedLog):
         acks: list[Ack] = []
         with self._lock:
             for pending in appends:
-                part = self._parts[pending.topic, pending.partition]
-                base = part.end
+                kept = self._records_of[pending.topic]
+                base = kept.end
                 for record in self._records(pending, base):
-                    part.add(record)
+                    kept.add(record)
                 acks.append(Ack(base, len(pending.records)))
         return acks
 
@@ -95,7 +95,7 @@ class MemoryLog(EmbeddedLog):
         check_offset(offset)
         with self._lock:
             self._check_readable()
-            return self._parts[topic, partition].read(offset, max_records)
+            return self._records_of[topic].read(offset, max_records)
 
     def read_key(
         self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
@@ -103,15 +103,15 @@ class MemoryLog(EmbeddedLog):
         self._check_indexed(topic)
         with self._lock:
             self._check_readable()
-            found = self._parts[topic, partition_of(key, self._partitions)].by_key.get(key, [])
+            found = self._records_of[topic].by_key.get(key, [])
             first = bisect_left(found, after + 1, key=_offset)
             return found[first:] if max_records is None else found[first : first + max_records]
 
     def ends(self, topic: str, partition: int) -> tuple[int, int]:
         self._check_place(topic, partition)
         with self._lock:
-            part = self._parts[topic, partition]
-            return part.first(), part.end
+            kept = self._records_of[topic]
+            return kept.first(), kept.end
 
     def _check_readable(self) -> None:
         self._check_process()

@@ -129,10 +129,10 @@ class SqliteLog(EmbeddedLog):
         before, self._ends, self._db = self._ends, ends, db
         for topic, end in ends.items():
             if end > before[topic]:
-                self._feeds[topic, 0].publish(before[topic], end, ())
+                self._feeds[topic].publish(before[topic], end, ())
                 self._groups.wake()
             elif end < before[topic]:
-                self._feeds[topic, 0].shrink(end)
+                self._feeds[topic].shrink(end)
         return db
 
     # Committing, in the committer thread

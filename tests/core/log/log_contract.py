@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from agentlightning.core.errors import InvalidInput, LogClosed, LogError, OffsetLost, StorageError
-from agentlightning.core.log.interface import Ack, Headers, Log, NewRecord, Record
+from agentlightning.core.log.interface import EVERYWHERE, Ack, Done, Headers, KeyRange, Log, NewRecord, Record
+from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL, LIVENESS, SPANS, TASKS, partition_of
 
 PATIENCE_SECONDS = 20.0
@@ -375,3 +377,38 @@ class LogContract:
             written = [isinstance(outcome, Ack) for outcome in outcomes]
             assert written == sorted(written, reverse=True)
             assert all(isinstance(outcome, Ack | LogClosed) for outcome in outcomes)
+
+
+class SpreadLog(MemoryLog):
+    """A log whose topics have several partitions, as on a broker: each is a memory log of its own."""
+
+    def __init__(self, partitions: int) -> None:
+        self._inner = [MemoryLog() for _ in range(partitions)]
+        super().__init__()
+
+    def partitions(self, topic: str) -> int:
+        return len(self._inner)
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        self._inner[partition].append(topic, 0, records, done)
+
+    def read(
+        self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
+    ) -> Sequence[Record]:
+        found = self._inner[partition].read(topic, 0, offset, max_records, headers=headers)
+        return [structs.replace(record, partition=partition) for record in found]
+
+    def read_key(
+        self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
+    ) -> Sequence[Record]:
+        place = partition_of(key, len(self._inner))
+        found = self._inner[place].read_key(topic, key, after=after, max_records=max_records, within=within)
+        return [structs.replace(record, partition=place) for record in found]
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        return self._inner[partition].ends(topic, 0)
+
+    def close(self) -> None:
+        super().close()
+        for log in self._inner:
+            log.close()

@@ -22,6 +22,7 @@ from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.open_store import open_store
 
 from ...projections.store.tools import span
+from .log_contract import SpreadLog
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_the_check_misses_what_events_refer_to(path: Path, statement: str, findi
 
 
 def test_a_copy_into_another_number_of_partitions_is_sound(path: Path) -> None:
-    with open_log(f"sqlite:///{path}", readonly=True) as source, MemoryLog(4) as spread, MemoryLog() as back:
+    with open_log(f"sqlite:///{path}", readonly=True) as source, SpreadLog(4) as spread, MemoryLog() as back:
         copy_log(source, spread)
         assert broken_references(spread) == []
         copy_log(spread, back)

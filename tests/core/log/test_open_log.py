@@ -18,7 +18,7 @@ from agentlightning.core.log.open_log import open_log
 from agentlightning.core.log.sqlite import ReadOnlyLog, SqliteLog
 from agentlightning.core.log.topics import CONTROL, LIVENESS, SPANS, partition_of
 
-from .log_contract import append, new, values
+from .log_contract import SpreadLog, append, new, values
 
 
 def test_a_relative_address_makes_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +71,7 @@ def without_place(records: list[Record]) -> list[tuple[str, bytes, int, object]]
 
 
 def test_a_copy_has_every_record_in_order_and_an_id_of_its_own(tmp_path: Path) -> None:
-    with MemoryLog() as source, SqliteLog(tmp_path / "log.db") as target, MemoryLog(3) as spread:
+    with MemoryLog() as source, SqliteLog(tmp_path / "log.db") as target, SpreadLog(3) as spread:
         append(source, CONTROL, *(new(number, headers=(("type", str(number)),)) for number in range(5000)))
         append(source, SPANS, *(new(number, f"ro-{number % 7}") for number in range(100)))
         append(source, LIVENESS, *(new(number, f"w{number % 3}") for number in range(30)))

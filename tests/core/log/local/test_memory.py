@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from agentlightning.core.errors import InvalidInput, LogClosed, LogError, LogFull
+from agentlightning.core.errors import LogClosed, LogError, LogFull
 from agentlightning.core.log.interface import Log
 from agentlightning.core.log.local import consumer_group as local_groups
 from agentlightning.core.log.local.memory import MemoryLog
-from agentlightning.core.log.topics import CONTROL
+from agentlightning.core.log.topics import CONTROL, DEAD
 
 from ..group_contract import GroupContract, poll
 from ..log_contract import Answer, LogContract, append, new, until
@@ -25,25 +25,9 @@ class TestMemoryLog(LogContract):
         return MemoryLog()
 
 
-class TestMemoryLogOfThree(LogContract):
-    partitions = 3
-
-    def make_log(self, folder: Path) -> Log:
-        return MemoryLog(3)
-
-
 class TestMemoryGroups(GroupContract):
-    partitions = 4
-
     def make_log(self, folder: Path) -> Log:
-        return MemoryLog(4)
-
-
-class TestMemoryGroupsOfThree(GroupContract):
-    partitions = 3
-
-    def make_log(self, folder: Path) -> Log:
-        return MemoryLog(3)
+        return MemoryLog()
 
 
 def test_a_log_that_was_dropped_unclosed_ends_its_thread() -> None:
@@ -71,25 +55,27 @@ def test_what_waits_for_the_committer_is_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_silent_member_gives_way_and_comes_back_with_its_next_poll() -> None:
-    with MemoryLog(2) as log:
+    with MemoryLog() as log:
         groups = local_groups.Groups(log, session_seconds=0.2)
         silent, busy = groups.join("group", [CONTROL], "silent"), groups.join("group", [CONTROL], "busy")
-        append(log, CONTROL, new(1), partition=next(part for _, part in silent.assignment()))
+        append(log, CONTROL, new(1))
         assert poll(silent) == [b"1"]
         began = time.monotonic()
         assert [record.value for record in busy.poll(10, 20)] == [b"1"]
         assert time.monotonic() - began < 10
-        assert len(busy.assignment()) == 2 and not silent.assignment()
+        assert len(busy.assignment()) == 1 and not silent.assignment()
         with pytest.raises(LogError):
             silent.commit(CONTROL, 0, 0)
-        assert poll(silent) == [] and len(silent.assignment()) == 1
+        assert poll(silent) == []
+        busy.close()
+        assert poll(silent) == [b"1"]
 
 
 def test_a_member_that_polls_for_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     deals: list[str] = []
     deal = local_groups.Groups._deal  # pyright: ignore[reportPrivateUsage]
     monkeypatch.setattr(local_groups.Groups, "_deal", lambda groups, group: (deals.append(group), deal(groups, group)))
-    with MemoryLog(2) as log:
+    with MemoryLog() as log:
         groups = local_groups.Groups(log, session_seconds=0.2)
         first, second = groups.join("group", [CONTROL], "first"), groups.join("group", [CONTROL], "second")
         polls = [threading.Thread(target=member.poll, args=(1, 0.6)) for member in (first, second)]
@@ -100,10 +86,19 @@ def test_a_member_that_polls_for_long_is_not_silent(monkeypatch: pytest.MonkeyPa
         assert len(deals) == 2, "nobody was put out"
 
 
-def test_partitions_have_a_range() -> None:
-    for wrong in (0, -1, 1025):
-        with pytest.raises(InvalidInput):
-            MemoryLog(wrong)
+def test_topics_are_shared_out_and_stay_with_whoever_has_them() -> None:
+    with MemoryLog() as log:
+        for topic in (CONTROL, DEAD):
+            append(log, topic, new(1))
+        first = log.join("group", [CONTROL, DEAD], "first")
+        assert first.assignment() == {(CONTROL, 0), (DEAD, 0)} and len(first.poll(10, 0)) == 2
+        second = log.join("group", [CONTROL, DEAD], "second")
+        assert second.assignment() == set(), "who reads a topic goes on with it"
+        first.commit(CONTROL, 0, 1)
+        third = log.join("group", [DEAD], "third")
+        first.close()
+        assert second.assignment() == {(CONTROL, 0)} and third.assignment() == {(DEAD, 0)}
+        assert poll(second) == [] and poll(third) == [b"1"], "what was not committed is read again"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
