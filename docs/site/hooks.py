@@ -111,6 +111,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return re.sub(rf"\[([^\]]+)\]\(#{REPOSITORY}([^)]+)\)", r"\1 (`\2`)", text)
 
 
+def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Docstrings write :meth:`name` as Sphinx reads it; the name alone is shown."""
+    return re.sub(r":(?:attr|class|func|meth|mod):(?=<code>)", "", content)
+
+
 REPOSITORY = "repository:"
 """Marks, between two substitutions, a link to a file that is not part of the site."""
 

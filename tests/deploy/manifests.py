@@ -88,9 +88,10 @@ def _filled(text: str, values: dict[str, str]) -> str:
 def commands_of(page: Path) -> Iterator[tuple[str, list[str]]]:
     """Every `agl ...` in the code blocks and code spans of a page of Markdown, as it stands and as arguments."""
     text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    fenced = re.compile(r"^ *```[^\n]*\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+    blocks = fenced.findall(text)
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`(agl [^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    lines += re.findall(r"`(agl [^`\n]+)`", fenced.sub("", text))
     for line in lines:
         if line.startswith("agl "):
             yield line, shlex.split(line, comments=True)[1:]
