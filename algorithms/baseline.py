@@ -6,22 +6,22 @@ import asyncio
 import datetime
 import logging
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, Literal
 
-from ..core.errors import InvalidInput, InvalidPayload, PayloadTooLarge
+from ..core.errors import AgentLightningError, InvalidInput, InvalidPayload, PayloadTooLarge
 from ..core.model.rollout import AttemptedRollout, Dataset, Rollout, RolloutMode
 from ..core.model.span import Span
-from ..core.model.store_interface import is_finished
+from ..core.model.store_interface import LightningStore, is_finished
 from ..core.retry import patiently
 from ..core.spans.readers import find_final_reward
 from .algorithm import Algorithm
 from .helpers import Row, Rows, with_llm_proxy
-from .pulse import Pulse
 
 __all__ = ["Baseline", "FastAlgorithm"]
 
 _log = logging.getLogger(__name__)
-_NEWS = (
+_FACT_TYPES = (
     "attempt.claimed",
     "attempt.running",
     "rollout.running",
@@ -29,6 +29,9 @@ _NEWS = (
     "rollout.completed",
     "rollout.updated",
 )
+FIRST_SECONDS = 0.2
+"""How long a wait takes at most before the first fact came: a subscription that just begins may have missed one."""
+AGAIN_SECONDS = 1.0
 
 
 class FastAlgorithm(Algorithm):
@@ -85,10 +88,10 @@ class Baseline(FastAlgorithm):
             resources_id = (await store.update_resources("default", resources)).resources_id
             _log.info("Initial resources set: %s", resources)
         self._finished, self._rewards = 0, []
-        async with Pulse(store, _NEWS, self.polling_interval) as pulse:
+        async with ChangeNotifier(store, _FACT_TYPES, self.polling_interval) as changes:
             for epoch in range(self.n_epochs):
                 _log.info("Proceeding epoch %d/%d.", epoch + 1, self.n_epochs)
-                if not await self._epoch(sides, resources_id, pulse):
+                if not await self._epoch(sides, resources_id, changes):
                     _log.error("Neither train_dataset nor val_dataset has a sample; there is nothing to run.")
                     return
         known = [reward for reward in self._rewards if reward is not None]
@@ -96,17 +99,17 @@ class Baseline(FastAlgorithm):
         missing = len(self._rewards) - len(known)
         _log.info("Mean reward: %s, of %d rollouts; %d have no reward.", mean, len(known), missing)
 
-    async def _epoch(self, sides: Sequence[tuple[RolloutMode, Rows]], resources_id: str | None, pulse: Pulse) -> int:
+    async def _epoch(self, sides: Sequence[tuple[RolloutMode, Rows]], resources_id: str | None, changes: ChangeNotifier) -> int:
         """One pass; the number of its rollouts. InvalidInput where there are samples and none can be used."""
         harvests: set[asyncio.Task[None]] = set()
         failed: list[str] = []
         try:
             for mode, rows in sides:
                 for row in rows:
-                    await self._room(pulse)
+                    await self._room(changes)
                     rollout = await self._enqueued(mode, row, resources_id, failed)
                     if rollout is not None:
-                        harvests.add(asyncio.create_task(self._harvest(rollout.rollout_id, pulse)))
+                        harvests.add(asyncio.create_task(self._harvest(rollout.rollout_id, changes)))
             await asyncio.gather(*harvests)
         finally:
             for harvest in harvests:
@@ -130,24 +133,24 @@ class Baseline(FastAlgorithm):
         _log.error("Left out: %s", failed[-1])
         return None
 
-    async def _room(self, pulse: Pulse) -> None:
+    async def _room(self, changes: ChangeNotifier) -> None:
         """Wait until the queue is short enough."""
         store = self.get_store()
         while True:
-            mark = pulse.mark()
+            mark = changes.mark()
             waiting = await patiently(
                 lambda: store.query_rollouts(status_in=["queuing", "requeuing"], limit=1), "The queue"
             )
             if waiting.total <= self.max_queue_length:
                 return
-            await pulse.wait(mark)
+            await changes.wait(mark)
 
-    async def _harvest(self, rollout_id: str, pulse: Pulse) -> None:
+    async def _harvest(self, rollout_id: str, changes: ChangeNotifier) -> None:
         """Follow one rollout to its end and say what came of it. What fails here costs this report, not the run."""
         store, status = self.get_store(), None
         try:
             while True:
-                mark = pulse.mark(rollout_id)
+                mark = changes.mark(rollout_id)
                 rollout = await patiently(lambda: store.get_rollout_by_id(rollout_id), f"[Rollout {rollout_id}]")
                 if rollout is None:
                     _log.warning("[Rollout %s] It is gone from the store.", rollout_id)
@@ -159,11 +162,11 @@ class Baseline(FastAlgorithm):
                 if is_finished(rollout):
                     await self._report(rollout)
                     break
-                await pulse.wait(mark)
+                await changes.wait(mark)
         except Exception:
             _log.exception("[Rollout %s] It could not be followed to its end.", rollout_id)
         finally:
-            pulse.forget(rollout_id)
+            changes.forget(rollout_id)
         self._finished += 1
         _log.info("Finished %d rollouts.", self._finished)
 
@@ -207,3 +210,65 @@ class Baseline(FastAlgorithm):
 
 def _iso(moment: float | None) -> str:
     return "unknown" if moment is None else datetime.datetime.fromtimestamp(moment).isoformat()
+
+
+class ChangeNotifier:
+    """``async with ChangeNotifier(store, types, interval) as changes``: waits that end with the next fact of these types.
+
+    ``interval``: seconds after which a wait ends in any case. Mark first, then look, then wait: a fact that comes in
+    between ends the wait at once.
+    """
+
+    def __init__(self, store: LightningStore, types: Sequence[str], interval: float) -> None:
+        self._store = store
+        self._types = list(types)
+        self._interval = interval
+        self._live = False
+        self._any = asyncio.Event()
+        self._of: dict[str, asyncio.Event] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> ChangeNotifier:
+        if self._store.capabilities.get("subscribe", False):
+            self._task = asyncio.create_task(self._listen())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    def mark(self, rollout_id: str | None = None) -> asyncio.Event:
+        """What the next :meth:`wait` is about: one rollout, or any; its facts so far are seen."""
+        event = self._any if rollout_id is None else self._of.setdefault(rollout_id, asyncio.Event())
+        event.clear()
+        return event
+
+    def forget(self, rollout_id: str) -> None:
+        """No more waits are about this rollout."""
+        self._of.pop(rollout_id, None)
+
+    async def wait(self, mark: asyncio.Event) -> None:
+        """Return at the next fact, or after the interval."""
+        listening = self._task is not None and not self._task.done()
+        seconds = min(self._interval, FIRST_SECONDS) if listening and not self._live else self._interval
+        try:
+            await asyncio.wait_for(mark.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async for fact in self._store.subscribe(self._types):
+                    self._live = True
+                    self._any.set()
+                    if fact.rollout_id in self._of:
+                        self._of[fact.rollout_id].set()
+            except AgentLightningError as error:
+                # The waits go on by their interval; facts that were missed meanwhile are seen that way.
+                _log.debug("The store has no subscription for now: %s", error)
+            self._live = False
+            await asyncio.sleep(AGAIN_SECONDS)
