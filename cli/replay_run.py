@@ -86,10 +86,10 @@ def happenings(log: Log, run_id: str, rollouts: set[str], last: int | None) -> I
 
 def _of_run(position: int, said: RunRecord, decoder: Decoder) -> Happening:
     event = said.event
-    detail: dict[str, Any] = msgspec.to_builtins(event, builtin_types=(bytes,))
+    detail: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(event))
     for field in ("parameters", "summary", "content"):
-        if isinstance(detail.get(field), bytes):
-            detail[field] = decoder.payload(detail[field])
+        if field in detail:
+            detail[field] = decoder.payload(bytes(getattr(event, field)))
     detail.pop("datasets", None)
     if isinstance(event, RunOpened):
         words = (event.name, event.algorithm, "" if event.seed is None else f"seed {event.seed}")
