@@ -1,7 +1,7 @@
 """Dead letters: what could not be done, with the reason, kept in the topic `dead` until somebody looks at it.
 
 The record's key is the `source`, its value JSON, so that any Kafka tool can show it; the headers repeat what one filters
-by: `t` (the kind), `id` and `reason`. Ids are deterministic: whoever writes the same letter twice writes the same id, and
+by: `t` (the kind), `id` and `reason`. Ids are deterministic: writing the same letter twice gives the same id, and
 readers count it once. A letter that was retried gets one more record under its id, which says what became of it.
 """
 

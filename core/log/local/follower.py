@@ -60,7 +60,7 @@ class Follower(Subscription):
             try:
                 self._on_problem(error)
             except Exception:
-                logger.exception("a follower of %s raised while it was told: %s", self.name, error)
+                logger.exception("a follower of %s raised: %s", self.name, error)
         self._forget(self)
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Feed:
         return bool(self._live)
 
     def follow(self, offset: int, on_records: OnRecords, on_problem: OnProblem) -> Follower:
-        """Start a follower at `offset`; one beyond the end is told `OffsetLost`, from a thread."""
+        """Start a follower at `offset`; one beyond the end gets `OffsetLost`, from a thread."""
         follower = Follower(self.name, offset, on_records, on_problem, self._forget)
         with self._lock:
             if offset == self.end:
@@ -127,7 +127,7 @@ class Feed:
                 follower.deliver([record for record in records if record.offset >= follower.next])
 
     def shrink(self, end: int) -> None:
-        """The log ends earlier than it did: whoever read past `end` holds records that are not in it."""
+        """The log ends earlier than it did: readers past `end` hold records that are not in it."""
         with self._lock:
             self.end = end
             followers = [*self._live, *self._catching_up]

@@ -130,7 +130,7 @@ class EmbeddedLog(Log):
         if appends or commits:
             try:
                 results = self._commit(appends, commits)
-            except Exception as error:  # not the disk's refusal but a fault of ours: every caller is told, the log goes on
+            except Exception as error:  # not the disk's refusal but a fault of ours: every caller gets it, the log goes on
                 logger.exception("The log failed to commit.")
                 results = [UnknownOutcome(f"the log failed to commit: {error}") for _ in appends]
         with self._gate:
@@ -201,7 +201,7 @@ class EmbeddedLog(Log):
             self._queue.put(PendingCommit(group, topic, partition, offset))
 
     def close(self) -> None:
-        """See `Log.close`. Returns when everything is released; followers are told `LogClosed`."""
+        """See `Log.close`. Returns when everything is released; followers get `LogClosed`."""
         if os.getpid() != self._pid:
             return
         with self._gate:

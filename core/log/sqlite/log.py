@@ -18,7 +18,7 @@ from ..topics import STORED, TOPICS
 from .checkpoint import Checkpointer, pages_of
 from .read_pool import Reader
 from .readonly import ReadOnlyLog
-from .schema import MOST_OFFSET, Row, altered, check_kind, checksum, gone, opening_failed, prepare, table, told
+from .schema import MOST_OFFSET, Row, altered, check_kind, checksum, gone, opening_failed, prepare, storage_error, table
 from .writer_lock import WriterLock
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class SqliteLog(EmbeddedLog):
         return acks
 
     def _not_written(self, error: sqlite3.Error | LogError, count: int) -> list[LogError]:
-        failure = told(error, "appending") if isinstance(error, sqlite3.Error) else error
+        failure = storage_error(error, "appending") if isinstance(error, sqlite3.Error) else error
         db = self._db
         if db is not None:
             try:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from ...errors import LogClosed, LogCorrupt, StorageError
 from ..interface import Record
 from ..topics import TOPICS
-from .schema import MOST_OFFSET, MOST_VALUE, Row, altered, read_meta, records, table, told
+from .schema import MOST_OFFSET, MOST_VALUE, Row, altered, read_meta, records, storage_error, table
 
 T = TypeVar("T")
 State = tuple[int, ...]
@@ -75,7 +75,7 @@ class Reader:
                     self._give(state, db)
             except sqlite3.Error as error:
                 if self.state() == state:
-                    raise told(error, doing) from error
+                    raise storage_error(error, doing) from error
                 continue
             except LogCorrupt:
                 if self.state() == state:
@@ -188,7 +188,7 @@ def _rows(db: sqlite3.Connection, query: str, values: tuple[object, ...], limit:
     try:
         return db.execute(query, (*values, limit)).fetchall()
     except sqlite3.DatabaseError as error:
-        if not isinstance(told(error, "reading"), LogCorrupt):
+        if not isinstance(storage_error(error, "reading"), LogCorrupt):
             raise
         failure = error
     # By halves and not row by row: a cursor of Python 3.10 reads one row ahead and fails one too early.

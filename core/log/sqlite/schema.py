@@ -1,4 +1,4 @@
-"""The file: its tables, its check sums, and how its errors are told.
+"""The file: its tables, its check sums, and how its errors are reported.
 
 A file may come from anybody. What carries the name of one of our tables or indexes has to be exactly that, or the file is
 no log: a view or a trigger in its place would run SQL of somebody else. Values are checked for their types as they are read.
@@ -204,14 +204,14 @@ def opening_failed(error: sqlite3.Error, path: Path) -> LogError:
             text = False
         if text:
             return LogCorrupt(f"{path} is a text file and no event log; name the log, such as .agl/log.db", position=0)
-    return told(error, f"opening {path}")
+    return storage_error(error, f"opening {path}")
 
 
 _HEAD_BYTES = 4096
 """Of a log the first page, which has zero bytes; a text has none."""
 
 
-def told(error: sqlite3.Error, doing: str) -> LogError:
+def storage_error(error: sqlite3.Error, doing: str) -> LogError:
     """The error of our tree for one of SQLite's."""
     text = str(error)
     if "disk is full" in text:
