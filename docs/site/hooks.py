@@ -24,7 +24,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from agentlightning.cli import app
-from agentlightning.core.events import run_events, schema
+from agentlightning.core.events import codec, payload, run_events, schema
 from agentlightning.core.log import topics
 from agentlightning.core.model import semconv
 from agentlightning.rest.api import openapi
@@ -211,6 +211,8 @@ def events_page() -> Iterator[str]:
     words = {True: "yes", False: "no"}
     rows = ((f"`{one.name}`", words[one.compacted], words[one.durable], words[one.derived]) for one in kept)
     yield from table(("topic", "newest record of a key only", "survives a power cut", "computed from `control`"), rows)
+    for title, module in (("Form of a record", codec), ("User data", payload)):
+        yield f"## {title}\n\n{inspect.getdoc(module)}\n"
     for title, module in (("Events of the control topic", schema), ("Events of a run", run_events)):
         yield f"## {title}\n\n{inspect.getdoc(module)}\n"
         for one in vars(module).values():
