@@ -21,7 +21,7 @@ import msgspec
 from ..events.codec import Undecodable, UnknownEvent, decode
 from ..events.schema import AttemptClaimed, AttemptStarted, Proposal
 from .archival import archive_due
-from .deduplication import PRINT_BYTES, Verdict
+from .deduplication import PRINT_BYTES, Reason, Verdict
 from .rules import RULES
 from .state import Rollout, State
 from .state_machine import Facts
@@ -101,7 +101,7 @@ def _halt(state: State, why: str) -> Outcome:
     return Outcome(state.position)
 
 
-def check_basis(state: State, basis: int, basis_print: bytes) -> str:
+def check_basis(state: State, basis: int, basis_print: bytes) -> Reason:
     """Why a proposal on this basis is refused: too far back to be judged, or of a history that is not this one."""
     if basis < state.position - state.window - 1:
         return "expired"
@@ -118,7 +118,7 @@ def subject_of(proposal: Proposal) -> str:
     return ""
 
 
-def _advance(state: State, value: bytes, reason: str, outcome: Outcome) -> None:
+def _advance(state: State, value: bytes, reason: Reason, outcome: Outcome) -> None:
     """Chain the fingerprint (of a fact without its details), move to the next position, forget what lies behind the window."""
     made = _encode((state.position, reason, [fact[:3] for fact in outcome.facts]))
     state.fingerprint = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()

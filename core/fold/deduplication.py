@@ -8,10 +8,18 @@ leave by log position, never by time, so every node forgets the same ones at the
 from __future__ import annotations
 
 from collections import deque
+from typing import Literal
 
 import msgspec
 
 PRINT_BYTES = 8
+Reason = Literal[
+    "", "already_active", "already_known", "already_open", "altered", "archived", "changed", "clock_moved",
+    "confirmed", "duplicate", "exists", "expired", "foreign_history", "halted", "late", "malformed", "not_archived",
+    "not_backing_off", "not_claimable", "not_open", "stale_attempt", "stale_generation", "superseded", "too_early",
+    "unknown_attempt", "unknown_rollout", "version_conflict",
+]  # fmt: skip
+"""Why the fold refused a command; "" where it did not. A stored verdict may hold a word of a newer release."""
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -14,6 +14,7 @@ import msgspec
 from ..events import schema as events
 from ..events.payload import outline
 from .archival import hash_of, unpack
+from .deduplication import Reason
 from .state import FINISHED, FOLD_VERSION, OVER, QUEUED, Attempt, ResourcesVersion, Rollout, State
 from .state_machine import (
     Facts,
@@ -33,14 +34,14 @@ MAX_TIME_STEP_MS = 10_000
 """One turn of a timekeeper's loop counts as two ticks of 5 s at most, however long the process was frozen."""
 
 
-def _find(state: State, rollout_id: str) -> Rollout | str:
+def _find(state: State, rollout_id: str) -> Rollout | Reason:
     rollout = state.rollouts.get(rollout_id)
     if rollout is not None:
         return rollout
     return "archived" if state.archived.get(rollout_id) is not None else "unknown_rollout"
 
 
-def _fenced(state: State, event: Any) -> tuple[Rollout, Attempt] | str:
+def _fenced(state: State, event: Any) -> tuple[Rollout, Attempt] | Reason:
     """The rollout and attempt that the event's fence names, or why there is no such attempt."""
     rollout = state.rollouts.get(event.rollout_id)
     if rollout is None:
@@ -52,7 +53,7 @@ def _fenced(state: State, event: Any) -> tuple[Rollout, Attempt] | str:
     return (rollout, attempt) if attempt.generation == event.generation else "stale_generation"
 
 
-def log_opened(state: State, event: events.LogOpened, time_us: int, facts: Facts) -> str:
+def log_opened(state: State, event: events.LogOpened, time_us: int, facts: Facts) -> Reason:
     """Only the first record of a namespace may set it up."""
     if state.position != 0:
         return "already_open"
@@ -65,7 +66,7 @@ def log_opened(state: State, event: events.LogOpened, time_us: int, facts: Facts
     return ""
 
 
-def fold_activated(state: State, event: events.FoldActivated, time_us: int, facts: Facts) -> str:
+def fold_activated(state: State, event: events.FoldActivated, time_us: int, facts: Facts) -> Reason:
     """Semantics only go forward."""
     if event.version <= state.fold_version:
         return "already_active"
@@ -76,12 +77,12 @@ def fold_activated(state: State, event: events.FoldActivated, time_us: int, fact
     return ""
 
 
-def _halt(state: State, version: int) -> str:
+def _halt(state: State, version: int) -> Reason:
     state.halted = f"the log uses fold version {version}, this release knows {FOLD_VERSION}; upgrade it"
     return "halted"
 
 
-def rollouts_enqueued(state: State, event: events.RolloutsEnqueued, time_us: int, facts: Facts) -> str:
+def rollouts_enqueued(state: State, event: events.RolloutsEnqueued, time_us: int, facts: Facts) -> Reason:
     """All of them or none; every id must be new."""
     if not event.rollouts:
         return "malformed"
@@ -99,7 +100,7 @@ def _exists(state: State, rollout_id: str) -> bool:
     return rollout_id in state.rollouts or state.archived.get(rollout_id) is not None
 
 
-def rollout_started(state: State, event: events.RolloutStarted, time_us: int, facts: Facts) -> str:
+def rollout_started(state: State, event: events.RolloutStarted, time_us: int, facts: Facts) -> Reason:
     """Create and claim in one record."""
     if _exists(state, event.rollout.rollout_id):
         return "exists"
@@ -107,7 +108,7 @@ def rollout_started(state: State, event: events.RolloutStarted, time_us: int, fa
     return ""
 
 
-def attempt_claimed(state: State, event: events.AttemptClaimed, time_us: int, facts: Facts) -> str:
+def attempt_claimed(state: State, event: events.AttemptClaimed, time_us: int, facts: Facts) -> Reason:
     """The first valid claim of a claimable rollout wins."""
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
@@ -122,7 +123,7 @@ def attempt_claimed(state: State, event: events.AttemptClaimed, time_us: int, fa
     return ""
 
 
-def attempt_started(state: State, event: events.AttemptStarted, time_us: int, facts: Facts) -> str:
+def attempt_started(state: State, event: events.AttemptStarted, time_us: int, facts: Facts) -> Reason:
     """A claim in any state; where the rollout is busy or finished it begins a new generation."""
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
@@ -137,7 +138,7 @@ def attempt_started(state: State, event: events.AttemptStarted, time_us: int, fa
     return ""
 
 
-def claim_returned(state: State, event: events.ClaimReturned, time_us: int, facts: Facts) -> str:
+def claim_returned(state: State, event: events.ClaimReturned, time_us: int, facts: Facts) -> Reason:
     """Only a claim that still governs its rollout and was never confirmed."""
     found = _fenced(state, event)
     if isinstance(found, str):
@@ -153,7 +154,7 @@ def claim_returned(state: State, event: events.ClaimReturned, time_us: int, fact
     return ""
 
 
-def attempt_observed(state: State, event: events.AttemptObserved, time_us: int, facts: Facts) -> str:
+def attempt_observed(state: State, event: events.AttemptObserved, time_us: int, facts: Facts) -> Reason:
     """A sign of life: preparing runs, unresponsive comes back while nobody else has the rollout."""
     found = _fenced(state, event)
     if isinstance(found, str):
@@ -181,7 +182,7 @@ def attempt_observed(state: State, event: events.AttemptObserved, time_us: int, 
     return ""
 
 
-def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, facts: Facts) -> str:
+def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, facts: Facts) -> Reason:
     """Fields always, a status only while the attempt is not over: the first end wins."""
     found = _fenced(state, event)
     if isinstance(found, str):
@@ -215,7 +216,7 @@ def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, fa
     return ""
 
 
-def attempt_expired(state: State, event: events.AttemptExpired, time_us: int, facts: Facts) -> str:
+def attempt_expired(state: State, event: events.AttemptExpired, time_us: int, facts: Facts) -> Reason:
     """Only what the timekeeper saw may expire; the log's clock is checked again."""
     found = _fenced(state, event)
     if isinstance(found, str):
@@ -242,7 +243,7 @@ def attempt_expired(state: State, event: events.AttemptExpired, time_us: int, fa
     return ""
 
 
-def rollout_requeued(state: State, event: events.RolloutRequeued, time_us: int, facts: Facts) -> str:
+def rollout_requeued(state: State, event: events.RolloutRequeued, time_us: int, facts: Facts) -> Reason:
     """The end of a back-off, not before it is due by the log's clock."""
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
@@ -255,7 +256,7 @@ def rollout_requeued(state: State, event: events.RolloutRequeued, time_us: int, 
     return ""
 
 
-def rollout_updated(state: State, event: events.RolloutUpdated, time_us: int, facts: Facts) -> str:
+def rollout_updated(state: State, event: events.RolloutUpdated, time_us: int, facts: Facts) -> Reason:
     """Replace the named fields, then the status."""
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
@@ -284,7 +285,7 @@ def rollout_updated(state: State, event: events.RolloutUpdated, time_us: int, fa
     return ""
 
 
-def rollout_restored(state: State, event: events.RolloutRestored, time_us: int, facts: Facts) -> str:
+def rollout_restored(state: State, event: events.RolloutRestored, time_us: int, facts: Facts) -> Reason:
     """Bring back exactly what was archived."""
     expected = state.archived.get(event.rollout_id)
     if expected is None:
@@ -302,7 +303,7 @@ def rollout_restored(state: State, event: events.RolloutRestored, time_us: int, 
     return ""
 
 
-def resources_published(state: State, event: events.ResourcesPublished, time_us: int, facts: Facts) -> str:
+def resources_published(state: State, event: events.ResourcesPublished, time_us: int, facts: Facts) -> Reason:
     """A new version of an id, which becomes the latest resources."""
     versions = state.resources.setdefault(event.resources_id, [])
     if event.expected_version is not None and event.expected_version != len(versions):
@@ -318,7 +319,7 @@ def resources_published(state: State, event: events.ResourcesPublished, time_us:
     return ""
 
 
-def time_passed(state: State, event: events.TimePassed, time_us: int, facts: Facts) -> str:
+def time_passed(state: State, event: events.TimePassed, time_us: int, facts: Facts) -> Reason:
     """The clock moves from where it is, forward, by a bounded step."""
     if event.from_ms != state.time_ms:
         return "clock_moved"
@@ -329,7 +330,7 @@ def time_passed(state: State, event: events.TimePassed, time_us: int, facts: Fac
     return ""
 
 
-RULES: dict[type[msgspec.Struct], Callable[[State, Any, int, Facts], str]] = {
+RULES: dict[type[msgspec.Struct], Callable[[State, Any, int, Facts], Reason]] = {
     events.LogOpened: log_opened,
     events.FoldActivated: fold_activated,
     events.RolloutsEnqueued: rollouts_enqueued,

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from ...core.errors import Expired, Refused
+from ...core.fold.deduplication import Reason
 from ...core.ids import uuid7_hex
 
 
@@ -45,7 +46,7 @@ def serve(call: Call) -> None:
     _current.set(call)
 
 
-RACES = frozenset({"stale_generation", "stale_attempt", "not_claimable", "archived", "version_conflict"})
+RACES: frozenset[Reason] = frozenset({"stale_generation", "stale_attempt", "not_claimable", "archived", "version_conflict"})
 """Refusals that mean: another command was first, look again and go on under the next id."""
 MAX_RACES = 64
 
