@@ -142,7 +142,7 @@ async def _work(
                 worker_name=_worker_name() if worker_id is None else None,
                 on_stuck=leave_stuck if worker is not None else None,
                 on_execute=None if worker is None else partial(report_execution, worker),
-                on_ready=None if worker is None else partial(worker.tell, WORKS),
+                on_ready=None if worker is None else partial(worker.send, WORKS),
                 max_rollouts=options.max_rollouts,
                 event=stop,
                 hooks=[busy],
@@ -247,7 +247,7 @@ class CommandJob(Job):
         try:
             agent = _loaded(self.agent)
         except AgentLightningError as error:
-            worker.tell(FAILED, error.message)
+            worker.send(FAILED, error.message)
             return HOPELESS
         if agent.is_async():
             return self._serve(worker, agent)
@@ -262,10 +262,10 @@ class CommandJob(Job):
             if error.retryable or isinstance(error, HistoryChanged):
                 announce(f"agl: {error.message}")
                 return 1
-            worker.tell(FAILED, error.message)
+            worker.send(FAILED, error.message)
             return HOPELESS
         if code == 0:
-            worker.tell(DONE)
+            worker.send(DONE)
         return code
 
 

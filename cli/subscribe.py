@@ -1,4 +1,4 @@
-"""`agl subscribe`: hands the facts of a store to a Python function, in a process of its own that may die at any time."""
+"""`agl subscribe`: delivers the facts of a store to a Python function, in a process of its own that may die at any time."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def subscribe(
 ) -> int:
     """Hand facts to a function marked with @agl.subscriber, from the start of the log or where its group stopped.
 
-    Each fact is handed over at least once, in order for each rollout. What the function never takes lies in `dead` with the
+    Each fact is delivered at least once, in order for each rollout. What the function never takes lies in `dead` with the
     reason (`agl dead ls`), and the next one follows. With kafka:// any number of processes share a group; a store at http://
     or in a file (sqlite:///) gives a group one process. Ctrl+C ends after the fact that is being handled.
     """
@@ -115,26 +115,26 @@ async def _run(subscriber: Any, options: Options, stop: ThreadingEvent) -> None:
         stopped.cancel()
 
 
-def _hands(subscriber: Any, options: Options, stop: ThreadingEvent, bury: Any, store: Any) -> Any:
-    from ..algorithms.subscribers.delivery import Handed, Hands
+def _delivery(subscriber: Any, options: Options, stop: ThreadingEvent, add_dead_letter: Any, store: Any) -> Any:
+    from ..algorithms.subscribers.delivery import Delivered, Delivery
 
-    def told(handed: Handed) -> None:
+    def on_delivered(delivered: Delivered) -> None:
         if options.as_json:
-            event = "given_up" if handed.error else "handled"
-            more = {"reason": handed.error} if handed.error else {}
-            fact = handed.fact.model_dump(mode="json")
-            echo_json({"event": event, "fact": fact, "tries": handed.tries, "seconds": handed.seconds, **more})
+            event = "given_up" if delivered.error else "handled"
+            more = {"reason": delivered.error} if delivered.error else {}
+            fact = delivered.fact.model_dump(mode="json")
+            echo_json({"event": event, "fact": fact, "tries": delivered.tries, "seconds": delivered.seconds, **more})
 
-    return Hands(
+    return Delivery(
         subscriber,
         name=options.spec,
         group=options.group,
         stop=stop,
-        bury=bury,
+        add_dead_letter=add_dead_letter,
         store=store,
         retries=options.retries,
         backoff_seconds=options.backoff_seconds,
-        told=told,
+        on_delivered=on_delivered,
     )
 
 
@@ -150,10 +150,10 @@ async def _on_store(subscriber: Any, options: Options, stop: ThreadingEvent) -> 
         else:
             store = LightningStoreClient(options.url, token=options.token, patience_seconds=math.inf)
         mine = await _recorded(store, options, cursor)
-        hands = _hands(subscriber, options, stop, store.add_dead_letter, mine)
-        following = asyncio.ensure_future(follow_store(store, hands, cursor))
+        delivery = _delivery(subscriber, options, stop, store.add_dead_letter, mine)
+        following = asyncio.ensure_future(follow_store(store, delivery, cursor))
         try:
-            await _ended(following, hands, stop)
+            await _ended(following, delivery, stop)
         finally:
             closed = store.close()
             if closed is not None:
@@ -191,26 +191,26 @@ async def _on_kafka(subscriber: Any, options: Options, stop: ThreadingEvent) -> 
         if subscriber.wants_store:  # a folding node of its own, for nothing where the function needs none
             store = await asyncio.to_thread(open_store, options.url, environment=os.environ)
 
-        async def bury(letter: DeadLetter) -> None:
+        async def add_dead_letter(letter: DeadLetter) -> None:
             await write_letter(log, letter)
 
         mine = await _recorded(store, options) if store is not None else None
-        hands = _hands(subscriber, options, stop, bury, mine)
-        await GroupFollower(log, hands, f"{options.group}-{os.getpid()}").run()
+        delivery = _delivery(subscriber, options, stop, add_dead_letter, mine)
+        await GroupFollower(log, delivery, f"{options.group}-{os.getpid()}").run()
     finally:
         if store is not None:
             await asyncio.to_thread(store.close)
         await asyncio.to_thread(log.close)
 
 
-async def _ended(work: asyncio.Future[None], hands: Any, stop: ThreadingEvent) -> None:
+async def _ended(work: asyncio.Future[None], delivery: Any, stop: ThreadingEvent) -> None:
     """Wait for the loop. One that is asked to end and only waits for a store that is away is cancelled."""
     stopped = asyncio.ensure_future(until_set(stop))
     try:
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
         while not work.done():
             await asyncio.wait({work}, timeout=2.0)
-            if not work.done() and not hands.busy:
+            if not work.done() and not delivery.busy:
                 work.cancel()
                 await asyncio.wait({work})
                 return

@@ -120,11 +120,11 @@ class LegacyJob(Job):
         kind = "Async" if self.agent.is_async() else "Sync"
         _log.info("[Worker %d] %s worker process started.", number, kind)
         try:
-            self.run(number, worker.given, worker.stop, lambda: worker.tell(TASK_DONE), lambda: leave(WORN_OUT))
+            self.run(number, worker.given, worker.stop, lambda: worker.send(TASK_DONE), lambda: leave(WORN_OUT))
         except Exception:
             _log.exception("[Worker %d] Failed.", number)
             return 1
-        worker.tell(DONE)
+        worker.send(DONE)
         return 0
 
     def orphaned(self, worker: WorkerContext) -> None:
@@ -206,7 +206,7 @@ class WorkerPool(Supervisor):
     def given(self, place: Place) -> int | None:
         return self._left[place.number]
 
-    def hear(self, place: Place, what: str, text: str) -> None:
+    def on_message(self, place: Place, what: str, text: str) -> None:
         place.failed_starts = 0
         left = self._left[place.number]
         if what == TASK_DONE and left is not None:

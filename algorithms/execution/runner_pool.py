@@ -46,7 +46,7 @@ class CountingPool(Supervisor):
     def name_of(self, number: int) -> str:
         return f"runner-{number}"
 
-    def hear(self, place: Place, what: str, text: str) -> None:
+    def on_message(self, place: Place, what: str, text: str) -> None:
         running, left = self._running[place.number], self._left[place.number]
         if what == BEGINS:
             running[text] = None
@@ -146,20 +146,20 @@ class RunnerJob(Job):
             bundle.on_stuck = leave_stuck
             bundle.max_rollouts = given.left
             bundle.on_execute = partial(report_execution, worker)
-            bundle.on_ready = partial(worker.tell, WORKS)
+            bundle.on_ready = partial(worker.send, WORKS)
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
         else:
-            worker.tell(WORKS)  # a bundle of somebody else's does not say when it has loaded everything
+            worker.send(WORKS)  # a bundle of somebody else's does not say when it has loaded everything
         part = LoopTask(f"runner-{worker.number}", lambda: _on_store(bundle, worker))
         worker.when_cancelled(part.cancel)
         part.run()
         if part.error is not None:
             _log.error("Runner %d failed.", worker.number, exc_info=part.error)
-            worker.tell(FAILED, f"{type(part.error).__name__}: {part.error}")
+            worker.send(FAILED, f"{type(part.error).__name__}: {part.error}")
             return HOPELESS
         if getattr(bundle, "given_up", 0) and not worker.stop.is_set():
             return WORN_OUT
-        worker.tell(DONE)
+        worker.send(DONE)
         return 0
 
 
@@ -171,7 +171,7 @@ def _processors() -> int:
 
 def report_execution(worker: WorkerContext, rollout_id: str, begins: bool) -> None:
     """Report that an attempt of this rollout begins, or has ended."""
-    worker.tell(BEGINS if begins else ENDS, rollout_id)
+    worker.send(BEGINS if begins else ENDS, rollout_id)
 
 
 def leave_stuck(prefix: str) -> None:

@@ -19,7 +19,7 @@ from ...core.log.sqlite.writer_lock import WriterLock
 from ...core.log.topics import FACTS
 from ...core.model.rollout import Fact
 from ...runners.stop_events import until_set
-from .delivery import Hands, Stopped
+from .delivery import Delivery, Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +88,15 @@ class Cursor:
         self._lock.release()
 
 
-async def follow_store(store: Any, hands: Hands, cursor: Cursor) -> None:
-    """Hand over what the store's subscription brings, from the cursor on, until `hands.stop` is set."""
+async def follow_store(store: Any, delivery: Delivery, cursor: Cursor) -> None:
+    """Deliver what the store's subscription brings, from the cursor on, until `delivery.stop` is set."""
     await store.statistics()  # an HTTP store says where it is with its first answer
     log_id = str(store.position()).partition(":")[0]
     since = await asyncio.to_thread(cursor.open, log_id)
-    facts = store.subscribe(list(hands.subscriber.types) or None, since=since)
-    stopped = asyncio.ensure_future(until_set(hands.stop))
+    facts = store.subscribe(list(delivery.subscriber.types) or None, since=since)
+    stopped = asyncio.ensure_future(until_set(delivery.stop))
     try:
-        while not hands.stop.is_set():
+        while not delivery.stop.is_set():
             upcoming = asyncio.ensure_future(anext(facts))
             await asyncio.wait({upcoming, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if not upcoming.done():
@@ -105,7 +105,7 @@ async def follow_store(store: Any, hands: Hands, cursor: Cursor) -> None:
                 return
             fact = upcoming.result()
             if not cursor.has(fact):
-                await hands.hand(fact)
+                await delivery.deliver(fact)
                 await asyncio.to_thread(cursor.keep, fact)
     except Stopped:
         return
@@ -117,9 +117,9 @@ async def follow_store(store: Any, hands: Hands, cursor: Cursor) -> None:
 class GroupFollower:
     """A member of a consumer group on `facts`: what was taken is committed, what was not comes again, here or elsewhere."""
 
-    def __init__(self, log: Log, hands: Hands, member_id: str, namespace: str = "default") -> None:
+    def __init__(self, log: Log, delivery: Delivery, member_id: str, namespace: str = "default") -> None:
         self._log = log
-        self._hands = hands
+        self._delivery = delivery
         self._member_id = member_id
         self._namespace = namespace
         self._member: Membership | None = None
@@ -127,9 +127,9 @@ class GroupFollower:
         """Partition -> (position, index) of the newest fact that was taken: publishers that take over repeat some."""
 
     async def run(self) -> None:
-        """Until `hands.stop` is set. The function that runs is not interrupted."""
-        stop = self._hands.stop
-        self._member = await asyncio.to_thread(self._log.join, self._hands.group, [FACTS], self._member_id)
+        """Until `delivery.stop` is set. The function that runs is not interrupted."""
+        stop = self._delivery.stop
+        self._member = await asyncio.to_thread(self._log.join, self._delivery.group, [FACTS], self._member_id)
         try:
             while not stop.is_set():
                 try:
@@ -156,7 +156,7 @@ class GroupFollower:
             passed[part] = record.offset + 1
             if handled and not await self._commit(part, passed.pop(part)) and not self._has(part):
                 gone.add(part)
-            if self._hands.stop.is_set():
+            if self._delivery.stop.is_set():
                 break
         for part, offset in passed.items():
             await self._commit(part, offset)
@@ -168,11 +168,11 @@ class GroupFollower:
             namespace, position, index = fact.id.rsplit("/", 2)
             place = (int(position), int(index))
         except ValueError as error:
-            await self._hands.put(_unreadable(record, error))
+            await self._delivery.put(_unreadable(record, error))
             return True
         if namespace != self._namespace or place <= self._highest.get(record.partition, (-1, -1)):
             return False
-        wanted = self._hands.subscriber.wants(fact)
+        wanted = self._delivery.subscriber.wants(fact)
         if wanted:
             await self._hand(fact)
         self._highest[record.partition] = place
@@ -181,7 +181,7 @@ class GroupFollower:
     async def _hand(self, fact: Fact) -> None:
         """Hand a fact over, and stay a member meanwhile by polling for nothing."""
         assert self._member is not None
-        work = asyncio.ensure_future(self._hands.hand(fact))
+        work = asyncio.ensure_future(self._delivery.deliver(fact))
         paused = False
         try:
             while not (await asyncio.wait({work}, timeout=STAY_SECONDS))[0]:

@@ -1,4 +1,4 @@
-"""Handing a fact to a subscriber: again with back-off when it raises, and to the dead letters when it never takes it."""
+"""Delivery of a fact to a subscriber: retried with back-off when it raises, and a dead letter when it is never taken."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE_SECONDS = 30.0
 
-Bury = Callable[[DeadLetter], Awaitable[None]]
+AddDeadLetter = Callable[[DeadLetter], Awaitable[None]]
 """Puts a letter into the topic `dead`; raises where it did not get there."""
 
 
 class Stopped(Exception):
-    """The process is to end before the fact was taken; it is handed over again next time."""
+    """The process is to end before the fact was taken; it is delivered again next time."""
 
 
 @dataclass(frozen=True)
-class Handed:
+class Delivered:
     """What became of one fact: `error` is empty where the function took it, else why it lies in `dead` now."""
 
     fact: Fact
@@ -36,8 +36,8 @@ class Handed:
     error: str = ""
 
 
-class Hands:
-    """Hands facts to one subscriber, one at a time. `told` hears of each.
+class Delivery:
+    """Delivers facts to one subscriber, one at a time. `on_delivered` is called after each.
 
     `retries`: further tries after the first, with pauses of `backoff_seconds`, twice that, and so on up to 30 s. An error
     of ours that says of itself that it passes (a store that is away, an outcome that is not known) costs no try.
@@ -50,31 +50,31 @@ class Hands:
         name: str,
         group: str,
         stop: StopSignal,
-        bury: Bury,
+        add_dead_letter: AddDeadLetter,
         store: Any = None,
         retries: int = 5,
         backoff_seconds: float = 0.5,
-        told: Callable[[Handed], None] | None = None,
+        on_delivered: Callable[[Delivered], None] | None = None,
     ) -> None:
         self.subscriber = subscriber
         self.group = group
         self.stop = stop
-        self.bury = bury
+        self.add_dead_letter = add_dead_letter
         self.busy = False
         self._name = name
         self._store = store
         self._retries = retries
         self._backoff_seconds = backoff_seconds
-        self._told = told
+        self._on_delivered = on_delivered
 
-    async def hand(self, fact: Fact) -> Handed:
+    async def deliver(self, fact: Fact) -> Delivered:
         """Return when the fact was taken or lies in `dead`. Raises `Stopped` between two tries."""
         began = time.perf_counter()
         tries = passing = 0
         while True:
             error = await self._try(fact)
             if error is None:
-                return self._done(Handed(fact, tries + 1, time.perf_counter() - began))
+                return self._done(Delivered(fact, tries + 1, time.perf_counter() - began))
             if isinstance(error, AgentLightningError) and error.retryable:
                 passing += 1
             else:
@@ -82,7 +82,7 @@ class Hands:
             reason = f"{type(error).__name__}: {error}"
             if tries > self._retries:
                 await self._give_up(fact, tries, reason)
-                return self._done(Handed(fact, tries, time.perf_counter() - began, reason))
+                return self._done(Delivered(fact, tries, time.perf_counter() - began, reason))
             logger.warning("%s was not taken (%s); it is tried again.", fact.id, reason)
             await self._pause(tries + passing)
 
@@ -115,7 +115,7 @@ class Hands:
         """Write a letter, however long its store is away: a fact is never passed over without one. Raises `Stopped`."""
         for number in range(1, 1 << 30):
             try:
-                return await self.bury(letter)
+                return await self.add_dead_letter(letter)
             except AgentLightningError as error:
                 if not error.retryable:
                     raise
@@ -127,14 +127,14 @@ class Hands:
         if await until_set(self.stop, seconds):
             raise Stopped
 
-    def _done(self, handed: Handed) -> Handed:
-        fact = handed.fact
+    def _done(self, delivered: Delivered) -> Delivered:
+        fact = delivered.fact
         what = f"{fact.type} {fact.rollout_id or ''}".rstrip()
-        if handed.error:
-            logger.error("%s (%s): given up after %d tries: %s", what, fact.id, handed.tries, handed.error)
+        if delivered.error:
+            logger.error("%s (%s): given up after %d tries: %s", what, fact.id, delivered.tries, delivered.error)
         else:
-            again = f", try {handed.tries}" if handed.tries > 1 else ""
-            logger.info("%s (%s): handled in %.0f ms%s", what, fact.id, handed.seconds * 1000, again)
-        if self._told is not None:
-            self._told(handed)
-        return handed
+            again = f", try {delivered.tries}" if delivered.tries > 1 else ""
+            logger.info("%s (%s): handled in %.0f ms%s", what, fact.id, delivered.seconds * 1000, again)
+        if self._on_delivered is not None:
+            self._on_delivered(delivered)
+        return delivered

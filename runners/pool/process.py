@@ -69,7 +69,7 @@ class WorkerContext:
         self._cancelled = False
         self._cancel: Callable[[], None] = lambda: None
 
-    def tell(self, what: str, text: str = "") -> None:
+    def send(self, what: str, text: str = "") -> None:
         """Tell the parent; nothing happens where it is gone."""
         try:
             self._link.send((what, text))
@@ -146,12 +146,12 @@ def _run(assignment: Assignment, link: Connection) -> int:
         job: Any = assignment.job if assignment.pickled is None else pickle.loads(assignment.pickled)
     except Exception as error:
         # Reading it imports the user's modules, which may raise anything.
-        worker.tell(UNREADABLE, f"{type(error).__name__}: {error}")
+        worker.send(UNREADABLE, f"{type(error).__name__}: {error}")
         return HOPELESS
     threading.Thread(
         target=_listen, args=(link, worker, job, assignment.parent_pid), name="agl-link", daemon=True
     ).start()
-    worker.tell(READY)
+    worker.send(READY)
     return job.work(worker)
 
 

@@ -120,7 +120,7 @@ class Supervisor:
         """What the process in a place is told beyond the job, at its start; something that pickle takes."""
         return None
 
-    def hear(self, place: Place, what: str, text: str) -> None:
+    def on_message(self, place: Place, what: str, text: str) -> None:
         """A message of a job, beyond those of every job."""
 
     def is_failed_start(self, place: Place, seconds: float) -> bool:
@@ -216,7 +216,7 @@ class Supervisor:
                 self._start(place)
             return
         alive = place.process.is_alive()
-        self._hear(place)
+        self._receive(place)
         if alive or self.failure is not None:
             return
         code = self._reap(place)
@@ -231,7 +231,7 @@ class Supervisor:
             except InvalidInput as error:
                 self.failure = error
 
-    def _hear(self, place: Place) -> None:
+    def _receive(self, place: Place) -> None:
         try:
             while place.link is not None and place.link.poll():
                 what, text = place.link.recv()
@@ -246,7 +246,7 @@ class Supervisor:
                 elif what == UNREADABLE:
                     place.unreadable = text
                 else:
-                    self.hear(place, what, text)
+                    self.on_message(place, what, text)
         except (EOFError, OSError):
             place.link = None
 

@@ -209,9 +209,9 @@ def test_a_process_that_replaces_another_goes_on_with_its_count_and_the_lost_rol
     place = Place(0, "runner-0")
     assert pool.given(place).left == 2
     for rollout_id in ("ro-1", "ro-2"):
-        pool.hear(place, "begins", rollout_id)
+        pool.on_message(place, "begins", rollout_id)
         if rollout_id == "ro-1":
-            pool.hear(place, "ends", rollout_id)
+            pool.on_message(place, "ends", rollout_id)
             assert pool.given(place).left == 1 and not place.done
     pool.on_end(place, 7)
     assert place.done  # both were begun: nothing is left for another process

@@ -17,7 +17,7 @@ import agentlightning as agl
 from agentlightning.algorithms.subscribers import consumers as following
 from agentlightning.algorithms.subscribers.consumers import Cursor, GroupFollower, follow_store
 from agentlightning.algorithms.subscribers.decorator import Subscriber, load_subscriber
-from agentlightning.algorithms.subscribers.delivery import Handed, Hands, Stopped
+from agentlightning.algorithms.subscribers.delivery import Delivered, Delivery, Stopped
 from agentlightning.core.errors import LogError
 from agentlightning.core.log.dead_letter import DeadLetter
 from agentlightning.core.log.interface import Record
@@ -35,14 +35,15 @@ def fact(position: int = 7, index: int = 0, kind: str = "rollout.completed") -> 
     )
 
 
-def hands_for(func: Any, **more: Any) -> tuple[Hands, list[DeadLetter]]:
+def delivery_for(func: Any, **more: Any) -> tuple[Delivery, list[DeadLetter]]:
     buried: list[DeadLetter] = []
 
-    async def bury(letter: DeadLetter) -> None:
+    async def add_dead_letter(letter: DeadLetter) -> None:
         buried.append(letter)
 
-    made: dict[str, Any] = {"name": "m:f", "group": "g", "stop": Flag(), "bury": bury, "backoff_seconds": 0.01, **more}
-    return Hands(func if isinstance(func, Subscriber) else Subscriber(func, ()), **made), buried
+    made: dict[str, Any] = {"name": "m:f", "group": "g", "stop": Flag(), "add_dead_letter": add_dead_letter}
+    made = {**made, "backoff_seconds": 0.01, **more}
+    return Delivery(func if isinstance(func, Subscriber) else Subscriber(func, ()), **made), buried
 
 
 async def test_a_marked_function_stays_a_function_and_is_handed_its_facts() -> None:
@@ -99,15 +100,15 @@ def test_a_subscriber_is_found_by_name_and_told_what_is_wrong(tmp_path: Path) ->
 
 async def test_what_raises_is_tried_again_with_longer_pauses_and_then_given_up() -> None:
     calls: list[float] = []
-    told: list[Handed] = []
+    on_delivered: list[Delivered] = []
 
     def never(fact: Fact) -> None:
         calls.append(time.monotonic())
         raise ValueError("no, never")
 
-    hands, buried = hands_for(never, retries=3, backoff_seconds=0.05, told=told.append)
-    handed = await hands.hand(fact())
-    assert len(calls) == 4 and handed.tries == 4 and told == [handed]
+    delivery, buried = delivery_for(never, retries=3, backoff_seconds=0.05, on_delivered=on_delivered.append)
+    delivered = await delivery.deliver(fact())
+    assert len(calls) == 4 and delivered.tries == 4 and on_delivered == [delivered]
     pauses = [later - earlier for earlier, later in zip(calls, calls[1:])]
     assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2)))
     (letter,) = buried
@@ -123,8 +124,8 @@ async def test_a_store_that_is_away_costs_no_try() -> None:
         if errors:
             raise errors.pop(0)
 
-    hands, buried = hands_for(sometimes, retries=1)
-    assert (await hands.hand(fact())).tries == 2
+    delivery, buried = delivery_for(sometimes, retries=1)
+    assert (await delivery.deliver(fact())).tries == 2
     assert buried == []
 
 
@@ -133,10 +134,10 @@ async def test_it_stops_between_two_tries_and_never_passes_over_a_fact_without_i
         raise ValueError("no")
 
     stop = Flag()
-    hands, buried = hands_for(never, retries=9, backoff_seconds=10, stop=stop)
+    delivery, buried = delivery_for(never, retries=9, backoff_seconds=10, stop=stop)
     asyncio.get_running_loop().call_later(0.05, stop.set)
     with pytest.raises(Stopped):
-        await asyncio.wait_for(hands.hand(fact()), 5)
+        await asyncio.wait_for(delivery.deliver(fact()), 5)
     assert buried == []
 
     tries: list[int] = []
@@ -146,8 +147,8 @@ async def test_it_stops_between_two_tries_and_never_passes_over_a_fact_without_i
         if len(tries) < 3:
             raise agl.StoreUnreachable("away")
 
-    hands, _ = hands_for(never, retries=0, bury=away)
-    assert (await hands.hand(fact())).error == "ValueError: no" and len(tries) == 3
+    delivery, _ = delivery_for(never, retries=0, add_dead_letter=away)
+    assert (await delivery.deliver(fact())).error == "ValueError: no" and len(tries) == 3
 
 
 def test_a_cursor_remembers_the_facts_of_its_newest_position(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ async def test_facts_are_handed_over_once_and_positions_resume(kind: str, tmp_pa
 
 
 class Member:
-    """A membership that hands over some records once, and writes down what is asked of it."""
+    """A membership that delivers some records once, and writes down what is asked of it."""
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
@@ -243,9 +244,9 @@ class Member:
 
 
 def follower(member: Member, func: Any, stop: Flag) -> GroupFollower:
-    hands, _ = hands_for(func, stop=stop)
+    delivery, _ = delivery_for(func, stop=stop)
     log: Any = SimpleNamespace(join=lambda *_: member)
-    return GroupFollower(log, hands, "m")
+    return GroupFollower(log, delivery, "m")
 
 
 def published(*facts: Fact) -> list[Record]:
@@ -317,10 +318,10 @@ async def run_until(store: Any, folder: Path, seen: list[str | None], count: int
             time.sleep(0.05)
 
     loop = asyncio.get_running_loop()
-    hands, _ = hands_for(on, stop=stop)
+    delivery, _ = delivery_for(on, stop=stop)
     cursor = Cursor(folder / "state", "g")
     try:
-        await asyncio.wait_for(follow_store(store, hands, cursor), 30)
+        await asyncio.wait_for(follow_store(store, delivery, cursor), 30)
     finally:
         cursor.close()
     assert json.loads(cursor.path.read_text())["position"] > 0
