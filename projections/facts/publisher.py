@@ -1,6 +1,6 @@
 """Publishes what the fold accepted: hints to `tasks`, facts to `facts`, what was given up to `dead`.
 
-Only a log on a broker has these topics; elsewhere they are derived while they are read (derived.py), with the same ids in
+Only a log on a broker has these topics; elsewhere they are derived while they are read (derived_topic.py), with the same ids in
 the same order of each key. A hint is written, without waiting, by the node that appended the event: a lost one is repaired
 by stealing. Facts and dead letters are written by the node that leads, at least once: it waits for the acknowledgements,
 and then writes down how far it got, so the next leader begins there or a little before. Within a partition no fact is
@@ -14,21 +14,20 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from copy import copy
 from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from ...core.errors import AgentLightningError
+from ...core.errors import AgentLightningError, LogError, UnknownOutcome
 from ...core.fold.apply import Outcome
-from ...core.log.interface import Done, Log, NewRecord
+from ...core.log.interface import Ack, Done, Log, NewRecord
 from ...core.log.topics import CONTROL, DEAD, FACTS, SNAPSHOTS, TASKS, partition_of
 from ..replica.node import Node
 from ..spans.blobs import Blobs
 from .derived_topic import CLAIMABLE, record_of
 from .feed import FactFeed, hear, plain_facts_of
-from .outbox import Batch, Outbox, settle
 from .published import MOST_MB, Entry, Source, letters_of, reason_of
 
 logger = logging.getLogger(__name__)
@@ -40,6 +39,12 @@ IDLE_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 ODD_RECORDS = 1024
+CHUNK_BYTES = 500_000
+ANSWER_SECONDS = 120.0
+"""Far above the time after which a log answers that it does not know."""
+
+Batch = dict[tuple[str, int], list[NewRecord]]
+"""(topic, partition) -> records, in order."""
 
 
 @runtime_checkable
@@ -48,6 +53,59 @@ class PublishingLog(Protocol):
 
     def partitions_published(self, topic: str) -> int: ...
     def publish(self, topic: str, partition: int, records: list[NewRecord], done: Done) -> None: ...
+
+
+class Outbox:
+    """Sends batches to several partitions. `log`: for what is stored, `publisher`: for what is published."""
+
+    def __init__(self, log: Log, publisher: PublishingLog) -> None:
+        self._log = log
+        self._publisher = publisher
+
+    def send(self, batch: Batch, done: Callable[[Ack | LogError], None]) -> None:
+        """Send without waiting; `done` is called once a partition. Raises what an append raises at once."""
+        for (topic, partition), records in batch.items():
+            put = self._publisher.publish if topic in (TASKS, FACTS) else self._log.append
+            put(topic, partition, records, done)
+
+    def waves(self, batch: Batch) -> Iterator[Batch]:
+        """Pieces of bounded size; the next one of a partition must not go out before the one before was acknowledged."""
+        pieces = {place: list(_pieces(records)) for place, records in batch.items()}
+        for number in range(max(map(len, pieces.values()), default=0)):
+            yield {place: split[number] for place, split in pieces.items() if number < len(split)}
+
+    def settle(self, batch: Batch) -> None:
+        """Send and wait until everything is acknowledged. Raises the first `LogError`; a part may be written then."""
+        if not batch:
+            return
+        gate = threading.Condition()
+        results: list[Ack | LogError] = []
+
+        def done(result: Ack | LogError) -> None:
+            with gate:
+                results.append(result)
+                gate.notify_all()
+
+        self.send(batch, done)
+        with gate:
+            if not gate.wait_for(lambda: len(results) == len(batch), ANSWER_SECONDS):
+                raise UnknownOutcome("the log does not say whether it has what was published")
+        for result in results:
+            if isinstance(result, LogError):
+                raise result
+
+
+def _pieces(records: list[NewRecord]) -> Iterator[list[NewRecord]]:
+    piece: list[NewRecord] = []
+    size = 0
+    for record in records:
+        size += len(record.value)
+        if piece and size > CHUNK_BYTES:
+            yield piece
+            piece, size = [], len(record.value)
+        piece.append(record)
+    if piece:
+        yield piece
 
 
 class Cursor(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +247,7 @@ class Publisher:
         entries = [*entries, *self._odd_between(self._cursor, upto)]
         batch = self._batch(entries)
         for wave in self._outbox.waves(batch):
-            settle(self._outbox, wave)
+            self._outbox.settle(wave)
         passed, self._cursor = upto - self._cursor, upto
         return passed
 
@@ -263,5 +321,5 @@ class Publisher:
         )
         headers = (("t", "facts.cursor"), ("node", writer), ("position", str(self._cursor)), ("ns", self._node.namespace))
         record = NewRecord(self._key, msgspec.json.encode(made), int(self._node.clock.time() * 1_000_000), headers)
-        settle(self._outbox, {(SNAPSHOTS, partition_of(self._key, self._log.partitions(SNAPSHOTS))): [record]})
+        self._outbox.settle({(SNAPSHOTS, partition_of(self._key, self._log.partitions(SNAPSHOTS))): [record]})
         self._saved, self._saved_at = self._cursor, time.monotonic()
