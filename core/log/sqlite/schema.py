@@ -20,9 +20,10 @@ import msgspec
 from ...errors import InvalidInput, LogCorrupt, LogError, LogFull, StorageError
 from ..append_checks import decode_headers
 from ..interface import Record
-from ..topics import STORED, TOPICS
+from ..topics import CONTROL, DEAD, SNAPSHOTS, SPANS, STORED, TOPICS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 was never released: values of its control topic were msgpack."""
 _GROUP_OFFSETS = "group_offsets"
 MOST_OFFSET = 1 << 61
 """No log comes so far; SQLite's numbers end at 2**63."""
@@ -79,7 +80,31 @@ def _objects() -> dict[str, str]:
         )
         if TOPICS[topic].by_key:
             made[f"{name}_by_key"] = f"CREATE INDEX {name}_by_key ON {name} (key, offset)"
+        made[topic] = _view(topic)
     return made
+
+
+_COLUMNS = {
+    CONTROL: {
+        "type": "'$.event.t'",
+        "rollout": "'$.event.rollout_id', '$.event.rollout.rollout_id', '$.event.rollouts[0].rollout_id'",
+    },
+    SPANS: {"type": "'$.t'", "rollout": "'$.rollout_id'", "attempt": "'$.attempt_id'", "name": "'$.body.name'"},
+    DEAD: {"type": "'$.kind'", "rollout": "'$.rollout_id'", "reason": "'$.reason'"},
+}
+"""Columns of a topic's view beside position, time, key and value: JSON paths, the first that is there counts."""
+
+
+def _view(topic: str) -> str:
+    """A view of the topic for people and other programs (docs/how-to/look-with-sqlite3-and-kcat.md); no release reads it."""
+    text = "CAST(value AS TEXT)"
+    columns = ["offset AS position", "strftime('%Y-%m-%d %H:%M:%f', ts / 1e6, 'unixepoch') AS time", "key"]
+    for name, paths in _COLUMNS.get(topic, {}).items():
+        found = [f"json_extract({text}, {path})" for path in paths.split(", ")]
+        first = found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
+        columns.append(f"CASE WHEN json_valid({text}) THEN {first} END AS {name}")
+    columns.append("length(value) AS bytes" if topic == SNAPSHOTS else f"{text} AS value")
+    return f"CREATE VIEW {topic} AS SELECT {', '.join(columns)} FROM {table(topic)}"
 
 
 def _create(db: sqlite3.Connection) -> None:
@@ -105,10 +130,9 @@ def read_meta(db: sqlite3.Connection, path: Path) -> dict[str, str]:
         "[0-9A-Za-z_.-]{1,64}", meta.get("log_id", "")
     ):
         raise LogCorrupt(f"{path} is not a log: its meta table is incomplete", position=0)
-    if int(meta["format"]) > FORMAT_VERSION:
-        raise InvalidInput(
-            f"{path} has format {meta['format']}, this release reads {FORMAT_VERSION}; upgrade the package"
-        )
+    if int(meta["format"]) != FORMAT_VERSION:
+        remedy = "upgrade the package" if int(meta["format"]) > FORMAT_VERSION else "begin a new log in another file"
+        raise InvalidInput(f"{path} has format {meta['format']}, this release reads {FORMAT_VERSION}; {remedy}")
     return meta
 
 
@@ -116,7 +140,7 @@ def _check_objects(db: sqlite3.Connection, path: Path) -> None:
     """Raise `LogCorrupt` unless whatever has the name of a table of ours, or belongs to one, is what we make."""
     ours = _objects()
     query = (
-        "SELECT type, substr(name, 1, 200), tbl_name, substr(sql, 1, 1000) FROM sqlite_master WHERE type != 'trigger'"
+        "SELECT type, substr(name, 1, 200), tbl_name, substr(sql, 1, 2000) FROM sqlite_master WHERE type != 'trigger'"
     )
     found = {str(name): (str(kind), str(of), sql) for kind, name, of, sql in db.execute(query)}
     if "meta" not in found:

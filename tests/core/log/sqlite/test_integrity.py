@@ -193,9 +193,9 @@ def test_a_database_of_somebody_else_is_refused_and_left_alone(tmp_path: Path, o
 
 
 def test_a_newer_format_is_refused_and_left_alone(path: Path, opened: Callable[[Path], Log]) -> None:
-    change(path, "UPDATE meta SET value = '2' WHERE key = 'format'")
+    change(path, "UPDATE meta SET value = '3' WHERE key = 'format'")
     before = path.read_bytes()
-    with pytest.raises(InvalidInput, match="format 2.*upgrade"):
+    with pytest.raises(InvalidInput, match="format 3.*upgrade"):
         opened(path).close()
     assert path.read_bytes() == before
     assert not check_file(path).sound
