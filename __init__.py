@@ -141,8 +141,8 @@ if TYPE_CHECKING:
     from .projections.store.store import EventLogStore as EventLogStore
     from .rest.client.client import LightningStoreClient as LightningStoreClient
     from .rest.open_store import open_store as open_store
+    from .rest.server.delegating_store import LightningStoreThreaded as LightningStoreThreaded
     from .rest.server.server import LightningStoreServer as LightningStoreServer
-    from .rest.server.threaded_store import LightningStoreThreaded as LightningStoreThreaded
     from .runners.agent.decorators import llm_rollout as llm_rollout
     from .runners.agent.decorators import prompt_rollout as prompt_rollout
     from .runners.agent.decorators import rollout as rollout
@@ -269,7 +269,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "rest.client.client": ("LightningStoreClient",),
     "rest.open_store": ("open_store",),
     "rest.server.server": ("LightningStoreServer",),
-    "rest.server.threaded_store": ("LightningStoreThreaded",),
+    "rest.server.delegating_store": ("LightningStoreThreaded",),
     "runners.agent.decorators": ("llm_rollout", "prompt_rollout", "rollout"),
     "runners.agent.litagent": ("LitAgent",),
     "runners.emit.emitters": ("emit_annotation", "emit_exception", "emit_message", "emit_object", "emit_reward"),

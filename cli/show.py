@@ -16,7 +16,7 @@ from ..projections.history.rollout_history import History, Step, history_of
 from ..projections.spans.blobs import Blobs
 from ..projections.spans.schema import key_range
 from ..projections.spans.span_log import SpanBook
-from ..projections.store.answers import seconds
+from ..projections.store.views import seconds
 from .conversation import as_text, exchange
 from .ending import ending_lines, ending_of
 from .finding_runs import NO_LIMIT_MB, Located, located

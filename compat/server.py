@@ -27,9 +27,9 @@ from ..core.model.span import Span
 from ..core.model.store_interface import LightningStore
 from ..core.spans.readers import find_final_reward
 from ..projections.replica import validation as arguments
-from ..projections.store.answers import config_in, rollout_out
 from ..projections.store.memory_store import InMemoryLightningStore
 from ..projections.store.store import EventLogStore
+from ..projections.store.views import config_in, rollout_out
 from ..rest.client.client import LightningStoreClient
 from ..rest.open_store import open_store
 from ..rest.server.uvicorn_runner import Serving, access_host, check_bind

@@ -18,7 +18,7 @@ from ..core.model.rollout import AttemptedRollout
 from ..core.model.store_interface import LightningStore
 from ..projections.replica.command_context import Call
 from ..rest.api import encoding as wire
-from ..rest.api.limits import count_json
+from ..rest.api.encoding import count_json
 from ..rest.api.routes import METHODS
 from ..rest.server.app import Door
 from ..rest.server.asgi import Disconnected, Receive, Scope, Send, read_body, until_gone

@@ -218,13 +218,13 @@ def touch_reward(_: str, db: sqlite3.Connection) -> None:
         record = span_records.decode(bytes(value))
         if not isinstance(record, span_records.SpanAdded):
             continue
-        body = payload.decode(record.body)
+        body = payload.decode(bytes(record.body))
         names = [name for name in body["attributes"] if name.endswith(".value") and "reward" in name]
         if not names:
             continue
         body["attributes"][names[0]] = 1.0
         changed = span_records.SpanAdded(
-            record.rollout_id, record.attempt_id, record.span_id, payload.encode(body), record.sequence_id
+            record.rollout_id, record.attempt_id, record.span_id, payload.inline(payload.encode(body)), record.sequence_id
         )
         _rewrite(db, "spans_0", offset, span_records.encode(changed), True)
         return

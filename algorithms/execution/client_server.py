@@ -155,8 +155,8 @@ def _client(address: str, token: str | None) -> LightningStore:
 
 
 def _server(store: LightningStore, host: str, port: int, token: str | None) -> Any:
+    from ...rest.server.delegating_store import LightningStoreThreaded
     from ...rest.server.server import LightningStoreServer, PythonServerLauncherArgs
-    from ...rest.server.threaded_store import LightningStoreThreaded
 
     if not store.capabilities.get("thread_safe", False):
         store = LightningStoreThreaded(store)

@@ -79,7 +79,7 @@ class SharedMemoryExecutionStrategy(ExecutionStrategy):
 
     def _shared(self, store: LightningStore) -> LightningStore:
         from ...projections.store.store import EventLogStore
-        from ...rest.server.threaded_store import LightningStoreThreaded
+        from ...rest.server.delegating_store import LightningStoreThreaded
 
         # Ours is safe whatever it says; a wrapper would only hide its log from the runners.
         safe = isinstance(store, EventLogStore) or store.capabilities.get("thread_safe", False)

@@ -34,7 +34,7 @@ from ...core.model.store_interface import LightningStoreCapabilities, LightningS
 from ...projections.facts.feed import facts_of
 from ...projections.history.past_store import PastStore
 from ...projections.replica import validation as arguments
-from ...projections.store.answers import attempted_out, resources_out
+from ...projections.store.views import attempted_out, resources_out
 from .decisions import Recording, Script, Step
 from .run_store import ENQUEUED, PUBLISHED, STARTED, request_digest, resources_digest
 

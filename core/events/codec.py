@@ -12,10 +12,9 @@ import msgspec
 
 from ..errors import AgentLightningError
 from ..log.interface import Headers, NewRecord
-from .depth_limit import deeper_than
-from .payload import MAX_DEPTH
+from .payload import MAX_DEPTH, deeper_than
 from .run_events import RunEvent, RunRecord
-from .schema import AnyEvent, LogOpened, Proposal, RolloutsEnqueued, RolloutStarted
+from .schema import AnyEvent, Proposal, RolloutsEnqueued, RolloutStarted
 
 SCHEMA_VERSION = 1
 """Version of the events in this file's terms; written as header `v` and as `v` of the value where it is not 1."""
@@ -162,8 +161,3 @@ def record_of(proposal: Proposal, namespace: str, traceparent: str | None = None
         timestamp_us=proposal.time_us,
         headers=headers_of(proposal, namespace, traceparent),
     )
-
-
-def opens_log(proposal: Proposal) -> bool:
-    """Say whether this is the record that a namespace begins with."""
-    return isinstance(proposal.event, LogOpened)

@@ -146,11 +146,6 @@ class State:
         made.verdicts, made.archived = self.verdicts.copied(), self.archived.copied()
         return made
 
-    def latest_attempt(self, rollout_id: str) -> Attempt | None:
-        """The attempt with the highest sequence id, if the rollout is hot and has one."""
-        rollout = self.rollouts.get(rollout_id)
-        return rollout.attempts[-1] if rollout is not None and rollout.attempts else None
-
 
 _SCALARS = (
     "archive_after", "created", "fingerprint", "fold_version", "halted", "latest_resources", "position", "refused",

@@ -26,7 +26,7 @@ from ...core.log.topics import CONTROL
 from ...core.model.rollout import Fact
 from ..history.run_index import run_of
 from ..replica import validation as arguments
-from ..replica.futures import Delivery
+from ..replica.command_context import Delivery
 from ..replica.node import Node
 from ..replica.snapshots import Restored
 

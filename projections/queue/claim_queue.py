@@ -30,7 +30,7 @@ from ...core.clock import Clock, SystemClock
 from ...core.events import payload
 from ...core.fold.state import State
 from ..history.run_index import runs_of
-from ..replica.futures import Delivery
+from ..replica.command_context import Delivery
 
 WINDOW = 64
 """So many of the oldest are looked at at most: order is strict but for these."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from ..replica.futures import Delivery
+from ..replica.command_context import Delivery
 
 
 class _Waiter:

@@ -6,8 +6,10 @@ before it calls the store; without one every call is a first try under a new id.
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 from ...core.errors import Expired, Refused
 from ...core.fold.deduplication import Reason
@@ -86,3 +88,42 @@ def refusal(reason: str, command_id: str) -> Exception:
     if reason == "expired":
         return Expired(f"command {command_id} is older than what the log can judge; read the entity to see its outcome")
     return Refused(f"the log refused command {command_id}: {reason}", reason=reason)
+
+
+Slot = tuple["asyncio.Future[Any]", Any, bool]
+
+
+def _settle(slots: list[Slot]) -> None:
+    for future, value, failed in slots:
+        if not future.done():
+            if failed:
+                future.set_exception(value)
+            else:
+                future.set_result(value)
+
+
+class Delivery:
+    """Collects settled futures and hands them over with one wake-up a loop. Not thread-safe: use it under a lock."""
+
+    def __init__(self) -> None:
+        self._by_loop: dict[asyncio.AbstractEventLoop, list[Slot]] = {}
+
+    def put(self, future: asyncio.Future[Any], value: Any, failed: bool = False) -> None:
+        """Settle `future` at the next `flush`."""
+        loop = future.get_loop()
+        slots = self._by_loop.get(loop)
+        if slots is None:
+            slots = self._by_loop[loop] = []
+        slots.append((future, value, failed))
+
+    def flush(self) -> None:
+        """Wake the loops. A loop that was closed meanwhile has nobody left who waits."""
+        if not self._by_loop:
+            return
+        ready, self._by_loop = self._by_loop, {}
+        for loop, slots in ready.items():
+            try:
+                loop.call_soon_threadsafe(_settle, slots)
+            except RuntimeError:
+                if not loop.is_closed():
+                    raise

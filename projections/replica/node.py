@@ -36,8 +36,7 @@ from ...core.fold.state import FOLD_VERSION, State
 from ...core.ids import uuid7_hex
 from ...core.log.interface import Ack, Log, NewRecord, Record, Subscription
 from ...core.log.topics import CONTROL, partition_of
-from .command_context import refusal
-from .futures import Delivery
+from .command_context import Delivery, refusal
 from .settings import StoreSettings
 from .snapshots import Restored
 

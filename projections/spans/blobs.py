@@ -9,7 +9,7 @@ from ...core.errors import LogCorrupt, LogError
 from ...core.events import payload
 from ...core.log.interface import Ack, Log, NewRecord
 from ...core.log.topics import BLOBS, partition_of
-from ..replica.futures import Delivery
+from ..replica.command_context import Delivery
 
 
 class Blobs:

@@ -21,8 +21,7 @@ from ...core.ids import uuid7_hex
 from ...core.log.interface import EVERYWHERE, Ack, KeyRange, Log, NewRecord, Record
 from ...core.log.topics import SPANS, partition_of
 from ...core.model.span import Span
-from ..replica.command_context import Call, current_call
-from ..replica.futures import Delivery
+from ..replica.command_context import Call, Delivery, current_call
 from ..replica.validation import CheckedSpan
 from .blobs import Blobs
 from .schema import Counter, SequenceReserved, SpanAdded, SpanRecord, decode, encode, fold_spans, id_of

@@ -22,9 +22,8 @@ from ...core.model import rollout as model
 from ...core.model.store_interface import LightningStore
 from ..replica import validation as arguments
 from ..replica.command_context import Call, CommandIds, current_call
-from .answers import attempted_out
 from .engine import Engine
-from .views import Peeked, shown
+from .views import Peeked, attempted_out, shown
 
 logger = logging.getLogger(__name__)
 

@@ -30,10 +30,10 @@ from ...core.log.dead_letter import (
 from ...core.log.interface import Ack, Log, Record
 from ...core.log.topics import DEAD, partition_of
 from ...core.model.status import FINISHED
-from ..archive.index_rows import Where
+from ..archive.index import Where
 from ..facts.published import MOST_MB, reason_of
 from ..history.replay import control_records
-from ..replica.futures import Delivery
+from ..replica.command_context import Delivery
 from ..spans.blobs import Blobs
 from .engine import Engine
 

@@ -32,8 +32,7 @@ from ..liveness.expiry import Timekeeper
 from ..liveness.heartbeats import Liveness
 from ..queue.claim_queue import Dispatch
 from ..queue.completion_waiters import Waiters
-from ..replica.command_context import Call, CommandIds, current_call, refusal
-from ..replica.futures import Delivery
+from ..replica.command_context import Call, CommandIds, Delivery, current_call, refusal
 from ..replica.node import Node
 from ..replica.positions import joined, read_token
 from ..replica.settings import StoreSettings

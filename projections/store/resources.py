@@ -19,8 +19,8 @@ from ...core.model.status import WorkerStatus
 from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
 from ..liveness.heartbeats import WorkerBeat
 from ..replica import validation as arguments
-from .answers import resources_out, seconds
 from .engine import Engine
+from .views import resources_out, seconds
 
 
 class ResourceMethods(LightningStore):

@@ -15,7 +15,7 @@ from ...core.fold.archival import unpack
 from ...core.fold.state import FINISHED, Rollout
 from ...core.model import rollout as model
 from ...core.model.query import IncompletePage, compile_filter, page
-from ..archive.index_rows import MOST, SORT_KEYS, ColdRows, Where
+from ..archive.index import MOST, SORT_KEYS, ColdRows, Where
 from .engine import Engine
 from .views import shown
 

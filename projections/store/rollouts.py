@@ -18,10 +18,9 @@ from ...core.model.scalars import plain_scalar
 from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
 from ..replica import validation as arguments
 from ..replica.command_context import current_call
-from .answers import NO_RESOURCES, attempt_out, attempted_out, config_in, latest_out, micros, rollout_out
 from .engine import Engine
 from .rollout_query import RolloutPages, RolloutQuery
-from .views import Peeked, shown
+from .views import NO_RESOURCES, Peeked, attempt_out, attempted_out, config_in, latest_out, micros, rollout_out, shown
 
 M = TypeVar("M")
 

@@ -12,7 +12,7 @@ from ...core.model.rollout import Attempt, AttemptedRollout, Rollout, Worker
 from ...core.model.span import Span
 from ...projections.replica.validation import NAME_LIMIT
 from ..server.invoke import MAX_KEY_LENGTH
-from .limits import MAX_CONTAINERS, MAX_ITEMS, MAX_RECORDS
+from .encoding import MAX_CONTAINERS, MAX_ITEMS, MAX_RECORDS
 from .routes import (
     BASIS_HEADER,
     CALLS_PATH,

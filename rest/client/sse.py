@@ -13,7 +13,7 @@ from ...core.errors import AgentLightningError
 from ...core.model.rollout import Fact
 from ..api.routes import EVENTS_PATH, POSITION_HEADER
 from .batcher import TRANSPORT_ERRORS, Lane, Transient
-from .retry import Delays, Patience
+from .transport import Delays, Patience
 
 SILENCE_SECONDS = 45.0
 """Three times the server's interval of comments: after that long the connection is taken for dead."""

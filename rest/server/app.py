@@ -20,7 +20,7 @@ from starlette.routing import Route as StarletteRoute
 from ...core.errors import AgentLightningError, HistoryChanged, InvalidInput, StoreUnreachable, Unauthorized
 from ...core.model.store_interface import LightningStore
 from ..api import encoding as wire
-from ..api.limits import LARGE_BODY, count_json
+from ..api.encoding import LARGE_BODY, count_json
 from ..api.openapi import describe
 from ..api.routes import (
     CALLS_PATH,
@@ -52,9 +52,8 @@ from .asgi import (
     read_body,
     until_gone,
 )
-from .invoke import CallerGone, Calls, command_of, waits
+from .invoke import CallerGone, Calls, RouteHandler, command_of, waits
 from .otlp import OtlpHandler
-from .route_handler import RouteHandler
 from .sse import stream_events
 from .uvicorn_runner import access_host as reached_at
 

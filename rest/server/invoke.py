@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ...core.errors import ForeignPosition, InvalidInput, NotFound, Refused, StoreUnreachable
 from ...core.ids import uuid7_hex
 from ...core.model.resources import masked
 from ...core.model.store_interface import LightningStore
 from ...projections.replica.command_context import Call, serve
-from ..api.encoding import as_dict
-from ..api.limits import count_spans
-from ..api.routes import LONGEST_HOLD_SECONDS, PRINT_HEADER, READING, Method
+from ..api import encoding as wire
+from ..api.encoding import LARGE_BODY, as_dict, count_spans
+from ..api.routes import (
+    BASIS_HEADER,
+    COMMAND_HEADER,
+    LONGEST_HOLD_SECONDS,
+    METHODS,
+    PRINT_HEADER,
+    READING,
+    Method,
+    Route,
+)
 from ..api.schemas import Page
+from .asgi import Disconnected, read_body, until_gone
 
 T = TypeVar("T")
 
@@ -258,3 +272,90 @@ def guard_page(method: Method, given: Any) -> None:
         raise InvalidInput("Limit must be greater than 0 or -1 for no limit")
     if given.offset < 0:
         raise InvalidInput("Offset must be greater than or equal to 0")
+
+
+log = logging.getLogger("agentlightning.store.server")
+
+
+class RouteHandler:
+    """Serves one row of the table."""
+
+    def __init__(self, route: Route, calls: Calls, body_limit: int) -> None:
+        self.route = route
+        self.method = METHODS[route.method]
+        self._calls = calls
+        self._limit = body_limit
+        self._lists = frozenset(
+            name for name, field in self.method.body.model_fields.items() if _is_list(field.annotation)
+        )
+
+    async def serve(self, request: Request) -> Response:
+        """Answer one request; every refusal is JSON with a sentence."""
+        try:
+            result = await self._call(request)
+            return Response(
+                wire.to_json(self._shape(request, result)), self.route.status, media_type="application/json"
+            )
+        except (CallerGone, Disconnected):
+            raise
+        except Exception as error:
+            status = wire.status_of(error)
+            if status >= 500:
+                wire.note_failure(f"{request.method} {request.url.path}", status, error)
+            headers = {"Retry-After": "1"} if status == 503 else None
+            return Response(wire.to_json(wire.error_body(error)), status, headers, media_type="application/json")
+
+    async def _call(self, request: Request) -> Any:
+        args = await self._arguments(request)
+        given = self.method.body.model_validate(args)
+        guard_page(self.method, given)
+        headers = request.headers
+        command = command_of(headers.get(COMMAND_HEADER), headers.get(BASIS_HEADER), remote=False)
+        work = self._calls.run(self.method, args, command)
+        if waits(self.method, args):
+            receive = request.receive
+            return await self._calls.held(work, lambda: until_gone(receive))
+        return await work
+
+    async def _arguments(self, request: Request) -> dict[str, Any]:
+        route = self.route
+        args: dict[str, Any] = {}
+        if route.source == "query":
+            for name in request.query_params:
+                values = request.query_params.getlist(name)
+                args[name] = values if name in self._lists else values[-1]
+        else:
+            body = await read_body(request.scope, request.receive, self._limit)
+            if body or not route.optional:
+                large = len(body) > LARGE_BODY
+                value = await asyncio.to_thread(wire.from_json, body) if large else wire.from_json(body) if body else None
+                args = self._from_body(value)
+        args.update(request.path_params)
+        return args
+
+    def _from_body(self, value: Any) -> dict[str, Any]:
+        if self.route.whole is not None:
+            return {self.route.whole: value}
+        if value is None and self.route.optional:
+            return {}
+        fields = wire.as_dict(value)
+        if fields is None:
+            # Pydantic says what is missing, in the form of every other refusal of this kind.
+            self.method.body.model_validate(value)
+            raise InvalidInput("the body is a JSON object")
+        return fields
+
+    def _shape(self, request: Request, result: Any) -> Any:
+        kind = self.route.answer
+        if kind == "items":
+            return result.items
+        if kind == "sequence_id":
+            return {"sequence_id": result}
+        if kind == "must_exist" and result is None:
+            raise NotFound.rollout(str(request.path_params.get("rollout_id")))
+        return result
+
+
+def _is_list(annotation: Any) -> bool:
+    options = (annotation, *get_args(annotation))
+    return any(get_origin(option) is list for option in options)

@@ -14,8 +14,7 @@ from ...core.model.store_interface import LightningStore, LightningStoreCapabili
 from ..api.routes import DEFAULT_PORT, OTLP_TRACES_PATH
 from ..client.client import LightningStoreClient
 from .app import DEFAULT_PAYLOAD_MB, Door
-from .delegating_store import Delegating
-from .threaded_store import LightningStoreThreaded
+from .delegating_store import Delegating, LightningStoreThreaded
 from .uvicorn_runner import Serving, access_host, check_bind
 
 log = logging.getLogger("agentlightning.store.server")

@@ -11,6 +11,8 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
+
 from agentlightning.core.events.codec import record_of
 from agentlightning.core.events.schema import AnyEvent, Claim, NewRollout, Proposal
 from agentlightning.core.fold import apply as fold
@@ -60,7 +62,7 @@ class History:
         while len(made) < count:
             name = f"{self.state.position:032x}"
             rollout_id = decide.rollout_id_of(name)
-            body = b"m" + bytes([0xD9, 60]) + b"q" * 60
+            body = msgspec.Raw(b'"' + b"q" * 60 + b'"')
             made.append(self.step(decide.enqueue([NewRollout(rollout_id, body)]), name))
             claim = decide.claim(self.state, rollout_id, Claim(attempt_id="at-00000000", worker_id="Worker-0"))
             assert claim is not None

@@ -1,7 +1,7 @@
 """How many files of the package a call enters, and how often it changes from one file to another.
 
-`python -m tests.benchmarks.bench_structure`. Counted with `sys.setprofile` in all threads, over client, server and store, for the
-calls that a runner and an algorithm make all day. Figures of structure, no timing: the machine does not matter.
+`python -m tests.benchmarks.bench_structure`. Counted with `sys.setprofile` in all threads, over client, server and store,
+for the calls that a runner and an algorithm make all day. Figures of structure, no timing: the machine does not matter.
 """
 
 from __future__ import annotations

@@ -1,3 +1,3 @@
 """The import path agentlightning.store.threading of the older releases."""
 
-from agentlightning.rest.server.threaded_store import LightningStoreThreaded as LightningStoreThreaded
+from agentlightning.rest.server.delegating_store import LightningStoreThreaded as LightningStoreThreaded

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agentlightning.core.events import codec
 from agentlightning.core.events import schema as events
 from agentlightning.core.events.codec import Undecodable, UnknownEvent, decode, encode
-from agentlightning.core.events.depth_limit import deeper_than
+from agentlightning.core.events.payload import deeper_than
 from agentlightning.core.events.schema import Claim, Config, NewRollout, Proposal
 from agentlightning.core.fold.apply import apply
 from agentlightning.core.fold.state import State, dump

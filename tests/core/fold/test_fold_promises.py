@@ -174,7 +174,7 @@ def test_a_finished_rollout_leaves_at_a_position_and_comes_back_unaltered() -> N
     assert [rollout.rollout_id for rollout, _ in gone] == ["ro-a"] and "ro-a" not in desk.state.rollouts
     late = events.AttemptUpdated(rollout_id="ro-a", generation=0, sequence_id=1, status="failed")
     assert desk.reason(late) == "archived"
-    assert desk.reason(decide.enqueue([NewRollout("ro-a", b"")])) == "exists"
+    assert desk.reason(decide.enqueue([NewRollout("ro-a", msgspec.Raw(b"0"))])) == "exists"
     assert desk.reason(decide.restore("ro-a", gone[0][1] + b"\x00")) == "altered"
     assert desk.reason(decide.restore("ro-a", gone[0][1])) == ""
     assert desk.state.rollouts["ro-a"].status == "succeeded"

@@ -8,6 +8,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agentlightning.core.events.codec import encode
@@ -43,7 +44,7 @@ def long_log(records: int) -> MemoryLog:
     body = payload({"task": "what is it? " * 5})
     while len(values) < records:
         rollout_id = decide.rollout_id_of(uuid7_hex())
-        put(decide.enqueue([NewRollout(rollout_id, body)]))
+        put(decide.enqueue([NewRollout(rollout_id, msgspec.Raw(body))]))
         put(decide.claim(state, rollout_id, Claim(attempt_id="at-12345678", worker_id="w")))
         rollout = state.rollouts[rollout_id]
         put(decide.update_attempt(

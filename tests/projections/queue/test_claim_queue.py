@@ -24,7 +24,7 @@ from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL, TASKS
 from agentlightning.projections.queue.claim_queue import STEAL_SECONDS, WINDOW, Dispatch
 from agentlightning.projections.queue.task_hints import HintFeed, Offsets, feed_of
-from agentlightning.projections.replica.futures import Delivery
+from agentlightning.projections.replica.command_context import Delivery
 from agentlightning.projections.store.store import EventLogStore
 
 from ..store.tools import store_on

@@ -18,8 +18,8 @@ from agentlightning.projections.archive.index import ColdIndex
 from agentlightning.projections.facts import feed as fact_feed
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store import answers
 from agentlightning.projections.store import resources as catalogue
+from agentlightning.projections.store import views
 from agentlightning.projections.store.store import EventLogStore
 
 from ..store.tools import begin, claim, span, take_facts
@@ -37,7 +37,7 @@ class Watched:
         for owner, names in (
             (SqliteLog, ("read", "read_key")),
             (ColdIndex, ("get", "body", "flush", "counts")),
-            (answers, ("assemble",)),
+            (views, ("assemble",)),
             (catalogue, ("resources_out",)),
             (fact_feed, ("facts_of",)),
             (catalogue.Worker, ("model_construct",)),

@@ -8,6 +8,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentlightning.core.events.codec import encode
@@ -51,7 +52,7 @@ class Writer:
             event = (
                 decide.open_log(1000, 1000, 1)
                 if position == 0
-                else decide.enqueue([NewRollout(decide.rollout_id_of(uuid7_hex()), payload({"at": position}))])
+                else decide.enqueue([NewRollout(decide.rollout_id_of(uuid7_hex()), msgspec.Raw(payload({"at": position})))])
             )
             proposal = Proposal(
                 id=uuid7_hex(), time_us=position, writer=self.name, basis=position - 1,

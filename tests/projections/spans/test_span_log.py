@@ -20,9 +20,9 @@ from agentlightning.core.log.topics import BLOBS, SPANS
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.spans import span_log as span_book
-from agentlightning.projections.store.answers import INCOMPLETE
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.projections.store.store import EventLogStore
+from agentlightning.projections.store.views import INCOMPLETE
 
 from ..store.logs import LosingLog
 from ..store.tools import Unclosed, begin, control_values, span, store_on

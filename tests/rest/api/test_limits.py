@@ -20,7 +20,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from agentlightning.core.errors import InvalidInput, PayloadTooLarge
 from agentlightning.core.model.store_interface import LightningStore
 from agentlightning.rest.api import encoding as wire
-from agentlightning.rest.api import limits
 from agentlightning.rest.client import remote_log
 from agentlightning.rest.client.client import LightningStoreClient
 from agentlightning.rest.server import app as door
@@ -41,8 +40,8 @@ SPAN = {
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundredth of the real ones."""
     for name in ("MAX_CONTAINERS", "MAX_ITEMS"):
-        monkeypatch.setattr(limits, name, getattr(limits, name) // 100)
-    monkeypatch.setattr(limits, "MAX_RECORDS", 5_000)
+        monkeypatch.setattr(wire, name, getattr(wire, name) // 100)
+    monkeypatch.setattr(wire, "MAX_RECORDS", 5_000)
 
 
 def otlp(events: int) -> bytes:
@@ -55,17 +54,17 @@ def otlp(events: int) -> bytes:
 
 def test_a_gzip_body_is_read_in_linear_time_whatever_its_members(store: LightningStore) -> None:
     text = bytes(300_000)
-    assert limits.gunzip(gzip.compress(text[:1]) * 4000 + gzip.compress(text), 400_000) == bytes(4000) + text
+    assert wire.gunzip(gzip.compress(text[:1]) * 4000 + gzip.compress(text), 400_000) == bytes(4000) + text
     many = zlib.compressobj(wbits=31).flush() * 50_000  # a million bytes of members that hold nothing
     began = time.perf_counter()
     with pytest.raises(InvalidInput, match="members"):
-        limits.gunzip(many, 1_000_000)
+        wire.gunzip(many, 1_000_000)
     assert time.perf_counter() - began < 5
     for wrong in (gzip.compress(text)[:-1], gzip.compress(text) + b"x", b"x"):
         with pytest.raises(InvalidInput):
-            limits.gunzip(wrong, 400_000)
+            wire.gunzip(wrong, 400_000)
     with pytest.raises(PayloadTooLarge):
-        limits.gunzip(gzip.compress(text), 299_999)
+        wire.gunzip(gzip.compress(text), 299_999)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_a_gzip_body_is_read_in_linear_time_whatever_its_members(store: Lightnin
         (wire.unpack, b"\xdd" + (50_000).to_bytes(4, "big") + b"\x90" * 50_000),
         (wire.unpack, b"\x91\xdd" + (50_001).to_bytes(4, "big") + b"\x01" * 50_001),
         (wire.unwrap, b"[" + b"{}," * 6_000 + b"{}]"),
-        (limits.count_otlp, otlp(6_000)),
+        (wire.count_otlp, otlp(6_000)),
     ],
     ids=["lists", "numbers", "msgpack lists", "msgpack numbers", "json in msgpack", "otlp events"],
 )
@@ -100,9 +99,9 @@ def test_dense_parts_of_one_batch_are_counted_together(store: LightningStore, sm
 
 
 def test_fields_that_nobody_knows_are_counted_too(store: LightningStore, small_limits: None) -> None:
-    limits.count_otlp(b"\x78\x01" * 50_000)
+    wire.count_otlp(b"\x78\x01" * 50_000)
     with pytest.raises(PayloadTooLarge):
-        limits.count_otlp(b"\x78\x01" * 50_001)
+        wire.count_otlp(b"\x78\x01" * 50_001)
 
 
 async def test_an_answer_may_be_larger_than_a_request(

@@ -27,8 +27,8 @@ from agentlightning.core.model.span import Span
 from agentlightning.core.model.store_interface import LightningStore
 from agentlightning.rest.api.routes import METHODS
 from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.server.delegating_store import LightningStoreThreaded
 from agentlightning.rest.server.server import LightningStoreServer, PythonServerLauncherArgs
-from agentlightning.rest.server.threaded_store import LightningStoreThreaded
 
 
 async def test_every_route_asks_for_the_token(store: LightningStore) -> None:

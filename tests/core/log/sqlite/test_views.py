@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
+from agentlightning.core.log.open_log import open_log
 
 PAGE = Path(__file__).parents[4] / "docs" / "how-to" / "look-with-sqlite3-and-kcat.md"
 BLOCKS = re.findall(r'```console\n\$ sqlite3 \.agl/log\.db "(.*?)"\n(.*?)```', PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -21,7 +22,7 @@ NAMES = re.compile(r"\b(ro|at|rs)-[0-9a-f]+|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3
 
 async def one_rollout(path: Path) -> None:
     """A prompt, a rollout, its attempt with a model call and a reward, and its outcome."""
-    with agl.open_store(f"sqlite:///{path}") as store:
+    with agl.EventLogStore(open_log(f"sqlite:///{path}")) as store:
         await store.add_resources({"prompt_template": agl.PromptTemplate(template="Answer: {question}", engine="f-string")})
         await store.enqueue_rollout({"question": "What is the capital of France?"})
         await store.update_worker("worker-1", {"cpu": 0.5})
