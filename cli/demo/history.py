@@ -65,7 +65,7 @@ async def earlier_runs(store: LightningStore) -> list[EarlierRun]:
             run.tested.setdefault(key.candidate, set()).add(key.review_id)
         reward = None
         if rollout.status == "succeeded":
-            reward = find_final_reward(await store.query_spans(rollout.rollout_id))
+            reward = find_final_reward(await store.query_spans(rollout.rollout_id, "latest"))
         if reward is not None:
             run.known[key] = reward
     return list(runs.values())

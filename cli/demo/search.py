@@ -154,7 +154,7 @@ class Search:
 
     async def _collect(self, key: Key, rollout_id: str) -> None:
         await self._store.wait_for_rollouts([rollout_id])
-        reward = find_final_reward(await self._store.query_spans(rollout_id))
+        reward = find_final_reward(await self._store.query_spans(rollout_id, "latest"))
         if reward is not None:
             self.rewards[rollout_id] = reward
         elif not self._first_error:

@@ -121,6 +121,11 @@ def _decode_otherwise(value: bytes, error: str) -> Proposal:
     raise Undecodable(f"not a proposal: {error}") from None
 
 
+def needle(text: str) -> bytes:
+    """The bytes by which a text stands in a value: a value without them does not name it and need not be decoded."""
+    return _encode(text.encode("utf-8", "replace").decode())[1:-1]
+
+
 def type_of(event: AnyEvent | RunEvent) -> str:
     """The stable name of the event's type in the log."""
     tag = event.__struct_config__.tag

@@ -35,7 +35,7 @@ async def hand_in(address: str, token: str | None) -> int:
         rollouts = [await store.enqueue_rollout({"a": number, "b": 2 * number}) for number in range(TASKS)]
         ended = await store.wait_for_rollouts([one.rollout_id for one in rollouts], timeout=PATIENCE_SECONDS)
         for rollout in ended:
-            reward = agl.find_final_reward(await store.query_spans(rollout.rollout_id))
+            reward = agl.find_final_reward(await store.query_spans(rollout.rollout_id, "latest"))
             print(f"{rollout.rollout_id} {rollout.status} {rollout.input} reward {reward}")
         print(f"{len(ended)} of {TASKS} are over")
         return 0 if len(ended) == TASKS else 1

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ...core.errors import InvalidInput, NotFound
+from ...core.events import codec
 from ...core.events.codec import Undecodable, UnknownEvent, decode
 from ...core.events.schema import AnyEvent, Claim, Proposal, RolloutsEnqueued, RolloutStarted
 from ...core.fold.apply import Outcome, apply
@@ -59,11 +60,11 @@ def find_rollout(log: Log, prefix: str, namespace: str = "default") -> str:
     """
     if not prefix:
         raise InvalidInput("an id has at least one character")
-    needle = prefix.encode("utf-8", "replace")
+    needle = codec.needle(prefix)
     found: dict[str, None] = {}
     exact: dict[str, None] = {}
     for record in control_records(log, namespace):
-        if needle not in record.value:  # ids stand in the values as they are, in msgpack and in JSON
+        if needle not in record.value:
             continue
         try:
             event = decode(record.value).event
@@ -123,7 +124,7 @@ def _before(log: Log, rollout_id: str, namespace: str) -> tuple[State, int]:
     state = restored.state
     if rollout_id in state.rollouts or state.archived.get(rollout_id) is not None:
         return State(), 0
-    needle = rollout_id.encode("utf-8", "replace")
+    needle = codec.needle(rollout_id)
     for record in control_records(log, namespace):  # refused ones too; looking is much less work than folding
         if record.offset >= restored.next_offset:
             break

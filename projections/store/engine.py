@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 from ...core.clock import Clock, SystemClock
 from ...core.errors import Archived, ForeignPosition, LogClosed, LogError, NotFound, Rebuilding
 from ...core.events import payload
-from ...core.events.codec import decode
+from ...core.events.codec import decode, needle
 from ...core.events.run_events import RunEvent
 from ...core.events.schema import AnyEvent, AttemptClaimed, Edge, TimePassed
 from ...core.fold import commands as decide
@@ -434,10 +434,11 @@ class Engine(Views):
             verdict = self.node.state.verdicts.get(command_id)
         # Others share the partition at most, so a record lies at its position or behind it.
         offset = None if verdict is None else verdict.position
+        named = needle(command_id)
         while offset is not None:
             records = self.log.read(CONTROL, self.node.partition, offset, RECORDED_SLICE, headers=False)
             for record in records:
-                if record.key == self.node.namespace and command_id.encode() in record.value:
+                if record.key == self.node.namespace and named in record.value:
                     proposal = decode(record.value)
                     if proposal.id == command_id:
                         return proposal.event
