@@ -18,7 +18,7 @@ from ..core.model.resources import mask_models
 from ..projections.facts.publisher import Cursor
 from ..projections.liveness.heartbeats import WorkerBeat
 from ..projections.replica.snapshots import Manifest
-from ..projections.spans import schema as span_records
+from ..projections.spans import schema
 from ..projections.spans.blobs import Blobs
 from .terminal import items, mapping, short
 
@@ -131,9 +131,9 @@ class Decoder:
         return [self._readable(item) for item in several] if several is not None else tree
 
     def _span(self, record: Record, seen: View) -> None:
-        decoded = span_records.decode(record.value, record.offset)
+        decoded = schema.decode(record.value, record.offset)
         seen.rollouts = [decoded.rollout_id]
-        if isinstance(decoded, span_records.SequenceReserved):
+        if isinstance(decoded, schema.SequenceReserved):
             seen.type = "sequence"
             seen.body = {"count": decoded.count}
             return

@@ -11,9 +11,8 @@ from typing import Any
 
 from ..algorithms.adapters.triplets import TracerTraceToTriplet
 from ..core.errors import InvalidInput
-from ..core.events import payload
-from ..core.events import schema as events
-from ..core.fold import commands as decide
+from ..core.events import payload, schema
+from ..core.fold import commands
 from ..core.model.resources import NamedResources
 from ..core.model.rollout import (
     Attempt,
@@ -26,7 +25,7 @@ from ..core.model.rollout import (
 from ..core.model.span import Span
 from ..core.model.store_interface import LightningStore
 from ..core.spans.readers import find_final_reward
-from ..projections.replica import validation as arguments
+from ..projections.replica import validation
 from ..projections.store.memory_store import InMemoryLightningStore
 from ..projections.store.store import EventLogStore
 from ..projections.store.views import config_in, rollout_out
@@ -247,20 +246,20 @@ async def _enqueue(
     """Queue under an id of the first generation; the store's own method gives those of today."""
     rollout_id = f"rollout-{uuid.uuid4()}"
     blobs = store.engine.blobs
-    notes = arguments.mapping_or_none(metadata, "metadata")
-    new = events.NewRollout(
+    notes = validation.mapping_or_none(metadata, "metadata")
+    new = schema.NewRollout(
         rollout_id,
         payload.inline(await blobs.settle(blobs.encode(sample, "the sample"))),
-        arguments.one_of(mode, arguments.MODES, "mode"),
-        arguments.id_or_none(resources_id, "resources_id"),
+        validation.one_of(mode, validation.MODES, "mode"),
+        validation.id_or_none(resources_id, "resources_id"),
         config_in(config),
         payload.inline(await blobs.settle(blobs.encode(notes, "the metadata")) if notes else None),
     )
 
     def answer(_: str) -> Rollout:
-        return rollout_out(decide.find(store.engine.node.state, rollout_id), store.engine.fetch)
+        return rollout_out(commands.find(store.engine.node.state, rollout_id), store.engine.fetch)
 
-    return await store.engine.command(lambda state, command_id: decide.enqueue([new]), answer)
+    return await store.engine.command(lambda state, command_id: commands.enqueue([new]), answer)
 
 
 def _task_of(rollout: Rollout, attempt: Attempt | None) -> Task:

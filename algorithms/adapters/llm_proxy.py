@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from ...core.model.rollout import Triplet
 from ...core.model.span import Span
-from . import span_fields as facts
+from . import span_fields
 from .base import as_spans
 from .trace_tree import finite
 from .triplets import TraceToTripletBase
@@ -70,7 +70,7 @@ def _calls(spans: Sequence[Span], odd: Counter[str]) -> list[_Call]:
             if span.name == _RAW:
                 odd["proxied call without token ids"] += 1
             continue
-        answer = facts.response_id(span) or provider.get("id")
+        answer = span_fields.response_id(span) or provider.get("id")
         answer = answer if isinstance(answer, str) else None
         call = _Call(span, prompt, response, answer, [])
         known = seen.get(answer) if answer is not None else next((one for one in calls if _holds(one, call)), None)
@@ -102,13 +102,13 @@ def _provider_fields(span: Span) -> dict[str, Any]:
 
 def _prompt(span: Span, provider: dict[str, Any], odd: Counter[str]) -> list[int]:
     if span.name == _LITELLM:
-        return facts.prompt_token_ids(span, odd)
+        return span_fields.prompt_token_ids(span, odd)
     return _ids(provider.get("prompt_token_ids"), lambda value: value, odd)
 
 
 def _response(span: Span, provider: dict[str, Any], odd: Counter[str]) -> list[int]:
     if span.name == _LITELLM:
-        return facts.response_token_ids(span, odd)
+        return span_fields.response_token_ids(span, odd)
     if "response_token_ids" in provider:
         return _ids(provider["response_token_ids"], _first, odd)
     return _ids(provider.get("choices"), _first_choice, odd)
@@ -117,8 +117,8 @@ def _response(span: Span, provider: dict[str, Any], odd: Counter[str]) -> list[i
 def _ids(value: Any, pick: Callable[[Any], Any], odd: Counter[str]) -> list[int]:
     if value is None:
         return []
-    picked = pick(facts.spelled(value) if isinstance(value, str) else value)
-    ids = facts.id_list(picked)
+    picked = pick(span_fields.spelled(value) if isinstance(value, str) else value)
+    ids = span_fields.id_list(picked)
     if ids is None:
         if picked is not None:
             odd["token ids that are no list of integers"] += 1
@@ -128,17 +128,17 @@ def _ids(value: Any, pick: Callable[[Any], Any], odd: Counter[str]) -> list[int]
 
 def _first(value: Any) -> Any:
     """The first inner list; a flat list is one already."""
-    items = facts.sequence(value)
+    items = span_fields.sequence(value)
     return cast("Any", items[0]) if items and isinstance(items[0], (list, tuple)) else value
 
 
 def _first_choice(value: Any) -> Any:
-    items = facts.sequence(value)
+    items = span_fields.sequence(value)
     return cast("dict[str, Any]", items[0]).get("token_ids") if items and isinstance(items[0], dict) else None
 
 
 def _reward(calls: Sequence[_Call], spans: Sequence[Span], odd: Counter[str]) -> None:
-    rewards = [(span.sequence_id, facts.reward_of(span, odd)) for span in spans]
+    rewards = [(span.sequence_id, span_fields.reward_of(span, odd)) for span in spans]
     given = [(number, value) for number, value in rewards if value is not None]
     waiting: list[_Call] = []
     pending = iter(calls)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 from ...core.model.span import Span
 from ...core.spans.conventions import Exchange, exchange_of, json_text
 from ...core.spans.model_calls import candidates_of, distinct_calls
-from . import span_fields as facts
+from . import span_fields
 from .base import TraceAdapter, as_spans
 
 if TYPE_CHECKING:
@@ -51,15 +51,15 @@ class TraceToMessages(TraceAdapter[list[OpenAIMessages]]):
         calls = [candidates[place].span for place in distinct_calls(candidates)]
         found: list[OpenAIMessages] = []
         for span in calls:
-            prompts = facts.nested(span.attributes, "gen_ai.prompt")
-            answers = facts.nested(span.attributes, "gen_ai.completion")
+            prompts = span_fields.nested(span.attributes, "gen_ai.prompt")
+            answers = span_fields.nested(span.attributes, "gen_ai.completion")
             exchange = Exchange() if prompts and answers else exchange_of(span)
             prompts, answers = prompts or exchange.prompt, answers or exchange.answers
-            messages = _prompt_messages(facts.sequence(prompts), odd)
-            messages += _answers(facts.sequence(answers), requested.get(span.span_id, []), odd)
+            messages = _prompt_messages(span_fields.sequence(prompts), odd)
+            messages += _answers(span_fields.sequence(answers), requested.get(span.span_id, []), odd)
             odd.update(exchange.unread)
             if messages:
-                functions = facts.nested(span.attributes, "gen_ai.request.functions") or exchange.tools
+                functions = span_fields.nested(span.attributes, "gen_ai.request.functions") or exchange.tools
                 typed = cast("list[ChatCompletionMessageParam]", messages)
                 found.append(OpenAIMessages(messages=typed, tools=cast(Any, _tools(functions, odd))))
             else:
@@ -98,7 +98,7 @@ def _requested(spans: Sequence[Span], odd: Counter[str]) -> dict[str, list[dict[
         call = {
             "id": str(span.attributes.get("tool.call.id", "")),
             "type": str(span.attributes.get("tool.call.type", "function")),
-            "function": {"name": name, "arguments": _arguments(facts.given(span.attributes, "tool.parameters"), odd)},
+            "function": {"name": name, "arguments": _arguments(span_fields.given(span.attributes, "tool.parameters"), odd)},
         }
         found.setdefault(span.parent_id, []).append(call)
     return found
@@ -162,7 +162,7 @@ def _tool_call_id(fields: Mapping[str, Any], open_calls: list[str], odd: Counter
 
 def _tool_calls(fields: Mapping[str, Any], odd: Counter[str]) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
-    for item in facts.sequence(fields.get("tool_calls")):
+    for item in span_fields.sequence(fields.get("tool_calls")):
         call = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
         inner = call.get("function")
         function = cast("dict[str, Any]", inner) if isinstance(inner, dict) else call
@@ -192,9 +192,9 @@ def _content(fields: Mapping[str, Any]) -> Any:
     if content is None:
         return ""
     if isinstance(content, str):
-        parts = facts.sequence(facts.parsed(content)) if content.lstrip().startswith("[") else []
+        parts = span_fields.sequence(span_fields.parsed(content)) if content.lstrip().startswith("[") else []
         return parts if parts and all(_is_part(part) for part in parts) else content
-    parts = facts.sequence(content)
+    parts = span_fields.sequence(content)
     return parts if parts and all(_is_part(part) for part in parts) else json_text(content) or str(content)
 
 
@@ -236,7 +236,7 @@ def _answers(answers: Sequence[Any], requested: list[dict[str, Any]], odd: Count
 
 def _tools(functions: Any, odd: Counter[str]) -> list[dict[str, Any]] | None:
     tools: list[dict[str, Any]] = []
-    for item in facts.sequence(functions):
+    for item in span_fields.sequence(functions):
         fields = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
         name = fields.get("name")
         if not isinstance(name, str):
@@ -247,7 +247,7 @@ def _tools(functions: Any, odd: Counter[str]) -> list[dict[str, Any]] | None:
             function["description"] = fields["description"]
         given = fields.get("parameters")
         if given is not None:
-            parameters = facts.parsed(given) if isinstance(given, str) else given
+            parameters = span_fields.parsed(given) if isinstance(given, str) else given
             if isinstance(parameters, dict):
                 function["parameters"] = parameters
             else:

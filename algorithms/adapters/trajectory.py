@@ -16,7 +16,7 @@ from ...core.model.span import Span
 from ...core.spans.conventions import call_role, exchange_of
 from ...core.spans.model_calls import Candidate, distinct_calls, source_of
 from ...core.spans.readers import get_reward_value
-from . import span_fields as facts
+from . import span_fields
 from .trace_tree import SpanTree
 
 __all__ = ["LLM_CALL_MATCH", "RewardMatchPolicy", "TraceTree", "Transition"]
@@ -69,11 +69,11 @@ class TraceTree(SpanTree):
 
     def agent_name(self) -> str | None:
         """The agent whose work this span is; None where it does not say."""
-        return facts.agent_name(self.span)
+        return span_fields.agent_name(self.span)
 
     def is_reward_span(self) -> bool:
         """Whether the span is a reward, or the work of a function that computes one."""
-        return facts.is_reward(self.span)
+        return span_fields.is_reward(self.span)
 
     def find_llm_calls(
         self,
@@ -112,7 +112,7 @@ class TraceTree(SpanTree):
         for place in kept:
             if not self._counts(candidates[place], llm_call_match, oddities):
                 continue
-            answer = facts.response_id(candidates[place].span)
+            answer = span_fields.response_id(candidates[place].span)
             if known is not None and answer is not None:
                 if answer in known:
                     continue
@@ -123,7 +123,7 @@ class TraceTree(SpanTree):
     def _counts(self, candidate: Candidate, llm_call_match: str, odd: Counter[str] | None) -> bool:
         """Whether a triplet can be made of it: one whose name was not asked for has to hold messages."""
         span = candidate.span
-        if re.search(llm_call_match, span.name) or facts.prompt_of(span) or facts.completion_of(span):
+        if re.search(llm_call_match, span.name) or span_fields.prompt_of(span) or span_fields.completion_of(span):
             return True
         if odd is not None and not candidate.around:
             odd["model call of which no message could be read"] += 1
@@ -206,7 +206,7 @@ class TraceTree(SpanTree):
 
     def extract_prompt_image_urls(self, prompt: Any) -> list[str]:
         """The URLs of the images in messages, in order."""
-        return facts.image_urls(prompt)
+        return span_fields.image_urls(prompt)
 
     def to_trajectory(
         self,
@@ -251,7 +251,7 @@ class TraceTree(SpanTree):
 
     def _say_unmatched(self, odd: Counter[str]) -> None:
         for node in self.traverse():
-            if facts.looks_like_model_call(node.span):
+            if span_fields.looks_like_model_call(node.span):
                 odd[f"answer of a model in a span named {node.span.name[:80]!r}, which was not asked for"] += 1
 
 
@@ -282,7 +282,7 @@ def _matched(
     without: dict[int, float] = {}
     waiting: list[_Moment] = []
     for moment in ordered:
-        reward = facts.reward_of(moment.node.span, odd)
+        reward = span_fields.reward_of(moment.node.span, odd)
         if reward is not None:
             place = _latest(waiting, moment.start)
             if place is None:
@@ -306,7 +306,7 @@ def _place_final(
 
     The order is the store's, by which `find_final_reward` goes too: the clocks of two hosts may disagree.
     """
-    final = max((one.node.place for one in ordered if facts.reward_of(one.node.span, Counter()) is not None), default=-1)
+    final = max((one.node.place for one in ordered if span_fields.reward_of(one.node.span, Counter()) is not None), default=-1)
     if final not in without:
         return
     earlier = [one for one in ordered if id(one.node) in calls and one.node.place < final]
@@ -322,25 +322,25 @@ def _latest(moments: Sequence[_Moment], start: float) -> int | None:
 
 
 def _triplet(span: Span, label: str, odd: Counter[str]) -> Triplet:
-    prompt = facts.prompt_of(span)
+    prompt = span_fields.prompt_of(span)
     response: dict[str, Any] = {
-        "token_ids": facts.response_token_ids(span, odd),
-        "raw_content": facts.completion_of(span),
+        "token_ids": span_fields.response_token_ids(span, odd),
+        "raw_content": span_fields.completion_of(span),
     }
-    logprobs = facts.logprobs_of(span, odd)
+    logprobs = span_fields.logprobs_of(span, odd)
     if logprobs is not None:
         response["logprobs"] = logprobs
     metadata: dict[str, Any] = {
-        "request": facts.nested(span.attributes, "gen_ai.request"),
-        "response": facts.nested(span.attributes, "gen_ai.response"),
-        "response_id": facts.response_id(span),
+        "request": span_fields.nested(span.attributes, "gen_ai.request"),
+        "response": span_fields.nested(span.attributes, "gen_ai.response"),
+        "response_id": span_fields.response_id(span),
         "agent_name": label,
     }
     return Triplet(
         prompt={
-            "token_ids": facts.prompt_token_ids(span, odd),
+            "token_ids": span_fields.prompt_token_ids(span, odd),
             "raw_content": prompt,
-            "image_urls": facts.image_urls(prompt),
+            "image_urls": span_fields.image_urls(prompt),
         },
         response=response,
         metadata=metadata,

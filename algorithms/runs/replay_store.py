@@ -33,7 +33,7 @@ from ...core.model.span import Span
 from ...core.model.store_interface import LightningStoreCapabilities, LightningStoreStatistics
 from ...projections.facts.feed import facts_of
 from ...projections.history.past_store import PastStore
-from ...projections.replica import validation as arguments
+from ...projections.replica import validation
 from ...projections.store.views import attempted_out, resources_out
 from .decisions import Recording, Script, Step
 from .run_store import ENQUEUED, PUBLISHED, STARTED, request_digest, resources_digest
@@ -145,7 +145,7 @@ class ReplayStore(PastStore):
         return await self._created(ENQUEUED, request)
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
-        return [await self._created(ENQUEUED, request) for request in arguments.requests(rollouts)]
+        return [await self._created(ENQUEUED, request) for request in validation.requests(rollouts)]
 
     async def start_rollout(
         self,

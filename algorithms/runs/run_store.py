@@ -22,7 +22,7 @@ from ...core.model.rollout import (
 )
 from ...core.model.scalars import model_data
 from ...core.model.store_interface import UNSET, LightningStore, LightningStoreCapabilities
-from ...projections.replica import validation as arguments
+from ...projections.replica import validation
 from ...projections.replica.positions import number_of
 from ...rest.server.delegating_store import Delegating
 
@@ -149,7 +149,7 @@ class RecordedStore(_Wrapper):
         return rollout
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
-        requests = arguments.requests(rollouts)  # once: it may be a generator
+        requests = validation.requests(rollouts)  # once: it may be a generator
         if not requests:
             return await self.store.enqueue_many_rollouts(requests)
         marked = [one.model_copy(update={"metadata": self._marked(one.metadata)}) for one in requests]
@@ -251,7 +251,7 @@ class RunStore(_Wrapper):
         return rollout
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
-        given = arguments.requests(rollouts)
+        given = validation.requests(rollouts)
         requests = [request.model_copy(update={"config": request.config or self._config}) for request in given]
         made = await self.store.enqueue_many_rollouts(requests)
         self.rollout_ids += [rollout.rollout_id for rollout in made]

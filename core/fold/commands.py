@@ -12,7 +12,7 @@ from hashlib import sha1
 from typing import Any
 
 from ..errors import Archived, NotFound
-from ..events import schema as events
+from ..events import schema
 from ..events.payload import inline
 from ..events.run_events import AlgorithmDecided, RunClosed, RunOpened
 from .state import OVER, QUEUED, Attempt, Rollout, State
@@ -60,32 +60,32 @@ def find_attempt(rollout: Rollout, attempt_id: str) -> Attempt:
     raise NotFound.attempt(attempt_id, rollout.rollout_id)
 
 
-def open_log(window: int, archive_after: int, fold_version: int) -> events.LogOpened:
+def open_log(window: int, archive_after: int, fold_version: int) -> schema.LogOpened:
     """The first record of a namespace."""
-    return events.LogOpened(fold_version=fold_version, window=window, archive_after=archive_after)
+    return schema.LogOpened(fold_version=fold_version, window=window, archive_after=archive_after)
 
 
-def activate_fold(version: int) -> events.FoldActivated:
+def activate_fold(version: int) -> schema.FoldActivated:
     """Switch the semantics of everything that follows."""
-    return events.FoldActivated(version=version)
+    return schema.FoldActivated(version=version)
 
 
-def enqueue(rollouts: Sequence[events.NewRollout]) -> events.RolloutsEnqueued:
+def enqueue(rollouts: Sequence[schema.NewRollout]) -> schema.RolloutsEnqueued:
     """Queue new rollouts, in order."""
-    return events.RolloutsEnqueued(rollouts=tuple(rollouts))
+    return schema.RolloutsEnqueued(rollouts=tuple(rollouts))
 
 
-def start(rollout: events.NewRollout, claim: events.Claim) -> events.RolloutStarted:
+def start(rollout: schema.NewRollout, claim: schema.Claim) -> schema.RolloutStarted:
     """Create a rollout with its first attempt, past the queue."""
-    return events.RolloutStarted(rollout=rollout, claim=claim)
+    return schema.RolloutStarted(rollout=rollout, claim=claim)
 
 
-def claim(state: State, rollout_id: str, claimer: events.Claim) -> events.AttemptClaimed | None:
+def claim(state: State, rollout_id: str, claimer: schema.Claim) -> schema.AttemptClaimed | None:
     """Claim a queued rollout; None where it is not claimable any more."""
     rollout = state.rollouts.get(rollout_id)
     if rollout is None or rollout_id not in state.queue:
         return None
-    return events.AttemptClaimed(
+    return schema.AttemptClaimed(
         rollout_id=rollout_id,
         generation=rollout.generation,
         sequence_id=len(rollout.attempts) + 1,
@@ -93,10 +93,10 @@ def claim(state: State, rollout_id: str, claimer: events.Claim) -> events.Attemp
     )
 
 
-def start_attempt(state: State, rollout_id: str, claimer: events.Claim) -> events.AttemptStarted:
+def start_attempt(state: State, rollout_id: str, claimer: schema.Claim) -> schema.AttemptStarted:
     """Open the next attempt, whatever the rollout's status. Raises `NotFound`, `Archived`."""
     rollout = find(state, rollout_id)
-    return events.AttemptStarted(
+    return schema.AttemptStarted(
         rollout_id=rollout_id,
         generation=rollout.generation,
         sequence_id=len(rollout.attempts) + 1,
@@ -104,16 +104,16 @@ def start_attempt(state: State, rollout_id: str, claimer: events.Claim) -> event
     )
 
 
-def return_claim(rollout: Rollout, attempt: Attempt) -> events.ClaimReturned:
+def return_claim(rollout: Rollout, attempt: Attempt) -> schema.ClaimReturned:
     """Give an unconfirmed claim back to the queue."""
-    return events.ClaimReturned(
+    return schema.ClaimReturned(
         rollout_id=rollout.rollout_id, generation=attempt.generation, sequence_id=attempt.sequence_id
     )
 
 
 def observe(
-    rollout: Rollout, attempt: Attempt, edge: events.Edge, beat_us: int | None
-) -> events.AttemptObserved | None:
+    rollout: Rollout, attempt: Attempt, edge: schema.Edge, beat_us: int | None
+) -> schema.AttemptObserved | None:
     """The edge that a sign of life makes, or None where it changes nothing."""
     if attempt.status in OVER or (attempt.status == "running" and attempt.confirmed):
         return None
@@ -125,7 +125,7 @@ def observe(
         latest = attempt.sequence_id == len(rollout.attempts) and attempt.generation == rollout.generation
         if not latest or rollout.status not in QUEUED:
             return None
-    return events.AttemptObserved(
+    return schema.AttemptObserved(
         rollout_id=rollout.rollout_id,
         generation=attempt.generation,
         sequence_id=attempt.sequence_id,
@@ -138,15 +138,15 @@ def update_attempt(
     rollout: Rollout,
     attempt: Attempt,
     *,
-    status: events.AttemptStatus | None,
+    status: schema.AttemptStatus | None,
     worker_id: str | None,
     metadata: bytes | None,
     beat_us: int | None,
     watermark: int | None,
     lag_ms: int,
-) -> events.AttemptUpdated:
+) -> schema.AttemptUpdated:
     """Change fields of an attempt; None leaves a field alone."""
-    return events.AttemptUpdated(
+    return schema.AttemptUpdated(
         rollout_id=rollout.rollout_id,
         generation=attempt.generation,
         sequence_id=attempt.sequence_id,
@@ -162,14 +162,14 @@ def update_attempt(
 def expire(
     rollout: Rollout,
     attempt: Attempt,
-    kind: events.ExpiryKind,
+    kind: schema.ExpiryKind,
     *,
     beat_us: int | None,
     watermark: int | None,
     lost_retries: int,
-) -> events.AttemptExpired:
+) -> schema.AttemptExpired:
     """End an open attempt for time or silence, naming what was assumed."""
-    return events.AttemptExpired(
+    return schema.AttemptExpired(
         rollout_id=rollout.rollout_id,
         generation=attempt.generation,
         sequence_id=attempt.sequence_id,
@@ -182,9 +182,9 @@ def expire(
     )
 
 
-def requeue(rollout: Rollout) -> events.RolloutRequeued:
+def requeue(rollout: Rollout) -> schema.RolloutRequeued:
     """End a back-off."""
-    return events.RolloutRequeued(
+    return schema.RolloutRequeued(
         rollout_id=rollout.rollout_id, generation=rollout.generation, sequence_id=len(rollout.attempts)
     )
 
@@ -195,16 +195,16 @@ def update_rollout(
     fields: tuple[str, ...],
     *,
     input: bytes = b"",
-    mode: events.Mode | None = None,
+    mode: schema.Mode | None = None,
     resources_id: str | None = None,
-    status: events.RolloutStatus | None = None,
-    config: events.Config | None = None,
+    status: schema.RolloutStatus | None = None,
+    config: schema.Config | None = None,
     metadata: bytes | None = None,
     watermark: int | None = None,
-) -> events.RolloutUpdated:
+) -> schema.RolloutUpdated:
     """Replace the fields named in `fields`. Raises `NotFound`, `Archived`."""
     rollout = find(state, rollout_id)
-    return events.RolloutUpdated(
+    return schema.RolloutUpdated(
         rollout_id=rollout_id,
         generation=rollout.generation,
         fields=fields,
@@ -212,29 +212,29 @@ def update_rollout(
         mode=mode,
         resources_id=resources_id,
         status=status,
-        config=config if config is not None else events.Config(),
+        config=config if config is not None else schema.Config(),
         metadata=inline(metadata),
         watermark=watermark,
     )
 
 
-def restore(rollout_id: str, body: bytes) -> events.RolloutRestored:
+def restore(rollout_id: str, body: bytes) -> schema.RolloutRestored:
     """Bring an archived rollout back, as the cold index kept it."""
-    return events.RolloutRestored(rollout_id=rollout_id, body=body)
+    return schema.RolloutRestored(rollout_id=rollout_id, body=body)
 
 
 def publish_resources(
     resources_id: str, resources: bytes, expected_version: int | None = None
-) -> events.ResourcesPublished:
+) -> schema.ResourcesPublished:
     """Publish new content under an id."""
-    return events.ResourcesPublished(
+    return schema.ResourcesPublished(
         resources_id=resources_id, resources=inline(resources), expected_version=expected_version
     )
 
 
-def pass_time(state: State, elapsed_ms: int) -> events.TimePassed:
+def pass_time(state: State, elapsed_ms: int) -> schema.TimePassed:
     """Move the log's clock on by `elapsed_ms` > 0."""
-    return events.TimePassed(from_ms=state.time_ms, to_ms=state.time_ms + elapsed_ms)
+    return schema.TimePassed(from_ms=state.time_ms, to_ms=state.time_ms + elapsed_ms)
 
 
 def open_run(run_id: str, **fields: Any) -> RunOpened:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ..events import schema as events
+from ..events import schema
 from ..events.payload import outline
 from .archival import hash_of, unpack
 from .deduplication import Reason
@@ -53,7 +53,7 @@ def _fenced(state: State, event: Any) -> tuple[Rollout, Attempt] | Reason:
     return (rollout, attempt) if attempt.generation == event.generation else "stale_generation"
 
 
-def log_opened(state: State, event: events.LogOpened, time_us: int, facts: Facts) -> Reason:
+def log_opened(state: State, event: schema.LogOpened, time_us: int, facts: Facts) -> Reason:
     """Only the first record of a namespace may set it up."""
     if state.position != 0:
         return "already_open"
@@ -66,7 +66,7 @@ def log_opened(state: State, event: events.LogOpened, time_us: int, facts: Facts
     return ""
 
 
-def fold_activated(state: State, event: events.FoldActivated, time_us: int, facts: Facts) -> Reason:
+def fold_activated(state: State, event: schema.FoldActivated, time_us: int, facts: Facts) -> Reason:
     """Semantics only go forward."""
     if event.version <= state.fold_version:
         return "already_active"
@@ -82,7 +82,7 @@ def _halt(state: State, version: int) -> Reason:
     return "halted"
 
 
-def rollouts_enqueued(state: State, event: events.RolloutsEnqueued, time_us: int, facts: Facts) -> Reason:
+def rollouts_enqueued(state: State, event: schema.RolloutsEnqueued, time_us: int, facts: Facts) -> Reason:
     """All of them or none; every id must be new."""
     if not event.rollouts:
         return "malformed"
@@ -100,7 +100,7 @@ def _exists(state: State, rollout_id: str) -> bool:
     return rollout_id in state.rollouts or state.archived.get(rollout_id) is not None
 
 
-def rollout_started(state: State, event: events.RolloutStarted, time_us: int, facts: Facts) -> Reason:
+def rollout_started(state: State, event: schema.RolloutStarted, time_us: int, facts: Facts) -> Reason:
     """Create and claim in one record."""
     if _exists(state, event.rollout.rollout_id):
         return "exists"
@@ -108,7 +108,7 @@ def rollout_started(state: State, event: events.RolloutStarted, time_us: int, fa
     return ""
 
 
-def attempt_claimed(state: State, event: events.AttemptClaimed, time_us: int, facts: Facts) -> Reason:
+def attempt_claimed(state: State, event: schema.AttemptClaimed, time_us: int, facts: Facts) -> Reason:
     """The first valid claim of a claimable rollout wins."""
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
@@ -123,7 +123,7 @@ def attempt_claimed(state: State, event: events.AttemptClaimed, time_us: int, fa
     return ""
 
 
-def attempt_started(state: State, event: events.AttemptStarted, time_us: int, facts: Facts) -> Reason:
+def attempt_started(state: State, event: schema.AttemptStarted, time_us: int, facts: Facts) -> Reason:
     """A claim in any state; where the rollout is busy or finished it begins a new generation."""
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
@@ -138,7 +138,7 @@ def attempt_started(state: State, event: events.AttemptStarted, time_us: int, fa
     return ""
 
 
-def claim_returned(state: State, event: events.ClaimReturned, time_us: int, facts: Facts) -> Reason:
+def claim_returned(state: State, event: schema.ClaimReturned, time_us: int, facts: Facts) -> Reason:
     """Only a claim that still governs its rollout and was never confirmed."""
     found = _fenced(state, event)
     if isinstance(found, str):
@@ -154,7 +154,7 @@ def claim_returned(state: State, event: events.ClaimReturned, time_us: int, fact
     return ""
 
 
-def attempt_observed(state: State, event: events.AttemptObserved, time_us: int, facts: Facts) -> Reason:
+def attempt_observed(state: State, event: schema.AttemptObserved, time_us: int, facts: Facts) -> Reason:
     """A sign of life: preparing runs, unresponsive comes back while nobody else has the rollout."""
     found = _fenced(state, event)
     if isinstance(found, str):
@@ -182,7 +182,7 @@ def attempt_observed(state: State, event: events.AttemptObserved, time_us: int, 
     return ""
 
 
-def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, facts: Facts) -> Reason:
+def attempt_updated(state: State, event: schema.AttemptUpdated, time_us: int, facts: Facts) -> Reason:
     """Fields always, a status only while the attempt is not over: the first end wins."""
     found = _fenced(state, event)
     if isinstance(found, str):
@@ -216,7 +216,7 @@ def attempt_updated(state: State, event: events.AttemptUpdated, time_us: int, fa
     return ""
 
 
-def attempt_expired(state: State, event: events.AttemptExpired, time_us: int, facts: Facts) -> Reason:
+def attempt_expired(state: State, event: schema.AttemptExpired, time_us: int, facts: Facts) -> Reason:
     """Only what the timekeeper saw may expire; the log's clock is checked again."""
     found = _fenced(state, event)
     if isinstance(found, str):
@@ -237,13 +237,13 @@ def attempt_expired(state: State, event: events.AttemptExpired, time_us: int, fa
     if event.beat_us is not None:
         attempt.beat_us = event.beat_us
     attempt.watermark = event.watermark
-    status: events.AttemptStatus = "timeout" if event.kind == "timeout" else "unresponsive"
+    status: schema.AttemptStatus = "timeout" if event.kind == "timeout" else "unresponsive"
     set_attempt_status(state, rollout, attempt, status, time_us, facts)
     propagate(state, rollout, attempt, time_us, facts, 0, lost)
     return ""
 
 
-def rollout_requeued(state: State, event: events.RolloutRequeued, time_us: int, facts: Facts) -> Reason:
+def rollout_requeued(state: State, event: schema.RolloutRequeued, time_us: int, facts: Facts) -> Reason:
     """The end of a back-off, not before it is due by the log's clock."""
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
@@ -256,7 +256,7 @@ def rollout_requeued(state: State, event: events.RolloutRequeued, time_us: int, 
     return ""
 
 
-def rollout_updated(state: State, event: events.RolloutUpdated, time_us: int, facts: Facts) -> Reason:
+def rollout_updated(state: State, event: schema.RolloutUpdated, time_us: int, facts: Facts) -> Reason:
     """Replace the named fields, then the status."""
     rollout = _find(state, event.rollout_id)
     if isinstance(rollout, str):
@@ -285,7 +285,7 @@ def rollout_updated(state: State, event: events.RolloutUpdated, time_us: int, fa
     return ""
 
 
-def rollout_restored(state: State, event: events.RolloutRestored, time_us: int, facts: Facts) -> Reason:
+def rollout_restored(state: State, event: schema.RolloutRestored, time_us: int, facts: Facts) -> Reason:
     """Bring back exactly what was archived."""
     expected = state.archived.get(event.rollout_id)
     if expected is None:
@@ -303,7 +303,7 @@ def rollout_restored(state: State, event: events.RolloutRestored, time_us: int, 
     return ""
 
 
-def resources_published(state: State, event: events.ResourcesPublished, time_us: int, facts: Facts) -> Reason:
+def resources_published(state: State, event: schema.ResourcesPublished, time_us: int, facts: Facts) -> Reason:
     """A new version of an id, which becomes the latest resources."""
     versions = state.resources.setdefault(event.resources_id, [])
     if event.expected_version is not None and event.expected_version != len(versions):
@@ -319,7 +319,7 @@ def resources_published(state: State, event: events.ResourcesPublished, time_us:
     return ""
 
 
-def time_passed(state: State, event: events.TimePassed, time_us: int, facts: Facts) -> Reason:
+def time_passed(state: State, event: schema.TimePassed, time_us: int, facts: Facts) -> Reason:
     """The clock moves from where it is, forward, by a bounded step."""
     if event.from_ms != state.time_ms:
         return "clock_moved"
@@ -331,20 +331,20 @@ def time_passed(state: State, event: events.TimePassed, time_us: int, facts: Fac
 
 
 RULES: dict[type[msgspec.Struct], Callable[[State, Any, int, Facts], Reason]] = {
-    events.LogOpened: log_opened,
-    events.FoldActivated: fold_activated,
-    events.RolloutsEnqueued: rollouts_enqueued,
-    events.RolloutStarted: rollout_started,
-    events.AttemptClaimed: attempt_claimed,
-    events.AttemptStarted: attempt_started,
-    events.ClaimReturned: claim_returned,
-    events.AttemptObserved: attempt_observed,
-    events.AttemptUpdated: attempt_updated,
-    events.AttemptExpired: attempt_expired,
-    events.RolloutRequeued: rollout_requeued,
-    events.RolloutUpdated: rollout_updated,
-    events.RolloutRestored: rollout_restored,
-    events.ResourcesPublished: resources_published,
-    events.TimePassed: time_passed,
+    schema.LogOpened: log_opened,
+    schema.FoldActivated: fold_activated,
+    schema.RolloutsEnqueued: rollouts_enqueued,
+    schema.RolloutStarted: rollout_started,
+    schema.AttemptClaimed: attempt_claimed,
+    schema.AttemptStarted: attempt_started,
+    schema.ClaimReturned: claim_returned,
+    schema.AttemptObserved: attempt_observed,
+    schema.AttemptUpdated: attempt_updated,
+    schema.AttemptExpired: attempt_expired,
+    schema.RolloutRequeued: rollout_requeued,
+    schema.RolloutUpdated: rollout_updated,
+    schema.RolloutRestored: rollout_restored,
+    schema.ResourcesPublished: resources_published,
+    schema.TimePassed: time_passed,
 }
 """The rule of each event type."""

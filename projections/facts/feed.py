@@ -25,7 +25,7 @@ from ...core.log.interface import Log, Record
 from ...core.log.topics import CONTROL
 from ...core.model.rollout import Fact
 from ..history.run_index import run_of
-from ..replica import validation as arguments
+from ..replica import validation
 from ..replica.command_context import Delivery
 from ..replica.node import Node
 from ..replica.snapshots import Restored
@@ -262,9 +262,9 @@ class FactFeed:
 
         None: from now on, which is the moment of this call, not that of the first `anext`.
         """
-        wanted = arguments.texts_or_none(types, "types")
+        wanted = validation.texts_or_none(types, "types")
         with self._node.lock:
-            cursor = self._node.state.position - 1 if since is None else arguments.whole(since, "since")
+            cursor = self._node.state.position - 1 if since is None else validation.whole(since, "since")
         return self._deliver(None if wanted is None else frozenset(wanted), cursor)
 
     async def _deliver(self, wanted: frozenset[str] | None, cursor: int) -> AsyncIterator[Fact]:

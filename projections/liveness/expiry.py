@@ -18,7 +18,7 @@ from functools import partial
 from ...core.errors import LogError
 from ...core.events.run_events import LOST
 from ...core.events.schema import AnyEvent, ExpiryKind
-from ...core.fold import commands as decide
+from ...core.fold import commands
 from ...core.fold.apply import Outcome
 from ...core.fold.state import Attempt, Rollout
 from ...core.fold.state_machine import governs
@@ -205,7 +205,7 @@ class Timekeeper:
                 self._liveness.run_beat(run_id, run.owner, self.now(), time_us, closed=True)
                 logger.warning("Run %s is lost: the process of its algorithm is gone.", run_id)
 
-        self._node.propose(decide.close_run(run_id, outcome=LOST), uuid7_hex(), done)
+        self._node.propose(commands.close_run(run_id, outcome=LOST), uuid7_hex(), done)
 
     def run_alive(self, run_id: str, here: bool) -> None:
         """The owner of a run was heard; `here`: it runs in this process. Under the node's lock."""
@@ -228,7 +228,7 @@ class Timekeeper:
         def done(outcome: Outcome | Exception) -> None:
             self._moving = False
 
-        self._propose(decide.pass_time(self._node.state, elapsed_ms), done)
+        self._propose(commands.pass_time(self._node.state, elapsed_ms), done)
 
     def _timed(self) -> bool:
         """Whether anything waits for the log's clock at all."""
@@ -302,7 +302,7 @@ class Timekeeper:
             watched.acting = False
 
         if kind is None:
-            self._propose(decide.return_claim(rollout, attempt), done)
+            self._propose(commands.return_claim(rollout, attempt), done)
             return
         revivals, config_version = attempt.revivals, rollout.config_version
 
@@ -313,7 +313,7 @@ class Timekeeper:
                 if isinstance(watermark, LogError) or not unchanged or self._node.broken is not None:
                     watched.acting = False
                     return
-                event = decide.expire(
+                event = commands.expire(
                     rollout,
                     attempt,
                     kind,
@@ -341,7 +341,7 @@ class Timekeeper:
             if rollout.rollout_id in self.backoffs:
                 self.backoffs[rollout.rollout_id] = False
 
-        self._propose(decide.requeue(rollout), done)
+        self._propose(commands.requeue(rollout), done)
 
     def _propose(self, event: AnyEvent, done: Done) -> None:
         self._node.propose(event, uuid7_hex(), done)

@@ -30,7 +30,7 @@ from ...core.errors import (
 from ...core.events.codec import Undecodable, check, decode, encode, headers_of
 from ...core.events.run_events import RunEvent, RunRecord, decode_run
 from ...core.events.schema import AnyEvent, Proposal, RolloutsEnqueued
-from ...core.fold import commands as decide
+from ...core.fold import commands
 from ...core.fold.apply import Outcome, apply
 from ...core.fold.state import FOLD_VERSION, State
 from ...core.ids import uuid7_hex
@@ -128,7 +128,7 @@ class Node:
                 CONTROL, self.partition, self.next_offset, self._on_tail, self._on_problem
             )
         if self.state.position == 0:
-            opening = decide.open_log(self.settings.window, self.settings.archive_after, FOLD_VERSION)
+            opening = commands.open_log(self.settings.window, self.settings.archive_after, FOLD_VERSION)
             try:
                 self.run(opening)
             except Refused as refused:

@@ -13,14 +13,14 @@ from typing import NamedTuple
 from ...core.errors import AgentLightningError, LogCorrupt, NotFound, Refused
 from ...core.events import payload
 from ...core.events.schema import AnyEvent, Claim
-from ...core.fold import commands as decide
+from ...core.fold import commands
 from ...core.fold.apply import Outcome
 from ...core.fold.deduplication import Verdict
 from ...core.fold.state import State
 from ...core.ids import uuid7_hex
 from ...core.model import rollout as model
 from ...core.model.store_interface import LightningStore
-from ..replica import validation as arguments
+from ..replica import validation
 from ..replica.command_context import Call, CommandIds, current_call
 from .engine import Engine
 from .views import Peeked, attempted_out, shown
@@ -127,15 +127,15 @@ class ClaimMethods(LightningStore):
         command_id: str | None = None,
         run_id: str | None = None,
     ) -> Sequence[model.AttemptedRollout]:
-        limit = arguments.whole(limit, "limit")
+        limit = validation.whole(limit, "limit")
         who = _Claimer(
-            arguments.text_or_none(worker_id, "worker_id"),
-            arguments.text_or_none(incarnation, "incarnation"),
-            arguments.text_or_none(run_id, "run_id"),
+            validation.text_or_none(worker_id, "worker_id"),
+            validation.text_or_none(incarnation, "incarnation"),
+            validation.text_or_none(run_id, "run_id"),
         )
-        call = current_call(arguments.text_or_none(command_id, "command_id"))
+        call = current_call(validation.text_or_none(command_id, "command_id"))
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + arguments.number(wait_seconds, "wait_seconds")
+        deadline = loop.time() + validation.number(wait_seconds, "wait_seconds")
         unclaim = partial(self._returns.unclaim, call, self._abandon)
         claimed = await self._claim_many(max(limit, 0), call, who, deadline, unclaim)
         try:
@@ -203,13 +203,13 @@ class ClaimMethods(LightningStore):
                 event = None
                 if rollout_id is not None:
                     claimer = Claim(
-                        attempt_id=decide.attempt_id_of(command_id),
+                        attempt_id=commands.attempt_id_of(command_id),
                         worker_id=who.worker_id,
                         incarnation=who.incarnation,
                         confirm=call.remote,
                         lag_ms=engine.timekeeper.lag_ms(),
                     )
-                    event = decide.claim(node.state, rollout_id, claimer)
+                    event = commands.claim(node.state, rollout_id, claimer)
                 if event is not None:
                     future = loop.create_future()
                     node.propose(event, command_id, node.settle(future, self._answer), call.basis)
@@ -296,7 +296,7 @@ class ClaimMethods(LightningStore):
             if rollout is None or engine.closed or engine.node.broken is not None:
                 return
             attempt = rollout.attempts[claimed.sequence_id - 1]
-            event = decide.expire(
+            event = commands.expire(
                 rollout, attempt, "worker_lost", beat_us=None, watermark=None, lost_retries=rollout.lost + 1
             )
             engine.node.propose(event, uuid7_hex(), lambda _: None)
@@ -328,8 +328,8 @@ class ClaimMethods(LightningStore):
         reason = payload.encode({"error": error.message}, "the metadata")
 
         def decided(state: State, _: str) -> AnyEvent:
-            rollout = decide.find(state, claimed.rollout_id)
-            return decide.update_attempt(
+            rollout = commands.find(state, claimed.rollout_id)
+            return commands.update_attempt(
                 rollout, rollout.attempts[claimed.sequence_id - 1], status="failed", worker_id=None, metadata=reason,
                 beat_us=None, watermark=watermark, lag_ms=engine.timekeeper.lag_ms(),
             )  # fmt: skip

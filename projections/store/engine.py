@@ -16,7 +16,7 @@ from ...core.events import payload
 from ...core.events.codec import decode, needle
 from ...core.events.run_events import RunEvent
 from ...core.events.schema import AnyEvent, AttemptClaimed, Edge, TimePassed
-from ...core.fold import commands as decide
+from ...core.fold import commands
 from ...core.fold.apply import Outcome, check_basis
 from ...core.fold.state import FINISHED, Attempt, Rollout, State
 from ...core.ids import uuid7_hex
@@ -368,7 +368,7 @@ class Engine(Views):
         if body is None:
             self.check_index(rollout_id)
             raise NotFound.rollout(rollout_id)
-        await self.settle(decide.restore(rollout_id, body))
+        await self.settle(commands.restore(rollout_id, body))
 
     async def settle(self, event: AnyEvent) -> Outcome:
         """Propose an event of the store's own and return what became of it."""
@@ -402,7 +402,7 @@ class Engine(Views):
                 return False
             now_us = self.time_us()
             self.liveness.beat((rollout_id, attempt.sequence_id), self.timekeeper.now(), now_us, late=True)
-            event = decide.observe(rollout, attempt, edge, now_us)
+            event = commands.observe(rollout, attempt, edge, now_us)
             if event is None:
                 return True
             # Concurrent first spans share one edge: the id is the same while the state that asks for it is.

@@ -8,7 +8,7 @@ from copy import copy
 from typing import Any, cast
 
 from ...core.events import payload
-from ...core.fold import commands as decide
+from ...core.fold import commands
 from ...core.fold.state import ResourcesVersion
 from ...core.fold.state import Worker as KnownWorker
 from ...core.model.query import page
@@ -18,7 +18,7 @@ from ...core.model.scalars import model_data
 from ...core.model.status import WorkerStatus
 from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
 from ..liveness.heartbeats import WorkerBeat
-from ..replica import validation as arguments
+from ..replica import validation
 from .engine import Engine
 from .views import resources_out, seconds
 
@@ -32,7 +32,7 @@ class ResourceMethods(LightningStore):
         return await self._publish(None, resources)
 
     async def update_resources(self, resources_id: str, resources: Mapping[str, Any]) -> ResourcesUpdate:
-        return await self._publish(arguments.named(resources_id, "resources_id"), resources)
+        return await self._publish(validation.named(resources_id, "resources_id"), resources)
 
     async def _publish(self, resources_id: str | None, resources: Mapping[str, Any]) -> ResourcesUpdate:
         checked = validate_resources(resources)
@@ -43,7 +43,7 @@ class ResourceMethods(LightningStore):
         body = await blobs.settle(blobs.encode(plain, "the resources"))
 
         def name_of(command_id: str) -> str:
-            return resources_id if resources_id is not None else decide.resources_id_of(command_id)
+            return resources_id if resources_id is not None else commands.resources_id_of(command_id)
 
         def answer(command_id: str) -> ResourcesVersion:
             versions = self.engine.node.state.resources[name_of(command_id)]
@@ -53,7 +53,7 @@ class ResourceMethods(LightningStore):
             return (mine or versions)[-1]
 
         entry = await self.engine.command(
-            lambda state, command_id: decide.publish_resources(name_of(command_id), body), answer
+            lambda state, command_id: commands.publish_resources(name_of(command_id), body), answer
         )
         return (await self._shown([entry]))[0]
 
@@ -67,8 +67,8 @@ class ResourceMethods(LightningStore):
         return await asyncio.to_thread(make) if fetches else make()
 
     async def get_resources_by_id(self, resources_id: str, version: int | None = None) -> ResourcesUpdate | None:
-        resources_id = arguments.text(resources_id, "resources_id")
-        version = None if version is None else arguments.whole(version, "version")
+        resources_id = validation.text(resources_id, "resources_id")
+        version = None if version is None else validation.whole(version, "version")
         with self.engine.node.lock:
             versions = self.engine.node.state.resources.get(resources_id)
             if not versions or (version is not None and not 1 <= version <= len(versions)):
@@ -108,7 +108,7 @@ class ResourceMethods(LightningStore):
         )
 
     async def query_resource_versions(self, resources_id: str) -> PaginatedResult[ResourcesUpdate]:
-        resources_id = arguments.text(resources_id, "resources_id")
+        resources_id = validation.text(resources_id, "resources_id")
         with self.engine.node.lock:
             versions = list(self.engine.node.state.resources.get(resources_id, ()))
         lost: list[str] = []
@@ -128,9 +128,9 @@ class WorkerMethods(LightningStore):
         incarnation: str | None = None,
         attempts: Sequence[tuple[str, str]] | None = None,
     ) -> Worker:
-        worker_id = arguments.named(worker_id, "worker_id")
-        incarnation = arguments.text_or_none(incarnation, "incarnation")
-        alive = [] if attempts is None else arguments.pairs(attempts, "attempts")
+        worker_id = validation.named(worker_id, "worker_id")
+        incarnation = validation.text_or_none(incarnation, "incarnation")
+        alive = [] if attempts is None else validation.pairs(attempts, "attempts")
         stats: bytes | None = None
         if not isinstance(heartbeat_stats, Unset):
             if not isinstance(cast(object, heartbeat_stats), Mapping):
@@ -169,7 +169,7 @@ class WorkerMethods(LightningStore):
         )
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
-        worker_id = arguments.text(worker_id, "worker_id")
+        worker_id = validation.text(worker_id, "worker_id")
         with self.engine.node.lock:
             if worker_id not in self.engine.node.state.workers and worker_id not in self.engine.liveness.workers:
                 return None
@@ -187,7 +187,8 @@ class WorkerMethods(LightningStore):
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Worker]:
-        status_in = cast("Sequence[WorkerStatus] | None", arguments.some_of(status_in, arguments.WORKER_STATUSES, "status_in"))
+        checked = validation.some_of(status_in, validation.WORKER_STATUSES, "status_in")
+        status_in = cast("Sequence[WorkerStatus] | None", checked)
         with self.engine.node.lock:
             known = dict.fromkeys([*self.engine.node.state.workers, *self.engine.liveness.workers])
             seen = {worker_id: self._seen(worker_id) for worker_id in known}

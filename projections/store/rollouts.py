@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ...core.errors import InvalidInput, NotFound, Refused
-from ...core.events import codec, payload
-from ...core.events import schema as events
-from ...core.fold import commands as decide
+from ...core.events import codec, payload, schema
+from ...core.fold import commands
 from ...core.fold.state import FINISHED, Rollout, State
 from ...core.model import rollout as model
 from ...core.model.query import page
 from ...core.model.scalars import plain_scalar
 from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
-from ..replica import validation as arguments
+from ..replica import validation
 from ..replica.command_context import current_call
 from .engine import Engine
 from .rollout_query import RolloutPages, RolloutQuery
@@ -42,26 +41,26 @@ class RolloutMethods(LightningStore):
         resources_id: str | None,
         config: model.RolloutConfig | Mapping[str, Any] | None,
         metadata: Mapping[str, Any] | None,
-    ) -> Callable[[str], events.NewRollout]:
+    ) -> Callable[[str], schema.NewRollout]:
         """Validate and encode; returns what makes the rollout once its id is known."""
         blobs = self.engine.blobs
-        checked_mode = arguments.one_of(mode, arguments.MODES, "mode")
-        carried = config_in(None if config is None else arguments.config(config))
-        metadata = arguments.mapping_or_none(metadata, "metadata")
-        resources_id = arguments.id_or_none(resources_id, "resources_id")
+        checked_mode = validation.one_of(mode, validation.MODES, "mode")
+        carried = config_in(None if config is None else validation.config(config))
+        metadata = validation.mapping_or_none(metadata, "metadata")
+        resources_id = validation.id_or_none(resources_id, "resources_id")
         body = await blobs.settle(blobs.encode(input, "the input"))
         meta = await blobs.settle(blobs.encode(metadata, "the metadata")) if metadata else None
         fields = (payload.inline(body), checked_mode, resources_id, carried, payload.inline(meta))
         try:
-            codec.check(events.NewRollout("", *fields))
+            codec.check(schema.NewRollout("", *fields))
         except codec.Undecodable as error:
             raise InvalidInput(f"a value of the rollout cannot be part of an event: {error}") from None
-        return lambda rollout_id: events.NewRollout(rollout_id, *fields)
+        return lambda rollout_id: schema.NewRollout(rollout_id, *fields)
 
-    def _claimer(self, command_id: str, worker_id: str | None, incarnation: str | None, remote: bool) -> events.Claim:
-        return events.Claim(
-            attempt_id=decide.attempt_id_of(command_id),
-            worker_id=arguments.text_or_none(worker_id, "worker_id"),
+    def _claimer(self, command_id: str, worker_id: str | None, incarnation: str | None, remote: bool) -> schema.Claim:
+        return schema.Claim(
+            attempt_id=commands.attempt_id_of(command_id),
+            worker_id=validation.text_or_none(worker_id, "worker_id"),
             incarnation=incarnation,
             confirm=remote,
             lag_ms=self.engine.timekeeper.lag_ms(),
@@ -78,10 +77,10 @@ class RolloutMethods(LightningStore):
     ) -> model.AttemptedRollout:
         new = await self._new(input, mode, resources_id, config, metadata)
 
-        def decided(state: State, command_id: str) -> events.AnyEvent:
-            return decide.start(new(decide.rollout_id_of(command_id)), self._claimer(command_id, worker_id, None, False))
+        def decided(state: State, command_id: str) -> schema.AnyEvent:
+            return commands.start(new(commands.rollout_id_of(command_id)), self._claimer(command_id, worker_id, None, False))
 
-        return await self._changed(decided, decide.rollout_id_of, self._attempted)
+        return await self._changed(decided, commands.rollout_id_of, self._attempted)
 
     async def enqueue_rollout(
         self,
@@ -93,8 +92,8 @@ class RolloutMethods(LightningStore):
     ) -> model.Rollout:
         new = await self._new(input, mode, resources_id, config, metadata)
         return await self._changed(
-            lambda state, command_id: decide.enqueue([new(decide.rollout_id_of(command_id))]),
-            decide.rollout_id_of,
+            lambda state, command_id: commands.enqueue([new(commands.rollout_id_of(command_id))]),
+            commands.rollout_id_of,
             self._plain,
         )
 
@@ -103,9 +102,9 @@ class RolloutMethods(LightningStore):
     ) -> Sequence[model.Rollout]:
         made = [
             await self._new(one.input, one.mode, one.resources_id, one.config, one.metadata)
-            for one in arguments.requests(rollouts)
+            for one in validation.requests(rollouts)
         ]
-        parts: list[list[Callable[[str], events.NewRollout]]] = []
+        parts: list[list[Callable[[str], schema.NewRollout]]] = []
         size = ENQUEUE_BYTES
         for new in made:
             weight = len(bytes(new("").input)) + len(bytes(new("").metadata)) + 64
@@ -126,18 +125,18 @@ class RolloutMethods(LightningStore):
         return answers
 
     async def _enqueue_part(
-        self, part: list[Callable[[str], events.NewRollout]], prefix: str, bound: str | None
+        self, part: list[Callable[[str], schema.NewRollout]], prefix: str, bound: str | None
     ) -> list[model.Rollout]:
         """One record's worth, with ids of its own. `bound`: what the parts before it were bound to by the fold."""
 
         def ids(command_id: str) -> list[str]:
-            return [decide.rollout_id_of(prefix or command_id, index) for index in range(len(part))]
+            return [commands.rollout_id_of(prefix or command_id, index) for index in range(len(part))]
 
-        def decided(state: State, command_id: str) -> events.AnyEvent:
+        def decided(state: State, command_id: str) -> schema.AnyEvent:
             new = [make(rollout_id) for make, rollout_id in zip(part, ids(command_id))]
             if bound is not None:
                 new = [_bound(one, bound) for one in new]
-            return decide.enqueue(new)
+            return commands.enqueue(new)
 
         def answer(command_id: str) -> dict[str, Peeked]:
             return {rollout_id: self.engine.peek(rollout_id) for rollout_id in ids(command_id)}
@@ -148,9 +147,9 @@ class RolloutMethods(LightningStore):
     # Changing
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> model.AttemptedRollout:
-        rollout_id = arguments.text(rollout_id, "rollout_id")
+        rollout_id = validation.text(rollout_id, "rollout_id")
         return await self._changed(
-            lambda state, command_id: decide.start_attempt(
+            lambda state, command_id: commands.start_attempt(
                 state, rollout_id, self._claimer(command_id, worker_id, None, False)
             ),
             lambda _: rollout_id,
@@ -168,25 +167,25 @@ class RolloutMethods(LightningStore):
         metadata: dict[str, Any] | None | Unset = UNSET,
     ) -> model.Rollout:
         blobs = self.engine.blobs
-        rollout_id = arguments.text(rollout_id, "rollout_id")
+        rollout_id = validation.text(rollout_id, "rollout_id")
         given: dict[str, Any] = {}
         if not isinstance(mode, Unset):
-            given["mode"] = arguments.one_of(mode, arguments.MODES, "mode")
+            given["mode"] = validation.one_of(mode, validation.MODES, "mode")
         if not isinstance(resources_id, Unset):
-            given["resources_id"] = arguments.id_or_none(resources_id, "resources_id")
+            given["resources_id"] = validation.id_or_none(resources_id, "resources_id")
         if not isinstance(status, Unset):
-            given["status"] = arguments.one_of(status, arguments.ROLLOUT_STATUSES, "status")
+            given["status"] = validation.one_of(status, validation.ROLLOUT_STATUSES, "status")
         if not isinstance(config, Unset):
-            given["config"] = config_in(arguments.config(config))
+            given["config"] = config_in(validation.config(config))
         if not isinstance(metadata, Unset):
-            checked = arguments.mapping_or_none(metadata, "metadata")
+            checked = validation.mapping_or_none(metadata, "metadata")
             given["metadata"] = await blobs.settle(blobs.encode(checked, "the metadata"))
         if not isinstance(input, Unset):
             given["input"] = await blobs.settle(blobs.encode(input, "the input"))
         fields = tuple(given)
         watermark = await self.engine.spans.watermark(rollout_id)
         return await self._changed(
-            lambda state, command_id: decide.update_rollout(
+            lambda state, command_id: commands.update_rollout(
                 state, rollout_id, fields, **given, watermark=watermark
             ),
             lambda _: rollout_id,
@@ -203,28 +202,28 @@ class RolloutMethods(LightningStore):
         metadata: dict[str, Any] | Unset = UNSET,
     ) -> model.Attempt:
         blobs, engine = self.engine.blobs, self.engine
-        rollout_id = arguments.text(rollout_id, "rollout_id")
-        attempt_id = arguments.text(attempt_id, "attempt_id")
-        new_status = None if isinstance(status, Unset) else arguments.one_of(status, arguments.ATTEMPT_STATUSES, "status")
+        rollout_id = validation.text(rollout_id, "rollout_id")
+        attempt_id = validation.text(attempt_id, "attempt_id")
+        new_status = None if isinstance(status, Unset) else validation.one_of(status, validation.ATTEMPT_STATUSES, "status")
         # "" stands for nobody: None in the event leaves the worker as it is
-        worker = None if isinstance(worker_id, Unset) else arguments.text_or_none(worker_id, "worker_id") or ""
+        worker = None if isinstance(worker_id, Unset) else validation.text_or_none(worker_id, "worker_id") or ""
         told_us = None
         if not isinstance(last_heartbeat_time, Unset):
-            told_us = micros(arguments.number(last_heartbeat_time, "last_heartbeat_time"))
+            told_us = micros(validation.number(last_heartbeat_time, "last_heartbeat_time"))
         meta = None
         if not isinstance(metadata, Unset):
-            checked = arguments.mapping_or_none(metadata, "metadata")
+            checked = validation.mapping_or_none(metadata, "metadata")
             meta = await blobs.settle(blobs.encode(checked, "the metadata"))
         resolved: list[str] = []
         ends = new_status not in (None, "preparing", "running")
         watermark = await engine.spans.watermark(rollout_id) if ends else None
 
-        def decided(state: State, command_id: str) -> events.AnyEvent:
-            rollout = decide.find(state, rollout_id)
-            attempt = decide.find_attempt(rollout, resolved[0] if resolved else attempt_id)
+        def decided(state: State, command_id: str) -> schema.AnyEvent:
+            rollout = commands.find(state, rollout_id)
+            attempt = commands.find_attempt(rollout, resolved[0] if resolved else attempt_id)
             if not resolved:
                 resolved.append(attempt.attempt_id)
-            return decide.update_attempt(
+            return commands.update_attempt(
                 rollout,
                 attempt,
                 status=new_status,
@@ -247,10 +246,10 @@ class RolloutMethods(LightningStore):
             with engine.node.lock:
                 command_id, peeked = answer("")
         rollout = await self._there(rollout_id, peeked)
-        attempt = decide.find_attempt(rollout, resolved[0] if resolved else attempt_id)
+        attempt = commands.find_attempt(rollout, resolved[0] if resolved else attempt_id)
         if attempt_id == "latest" and not resolved:  # a repeated call: it is about the one that its first try found
             event = await asyncio.to_thread(engine.recorded, command_id)
-            attempt = rollout.attempts[event.sequence_id - 1] if isinstance(event, events.AttemptUpdated) else attempt
+            attempt = rollout.attempts[event.sequence_id - 1] if isinstance(event, schema.AttemptUpdated) else attempt
         return await shown(lambda: attempt_out(rollout_id, attempt, engine.fetch), [rollout])
 
     def _showed_life(self, rollout_id: str, attempt_id: str, told_us: int | None) -> None:
@@ -268,7 +267,7 @@ class RolloutMethods(LightningStore):
 
     async def _changed(
         self,
-        decided: Callable[[State, str], events.AnyEvent],
+        decided: Callable[[State, str], schema.AnyEvent],
         named: Callable[[str], str],
         show: Callable[[Rollout, str], M],
         part: str = "",
@@ -293,18 +292,18 @@ class RolloutMethods(LightningStore):
 
     def _attempted(self, rollout: Rollout, command_id: str) -> model.AttemptedRollout:
         """With the attempt that the command made."""
-        attempt = decide.find_attempt(rollout, decide.attempt_id_of(command_id))
+        attempt = commands.find_attempt(rollout, commands.attempt_id_of(command_id))
         return attempted_out(rollout, attempt, self.engine.fetch)
 
     # Reading
 
     async def get_rollout_by_id(self, rollout_id: str) -> model.AttemptedRollout | model.Rollout | None:
-        rollout_id = arguments.text(rollout_id, "rollout_id")
+        rollout_id = validation.text(rollout_id, "rollout_id")
         rollout = await self.engine.read(rollout_id)
         return None if rollout is None else await shown(lambda: latest_out(rollout, self.engine.fetch), [rollout])
 
     async def get_latest_attempt(self, rollout_id: str) -> model.Attempt | None:
-        rollout_id = arguments.text(rollout_id, "rollout_id")
+        rollout_id = validation.text(rollout_id, "rollout_id")
         rollout = await self.engine.read(rollout_id)
         if rollout is None or not rollout.attempts:
             return None
@@ -319,7 +318,7 @@ class RolloutMethods(LightningStore):
         limit: int = -1,
         offset: int = 0,
     ) -> model.PaginatedResult[model.Attempt]:
-        rollout_id = arguments.text(rollout_id, "rollout_id")
+        rollout_id = validation.text(rollout_id, "rollout_id")
         lost: list[str] = []
         rollout = await self.engine.read(rollout_id)
         attempts: list[model.Attempt] = []
@@ -350,9 +349,9 @@ class RolloutMethods(LightningStore):
         if status is not None:
             warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
         asked = status_in if status_in is not None else status
-        statuses = arguments.some_of(asked, arguments.ROLLOUT_STATUSES, "status_in")
-        ids = arguments.texts_or_none(rollout_id_in if rollout_id_in is not None else rollout_ids, "rollout_ids")
-        contains = arguments.text_or_none(rollout_id_contains, "rollout_id_contains")
+        statuses = validation.some_of(asked, validation.ROLLOUT_STATUSES, "status_in")
+        ids = validation.texts_or_none(rollout_id_in if rollout_id_in is not None else rollout_ids, "rollout_ids")
+        contains = validation.text_or_none(rollout_id_contains, "rollout_id_contains")
         limit, offset = plain_scalar(limit), plain_scalar(offset)
         query = RolloutQuery(statuses, ids, contains, filter_logic, sort_by, sort_order, limit, offset)
 
@@ -365,8 +364,8 @@ class RolloutMethods(LightningStore):
 
     async def wait_for_rollouts(self, rollout_ids: Sequence[str], timeout: float | None = None) -> list[model.Rollout]:
         loop = asyncio.get_running_loop()
-        rollout_ids = arguments.texts(rollout_ids, "rollout_ids")
-        deadline = None if timeout is None else loop.time() + arguments.number(timeout, "timeout")
+        rollout_ids = validation.texts(rollout_ids, "rollout_ids")
+        deadline = None if timeout is None else loop.time() + validation.number(timeout, "timeout")
         node, waiters = self.engine.node, self.engine.waiters
         while True:
             with node.lock:
@@ -393,9 +392,9 @@ def _give_up(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _bound(new: events.NewRollout, resources_id: str) -> events.NewRollout:
+def _bound(new: schema.NewRollout, resources_id: str) -> schema.NewRollout:
     if new.resources_id is not None:
         return new
-    return events.NewRollout(new.rollout_id, new.input, new.mode, resources_id, new.config, new.metadata)
+    return schema.NewRollout(new.rollout_id, new.input, new.mode, resources_id, new.config, new.metadata)
 
 

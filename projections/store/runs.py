@@ -11,12 +11,12 @@ import msgspec
 from ...core.errors import InvalidInput
 from ...core.events import payload
 from ...core.events.run_events import BEAT, CLOSED, DECIDED, OPENED, RunEvent, digest_of
-from ...core.fold import commands as decide
+from ...core.fold import commands
 from ...core.model.scalars import escaped, plain_scalar
 from ...core.model.status import QUEUING, RUNNING
 from ...core.model.store_interface import LightningStore
 from ..history.run_index import Run, RunBook, find_run
-from ..replica import validation as arguments
+from ..replica import validation
 from ..replica.command_context import current_call
 from .engine import Engine
 from .views import SLICE
@@ -36,9 +36,9 @@ _PLAIN: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 _USER = {OPENED: ("parameters", "datasets"), CLOSED: ("summary",), DECIDED: ("content",)}
 _MAKE: dict[str, Callable[..., RunEvent]] = {
-    OPENED: decide.open_run,
-    CLOSED: decide.close_run,
-    DECIDED: decide.decision,
+    OPENED: commands.open_run,
+    CLOSED: commands.close_run,
+    DECIDED: commands.decision,
 }
 _NEEDED = {OPENED: (), CLOSED: ("outcome",), DECIDED: ("kind",)}
 
@@ -81,7 +81,7 @@ class RunMethods(LightningStore):
         missing = [name for name in _NEEDED[type] if not plain.get(name)]
         if missing or (run_id is None and type != OPENED):
             raise InvalidInput(f"{type} needs {' and '.join(missing or ['run_id'])}")
-        name = run_id if run_id is not None else decide.run_id_of(current_call().command_id)
+        name = run_id if run_id is not None else commands.run_id_of(current_call().command_id)
         if type == DECIDED:
             plain.setdefault("digest", digest_of(user.get("content")))
         blobs = self.engine.blobs
@@ -96,7 +96,7 @@ class RunMethods(LightningStore):
         return {"run_id": name, "position": position}
 
     def _heard_of(self, run_id: str | None) -> dict[str, Any]:
-        run_id = arguments.id_or_none(run_id, "run_id")
+        run_id = validation.id_or_none(run_id, "run_id")
         if run_id is None:
             raise InvalidInput(f"{BEAT} needs run_id")
         engine = self.engine

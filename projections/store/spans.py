@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ...core.errors import InvalidInput, NotFound
 from ...core.events.schema import AnyEvent
-from ...core.fold import commands as decide
+from ...core.fold import commands
 from ...core.fold.state import FINISHED, Rollout, State
 from ...core.model.query import page
 from ...core.model.rollout import PaginatedResult
 from ...core.model.span import Span, reads_like_a_span
 from ...core.model.store_interface import FilterLogic, LightningStore, SortOrder
-from ..replica import validation as arguments
+from ..replica import validation
 from ..replica.command_context import current_call
 from ..spans.schema import last_sign_us
 from .engine import Engine
@@ -35,10 +35,10 @@ class SpanMethods(LightningStore):
     engine: Engine
 
     async def add_span(self, span: Span) -> Span | None:
-        return (await self._add([arguments.span(span)]))[0]
+        return (await self._add([validation.span(span)]))[0]
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
-        checked = arguments.spans(spans)
+        checked = validation.spans(spans)
         return [span for span in await self._add(checked) if span is not None] if checked else []
 
     async def add_otel_span(
@@ -46,10 +46,10 @@ class SpanMethods(LightningStore):
     ) -> Span | None:
         if not reads_like_a_span(readable_span):
             raise InvalidInput(f"readable_span must be an OpenTelemetry span, not {type(readable_span).__name__}")
-        number = 0 if sequence_id is None else arguments.whole(sequence_id, "sequence_id")
+        number = 0 if sequence_id is None else validation.whole(sequence_id, "sequence_id")
         return await self.add_span(Span.from_opentelemetry(readable_span, rollout_id, attempt_id, number))
 
-    async def _add(self, checked: Sequence[arguments.CheckedSpan]) -> list[Span | None]:
+    async def _add(self, checked: Sequence[validation.CheckedSpan]) -> list[Span | None]:
         """All must belong to known attempts, or none is stored. Signs of life follow the spans into the log."""
         await self._check_known(sorted({(one.span.rollout_id, one.span.attempt_id) for one in checked}))
         stored = await self.engine.spans.add(checked)
@@ -79,9 +79,9 @@ class SpanMethods(LightningStore):
                 continue
 
             def noted(state: State, _: str, rollout_id: str = rollout_id, attempt_id: str = attempt_id) -> AnyEvent:
-                rollout = decide.find(state, rollout_id)
-                return decide.update_attempt(
-                    rollout, decide.find_attempt(rollout, attempt_id), status=None, worker_id=None, metadata=None,
+                rollout = commands.find(state, rollout_id)
+                return commands.update_attempt(
+                    rollout, commands.find_attempt(rollout, attempt_id), status=None, worker_id=None, metadata=None,
                     beat_us=now_us, watermark=None, lag_ms=0,
                 )  # fmt: skip
 
@@ -106,7 +106,7 @@ class SpanMethods(LightningStore):
         return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
-        pairs = arguments.pairs(rollout_attempt_ids, "rollout_attempt_ids")
+        pairs = validation.pairs(rollout_attempt_ids, "rollout_attempt_ids")
         if not pairs:
             return []
         await self._check_known(pairs)
@@ -131,7 +131,7 @@ class SpanMethods(LightningStore):
         sort_by: str | None = "sequence_id",
         sort_order: SortOrder = "asc",
     ) -> PaginatedResult[Span]:
-        rollout_id = arguments.text(rollout_id, "rollout_id")
+        rollout_id = validation.text(rollout_id, "rollout_id")
         if attempt_id == "latest":
             rollout = await self.engine.read(rollout_id)
             attempt_id = rollout.attempts[-1].attempt_id if rollout is not None and rollout.attempts else ""

@@ -15,8 +15,7 @@ from typing import Any, TypeVar, cast
 from pydantic import BaseModel
 
 from ...core.errors import InvalidInput, LogCorrupt
-from ...core.events import payload
-from ...core.events import schema as events
+from ...core.events import payload, schema
 from ...core.fold.state import Attempt, ResourcesVersion, Rollout
 from ...core.model import rollout as model
 from ...core.model.resources import ResourcesUpdate, validate_resources
@@ -63,11 +62,11 @@ def _millis(duration_seconds: float | None, name: str) -> int | None:
     return math.ceil(duration_seconds * 1000)
 
 
-def config_in(config: model.RolloutConfig | None) -> events.Config:
+def config_in(config: model.RolloutConfig | None) -> schema.Config:
     """The config as events carry it: whole milliseconds, rounded up."""
     if config is None:
-        return events.Config()
-    return events.Config(
+        return schema.Config()
+    return schema.Config(
         timeout_ms=_millis(config.timeout_seconds, "timeout_seconds"),
         unresponsive_ms=_millis(config.unresponsive_seconds, "unresponsive_seconds"),
         max_attempts=config.max_attempts,
@@ -76,7 +75,7 @@ def config_in(config: model.RolloutConfig | None) -> events.Config:
     )
 
 
-def config_out(config: events.Config) -> model.RolloutConfig:
+def config_out(config: schema.Config) -> model.RolloutConfig:
     """The config as callers know it."""
     fields: dict[str, Any] = {
         "timeout_seconds": None if config.timeout_ms is None else config.timeout_ms / 1000,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ...core.model.resources import ResourcesUpdate
 from ...core.model.rollout import Attempt, Rollout, Worker
 from ...core.model.span import Span
-from . import schemas as bodies
+from . import schemas
 
 PREFIX = "/v1/agl"
 CALLS_PATH = PREFIX + "/calls"
@@ -46,7 +46,7 @@ class Method:
     """
 
     name: str
-    body: type[bodies.Body]
+    body: type[schemas.Body]
     shown: str
     result: Result
     shared: bool = False
@@ -63,57 +63,57 @@ def _methods(*methods: Method) -> dict[str, Method]:
 _ATTEMPT_FIELDS = frozenset(("status", "worker_id", "last_heartbeat_time", "metadata"))
 
 METHODS = _methods(
-    Method("start_rollout", bodies.StartRollout, "POST /start_rollout", "attempted", shared=True, claims=True),
-    Method("enqueue_rollout", bodies.EnqueueRollout, "POST /enqueue_rollout", "rollout", shared=True),
-    Method("enqueue_many_rollouts", bodies.EnqueueMany, "POST /enqueue_many_rollouts", "rollouts"),
-    Method("dequeue_rollout", bodies.Dequeue, "GET /dequeue_rollout", "attempted", True, True, True),
-    Method("dequeue_many_rollouts", bodies.DequeueMany, "GET /dequeue_many_rollouts", "attempteds", True, True, True),
-    Method("start_attempt", bodies.StartAttempt, "POST /start_attempt", "attempted", shared=True, claims=True),
+    Method("start_rollout", schemas.StartRollout, "POST /start_rollout", "attempted", shared=True, claims=True),
+    Method("enqueue_rollout", schemas.EnqueueRollout, "POST /enqueue_rollout", "rollout", shared=True),
+    Method("enqueue_many_rollouts", schemas.EnqueueMany, "POST /enqueue_many_rollouts", "rollouts"),
+    Method("dequeue_rollout", schemas.Dequeue, "GET /dequeue_rollout", "attempted", True, True, True),
+    Method("dequeue_many_rollouts", schemas.DequeueMany, "GET /dequeue_many_rollouts", "attempteds", True, True, True),
+    Method("start_attempt", schemas.StartAttempt, "POST /start_attempt", "attempted", shared=True, claims=True),
     Method(
-        "update_rollout", bodies.UpdateRollout, "POST /update_rollout", "rollout", shared=True,
+        "update_rollout", schemas.UpdateRollout, "POST /update_rollout", "rollout", shared=True,
         not_null=frozenset(("status", "config")),
     ),
     Method(
-        "update_attempt", bodies.UpdateAttempt, "POST /update_attempt", "attempt", shared=True,
+        "update_attempt", schemas.UpdateAttempt, "POST /update_attempt", "attempt", shared=True,
         not_null=_ATTEMPT_FIELDS,
     ),
-    Method("add_span", bodies.AddSpan, "POST /add_span", "span", shared=True),
-    Method("add_many_spans", bodies.AddManySpans, "POST /add_many_spans", "spans", shared=True),
+    Method("add_span", schemas.AddSpan, "POST /add_span", "span", shared=True),
+    Method("add_many_spans", schemas.AddManySpans, "POST /add_many_spans", "spans", shared=True),
     Method(
-        "get_next_span_sequence_id", bodies.AttemptKey,
+        "get_next_span_sequence_id", schemas.AttemptKey,
         "GET /get_next_span_sequence_id/{rollout_id}/{attempt_id}", "number", shared=True,
     ),
     Method(
-        "get_many_span_sequence_ids", bodies.AttemptKeys, "POST /get_many_span_sequence_ids", "numbers", shared=True
+        "get_many_span_sequence_ids", schemas.AttemptKeys, "POST /get_many_span_sequence_ids", "numbers", shared=True
     ),
-    Method("query_spans", bodies.QuerySpans, "GET /query_spans/{rollout_id}", "span_page", page_of=Span),
-    Method("query_rollouts", bodies.QueryRollouts, "POST /query_rollouts", "rollout_page", page_of=Rollout),
-    Method("query_attempts", bodies.QueryAttempts, "GET /query_attempts/{rollout_id}", "attempt_page", page_of=Attempt),
-    Method("get_rollout_by_id", bodies.RolloutKey, "GET /get_rollout_by_id/{rollout_id}", "rollout", shared=True),
-    Method("get_latest_attempt", bodies.RolloutKey, "GET /get_latest_attempt/{rollout_id}", "attempt", shared=True),
-    Method("wait_for_rollouts", bodies.WaitForRollouts, "POST /wait_for_rollouts", "rollouts", may_wait=True),
-    Method("add_resources", bodies.AddResources, "POST /add_resources", "resources"),
-    Method("update_resources", bodies.UpdateResources, "POST /update_resources", "resources"),
-    Method("get_resources_by_id", bodies.ResourcesKey, "GET /get_resources_by_id/{resources_id}", "resources"),
-    Method("get_latest_resources", bodies.Nothing, "GET /get_latest_resources", "resources"),
+    Method("query_spans", schemas.QuerySpans, "GET /query_spans/{rollout_id}", "span_page", page_of=Span),
+    Method("query_rollouts", schemas.QueryRollouts, "POST /query_rollouts", "rollout_page", page_of=Rollout),
+    Method("query_attempts", schemas.QueryAttempts, "GET /query_attempts/{rollout_id}", "attempt_page", page_of=Attempt),
+    Method("get_rollout_by_id", schemas.RolloutKey, "GET /get_rollout_by_id/{rollout_id}", "rollout", shared=True),
+    Method("get_latest_attempt", schemas.RolloutKey, "GET /get_latest_attempt/{rollout_id}", "attempt", shared=True),
+    Method("wait_for_rollouts", schemas.WaitForRollouts, "POST /wait_for_rollouts", "rollouts", may_wait=True),
+    Method("add_resources", schemas.AddResources, "POST /add_resources", "resources"),
+    Method("update_resources", schemas.UpdateResources, "POST /update_resources", "resources"),
+    Method("get_resources_by_id", schemas.ResourcesKey, "GET /get_resources_by_id/{resources_id}", "resources"),
+    Method("get_latest_resources", schemas.Nothing, "GET /get_latest_resources", "resources"),
     Method(
-        "query_resources", bodies.QueryResources, "GET /query_resources", "resources_page", page_of=ResourcesUpdate
+        "query_resources", schemas.QueryResources, "GET /query_resources", "resources_page", page_of=ResourcesUpdate
     ),
-    Method("query_resource_versions", bodies.VersionsKey, "GET /query_resource_versions/{resources_id}",
+    Method("query_resource_versions", schemas.VersionsKey, "GET /query_resource_versions/{resources_id}",
            "resources_page"),
-    Method("query_workers", bodies.QueryWorkers, "GET /query_workers", "worker_page", page_of=Worker),
-    Method("get_worker_by_id", bodies.WorkerKey, "GET /get_worker_by_id/{worker_id}", "worker", shared=True),
+    Method("query_workers", schemas.QueryWorkers, "GET /query_workers", "worker_page", page_of=Worker),
+    Method("get_worker_by_id", schemas.WorkerKey, "GET /get_worker_by_id/{worker_id}", "worker", shared=True),
     Method(
-        "update_worker", bodies.UpdateWorker, "POST /update_worker", "worker", shared=True,
+        "update_worker", schemas.UpdateWorker, "POST /update_worker", "worker", shared=True,
         not_null=frozenset(("heartbeat_stats",)),
     ),
-    Method("confirm_claim", bodies.AttemptKey, "POST /confirm_claim", "none", shared=True),
-    Method("add_dead_letter", bodies.AddDeadLetter, "POST /add_dead_letter", "none"),
-    Method("query_dead_letters", bodies.Nothing, "GET /query_dead_letters", "plain"),
-    Method("record_run_event", bodies.RecordRunEvent, "POST /record_run_event", "plain"),
-    Method("query_runs", bodies.QueryRuns, "GET /query_runs", "plain"),
-    Method("statistics", bodies.Nothing, "GET /statistics", "plain"),
-    Method("fingerprint", bodies.Nothing, "GET /fingerprint", "fingerprint"),
+    Method("confirm_claim", schemas.AttemptKey, "POST /confirm_claim", "none", shared=True),
+    Method("add_dead_letter", schemas.AddDeadLetter, "POST /add_dead_letter", "none"),
+    Method("query_dead_letters", schemas.Nothing, "GET /query_dead_letters", "plain"),
+    Method("record_run_event", schemas.RecordRunEvent, "POST /record_run_event", "plain"),
+    Method("query_runs", schemas.QueryRuns, "GET /query_runs", "plain"),
+    Method("statistics", schemas.Nothing, "GET /statistics", "plain"),
+    Method("fingerprint", schemas.Nothing, "GET /fingerprint", "fingerprint"),
 )  # fmt: skip
 """Everything that a client can ask of a store, by name."""
 

@@ -17,7 +17,7 @@ from yarl import URL
 from ...core.credentials import mask_text
 from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
 from ...projections.replica.positions import joined, number_of, raised, split
-from ..api import encoding as wire
+from ..api import encoding
 from ..api.routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
 from .connection import Connections, NotPlain
 
@@ -35,7 +35,7 @@ def answered_error(status: int, body: Any, url: str) -> AgentLightningError:
 
     Clients of older releases raised that class, so ``except aiohttp.ClientResponseError`` and ``error.status`` work.
     """
-    return _with_status(wire.error_from(status, body), status, url)
+    return _with_status(encoding.error_from(status, body), status, url)
 
 
 def _with_status(error: AgentLightningError, status: int, url: str) -> AgentLightningError:
@@ -200,7 +200,7 @@ class Lane:
         if status != 200:
             raise self.refusal(status, data)
         plain = fields.get("content-type", "").startswith("application/msgpack")
-        answers = wire.as_list(wire.unpack(data, counted=False)) if plain else None
+        answers = encoding.as_list(encoding.unpack(data, counted=False)) if plain else None
         if answers is None or len(answers) != len(frames):
             raise AgentLightningError(f"what answers at {self.shown} is not a store of this package")
         self._seen.note(fields)
@@ -229,7 +229,7 @@ class Lane:
     def refusal(self, status: int, data: bytes) -> AgentLightningError:
         """What a request that was refused as a whole raises."""
         try:
-            body = wire.from_json(data)
+            body = encoding.from_json(data)
         except ValueError:
             body = None
         error = answered_error(status, body, self.base)

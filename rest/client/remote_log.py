@@ -37,7 +37,7 @@ from ...core.log.interface import (
 )
 from ...core.log.open_log import shown
 from ...core.log.topics import BLOBS, TOPICS
-from ..api import encoding as wire
+from ..api import encoding
 from ..api.routes import LOG_PATH
 
 MOST_RECORDS = 4096
@@ -123,10 +123,10 @@ async def _answered(work: Callable[[], Any]) -> Response:
     try:
         body = await asyncio.to_thread(lambda: msgspec.json.encode(work()))
     except Exception as error:
-        status = wire.status_of(error)
+        status = encoding.status_of(error)
         if status == 500:
             raise
-        return Response(wire.to_json(wire.error_body(error)), status, media_type="application/json")
+        return Response(encoding.to_json(encoding.error_body(error)), status, media_type="application/json")
     return Response(body, media_type="application/json")
 
 
@@ -214,10 +214,10 @@ class RemoteLog(Log):
             found: Any = json.loads(body)
         except ValueError:
             raise InvalidInput(f"{self.url} is no `agl store`: its answer is not JSON") from None
-        if status == 404 and "code" not in (wire.as_dict(found) or {}):
+        if status == 404 and "code" not in (encoding.as_dict(found) or {}):
             raise InvalidInput(f"{self.url} serves no log: it is no `agl store`, or one of an older release")
         if status != 200:
-            raise wire.error_from(status, found)
+            raise encoding.error_from(status, found)
         return found
 
     def _ask(self, path: str) -> tuple[int, bytes]:

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from ...core.credentials import mask_text
 from ...core.errors import AgentLightningError, Expired, ForeignPosition, InvalidInput, StoreUnreachable
 from ...core.ids import uuid7_hex
-from ..api import encoding as wire
+from ..api import encoding
 from ..api.routes import METHODS, Method
 from .batcher import RETRY_STATUSES, Lane, Seen, Transient, answered_error
 
@@ -213,7 +213,7 @@ class StoreCaller:
 
     def _watch_claims(self, method: Method, args: Arguments, result: Any) -> None:
         if method.claims and result:
-            for claimed in wire.as_list(result) or (result,):
+            for claimed in encoding.as_list(result) or (result,):
                 key = (claimed.rollout_id, claimed.attempt.attempt_id)
                 loop = asyncio.get_running_loop()
                 self._claims[key] = loop.call_later(CONFIRM_AFTER_SECONDS, self._confirm, key)
@@ -302,16 +302,16 @@ class _Tries:
         if self._frame is None or callable(self._args):
             self._basis = self._basis or seen.basis
             args = self._args() if callable(self._args) else self._args
-            self._frame = wire.pack_call(self._id, self._method.name, args, self._basis)
+            self._frame = encoding.pack_call(self._id, self._method.name, args, self._basis)
         self.count += 1
         if self._hold is not None or not self._method.shared:
             (answer,) = await lane.post([self._frame], None if self._hold is None else self._hold())
         else:
             answer = await lane.ask(self._frame)
         status, result = answer
-        result = wire.unwrap(result, counted=False)
+        result = encoding.unwrap(result, counted=False)
         if status == 200:
-            return wire.read_result(self._method.result, result)
+            return encoding.read_result(self._method.result, result)
         error = answered_error(status, result, lane.base)
         if status in RETRY_STATUSES or error.retryable:
             raise Transient(str(error), status=status) from error

@@ -14,7 +14,7 @@ from starlette.responses import Response, StreamingResponse
 from ...core.errors import AgentLightningError, InvalidInput, LogError
 from ...core.model.rollout import Fact
 from ...projections.replica.positions import number_of
-from ..api import encoding as wire
+from ..api import encoding
 from .invoke import Calls
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -37,9 +37,9 @@ async def stream_events(request: Request, calls: Calls) -> Response:
             seen = since + 1 if after is None else since + 2
             await calls.catch_up(f"{log_id}:{namespace}::{max(seen, 0)}")
     except AgentLightningError as error:
-        status = wire.status_of(error)
+        status = encoding.status_of(error)
         headers = {"Retry-After": "1"} if status == 503 else None
-        return Response(wire.to_json(wire.error_body(error)), status, headers, media_type="application/json")
+        return Response(encoding.to_json(encoding.error_body(error)), status, headers, media_type="application/json")
     facts = calls.store.subscribe(request.query_params.getlist("types") or None, since=since)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(_lines(facts, since, after, calls), media_type="text/event-stream", headers=headers)
@@ -89,7 +89,7 @@ async def _lines(
                 pending = None
                 place = _place(fact)
                 if after is None or place > after:
-                    yield b"id: %d.%d\nevent: %s\ndata: %s\n\n" % (*place, fact.type.encode(), wire.to_json(fact))
+                    yield b"id: %d.%d\nevent: %s\ndata: %s\n\n" % (*place, fact.type.encode(), encoding.to_json(fact))
         finally:
             if pending is not None:
                 pending.cancel()

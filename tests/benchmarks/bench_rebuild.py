@@ -16,7 +16,7 @@ import msgspec
 from agentlightning.core.events.codec import record_of
 from agentlightning.core.events.schema import AnyEvent, Claim, NewRollout, Proposal
 from agentlightning.core.fold import apply as fold
-from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold import commands
 from agentlightning.core.fold.state import FOLD_VERSION, State
 from agentlightning.core.log.interface import Ack, Log, NewRecord
 from agentlightning.core.log.open_log import open_log
@@ -58,20 +58,20 @@ class History:
         made: list[NewRecord] = []
         if self.state.position == 0:
             settings = self._settings
-            made.append(self.step(decide.open_log(settings.window, settings.archive_after, FOLD_VERSION), "open"))
+            made.append(self.step(commands.open_log(settings.window, settings.archive_after, FOLD_VERSION), "open"))
         while len(made) < count:
             name = f"{self.state.position:032x}"
-            rollout_id = decide.rollout_id_of(name)
+            rollout_id = commands.rollout_id_of(name)
             body = msgspec.Raw(b'"' + b"q" * 60 + b'"')
-            made.append(self.step(decide.enqueue([NewRollout(rollout_id, body)]), name))
-            claim = decide.claim(self.state, rollout_id, Claim(attempt_id="at-00000000", worker_id="Worker-0"))
+            made.append(self.step(commands.enqueue([NewRollout(rollout_id, body)]), name))
+            claim = commands.claim(self.state, rollout_id, Claim(attempt_id="at-00000000", worker_id="Worker-0"))
             assert claim is not None
             made.append(self.step(claim, name + "c"))
             rollout = self.state.rollouts[rollout_id]
-            seen = decide.observe(rollout, rollout.attempts[-1], "running", None)
+            seen = commands.observe(rollout, rollout.attempts[-1], "running", None)
             assert seen is not None
             made.append(self.step(seen, name + "o"))
-            ended = decide.update_attempt(
+            ended = commands.update_attempt(
                 rollout, rollout.attempts[-1], status="succeeded", worker_id=None, metadata=None,
                 beat_us=None, watermark=5, lag_ms=0,
             )  # fmt: skip

@@ -14,7 +14,7 @@ import msgspec
 from agentlightning.core.events.codec import decode, encode
 from agentlightning.core.events.run_events import RUN_ID
 from agentlightning.core.events.schema import AttemptUpdated, NewRollout
-from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold import commands
 from agentlightning.core.log.sqlite.schema import checksum
 from agentlightning.rest.open_store import open_store
 from agentlightning.rest.server.server import LightningStoreServer
@@ -132,7 +132,7 @@ async def test_check_tells_what_a_client_claimed_from_a_log_that_was_changed(tmp
     store: Any = open_store(f"sqlite:///{file}")
     rollout = await store.enqueue_rollout("x")
     # As releases did that appended what a client claimed to know, and left the judgement to the fold.
-    node, event = store.engine.node, decide.enqueue([NewRollout("ro-never", msgspec.Raw(b"null"))])
+    node, event = store.engine.node, commands.enqueue([NewRollout("ro-never", msgspec.Raw(b"null"))])
     for number, basis in enumerate([(0, b"nonsense"), (2**62, b"nonsense")]):
         with node.lock:
             node.propose(event, f"{number:032x}", lambda _: None, basis)

@@ -12,7 +12,7 @@ import agentlightning as agl
 from agentlightning.core.credentials import mask_attributes, mask_text
 from agentlightning.core.errors import InvalidInput
 from agentlightning.core.model.resources import LLM, ProxyLLM, mask_models, masked, with_keys
-from agentlightning.projections.replica import validation as arguments
+from agentlightning.projections.replica import validation
 
 KEY = "sk-do-not-show"
 
@@ -47,7 +47,7 @@ def test_the_description_of_a_status_repeats_no_credentials() -> None:
         attempt_id="at",
         status=agl.TraceStatus(status_code="ERROR", description=f"no answer from http://u:{KEY}@h/v1"),
     )
-    assert arguments.span(made).span.status.description == "no answer from http://***@h/v1"
+    assert validation.span(made).span.status.description == "no answer from http://***@h/v1"
 
 
 def test_attributes_of_instrumentations() -> None:

@@ -16,8 +16,7 @@ import agentlightning as agl
 from agentlightning.algorithms.execution import runner_pool
 from agentlightning.algorithms.execution.runner_pool import RunnerPool, ending
 from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
-from agentlightning.algorithms.trainer import algorithm_task as bundles
-from agentlightning.algorithms.trainer import progress
+from agentlightning.algorithms.trainer import algorithm_task, progress
 from agentlightning.projections.store.runs import cancel_run
 from agentlightning.runners.pool.supervisor import Place
 
@@ -119,9 +118,9 @@ def test_a_run_that_cannot_be_closed_shows_no_more_signs_of_life(monkeypatch: py
     async def unreachable(*_: Any) -> Any:
         raise agl.StoreUnreachable("gone")
 
-    monkeypatch.setattr(bundles, "_shown_alive", lambda *_: ended)
-    monkeypatch.setattr(bundles, "leftovers", unreachable)  # which only costs its line
-    monkeypatch.setattr(bundles, "collect", unreachable)
+    monkeypatch.setattr(algorithm_task, "_shown_alive", lambda *_: ended)
+    monkeypatch.setattr(algorithm_task, "leftovers", unreachable)  # which only costs its line
+    monkeypatch.setattr(algorithm_task, "collect", unreachable)
     trainer = agl.Trainer(strategy="shm", store=agl.InMemoryLightningStore())
     with pytest.raises(agl.StoreUnreachable):
         trainer.dev(lambda task: 1.0, ["a"])

@@ -13,10 +13,8 @@ from unittest.mock import patch
 
 import msgspec
 
-from agentlightning.core.events import schema as events
-from agentlightning.core.fold import apply as fold
-from agentlightning.core.fold import archival, rules
-from agentlightning.core.fold import state_machine as transitions
+from agentlightning.core.events import schema
+from agentlightning.core.fold import apply, archival, rules, state_machine
 from agentlightning.core.fold.deduplication import VerdictTable
 from agentlightning.core.fold.state import State
 
@@ -56,7 +54,7 @@ def _no_fence() -> Any:
     return patch.object(rules, "_fenced", fenced)
 
 
-def _blind_claim(state: State, event: events.AttemptClaimed) -> events.AttemptClaimed:
+def _blind_claim(state: State, event: schema.AttemptClaimed) -> schema.AttemptClaimed:
     rollout = state.rollouts.get(event.rollout_id)
     if rollout is None:
         return event
@@ -64,7 +62,7 @@ def _blind_claim(state: State, event: events.AttemptClaimed) -> events.AttemptCl
     return msgspec.structs.replace(event, sequence_id=len(rollout.attempts) + 1, generation=rollout.generation)
 
 
-def _ever_changing_expiry(state: State, event: events.AttemptExpired, what: str) -> events.AttemptExpired:
+def _ever_changing_expiry(state: State, event: schema.AttemptExpired, what: str) -> schema.AttemptExpired:
     rollout = state.rollouts.get(event.rollout_id)
     if rollout is None or not 1 <= event.sequence_id <= len(rollout.attempts):
         return event
@@ -78,14 +76,14 @@ def _late_success(rule: Any) -> Any:
         reason = rule(state, event, time_us, facts)
         rollout = state.rollouts.get(event.rollout_id)
         if event.status == "succeeded" and rollout is not None and rollout.status == "failed":
-            transitions.finish(state, rollout, "succeeded", time_us, facts)
+            state_machine.finish(state, rollout, "succeeded", time_us, facts)
             return ""
         return reason
 
     return judged
 
 
-def _unbounded_time(state: State, event: events.TimePassed, time_us: int, facts: Any) -> str:
+def _unbounded_time(state: State, event: schema.TimePassed, time_us: int, facts: Any) -> str:
     state.time_ms = event.to_ms
     return ""
 
@@ -93,7 +91,7 @@ def _unbounded_time(state: State, event: events.TimePassed, time_us: int, facts:
 def _wall_clock(rule: Any) -> Any:
     turns = iter(range(1, 1 << 30))  # what a machine's own clock would add: never the same twice
 
-    def judged(state: State, event: events.TimePassed, time_us: int, facts: Any) -> str:
+    def judged(state: State, event: schema.TimePassed, time_us: int, facts: Any) -> str:
         reason = rule(state, event, time_us, facts)
         if not reason:
             state.time_ms += next(turns) % 7
@@ -103,7 +101,7 @@ def _wall_clock(rule: Any) -> Any:
 
 
 def _no_backoff(state: State, rollout: Any, lag_ms: int, facts: Any) -> None:
-    transitions.make_claimable(state, rollout, "requeuing", facts)
+    state_machine.make_claimable(state, rollout, "requeuing", facts)
 
 
 def _archive_by_memory() -> Any:
@@ -118,7 +116,7 @@ def _archive_by_memory() -> Any:
         finally:
             state.archive_after = kept
 
-    return patch.object(fold, "archive_due", due)
+    return patch.object(apply, "archive_due", due)
 
 
 def _evict_by_count(table: VerdictTable, position: int) -> None:
@@ -134,30 +132,30 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "no_fence": _no_fence,
     "apply_twice": lambda: patch.object(VerdictTable, "get", lambda table, command_id: None),
     "evict_by_count": lambda: patch.object(VerdictTable, "evict_below", _evict_by_count),
-    "no_basis_check": lambda: patch.object(fold, "check_basis", lambda state, basis, basis_print: ""),
+    "no_basis_check": lambda: patch.object(apply, "check_basis", lambda state, basis, basis_print: ""),
     "no_basis_fingerprint": lambda: patch.object(
-        fold,
+        apply,
         "check_basis",
         lambda state, basis, basis_print: "expired" if basis < state.position - state.window - 1 else "",
     ),
     "expiry_without_revivals": lambda: _replaced(
-        events.AttemptExpired, lambda state, event: _ever_changing_expiry(state, event, "revivals")
+        schema.AttemptExpired, lambda state, event: _ever_changing_expiry(state, event, "revivals")
     ),
     "expiry_without_config_version": lambda: _replaced(
-        events.AttemptExpired, lambda state, event: _ever_changing_expiry(state, event, "config")
+        schema.AttemptExpired, lambda state, event: _ever_changing_expiry(state, event, "config")
     ),
-    "clock_from_wall_time": lambda: _rule(events.TimePassed, _wall_clock),
-    "time_step_unbounded": lambda: _rule(events.TimePassed, lambda rule: _unbounded_time),
+    "clock_from_wall_time": lambda: _rule(schema.TimePassed, _wall_clock),
+    "time_step_unbounded": lambda: _rule(schema.TimePassed, lambda rule: _unbounded_time),
     "time_without_from": lambda: _replaced(
-        events.TimePassed,
-        lambda state, event: events.TimePassed(
+        schema.TimePassed,
+        lambda state, event: schema.TimePassed(
             from_ms=state.time_ms, to_ms=state.time_ms + event.to_ms - event.from_ms
         ),
     ),
-    "late_success_applied": lambda: _rule(events.AttemptUpdated, _late_success),
+    "late_success_applied": lambda: _rule(schema.AttemptUpdated, _late_success),
     "archive_by_memory": _archive_by_memory,
-    "requeue_without_backoff": lambda: patch.object(transitions, "requeue", _no_backoff),
-    "claims_without_sequence": lambda: _replaced(events.AttemptClaimed, _blind_claim),
+    "requeue_without_backoff": lambda: patch.object(state_machine, "requeue", _no_backoff),
+    "claims_without_sequence": lambda: _replaced(schema.AttemptClaimed, _blind_claim),
 }
 
 

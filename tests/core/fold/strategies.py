@@ -13,7 +13,7 @@ from agentlightning.core.events import schema as events
 from agentlightning.core.events.codec import encode
 from agentlightning.core.events.payload import ABSENT
 from agentlightning.core.events.schema import AnyEvent, Claim, Config, NewRollout, Proposal
-from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold import commands
 from agentlightning.core.fold.apply import apply
 from agentlightning.core.fold.state import FINISHED, OVER, QUEUED, State
 
@@ -49,7 +49,7 @@ def new_rollout(rng: Random, rollout_id: str) -> NewRollout:
 
 def claim_of(rng: Random, command_id: str) -> Claim:
     worker = rng.choice((None, "w1", "w2", "w3"))
-    return Claim(decide.attempt_id_of(command_id), worker, worker, rng.random() < 0.3, rng.randrange(3000))
+    return Claim(commands.attempt_id_of(command_id), worker, worker, rng.random() < 0.3, rng.randrange(3000))
 
 
 def pick(rng: Random, state: State) -> tuple[str, int, int]:
@@ -78,7 +78,7 @@ def _life(rng: Random, state: State, command_id: str) -> AnyEvent:
     if kind == 3 and rollout is not None and 1 <= number <= len(rollout.attempts):
         expiry: events.ExpiryKind = rng.choice(("timeout", "unresponsive", "worker_lost"))
         attempt = rollout.attempts[number - 1]
-        event = decide.expire(rollout, attempt, expiry, beat_us=None, watermark=7, lost_retries=3)
+        event = commands.expire(rollout, attempt, expiry, beat_us=None, watermark=7, lost_retries=3)
         return event if rng.random() < 0.8 else events.AttemptExpired(
             **fence, kind=expiry, revivals=rng.randrange(2), config_version=rng.randrange(2), lost_retries=3
         )
@@ -97,15 +97,15 @@ def event_of(rng: Random, state: State, command_id: str, cold: dict[str, bytes])
     kind = rng.randrange(14)
     if kind <= 1 or not state.rollouts:
         count = rng.choice((1, 1, 2, 3))
-        fresh = [new_rollout(rng, decide.rollout_id_of(command_id, index)) for index in range(count)]
+        fresh = [new_rollout(rng, commands.rollout_id_of(command_id, index)) for index in range(count)]
         if rng.random() < 0.1 and state.rollouts:
             fresh.append(new_rollout(rng, rng.choice(list(state.rollouts))))
-        return decide.enqueue(fresh)
+        return commands.enqueue(fresh)
     if kind == 2:
-        return decide.start(new_rollout(rng, decide.rollout_id_of(command_id)), claim_of(rng, command_id))
+        return commands.start(new_rollout(rng, commands.rollout_id_of(command_id)), claim_of(rng, command_id))
     if kind <= 5:
         target = next(iter(state.queue), None) if rng.random() < 0.8 else rng.choice(list(state.rollouts))
-        made = decide.claim(state, target, claim_of(rng, command_id)) if target else None
+        made = commands.claim(state, target, claim_of(rng, command_id)) if target else None
         if made is not None:
             return made
         rollout_id, generation, number = pick(rng, state)
@@ -116,14 +116,14 @@ def event_of(rng: Random, state: State, command_id: str, cold: dict[str, bytes])
         rollout_id, generation, number = pick(rng, state)
         rollout = state.rollouts.get(rollout_id)
         if rollout is not None and rng.random() < 0.8:
-            return decide.start_attempt(state, rollout_id, claim_of(rng, command_id))
+            return commands.start_attempt(state, rollout_id, claim_of(rng, command_id))
         return events.AttemptStarted(
             rollout_id=rollout_id, generation=generation, sequence_id=number, claim=claim_of(rng, command_id)
         )
     if kind == 7:
         rollout = state.rollouts[rng.choice(list(state.rollouts))]
         fields = tuple(name for name in ("input", "mode", "status", "config", "metadata") if rng.random() < 0.4)
-        return decide.update_rollout(
+        return commands.update_rollout(
             state, rollout.rollout_id, fields, input=b"1", status=rng.choice(ROLLOUT_STATUSES), config=config_of(rng)
         )
     if kind == 8:
@@ -136,7 +136,7 @@ def event_of(rng: Random, state: State, command_id: str, cold: dict[str, bytes])
         return events.TimePassed(from_ms=state.time_ms, to_ms=state.time_ms + rng.choice((1000, 5000, 10_000, 10_001, -1)))
     if kind == 10 and cold:
         rollout_id = rng.choice(list(cold))
-        return decide.restore(rollout_id, cold[rollout_id] if rng.random() < 0.9 else b"\x80")
+        return commands.restore(rollout_id, cold[rollout_id] if rng.random() < 0.9 else b"\x80")
     return _life(rng, state, command_id)
 
 
@@ -151,7 +151,7 @@ class World:
         self.cold: dict[str, bytes] = {}
         self.count = 0
         self.watch = Watch()
-        self.append(self.proposal(decide.open_log(window, archive_after, 1)))
+        self.append(self.proposal(commands.open_log(window, archive_after, 1)))
 
     def proposal(self, event: AnyEvent, basis: tuple[int, bytes] | None = None) -> Proposal:
         self.count += 1

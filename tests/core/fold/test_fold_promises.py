@@ -10,7 +10,7 @@ import pytest
 from agentlightning.core.events import schema as events
 from agentlightning.core.events.codec import encode
 from agentlightning.core.events.schema import AnyEvent, Claim, Config, NewRollout, Proposal
-from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold import commands
 from agentlightning.core.fold.apply import Outcome, apply, fold
 from agentlightning.core.fold.state import State, dump
 
@@ -24,7 +24,7 @@ class Desk:
 
     def __init__(self, window: int = 1000, archive_after: int = 1000) -> None:
         self.state, self.values, self.count = State(), list[bytes](), 0
-        self.say(decide.open_log(window, archive_after, 1))
+        self.say(commands.open_log(window, archive_after, 1))
 
     def make(self, event: AnyEvent, *, command: str = "", basis: tuple[int, bytes] | None = None, at: int = 0) -> bytes:
         self.count += 1
@@ -48,10 +48,10 @@ class Desk:
         return verdict.reason if verdict is not None else "unjudged"
 
     def enqueue(self, name: str = "ro-a", **how: object) -> None:
-        self.say(decide.enqueue([NewRollout(name, msgspec.Raw(b"1"), **how)]))  # type: ignore[arg-type]
+        self.say(commands.enqueue([NewRollout(name, msgspec.Raw(b"1"), **how)]))  # type: ignore[arg-type]
 
     def claim(self, name: str = "ro-a", worker: str = "w1", **how: object) -> Outcome:
-        made = decide.claim(self.state, name, Claim(f"at-{self.count}", worker, worker))
+        made = commands.claim(self.state, name, Claim(f"at-{self.count}", worker, worker))
         assert made is not None
         return self.say(made, **how)
 
@@ -67,20 +67,20 @@ class Desk:
 
     def expiry(self, name: str = "ro-a", kind: str = "timeout") -> AnyEvent:
         rollout = self.state.rollouts[name]
-        return decide.expire(
+        return commands.expire(
             rollout, rollout.attempts[-1], kind, beat_us=None, watermark=None, lost_retries=3  # type: ignore[arg-type]
         )
 
     def wait(self, milliseconds: int) -> None:
         while milliseconds > 0:
-            self.say(decide.pass_time(self.state, min(milliseconds, 10_000)))
+            self.say(commands.pass_time(self.state, min(milliseconds, 10_000)))
             milliseconds -= 10_000
 
 
 def test_one_owner_the_first_claim_in_log_order_wins() -> None:
     desk = Desk()
     desk.enqueue()
-    first, second = (decide.claim(desk.state, "ro-a", Claim(f"at-{w}", w)) for w in ("w1", "w2"))
+    first, second = (commands.claim(desk.state, "ro-a", Claim(f"at-{w}", w)) for w in ("w1", "w2"))
     assert first is not None and second is not None
     assert [desk.reason(first), desk.reason(second)] == ["", "not_claimable"]
     assert [attempt.worker_id for attempt in desk.state.rollouts["ro-a"].attempts] == ["w1"]
@@ -89,7 +89,7 @@ def test_one_owner_the_first_claim_in_log_order_wins() -> None:
 def _stale_claim() -> None:
     desk = Desk()
     desk.enqueue(config=Config(max_attempts=3, retry_condition=("failed",)))
-    stale = decide.claim(desk.state, "ro-a", Claim("at-s", "w9"))
+    stale = commands.claim(desk.state, "ro-a", Claim("at-s", "w9"))
     assert stale is not None
     desk.claim()
     desk.end(status="failed")
@@ -112,7 +112,7 @@ def test_a_duplicate_gets_the_first_verdict_and_takes_no_effect() -> None:
 
 def test_a_duplicate_after_its_verdict_was_forgotten_is_expired() -> None:
     desk = Desk(window=5)
-    value = desk.make(decide.enqueue([NewRollout("ro-a", msgspec.Raw(b"1"))]))
+    value = desk.make(commands.enqueue([NewRollout("ro-a", msgspec.Raw(b"1"))]))
     desk.put(value)
     desk.wait(60_000)
     again = desk.put(value)
@@ -170,15 +170,15 @@ def test_a_finished_rollout_leaves_at_a_position_and_comes_back_unaltered() -> N
     desk.claim()
     desk.end()
     desk.wait(10_000)
-    gone = desk.say(decide.pass_time(desk.state, 1)).archived
+    gone = desk.say(commands.pass_time(desk.state, 1)).archived
     assert [rollout.rollout_id for rollout, _ in gone] == ["ro-a"] and "ro-a" not in desk.state.rollouts
     late = events.AttemptUpdated(rollout_id="ro-a", generation=0, sequence_id=1, status="failed")
     assert desk.reason(late) == "archived"
-    assert desk.reason(decide.enqueue([NewRollout("ro-a", msgspec.Raw(b"0"))])) == "exists"
-    assert desk.reason(decide.restore("ro-a", gone[0][1] + b"\x00")) == "altered"
-    assert desk.reason(decide.restore("ro-a", gone[0][1])) == ""
+    assert desk.reason(commands.enqueue([NewRollout("ro-a", msgspec.Raw(b"0"))])) == "exists"
+    assert desk.reason(commands.restore("ro-a", gone[0][1] + b"\x00")) == "altered"
+    assert desk.reason(commands.restore("ro-a", gone[0][1])) == ""
     assert desk.state.rollouts["ro-a"].status == "succeeded"
-    assert desk.reason(decide.restore("ro-a", gone[0][1])) == "not_archived"
+    assert desk.reason(commands.restore("ro-a", gone[0][1])) == "not_archived"
 
 
 def _reset_while_running() -> None:
@@ -186,7 +186,7 @@ def _reset_while_running() -> None:
     desk.enqueue()
     desk.claim()
     late = desk.ending()
-    desk.say(decide.update_rollout(desk.state, "ro-a", ("status",), status="queuing"))
+    desk.say(commands.update_rollout(desk.state, "ro-a", ("status",), status="queuing"))
     desk.claim(worker="w2")
     desk.say(late)
     rollout = desk.state.rollouts["ro-a"]
@@ -224,7 +224,7 @@ def _config_changed_before_expiry() -> None:
     desk.claim()
     desk.wait(2000)
     expiry = desk.expiry()
-    desk.say(decide.update_rollout(desk.state, "ro-a", ("config",), config=Config(timeout_ms=1500)))
+    desk.say(commands.update_rollout(desk.state, "ro-a", ("config",), config=Config(timeout_ms=1500)))
     assert desk.reason(expiry) == "changed"
 
 
@@ -241,9 +241,9 @@ def test_nothing_is_claimable_during_a_back_off() -> None:
     rollout = desk.state.rollouts["ro-a"]
     claimed = events.AttemptClaimed(rollout_id="ro-a", generation=0, sequence_id=2, claim=Claim("at-x"))
     assert rollout.status == "requeuing" and desk.reason(claimed) == "not_claimable"
-    assert desk.reason(decide.requeue(rollout)) == "too_early"
+    assert desk.reason(commands.requeue(rollout)) == "too_early"
     desk.wait(3000)
-    assert desk.reason(decide.requeue(rollout)) == ""
+    assert desk.reason(commands.requeue(rollout)) == ""
     assert desk.reason(claimed) == ""
 
 
@@ -259,9 +259,9 @@ def test_a_failure_reported_after_the_worker_was_lost_waits_out_the_back_off_and
 
 def test_latest_resources_are_bound_at_the_position_of_the_enqueue() -> None:
     desk = Desk()
-    desk.say(decide.publish_resources("rs-1", b"1"))
-    value = desk.make(decide.enqueue([NewRollout("ro-a", msgspec.Raw(b"1"))]))
-    desk.say(decide.publish_resources("rs-2", b"2"))
+    desk.say(commands.publish_resources("rs-1", b"1"))
+    value = desk.make(commands.enqueue([NewRollout("ro-a", msgspec.Raw(b"1"))]))
+    desk.say(commands.publish_resources("rs-2", b"2"))
     desk.put(value)
     assert desk.state.rollouts["ro-a"].resources_id == "rs-2"
 
@@ -290,7 +290,7 @@ def test_time_is_an_event_and_survives_restarts_of_the_timekeeper() -> None:
 
 def test_a_frozen_timekeeper_cannot_jump() -> None:
     desk = Desk()
-    assert desk.reason(decide.pass_time(desk.state, 10_001)) == "malformed"
+    assert desk.reason(commands.pass_time(desk.state, 10_001)) == "malformed"
     assert desk.reason(events.TimePassed(from_ms=5, to_ms=6)) == "clock_moved"
     assert desk.state.time_ms == 0
 
@@ -304,7 +304,7 @@ def test_attempts_within_max_attempts_and_a_restart_has_a_fresh_budget() -> None
             desk.claim()
             desk.end(status="failed")
         assert desk.state.rollouts["ro-a"].status == "failed"
-        desk.say(decide.update_rollout(desk.state, "ro-a", ("status",), status="queuing"))
+        desk.say(commands.update_rollout(desk.state, "ro-a", ("status",), status="queuing"))
     assert len(desk.state.rollouts["ro-a"].attempts) == 4 and desk.state.rollouts["ro-a"].generation == 2
 
 
@@ -314,10 +314,10 @@ def test_attempts_of_lost_workers_and_unconfirmed_claims_cost_nothing() -> None:
     for lost in range(3):
         desk.claim()
         assert desk.reason(desk.expiry(kind="worker_lost")) == "" and desk.state.rollouts["ro-a"].lost == lost + 1
-    made = decide.claim(desk.state, "ro-a", Claim("at-u", "w1", "w1", confirm=True))
+    made = commands.claim(desk.state, "ro-a", Claim("at-u", "w1", "w1", confirm=True))
     assert made is not None and desk.reason(made) == ""
     rollout = desk.state.rollouts["ro-a"]
-    assert desk.reason(decide.return_claim(rollout, rollout.attempts[-1])) == ""
+    assert desk.reason(commands.return_claim(rollout, rollout.attempts[-1])) == ""
     desk.claim()
     assert desk.end() == "" and rollout.status == "succeeded"
     assert [attempt.counted for attempt in rollout.attempts] == [False, False, False, False, True]

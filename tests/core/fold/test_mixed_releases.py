@@ -15,8 +15,7 @@ from agentlightning.core.events import codec
 from agentlightning.core.events import schema as events
 from agentlightning.core.events.codec import encode
 from agentlightning.core.events.schema import AnyEvent, Config, NewRollout, Proposal
-from agentlightning.core.fold import commands as decide
-from agentlightning.core.fold import rules
+from agentlightning.core.fold import commands, rules
 from agentlightning.core.fold.apply import Outcome, apply, fold
 from agentlightning.core.fold.state import State, dump, load
 
@@ -80,7 +79,7 @@ def _touched_by_a_skip() -> None:
         assert after.fingerprint == before.fingerprint and not after.resources
         assert len(after.verdicts) == len(before.verdicts)
         mixed.say(
-            decide.enqueue([NewRollout(f"ro-{number}", msgspec.Raw(b"1"), config=Config(timeout_ms=1000))]),
+            commands.enqueue([NewRollout(f"ro-{number}", msgspec.Raw(b"1"), config=Config(timeout_ms=1000))]),
             chance.choice(("newer", "older")),
         )
     assert len(mixed.older.rollouts) == 40 and mixed.older.refused == 0, "no basis was taken for foreign"
@@ -123,8 +122,8 @@ def test_33_an_activation_halts_the_older_release_before_the_first_new_event() -
     desk = Desk()
     desk.enqueue()
     with patch.object(rules, "FOLD_VERSION", 2):
-        assert desk.reason(decide.activate_fold(2)) == ""
-        assert desk.reason(decide.activate_fold(2)) == "already_active"
+        assert desk.reason(commands.activate_fold(2)) == ""
+        assert desk.reason(commands.activate_fold(2)) == "already_active"
         desk.say(PUBLISHED)
     with the_older_release():
         older = fold(desk.values)

@@ -16,7 +16,7 @@ from agentlightning.core.errors import LogClosed
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.sqlite import SqliteLog
 from agentlightning.core.model.rollout import Fact
-from agentlightning.projections.facts import feed as fact_feed
+from agentlightning.projections.facts import feed
 from agentlightning.projections.facts.derived_topic import DerivedTopic
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.projections.store.store import EventLogStore
@@ -33,9 +33,9 @@ async def _write(store: agl.LightningStore, rollouts: int) -> None:
 
 async def test_28_a_subscription_resumes_at_any_position(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also at positions that are older than what is in memory, and across the border while others write on."""
-    monkeypatch.setattr(fact_feed, "KEPT_RECORDS", 32)
-    monkeypatch.setattr(fact_feed, "REFOLD_RECORDS", 7)
-    monkeypatch.setattr(fact_feed, "CHUNK", 5)
+    monkeypatch.setattr(feed, "KEPT_RECORDS", 32)
+    monkeypatch.setattr(feed, "REFOLD_RECORDS", 7)
+    monkeypatch.setattr(feed, "CHUNK", 5)
     log = MemoryLog()
     with store_on(log) as store:
         await _write(store, 20)
@@ -201,11 +201,11 @@ async def test_a_thousand_idle_waiters_and_subscribers_cause_no_query_and_no_tim
 async def test_subscribers_far_back_share_a_few_refolds_and_each_gets_everything_in_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fact_feed, "KEPT_RECORDS", 4)
-    monkeypatch.setattr(fact_feed, "REFOLD_RECORDS", 5)
-    monkeypatch.setattr(fact_feed, "MAX_REFOLDS", 2)
-    monkeypatch.setattr(fact_feed, "UNUSED_SECONDS", 0.0)
-    monkeypatch.setattr(fact_feed, "TURN_SECONDS", 0.001)
+    monkeypatch.setattr(feed, "KEPT_RECORDS", 4)
+    monkeypatch.setattr(feed, "REFOLD_RECORDS", 5)
+    monkeypatch.setattr(feed, "MAX_REFOLDS", 2)
+    monkeypatch.setattr(feed, "UNUSED_SECONDS", 0.0)
+    monkeypatch.setattr(feed, "TURN_SECONDS", 0.001)
     store: Any = InMemoryLightningStore()
     try:
         made = [(await store.enqueue_rollout(number)).rollout_id for number in range(30)]

@@ -17,8 +17,7 @@ from agentlightning.core.log.dead_letter import decode_letter
 from agentlightning.core.log.interface import Ack, Log, NewRecord, Record
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL, DEAD, FACTS, SNAPSHOTS, TASKS, partition_of
-from agentlightning.projections.facts import feed as fact_feed
-from agentlightning.projections.facts import publisher
+from agentlightning.projections.facts import feed, publisher
 from agentlightning.projections.facts.derived_topic import DerivedTopic
 from agentlightning.projections.store.store import EventLogStore
 
@@ -179,7 +178,7 @@ async def test_28_the_next_leader_goes_on_where_the_last_one_stopped() -> None:
 
 
 async def test_28_what_lies_further_back_than_memory_is_folded_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fact_feed, "KEPT_RECORDS", 8)
+    monkeypatch.setattr(feed, "KEPT_RECORDS", 8)
     log = PublishingMemoryLog(MemoryLog())
     with store_on(log._log, foreign_writers=True) as quiet:
         await work(quiet, 30)

@@ -14,7 +14,7 @@ import pytest
 from agentlightning.core.events.codec import encode
 from agentlightning.core.events.payload import encode as payload
 from agentlightning.core.events.schema import Claim, NewRollout, Proposal
-from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold import commands
 from agentlightning.core.fold.apply import apply
 from agentlightning.core.fold.state import State
 from agentlightning.core.ids import uuid7_hex
@@ -22,7 +22,7 @@ from agentlightning.core.log.interface import NewRecord
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.spans import span_log as span_book
+from agentlightning.projections.spans import span_log
 from agentlightning.projections.store.store import EventLogStore
 
 from ..store.tools import begin, span, store_on
@@ -40,14 +40,14 @@ def long_log(records: int) -> MemoryLog:
         values.append(encode(proposal))
         assert apply(state, values[-1]).accepted
 
-    put(decide.open_log(1000, 1000, 1))
+    put(commands.open_log(1000, 1000, 1))
     body = payload({"task": "what is it? " * 5})
     while len(values) < records:
-        rollout_id = decide.rollout_id_of(uuid7_hex())
-        put(decide.enqueue([NewRollout(rollout_id, msgspec.Raw(body))]))
-        put(decide.claim(state, rollout_id, Claim(attempt_id="at-12345678", worker_id="w")))
+        rollout_id = commands.rollout_id_of(uuid7_hex())
+        put(commands.enqueue([NewRollout(rollout_id, msgspec.Raw(body))]))
+        put(commands.claim(state, rollout_id, Claim(attempt_id="at-12345678", worker_id="w")))
         rollout = state.rollouts[rollout_id]
-        put(decide.update_attempt(
+        put(commands.update_attempt(
             rollout, rollout.attempts[0], status="succeeded", worker_id=None, metadata=None, beat_us=None,
             watermark=0, lag_ms=0,
         ))  # fmt: skip
@@ -86,7 +86,7 @@ async def test_27_a_replay_in_a_thread_leaves_the_event_loop_alive() -> None:
 async def test_memory_stays_flat_over_spans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from agentlightning.rest.open_store import open_store
 
-    monkeypatch.setattr(span_book, "HOT_SPANS", 1000)
+    monkeypatch.setattr(span_log, "HOT_SPANS", 1000)
     store = open_store(f"sqlite:///{tmp_path / 'log.db'}")
     assert isinstance(store, EventLogStore)
 

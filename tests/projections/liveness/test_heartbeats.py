@@ -10,7 +10,7 @@ import agentlightning as agl
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log.local.memory import MemoryLog
-from agentlightning.projections.liveness import heartbeats as liveness
+from agentlightning.projections.liveness import heartbeats
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
@@ -73,7 +73,7 @@ async def test_an_unconfirmed_claim_of_a_cancelled_rollout_is_let_be() -> None:
 
 
 async def test_a_sign_of_life_after_the_end_is_shown_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "LATE_BEATS", 2)
+    monkeypatch.setattr(heartbeats, "LATE_BEATS", 2)
     clock = ManualClock()
     with InMemoryLightningStore(clock=clock) as store:
         ended = [await begin(store) for _ in range(3)]

@@ -15,11 +15,10 @@ from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log.sqlite import SqliteLog
 from agentlightning.core.log.topics import BLOBS
 from agentlightning.projections.archive.index import ColdIndex
-from agentlightning.projections.facts import feed as fact_feed
+from agentlightning.projections.facts import feed
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store import resources as catalogue
-from agentlightning.projections.store import views
+from agentlightning.projections.store import resources, views
 from agentlightning.projections.store.store import EventLogStore
 
 from ..store.tools import begin, claim, span, take_facts
@@ -38,9 +37,9 @@ class Watched:
             (SqliteLog, ("read", "read_key")),
             (ColdIndex, ("get", "body", "flush", "counts")),
             (views, ("assemble",)),
-            (catalogue, ("resources_out",)),
-            (fact_feed, ("facts_of",)),
-            (catalogue.Worker, ("model_construct",)),
+            (resources, ("resources_out",)),
+            (feed, ("facts_of",)),
+            (resources.Worker, ("model_construct",)),
         ):
             for name in names:
                 monkeypatch.setattr(owner, name, self.watching(name, getattr(owner, name)))

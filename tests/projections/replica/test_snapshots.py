@@ -14,7 +14,7 @@ import pytest
 from agentlightning.core.events.codec import encode
 from agentlightning.core.events.payload import encode as payload
 from agentlightning.core.events.schema import NewRollout, Proposal
-from agentlightning.core.fold import commands as decide
+from agentlightning.core.fold import commands
 from agentlightning.core.fold.apply import apply
 from agentlightning.core.fold.state import State, dump, load
 from agentlightning.core.ids import uuid7_hex
@@ -50,9 +50,9 @@ class Writer:
         for _ in range(count):
             position = self.state.position
             event = (
-                decide.open_log(1000, 1000, 1)
+                commands.open_log(1000, 1000, 1)
                 if position == 0
-                else decide.enqueue([NewRollout(decide.rollout_id_of(uuid7_hex()), msgspec.Raw(payload({"at": position})))])
+                else commands.enqueue([NewRollout(commands.rollout_id_of(uuid7_hex()), msgspec.Raw(payload({"at": position})))])
             )
             proposal = Proposal(
                 id=uuid7_hex(), time_us=position, writer=self.name, basis=position - 1,

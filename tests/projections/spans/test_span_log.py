@@ -19,7 +19,7 @@ from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import BLOBS, SPANS
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.spans import span_log as span_book
+from agentlightning.projections.spans import span_log
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.projections.store.views import INCOMPLETE
@@ -170,7 +170,7 @@ async def test_a_span_long_after_the_outcome_is_a_sign_of_life_in_the_control_lo
 
 
 async def test_a_counter_whose_spans_are_under_way_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(span_book, "HOT_COUNTERS", 1)
+    monkeypatch.setattr(span_log, "HOT_COUNTERS", 1)
     log = SlowSpans(MemoryLog())
     with store_on(log) as store:
         one, other = await begin(store), await begin(store)

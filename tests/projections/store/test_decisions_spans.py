@@ -12,7 +12,7 @@ from agentlightning.core.clock import ManualClock
 from agentlightning.core.events import codec
 from agentlightning.core.events.schema import RolloutUpdated
 from agentlightning.core.log.local.memory import MemoryLog
-from agentlightning.projections.spans import span_log as span_book
+from agentlightning.projections.spans import span_log
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.client.client import LightningStoreClient
 from agentlightning.rest.server.server import LightningStoreServer
@@ -129,7 +129,7 @@ async def test_24_two_writing_stores_alternate_one_restarts_and_no_number_is_giv
 @pytest.mark.parametrize("hot", [1, 200_000])
 async def test_24_two_writing_stores_at_once_agree_with_every_reader(hot: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where counters are dropped from memory all the time, with explicit numbers and the same span from both."""
-    monkeypatch.setattr(span_book, "HOT_SPANS", hot)
+    monkeypatch.setattr(span_log, "HOT_SPANS", hot)
     log = MemoryLog()
     chance = random.Random(24)
     with store_on(log, foreign_writers=True) as first, store_on(log, foreign_writers=True) as second:

@@ -14,9 +14,9 @@ import agentlightning as agl
 from agentlightning.core.errors import InvalidInput
 from agentlightning.core.model.query import page
 from agentlightning.core.model.rollout import EnqueueRolloutRequest, Rollout
-from agentlightning.projections.archive import index as cold
+from agentlightning.projections.archive import index
 from agentlightning.projections.replica.settings import StoreSettings
-from agentlightning.projections.store import rollout_query as rollout_pages
+from agentlightning.projections.store import rollout_query
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.open_store import open_store
@@ -101,11 +101,11 @@ async def seen(store: EventLogStore, made: list[str]) -> list[Rollout]:
     return [one for one in found if one is not None]
 
 
-@pytest.mark.parametrize("slack", [0, rollout_pages.SLACK])
+@pytest.mark.parametrize("slack", [0, rollout_query.SLACK])
 async def test_a_page_is_what_looking_at_all_rollouts_gives(
     store: tuple[EventLogStore, list[str]], slack: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout_pages, "SLACK", slack)
+    monkeypatch.setattr(rollout_query, "SLACK", slack)
     opened, made = store
     everything = await seen(opened, made)
     assert len(everything) == len(made) and sum(opened.engine.cold.counts()["succeeded"]) > 50
@@ -176,13 +176,13 @@ async def test_what_is_open_or_named_is_found_without_the_archive(
 def decoding(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Every packed rollout that is decoded from now on."""
     read: list[bytes] = []
-    real = cold.unpack
+    real = index.unpack
 
     def counted(body: bytes) -> Any:
         read.append(body)
         return real(body)
 
-    for module in (cold, rollout_pages):
+    for module in (index, rollout_query):
         monkeypatch.setattr(module, "unpack", counted)
     return read
 

@@ -19,11 +19,10 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from agentlightning.core.errors import InvalidInput, PayloadTooLarge
 from agentlightning.core.model.store_interface import LightningStore
-from agentlightning.rest.api import encoding as wire
+from agentlightning.rest.api import encoding
 from agentlightning.rest.client import remote_log
 from agentlightning.rest.client.client import LightningStoreClient
-from agentlightning.rest.server import app as door
-from agentlightning.rest.server import fast_protocol
+from agentlightning.rest.server import app, fast_protocol
 from agentlightning.rest.server.server import LightningStoreServer
 from agentlightning.rest.server.uvicorn_runner import _QuietServer  # pyright: ignore[reportPrivateUsage]
 
@@ -40,8 +39,8 @@ SPAN = {
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundredth of the real ones."""
     for name in ("MAX_CONTAINERS", "MAX_ITEMS"):
-        monkeypatch.setattr(wire, name, getattr(wire, name) // 100)
-    monkeypatch.setattr(wire, "MAX_RECORDS", 5_000)
+        monkeypatch.setattr(encoding, name, getattr(encoding, name) // 100)
+    monkeypatch.setattr(encoding, "MAX_RECORDS", 5_000)
 
 
 def otlp(events: int) -> bytes:
@@ -54,28 +53,28 @@ def otlp(events: int) -> bytes:
 
 def test_a_gzip_body_is_read_in_linear_time_whatever_its_members(store: LightningStore) -> None:
     text = bytes(300_000)
-    assert wire.gunzip(gzip.compress(text[:1]) * 4000 + gzip.compress(text), 400_000) == bytes(4000) + text
+    assert encoding.gunzip(gzip.compress(text[:1]) * 4000 + gzip.compress(text), 400_000) == bytes(4000) + text
     many = zlib.compressobj(wbits=31).flush() * 50_000  # a million bytes of members that hold nothing
     began = time.perf_counter()
     with pytest.raises(InvalidInput, match="members"):
-        wire.gunzip(many, 1_000_000)
+        encoding.gunzip(many, 1_000_000)
     assert time.perf_counter() - began < 5
     for wrong in (gzip.compress(text)[:-1], gzip.compress(text) + b"x", b"x"):
         with pytest.raises(InvalidInput):
-            wire.gunzip(wrong, 400_000)
+            encoding.gunzip(wrong, 400_000)
     with pytest.raises(PayloadTooLarge):
-        wire.gunzip(gzip.compress(text), 299_999)
+        encoding.gunzip(gzip.compress(text), 299_999)
 
 
 @pytest.mark.parametrize(
     ("read", "body"),
     [
-        (wire.from_json, b"[" + b"[]," * 50_000 + b"[]]"),
-        (wire.from_json, b'{"input":[' + b"1," * 50_001 + b"1]}"),
-        (wire.unpack, b"\xdd" + (50_000).to_bytes(4, "big") + b"\x90" * 50_000),
-        (wire.unpack, b"\x91\xdd" + (50_001).to_bytes(4, "big") + b"\x01" * 50_001),
-        (wire.unwrap, b"[" + b"{}," * 6_000 + b"{}]"),
-        (wire.count_otlp, otlp(6_000)),
+        (encoding.from_json, b"[" + b"[]," * 50_000 + b"[]]"),
+        (encoding.from_json, b'{"input":[' + b"1," * 50_001 + b"1]}"),
+        (encoding.unpack, b"\xdd" + (50_000).to_bytes(4, "big") + b"\x90" * 50_000),
+        (encoding.unpack, b"\x91\xdd" + (50_001).to_bytes(4, "big") + b"\x01" * 50_001),
+        (encoding.unwrap, b"[" + b"{}," * 6_000 + b"{}]"),
+        (encoding.count_otlp, otlp(6_000)),
     ],
     ids=["lists", "numbers", "msgpack lists", "msgpack numbers", "json in msgpack", "otlp events"],
 )
@@ -93,15 +92,15 @@ def test_a_dense_body_is_refused_before_its_parts_are_built(
 
 def test_dense_parts_of_one_batch_are_counted_together(store: LightningStore, small_limits: None) -> None:
     part = b'{"input":[' + b"[]," * 1_000 + b"[]]}"
-    assert door._unpacked(msgspec.msgpack.encode([["i", "enqueue_rollout", part, None]] * 4))  # pyright: ignore[reportPrivateUsage]
+    assert app._unpacked(msgspec.msgpack.encode([["i", "enqueue_rollout", part, None]] * 4))  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(PayloadTooLarge):
-        door._unpacked(msgspec.msgpack.encode([["i", "enqueue_rollout", part, None]] * 6))  # pyright: ignore[reportPrivateUsage]
+        app._unpacked(msgspec.msgpack.encode([["i", "enqueue_rollout", part, None]] * 6))  # pyright: ignore[reportPrivateUsage]
 
 
 def test_fields_that_nobody_knows_are_counted_too(store: LightningStore, small_limits: None) -> None:
-    wire.count_otlp(b"\x78\x01" * 50_000)
+    encoding.count_otlp(b"\x78\x01" * 50_000)
     with pytest.raises(PayloadTooLarge):
-        wire.count_otlp(b"\x78\x01" * 50_001)
+        encoding.count_otlp(b"\x78\x01" * 50_001)
 
 
 async def test_an_answer_may_be_larger_than_a_request(
@@ -116,13 +115,13 @@ async def test_an_answer_may_be_larger_than_a_request(
 
 def test_what_only_looks_dense_is_read(store: LightningStore, small_limits: None) -> None:
     text = '{"a": [1, "\\", [' * 20_000
-    assert wire.from_json(json.dumps({"text": text}).encode()) == {"text": text}
+    assert encoding.from_json(json.dumps({"text": text}).encode()) == {"text": text}
     packed = msgspec.msgpack.encode(
         {"text": "\u00e4\u0100" * 30_000, "bytes": b"\x90" * 60_000, "n": [1.5, -7, 2**40, None]}
     )
-    assert wire.unpack(packed)["n"] == [1.5, -7, 2**40, None]
+    assert encoding.unpack(packed)["n"] == [1.5, -7, 2**40, None]
     numbers = [1.25] * 40_000
-    assert wire.unpack(msgspec.msgpack.encode(numbers)) == numbers
+    assert encoding.unpack(msgspec.msgpack.encode(numbers)) == numbers
 
 
 @pytest.mark.parametrize("events", [6_000, 30_000])

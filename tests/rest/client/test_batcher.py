@@ -15,7 +15,7 @@ from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.store import EventLogStore
-from agentlightning.rest.api import encoding as wire
+from agentlightning.rest.api import encoding
 from agentlightning.rest.api.routes import COMMAND_HEADER
 from agentlightning.rest.client.batcher import Lane
 from agentlightning.rest.client.client import LightningStoreClient
@@ -54,7 +54,7 @@ async def test_every_repeated_call_gets_its_first_answer(
     lane: Lane = client.lane()
     await lane.hello()
     for name, args in (await calls_of(store)).items():
-        frame = wire.pack_call(uuid7_hex(), name, args, client._seen.basis)  # pyright: ignore[reportPrivateUsage]
+        frame = encoding.pack_call(uuid7_hex(), name, args, client._seen.basis)  # pyright: ignore[reportPrivateUsage]
         answers = [steady((await lane.post([frame]))[0]) for _ in range(3)]
         assert answers[0][0] == 200 and answers[0][1], name
         assert answers[0] == answers[1] == answers[2], name
@@ -77,8 +77,8 @@ async def test_every_repeated_json_call_gets_its_first_answer(
         f"/v1/agl/rollouts/{key['rollout_id']}/attempts": {},
         f"/v1/agl/rollouts/{key['rollout_id']}/attempts/{key['attempt_id']}": {"metadata": {"a": 1}},
         f"/v1/agl/rollouts/{key['rollout_id']}": {"metadata": {"a": 1}},
-        "/v1/agl/spans": wire.from_json(wire.to_json(calls["add_span"]["span"])),
-        "/add_span": wire.from_json(wire.to_json(calls["add_many_spans"]["spans"][0])),
+        "/v1/agl/spans": encoding.from_json(encoding.to_json(calls["add_span"]["span"])),
+        "/add_span": encoding.from_json(encoding.to_json(calls["add_many_spans"]["spans"][0])),
         "/v1/agl/resources": {"p": {"resource_type": "prompt_template", "template": "x", "engine": "f-string"}},
     }
     for path, body in paths.items():

@@ -12,7 +12,7 @@ import pytest
 
 from agentlightning.core.errors import LogClosed, LogError, LogFull
 from agentlightning.core.log.interface import Log
-from agentlightning.core.log.local import consumer_group as local_groups
+from agentlightning.core.log.local import consumer_group
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL, DEAD
 
@@ -56,7 +56,7 @@ def test_what_waits_for_the_committer_is_bounded(monkeypatch: pytest.MonkeyPatch
 
 def test_a_silent_member_gives_way_and_comes_back_with_its_next_poll() -> None:
     with MemoryLog() as log:
-        groups = local_groups.Groups(log, session_seconds=0.2)
+        groups = consumer_group.Groups(log, session_seconds=0.2)
         silent, busy = groups.join("group", [CONTROL], "silent"), groups.join("group", [CONTROL], "busy")
         append(log, CONTROL, new(1))
         assert poll(silent) == [b"1"]
@@ -73,10 +73,10 @@ def test_a_silent_member_gives_way_and_comes_back_with_its_next_poll() -> None:
 
 def test_a_member_that_polls_for_long_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     deals: list[str] = []
-    deal = local_groups.Groups._deal  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(local_groups.Groups, "_deal", lambda groups, group: (deals.append(group), deal(groups, group)))
+    deal = consumer_group.Groups._deal  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(consumer_group.Groups, "_deal", lambda groups, group: (deals.append(group), deal(groups, group)))
     with MemoryLog() as log:
-        groups = local_groups.Groups(log, session_seconds=0.2)
+        groups = consumer_group.Groups(log, session_seconds=0.2)
         first, second = groups.join("group", [CONTROL], "first"), groups.join("group", [CONTROL], "second")
         polls = [threading.Thread(target=member.poll, args=(1, 0.6)) for member in (first, second)]
         for thread in polls:

@@ -11,8 +11,7 @@ import pytest
 
 from agentlightning.core.errors import InvalidInput, LogCorrupt
 from agentlightning.core.log.interface import Log
-from agentlightning.core.log.sqlite import SqliteLog, check_file, schema
-from agentlightning.core.log.sqlite import read_pool as reader
+from agentlightning.core.log.sqlite import SqliteLog, check_file, read_pool, schema
 from agentlightning.core.log.topics import CONTROL, LIVENESS, SPANS
 
 from ..log_contract import Following, append, new, until, values
@@ -277,8 +276,8 @@ def test_a_strange_value_with_a_check_sum_that_fits_is_refused(
     if case == "a huge cell":
         with SqliteLog.open_readonly(path) as log:
             all_of(log)
-        monkeypatch.setattr(reader, "_COLUMNS", reader._COLUMNS.replace(str(schema.MOST_VALUE), "9999"))
-        monkeypatch.setattr(reader, "MOST_VALUE", 9999)
+        monkeypatch.setattr(read_pool, "_COLUMNS", read_pool._COLUMNS.replace(str(schema.MOST_VALUE), "9999"))
+        monkeypatch.setattr(read_pool, "MOST_VALUE", 9999)
     with SqliteLog.open_readonly(path) as log:
         with pytest.raises(LogCorrupt, match="offset 7 of control was altered"):
             all_of(log)
