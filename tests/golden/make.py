@@ -71,7 +71,7 @@ def runs(release: str) -> None:
             say(decide.close_run(run_id, outcome="succeeded", summary=user({"mean": 0.5}), resources_id="rs-a"))
         elif kind == 4:
             name = decide.rollout_id_of(f"{world.count + 1:032x}")
-            new = decide.events.NewRollout(name, msgspec.Raw(b"1"), metadata=user({RUN_ID: run_id}))
+            new = NewRollout(name, msgspec.Raw(b"1"), metadata=user({RUN_ID: run_id}))
             world.append(world.proposal(decide.enqueue([new])))
         else:
             world.step()
