@@ -41,7 +41,8 @@ def runs(release: str) -> None:
 
     from agentlightning.core.events import codec, payload
     from agentlightning.core.events.run_events import RUN_ID, RunRecord
-    from agentlightning.core.fold import commands as decide
+    from agentlightning.core.events.schema import NewRollout
+    from agentlightning.core.fold import commands
 
     path = fresh(release, "runs")
     world = World(77)
@@ -63,19 +64,19 @@ def runs(release: str) -> None:
         run_id = rng.choice(run_ids)
         kind = rng.randrange(8)
         if kind == 0:
-            say(decide.open_run(run_id, name=f"fit {run_id}", seed=number, parameters=user({"lr": number / 7})))
+            say(commands.open_run(run_id, name=f"fit {run_id}", seed=number, parameters=user({"lr": number / 7})))
         elif kind <= 2:
             content = user({"rollout_ids": rng.sample(list(state.rollouts), min(2, len(state.rollouts)))})
-            say(decide.decision(run_id, kind="rollouts.enqueued", digest=f"{number:016x}", content=content, based_on=number))
+            say(commands.decision(run_id, kind="rollouts.enqueued", digest=f"{number:016x}", content=content, based_on=number))
         elif kind == 3 and number > 200:
-            say(decide.close_run(run_id, outcome="succeeded", summary=user({"mean": 0.5}), resources_id="rs-a"))
+            say(commands.close_run(run_id, outcome="succeeded", summary=user({"mean": 0.5}), resources_id="rs-a"))
         elif kind == 4:
-            name = decide.rollout_id_of(f"{world.count + 1:032x}")
+            name = commands.rollout_id_of(f"{world.count + 1:032x}")
             new = NewRollout(name, msgspec.Raw(b"1"), metadata=user({RUN_ID: run_id}))
-            world.append(world.proposal(decide.enqueue([new])))
+            world.append(world.proposal(commands.enqueue([new])))
         else:
             world.step()
-    later = codec.encode(RunRecord("f" * 32, BASE_US, "n1", 0, b"", decide.close_run("run-0", outcome="x"), noncritical=True))
+    later = codec.encode(RunRecord("f" * 32, BASE_US, "n1", 0, b"", commands.close_run("run-0", outcome="x"), noncritical=True))
     world.append(later.replace(b"run.closed", b"run.cloned"))
     write(path, world, {"runs_sha256": runs_print(world.values)})
 
