@@ -10,7 +10,8 @@ demo: setup
 
 # Two at a time: many tests wait for processes and brokers, others measure pauses, which a busy machine would blur.
 test: setup
-	@.venv/bin/python -m pytest -q -n 2 --dist worksteal
+	@.venv/bin/python -m pytest -q -n 2 --dist worksteal -m "not alone"
+	@.venv/bin/python -m pytest -q -m alone
 
 setup: .venv/.ready
 

@@ -140,7 +140,7 @@ def _encode_plain(plain: Any) -> bytes | None:
         if _MARK not in data and _MANY_DIGITS.search(data) is None and _decode(data) == plain:
             return data
     except (UnicodeEncodeError, OverflowError, TypeError, msgspec.MsgspecError):
-        pass  # the walk says what cannot be stored
+        pass  # `_marked` raises for what cannot be stored
     return None
 
 

@@ -75,10 +75,10 @@ class Where:
 
     def matches(self, rollout_id: str, status: str) -> bool:
         """Say of one row what the SQL says."""
-        said = [status in self.statuses] if self.statuses is not None else []
+        found = [status in self.statuses] if self.statuses is not None else []
         if self.contains is not None:
-            said.append(self.contains in rollout_id)
-        return any(said) if self.either and said else all(said)
+            found.append(self.contains in rollout_id)
+        return any(found) if self.either and found else all(found)
 
     @property
     def statuses_only(self) -> frozenset[str] | None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ...core.errors import LogCorrupt
+from ...core.errors import InvalidPayload, LogCorrupt
 from ...core.events import payload
 from ...core.events.codec import Undecodable, UnknownEvent
 from ...core.events.codec import decode as decode_proposal
@@ -44,7 +44,7 @@ def broken_references(log: Log) -> list[str]:
         for value in _values(log, CONTROL, part):
             event = _event(value)
             for data in _payloads(event):
-                wanted.setdefault(payload.reference(data).digest, f"an event about {_subject(event)}")
+                _refers(data, f"an event about {_subject(event)}", wanted, findings)
             watermark, rollout_id = getattr(event, "watermark", None), getattr(event, "rollout_id", "")
             if isinstance(watermark, int) and isinstance(rollout_id, str):
                 of = partition_of(rollout_id, partitions)
@@ -58,8 +58,15 @@ def broken_references(log: Log) -> list[str]:
                 findings.append(error.message)
                 return findings
             if isinstance(span, SpanAdded) and payload.is_reference(bytes(span.body)):
-                wanted.setdefault(payload.reference(bytes(span.body)).digest, f"a span of rollout {span.rollout_id}")
+                _refers(bytes(span.body), f"a span of rollout {span.rollout_id}", wanted, findings)
     return findings + _missing_blobs(log, wanted)
+
+
+def _refers(data: bytes, what: str, wanted: dict[str, str], findings: list[str]) -> None:
+    try:
+        wanted.setdefault(payload.reference(data).digest, what)
+    except InvalidPayload as error:
+        findings.append(f"{what}: {error.message}")
 
 
 def _values(log: Log, topic: str, partition: int) -> Iterator[bytes]:

@@ -38,7 +38,7 @@ class Leadership:
         self._closed = threading.Event()
         self.leads = False
         self.joined = threading.Event()
-        """Set once the group has said for the first time who leads."""
+        """Set once the group has assigned the leader for the first time."""
 
     def step(self, wait_seconds: float) -> None:
         """Stay a member for so long and look who leads. Outages are ridden out: meanwhile this node does not lead."""
@@ -79,7 +79,7 @@ class Leadership:
                 logger.debug("Leaving group %s: %s", LEADER_GROUP, error)
 
     def close(self) -> None:
-        """Leave the group, so that another leads at once. Idempotent; whoever is in `step` comes back."""
+        """Leave the group, so that another leads at once. Idempotent; a call of `step` that is under way returns."""
         self._closed.set()
         self.leads = False
         self._leave()

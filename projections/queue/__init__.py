@@ -1,1 +1,1 @@
-"""The queue of runners: claims, waits for outcomes, and the consumer group that is told of new tasks."""
+"""The queue of runners: claims, waits for outcomes, and the consumer group that is notified of new tasks."""

@@ -37,7 +37,7 @@ from .end_offsets import Ends, OnEnd
 from .follower import PartitionFollower, bounded, stop_quietly
 from .group_member import KafkaMember
 from .keyed_copy import KeyedCopy, KeyedTable, ScratchFolder
-from .log_identity import Identity, Verified, digest_of, identify, identity_reader, write_identity
+from .log_identity import FORMAT, Identity, Verified, digest_of, identify, identity_reader, write_identity
 from .offset_index import KeyedPartition
 from .partition_reader import PartitionReader
 from .preflight import enter, unreachable
@@ -180,7 +180,7 @@ class KafkaLog(Log):
     async def _note_first(self) -> None:
         """Write down with which event the log begins. The next opening does it where this fails."""
         try:
-            said = Identity(self.log_id, partitions=self._partitions, first=dict(self._first))
+            said = Identity(self.log_id, FORMAT, partitions=self._partitions, first=dict(self._first))
             await write_identity(self.address, await self._producer.get(), said)
         except (KafkaError, OSError) as error:
             logger.warning("The beginning of the log was not noted in %s: %s", self.address.topic("meta"), error)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ...errors import LogCorrupt, StorageError
+from ...errors import InvalidInput, LogCorrupt, StorageError
 from ..interface import NewRecord
 from ..topics import CONTROL, DEAD, SPANS, STORED, partition_of
 from .address import KafkaAddress
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 META = "meta"
 """A topic beside those of the seam: the log's identity."""
+FORMAT = 2
+"""1, which was never released, held values in msgpack; its records of `meta` name no format."""
 READ_SECONDS = 10.0
 EMPTY_SECONDS = 2.0
 """How long a control partition that has events has to look empty before it counts as made again: an end offset may be stale."""
@@ -110,7 +112,7 @@ async def identify(address: KafkaAddress, reader: Any, producer: Any, present: M
     """
     known = await read_identity(address, reader)
     if known is None:
-        await write_identity(address, producer, Identity(uuid.uuid4().hex[:16]))
+        await write_identity(address, producer, Identity(uuid.uuid4().hex[:16], FORMAT))
         known = await read_identity(address, reader)
         if known is None:
             raise StorageError(f"{address.topic(META)} does not show the record that says which log this is")
@@ -133,6 +135,9 @@ async def verify(
 
     `adopt`: partition counts that it does not say, as in logs of older releases, are checked by a sample of the records.
     """
+    if known.format != FORMAT:
+        remedy = "upgrade the package" if known.format > FORMAT else "choose another prefix for a new log"
+        raise InvalidInput(f"the log at {address.url} has format {known.format}, this release reads {FORMAT}; {remedy}")
     problems: list[str] = []
     notices: list[str] = []
     counts: dict[str, int] = {}

@@ -209,21 +209,9 @@ def test_the_order_is_strict_but_for_a_window() -> None:
     assert len(set(taken)) == 900
 
 
+@pytest.mark.alone
 async def test_few_claims_of_several_nodes_are_lost() -> None:
-    """4 nodes x 8 runners on one log, 1,000 short rollouts that come while they work: at most 6 % of the claims are lost.
-
-    Threads that do not get the processor lose more claims, so beside other tests the best of some rounds counts.
-    """
-    for _ in range(6):
-        made, lost = await _claims_of_four_nodes()
-        print(f"\n{made} claims, {lost} lost: {lost / made:.1%}")
-        assert made - lost == 1004
-        if lost / made <= 0.06:
-            return
-    raise AssertionError("each round lost more than 6 %")
-
-
-async def _claims_of_four_nodes() -> tuple[int, int]:
+    """4 nodes x 8 runners on one log, 1,000 short rollouts that come while they work: at most 6 % of the claims are lost."""
     with MemoryLog() as log, ExitStack() as stack:
         stores = [stack.enter_context(store_on(log, foreign_writers=True)) for _ in range(4)]
         for store in stores:  # from then on they know each other
@@ -245,7 +233,9 @@ async def _claims_of_four_nodes() -> tuple[int, int]:
                 await asyncio.sleep(0.001)
 
         await asyncio.gather(feed(), *(run(store, f"w{index}") for index in range(8) for store in stores))
-        return claims_of(log)
+        made, lost = claims_of(log)
+        print(f"\n{made} claims, {lost} lost: {lost / made:.1%}")
+        assert made - lost == 1004 and lost / made <= 0.06
 
 
 # Hints and stealing

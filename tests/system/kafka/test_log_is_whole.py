@@ -15,7 +15,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from agentlightning.cli.checking import examine
 from agentlightning.cli.kafka import make_topics
-from agentlightning.core.errors import LogCorrupt
+from agentlightning.core.errors import InvalidInput, LogCorrupt
 from agentlightning.core.log.kafka import KafkaAddress, KafkaLog, ReadOnlyKafkaLog
 from agentlightning.core.log.kafka.log_identity import Identity, beginning, merged
 from agentlightning.core.log.topics import CONTROL, SPANS, partition_of
@@ -125,11 +125,21 @@ def test_added_partitions_stay_unused_and_one_that_was_used_is_found(log_url: st
         assert "partitions that were added" in log.findings[0]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_a_log_of_an_older_release_is_taken_with_the_partitions_it_was_written_for(kafka_url: str) -> None:
+@pytest.mark.parametrize(("said", "remedy"), [("", "another prefix"), (',"format":3', "upgrade")])
+def test_a_log_of_another_format_is_refused_and_left_alone(kafka_url: str, said: str, remedy: str) -> None:
+    make_topics(kafka_url)
+    _write(kafka_url, "meta", ("log", f'{{"log_id":"0123456789abcdef"{said}}}'.encode(), 0))
+    _write(kafka_url, CONTROL, ("default", b"\x86\xa2id", 0))
+    for opened in (KafkaLog, ReadOnlyKafkaLog):
+        with pytest.raises(InvalidInput, match=f"this release reads 2; .*{remedy}"):
+            opened(kafka_url).close()
+
+
+def test_a_log_without_partition_counts_is_taken_with_the_partitions_it_was_written_for(kafka_url: str) -> None:
     make_topics(kafka_url, {"spans": 4})
     meta = f"{KafkaAddress.parse(kafka_url).prefix}.meta"
     _administer(kafka_url, lambda client, _: _compacted(client, meta))
-    _write(kafka_url, "meta", ("log", b'{"log_id":"0123456789abcdef","format":1}', 0))
+    _write(kafka_url, "meta", ("log", b'{"log_id":"0123456789abcdef","format":2}', 0))
     _write(kafka_url, SPANS, *((key, b"", partition_of(key, 2)) for key in map(str, range(12))))
     with KafkaLog(kafka_url) as log:
         assert log.log_id == "0123456789abcdef" and log.partitions(SPANS) == 2
