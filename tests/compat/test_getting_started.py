@@ -120,7 +120,7 @@ def test_server_and_two_workers_find_the_best_prompt(first: str, stub: Stub, tmp
 def check_server(text: str) -> None:
     assert len(re.findall(r"\[Algo\] Testing prompt: 'You are a \w+", text)) == 3
     assert len(re.findall(r"\[Algo\] Task 'rollout-[0-9a-f-]{36}' is now available for clients\.", text)) == 3
-    rewards = [float(value) for value in re.findall(r"\[Algo\] Received reward: (\S+)", text)]
+    rewards = [float(value) for value in re.findall(r"\[Algo\] Received reward: (\d\.\d{3})", text)]
     best = re.search(r"\[Algo\] Best prompt: 'You are a .*\.' \(reward: (\S+)\)", text)
     assert len(rewards) == 3 and best is not None and float(best.group(1)) == max(rewards), text
     # Each result came with its model call, as a triplet and as a span.
