@@ -147,22 +147,22 @@ if TYPE_CHECKING:
     from .runners.agent.decorators import prompt_rollout as prompt_rollout
     from .runners.agent.decorators import rollout as rollout
     from .runners.agent.litagent import LitAgent as LitAgent
-    from .runners.emit.emitters import emit_annotation as emit_annotation
-    from .runners.emit.emitters import emit_exception as emit_exception
-    from .runners.emit.emitters import emit_message as emit_message
-    from .runners.emit.emitters import emit_object as emit_object
-    from .runners.emit.emitters import emit_reward as emit_reward
-    from .runners.emit.operation import operation as operation
-    from .runners.emit.reward import reward as reward
+    from .runners.emit import emit_annotation as emit_annotation
+    from .runners.emit import emit_exception as emit_exception
+    from .runners.emit import emit_message as emit_message
+    from .runners.emit import emit_object as emit_object
+    from .runners.emit import emit_reward as emit_reward
+    from .runners.emit import operation as operation
+    from .runners.emit import reward as reward
     from .runners.stop_events import ExecutionEvent as ExecutionEvent
     from .runners.stop_events import MultiprocessingEvent as MultiprocessingEvent
     from .runners.stop_events import ThreadingEvent as ThreadingEvent
-    from .runners.tracing.active import clear_active_tracer as clear_active_tracer
-    from .runners.tracing.active import get_active_tracer as get_active_tracer
-    from .runners.tracing.active import set_active_tracer as set_active_tracer
     from .runners.tracing.agentops import AgentOpsTracer as AgentOpsTracer
+    from .runners.tracing.base import DummyTracer as DummyTracer
     from .runners.tracing.base import Tracer as Tracer
-    from .runners.tracing.dummy import DummyTracer as DummyTracer
+    from .runners.tracing.base import clear_active_tracer as clear_active_tracer
+    from .runners.tracing.base import get_active_tracer as get_active_tracer
+    from .runners.tracing.base import set_active_tracer as set_active_tracer
     from .runners.tracing.otel import OtelTracer as OtelTracer
     from .runners.worker.base import Runner as Runner
     from .runners.worker.runner import LitAgentRunner as LitAgentRunner
@@ -272,14 +272,18 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "rest.server.server": ("LightningStoreServer",),
     "runners.agent.decorators": ("llm_rollout", "prompt_rollout", "rollout"),
     "runners.agent.litagent": ("LitAgent",),
-    "runners.emit.emitters": ("emit_annotation", "emit_exception", "emit_message", "emit_object", "emit_reward"),
-    "runners.emit.operation": ("operation",),
-    "runners.emit.reward": ("reward",),
+    "runners.emit": (
+        "emit_annotation",
+        "emit_exception",
+        "emit_message",
+        "emit_object",
+        "emit_reward",
+        "operation",
+        "reward",
+    ),
     "runners.stop_events": ("ExecutionEvent", "MultiprocessingEvent", "ThreadingEvent"),
-    "runners.tracing.active": ("clear_active_tracer", "get_active_tracer", "set_active_tracer"),
     "runners.tracing.agentops": ("AgentOpsTracer",),
-    "runners.tracing.base": ("Tracer",),
-    "runners.tracing.dummy": ("DummyTracer",),
+    "runners.tracing.base": ("DummyTracer", "Tracer", "clear_active_tracer", "get_active_tracer", "set_active_tracer"),
     "runners.tracing.otel": ("OtelTracer",),
     "runners.worker.base": ("Runner",),
     "runners.worker.runner": ("LitAgentRunner",),

@@ -20,7 +20,7 @@ def ending_of(spans: Sequence[Span], metadata: Any) -> dict[str, Any]:
 
     `output` is None where nothing was printed; else its `text`, with `dropped_bytes` left out after `head` bytes.
     """
-    from ..runners.worker.trace_checks import FINDINGS
+    from ..runners.worker.agent_result import FINDINGS
 
     known = cast("dict[str, Any]", metadata) if isinstance(metadata, dict) else {}
     codes: Any = known.get("trace_lint")

@@ -27,7 +27,7 @@ from ..core.model.store_interface import LightningStore
 from ..runners.pool.process import DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Job, WorkerContext, leave
 from ..runners.pool.supervisor import TERMINATE, Place
 from ..runners.stop_events import Interrupts, ThreadingEvent, until_set
-from ..runners.worker.agent_thread import lend_thread
+from ..runners.worker.agent_call import lend_thread
 from .reading import refuse_bare_port
 from .terminal import announce, echo_json, examples, json_option, log_level_option
 

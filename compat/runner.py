@@ -16,9 +16,7 @@ from ..core.model.span import Span
 from ..runners.agent.decorators import as_agent
 from ..runners.agent.litagent import LitAgent, call_for
 from ..runners.tracing.base import Tracer
-from ..runners.worker.agent_call import AttemptTimedOut
-from ..runners.worker.agent_thread import AgentPlace
-from ..runners.worker.failures import error_text, say_failure
+from ..runners.worker.agent_call import AgentPlace, AttemptTimedOut, error_text, say_failure
 from .agent_values import as_posted
 from .client import AgentLightningClient, StopSign
 from .results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY

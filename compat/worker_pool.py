@@ -18,7 +18,7 @@ from ..runners.pool.supervisor import MOST_FAILED_STARTS, WATCH_SECONDS, Place, 
 from ..runners.stop_events import Interrupts
 from ..runners.tracing.agentops import AgentOpsTracer
 from ..runners.tracing.base import Tracer
-from ..runners.worker.agent_thread import lend_thread
+from ..runners.worker.agent_call import lend_thread
 from .client import AgentLightningClient, StopSign
 from .dev_tasks import DevTaskLoader
 from .runner import LegacyAgentRunner

@@ -24,7 +24,7 @@ from agentlightning.cli.demo.wilson import estimate
 from agentlightning.core.model.span import Span
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.projections.store.store import EventLogStore
-from agentlightning.runners.emit.emitters import emit_reward
+from agentlightning.runners.emit import emit_reward
 
 Judge = Callable[[str, dict[str, str]], "float | None"]
 """(template, task) -> reward; None: the attempt fails."""

@@ -17,7 +17,7 @@ from ...core.loop_thread import LoopTask
 from ...runners.agent.litagent import LitAgent
 from ...runners.pool.process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Job, WorkerContext, leave
 from ...runners.pool.supervisor import TERMINATE, Place, Supervisor
-from ...runners.worker.agent_thread import lend_thread
+from ...runners.worker.agent_call import lend_thread
 
 __all__ = ["CountingPool", "RunnerPool", "ending", "leave_stuck", "report_execution"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from ...core.errors import InvalidInput
 from ...core.model.resources import NamedResources
 from ...core.model.rollout import Rollout, RolloutRawResult
-from ..tracing.active import CURRENT_RUNNER
+from ..tracing.base import CURRENT_RUNNER
 
 if TYPE_CHECKING:
     from ..tracing.base import Tracer

@@ -1,18 +1,47 @@
-"""What a tracer is: something that records the spans of an attempt while the agent runs."""
+"""Tracer: records the spans of an attempt while the agent runs; the active one of a context; and one that stores nothing."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
-from typing import Any, TypeVar
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ...core.errors import InvalidInput, message_of
 from ...core.model.hooks import ParallelWorkerBase
-from ...core.model.span import Attributes, Span, SpanCoreFields, SpanRecordingContext, TraceStatus
+from ...core.model.span import Attributes, Span, SpanCoreFields, SpanRecordingContext, StatusCode, TraceStatus
 from ...core.model.store_interface import LightningStore
+from ...core.spans.attributes import format_exception_attributes, sanitize_attributes
 
-__all__ = ["Tracer"]
+if TYPE_CHECKING:
+    from ..worker.base import Runner
+
+__all__ = ["CURRENT_RUNNER", "DummyTracer", "Tracer", "clear_active_tracer", "get_active_tracer", "set_active_tracer"]
+
+_ACTIVE: ContextVar[Tracer | None] = ContextVar("agentlightning_active_tracer", default=None)
+CURRENT_RUNNER: ContextVar[tuple[Any, Runner[Any]] | None] = ContextVar("agentlightning_current_runner", default=None)
+"""The agent of the attempt of this context, and the runner that executes it."""
+
+
+def set_active_tracer(tracer: Tracer) -> None:
+    """Make ``tracer`` the one that emitters of this context use; ValueError when there is one already."""
+    if _ACTIVE.get() is not None:
+        raise InvalidInput("An active tracer is already set. Cannot set a new one.")
+    _ACTIVE.set(tracer)
+
+
+def get_active_tracer() -> Tracer | None:
+    """The tracer of this context; None outside of a trace."""
+    return _ACTIVE.get()
+
+
+def clear_active_tracer() -> None:
+    """Forget the tracer of this context; does nothing without one."""
+    _ACTIVE.set(None)
+
 
 R = TypeVar("R")
 
@@ -100,3 +129,69 @@ class Tracer(ParallelWorkerBase):
                 self.teardown_worker(0)
         finally:
             self.teardown()
+
+
+class DummyTracer(Tracer):
+    """Has no traces: what it makes is returned and nowhere else."""
+
+    def create_span(
+        self,
+        name: str,
+        attributes: Attributes | None = None,
+        timestamp: float | None = None,
+        status: TraceStatus | None = None,
+    ) -> SpanCoreFields:
+        moment = time.time() if timestamp is None else timestamp
+        return SpanCoreFields(
+            name=name,
+            status=status or TraceStatus(status_code="OK"),
+            attributes=dict(attributes or {}),
+            start_time=moment,
+            end_time=moment,
+        )
+
+    @contextmanager
+    def operation_context(
+        self,
+        name: str,
+        attributes: Attributes | None = None,
+        start_time: float | None = None,
+        end_time: float | None = None,
+    ) -> Generator[SpanRecordingContext, None, None]:
+        context = _MemoryContext(name, attributes or {}, time.time() if start_time is None else start_time)
+        try:
+            yield context
+        except BaseException as error:
+            context.record_exception(error)
+            context.record_status("ERROR", message_of(error))
+            raise
+        finally:
+            context.end(time.time() if end_time is None else end_time)
+
+
+class _MemoryContext:
+    """The recording context of a span that lives in memory only."""
+
+    def __init__(self, name: str, attributes: Attributes, start_time: float) -> None:
+        self._span = SpanCoreFields(
+            name=name,
+            status=TraceStatus(status_code="OK"),
+            attributes=dict(attributes),
+            start_time=start_time,
+            end_time=None,
+        )
+
+    def end(self, moment: float) -> None:
+        self._span.end_time = moment
+
+    def record_exception(self, exception: BaseException) -> None:
+        self._span.attributes.update(format_exception_attributes(exception))
+
+    def record_attributes(self, attributes: Attributes) -> None:
+        self._span.attributes.update(sanitize_attributes(attributes))
+
+    def record_status(self, status_code: StatusCode, description: str | None = None) -> None:
+        self._span.status = TraceStatus(status_code=status_code, description=description)
+
+    def get_recorded_span(self) -> SpanCoreFields:
+        return self._span.model_copy(deep=True)

@@ -14,7 +14,7 @@ from ...core.errors import message_of
 from ...core.model.span import Attributes
 from .openai_body import Answer, EventPieces, plain
 
-__all__ = ["CALL", "INSIDE", "SCOPE", "WITHIN", "ModelCall", "answer_so_far"]
+__all__ = ["CALL", "INSIDE", "SCOPE", "WITHIN", "ModelCall"]
 
 _log = logging.getLogger(__name__)
 SCOPE = "agentlightning.openai"
@@ -25,12 +25,6 @@ INSIDE: ContextVar[bool] = ContextVar("agentlightning_inside_model_call", defaul
 """Set while the client works: what it calls of itself is the same call."""
 WITHIN: ContextVar[list[str] | None] = ContextVar("agentlightning_within_gateway", default=None)
 """Names of the calls that the client made inside of a library that may call models in another way too."""
-
-
-def answer_so_far(span: Any) -> Attributes:
-    """Of an answer that nobody read to its end, when its span ends; empty for other spans."""
-    call = getattr(span, CALL, None)
-    return call.attributes() if isinstance(call, ModelCall) else {}
 
 
 class ModelCall:

@@ -22,8 +22,7 @@ from ...core.model.span import (
 )
 from ...core.model.store_interface import LightningStore
 from ...core.spans.attributes import format_exception_attributes, sanitize_attributes
-from .active import clear_active_tracer, set_active_tracer
-from .base import Tracer
+from .base import Tracer, clear_active_tracer, set_active_tracer
 from .openai_patch import instrument_all
 from .span_buffer import CURRENT, Recording
 

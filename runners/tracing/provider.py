@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-
-# Before OpenTelemetry: its fork handler deadlocks a forked child otherwise.
 import concurrent.futures.thread as _threads  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import logging
 import threading
@@ -19,8 +17,8 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 
 from ...core.model.semconv import LightningResourceAttributes
 from ...core.model.span import Span
-from .call_span import answer_so_far
-from .openai_semconv import normalised
+from .call_span import CALL, ModelCall
+from .openai_semconv import SPAN_NAMES, normalised
 from .span_buffer import CURRENT, Recording
 
 if TYPE_CHECKING:
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "LightningSpanProcessor",
     "UnlimitedTracerProvider",
+    "get_tracer",
+    "get_tracer_provider",
     "process_provider",
     "process_tracer",
     "watch_global_provider",
@@ -84,9 +84,11 @@ class LightningSpanProcessor(SpanProcessor):
             # Sequence 0: the store gives the number.
             try:
                 stored = Span.from_opentelemetry(span, recording.rollout_id, recording.attempt_id, 0)
-                stored.attributes = {**answer_so_far(live), **stored.attributes}
+                call = getattr(live, CALL, None)
+                if isinstance(call, ModelCall):  # of an answer that nobody read to its end
+                    stored.attributes = {**call.attributes(), **stored.attributes}
                 stored.resource.attributes = {**stored.resource.attributes, **recording.resource_attributes}
-                spans = normalised(stored)
+                spans = normalised(stored) if stored.name in SPAN_NAMES else [stored]
             except Exception as error:
                 # It would be raised where the agent ends its span, which is none of its fault.
                 _log.error("Span %r of %s cannot be recorded: %s", span.name, recording.rollout_id, error)
@@ -203,3 +205,26 @@ def watch_global_provider() -> TracerProvider:
     if isinstance(current, trace.ProxyTracerProvider):
         trace.set_tracer_provider(provider)
     return provider
+
+
+_log = logging.getLogger(__name__)
+
+
+def get_tracer_provider(inspect: bool = True) -> TracerProvider:
+    """The provider of this process whose spans are recorded: the global one where somebody set one up.
+
+    ``inspect`` logs which one it is, at DEBUG.
+    """
+    provider = watch_global_provider()
+    if inspect:
+        _log.debug(
+            "Spans are recorded from %s with the resource %s", type(provider).__name__, provider.resource.attributes
+        )
+    return provider
+
+
+def get_tracer(use_active_span_processor: bool = True) -> trace.Tracer:
+    """A tracer whose spans are recorded; with False one whose spans nobody receives."""
+    if use_active_span_processor:
+        return process_tracer()
+    return UnlimitedTracerProvider({}).get_tracer("agentlightning")

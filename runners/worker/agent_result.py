@@ -1,30 +1,41 @@
-"""What an agent returned, as spans in the store: a reward, spans of its own, or nothing."""
+"""The result of an attempt: what the agent returned, stored as spans, and the lint of its trace."""
 
 from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ...core.errors import InvalidInput
+from ...core.model.resources import ProxyLLM
 from ...core.model.rollout import AttemptedRollout
 from ...core.model.scalars import number
 from ...core.model.span import Span, SpanCoreFields, reads_like_a_span
 from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 from ...core.spans.attributes import full_qualified_name
+from ...core.spans.model_calls import candidates_of, distinct_calls
+from ...core.spans.readers import get_reward_value
 from ...core.spans.rewards import reward_number
-from ..emit.emitters import emit_reward
+from ..emit import emit_reward
 from ..tracing.base import Tracer
 from ..tracing.otel import OtelTracer
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-__all__ = ["add_spans", "bound_span", "store_result"]
+__all__ = ["FINDINGS", "add_spans", "bound_span", "check_trace", "say_findings", "sentence", "store_result"]
 
 _log = logging.getLogger(__name__)
+_TOKENS = "response_token_ids"
+FINDINGS = {
+    "no_model_call": "no model call was recorded",
+    "no_reward": "no reward was recorded",
+    "no_token_ids": "model calls without token ids were recorded",
+    "lost_placeholder": "a prompt has no place for a value that it was given",
+}
+"""Every finding and its sentence. In the log an attempt carries the codes, in its metadata under ``trace_lint``."""
 
 
 async def store_result(
@@ -107,3 +118,41 @@ async def _add_otel(
         else:
             stored.append(span)
     return stored
+
+
+
+
+def check_trace(spans: Sequence[Span], resources: Mapping[str, Any], lost: Sequence[str], strict: bool) -> list[str]:
+    """Codes of :data:`FINDINGS`, in its order.
+
+    Spans of several instrumentations that are one call count once. Token ids are asked for where they can be
+    expected: of every generation when one of them has some, when a resource is a proxied model, which is how agents are
+    trained, and always with ``strict``.
+    """
+    candidates = candidates_of(spans)
+    calls = [one.span for one in (candidates[place] for place in distinct_calls(candidates)) if not one.around]
+    with_ids = [span for span in calls if span.attributes.get(_TOKENS)]
+    expected = strict or bool(with_ids) or any(isinstance(one, ProxyLLM) for one in resources.values())
+    found = {
+        "no_model_call": not calls,
+        "no_reward": all(get_reward_value(span) is None for span in spans),
+        "no_token_ids": expected and len(with_ids) < len(calls),
+        "lost_placeholder": bool(lost),
+    }
+    return [code for code in FINDINGS if found[code]]
+
+
+def say_findings(codes: Sequence[str], lost: Sequence[str], said: set[str], prefix: str) -> None:
+    """One warning for each kind of finding of a runner, not one for each attempt; ``said`` remembers."""
+    fresh = [code for code in codes if code not in said]
+    said.update(fresh)
+    if fresh:
+        _log.warning("%s Trace lint: %s. Said once; `agl show` says it of each attempt.", prefix, sentence(fresh, lost))
+
+
+def sentence(codes: Sequence[str], lost: Sequence[str]) -> str:
+    """The findings for people; ``lost`` are the names of placeholders."""
+    parts = [FINDINGS[code] for code in codes]
+    if "lost_placeholder" in codes and lost:
+        parts[codes.index("lost_placeholder")] += f" ({', '.join(sorted(lost))})"
+    return "; ".join(parts)

@@ -21,15 +21,11 @@ from ...core.retry import patiently
 from ...core.spans.attributes import format_exception_attributes
 from ...core.spans.readers import find_final_reward
 from ..agent.litagent import LitAgent
-from ..emit.emitters import emit_exception
-from ..tracing.active import CURRENT_RUNNER
-from ..tracing.base import Tracer
-from .agent_call import CANCEL_SECONDS, GivenUp, call_agent
-from .agent_result import add_spans, bound_span, store_result
-from .agent_thread import AgentPlace
-from .failures import error_text, say_failure
+from ..emit import emit_exception
+from ..tracing.base import CURRENT_RUNNER, Tracer
+from .agent_call import CANCEL_SECONDS, AgentPlace, GivenUp, call_agent, error_text, say_failure
+from .agent_result import add_spans, bound_span, check_trace, say_findings, sentence, store_result
 from .output_capture import Output, captured
-from .trace_checks import check_trace, say_findings, sentence
 
 if TYPE_CHECKING:
     from .base import Runner

@@ -1,7 +1,8 @@
-"""How many files of the package a call enters, and how often it changes from one file to another.
+"""How many files of the package a call or an attempt enters, and how often it changes from one file to another.
 
-`python -m tests.benchmarks.bench_structure`. Counted with `sys.setprofile` in all threads, over client, server and store,
-for the calls that a runner and an algorithm make all day. Figures of structure, no timing: the machine does not matter.
+`python -m tests.benchmarks.bench_structure`. Counted with `sys.setprofile` in all threads: over client, server and store for
+the calls that a runner and an algorithm make all day, and over `runners/` for one attempt without a model call. Figures of
+structure, no timing: the machine does not matter.
 """
 
 from __future__ import annotations
@@ -107,5 +108,24 @@ async def calls() -> None:
     await server.stop()
 
 
+async def attempts() -> None:
+    """One attempt without a model call, with the tracer that a Trainer takes; the second row is of a runner that has run one."""
+
+    @agl.rollout
+    def agent(task: str) -> float:
+        return 1.0
+
+    runner = agl.LitAgentRunner[str](tracer=agl.AgentOpsTracer())
+    with runner.run_context(agent=agent, store=agl.InMemoryLightningStore(thread_safe=True)):
+        for name in ("first attempt", "later attempt"):
+            with Entered() as entered:
+                await runner.step("x")
+            files = sorted(file for file in entered.files if file.startswith("runners"))
+            print(f"{name:20} {len(files):>6} of runners/")
+            if "-v" in sys.argv:
+                print(*(f"    {file}" for file in files), sep="\n")
+
+
 if __name__ == "__main__":
     asyncio.run(calls())
+    asyncio.run(attempts())

@@ -1,1 +1,6 @@
-../../__main__.py
+"""`python -m agentlightning` is the command `agl`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,4 +1,4 @@
 """The import path agentlightning.emitter.annotation of the older releases."""
 
-from agentlightning.runners.emit.emitters import emit_annotation as emit_annotation
-from agentlightning.runners.emit.operation import operation as operation
+from agentlightning.runners.emit import emit_annotation as emit_annotation
+from agentlightning.runners.emit import operation as operation

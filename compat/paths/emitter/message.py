@@ -1,4 +1,4 @@
 """The import path agentlightning.emitter.message of the older releases."""
 
 from agentlightning.core.spans.readers import get_message_value as get_message_value
-from agentlightning.runners.emit.emitters import emit_message as emit_message
+from agentlightning.runners.emit import emit_message as emit_message

@@ -5,5 +5,5 @@ from agentlightning.core.spans.readers import find_reward_spans as find_reward_s
 from agentlightning.core.spans.readers import get_reward_value as get_reward_value
 from agentlightning.core.spans.readers import get_rewards_from_span as get_rewards_from_span
 from agentlightning.core.spans.readers import is_reward_span as is_reward_span
-from agentlightning.runners.emit.emitters import emit_reward as emit_reward
-from agentlightning.runners.emit.reward import reward as reward
+from agentlightning.runners.emit import emit_reward as emit_reward
+from agentlightning.runners.emit import reward as reward

@@ -1,3 +1,3 @@
 """The import path agentlightning.tracer.dummy of the older releases."""
 
-from agentlightning.runners.tracing.dummy import DummyTracer as DummyTracer
+from agentlightning.runners.tracing.base import DummyTracer as DummyTracer

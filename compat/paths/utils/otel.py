@@ -15,5 +15,5 @@ from agentlightning.core.spans.links import extract_tags_from_attributes as extr
 from agentlightning.core.spans.links import make_link_attributes as make_link_attributes
 from agentlightning.core.spans.links import make_tag_attributes as make_tag_attributes
 from agentlightning.core.spans.links import query_linked_spans as query_linked_spans
-from agentlightning.runners.tracing.otel_access import get_tracer as get_tracer
-from agentlightning.runners.tracing.otel_access import get_tracer_provider as get_tracer_provider
+from agentlightning.runners.tracing.provider import get_tracer as get_tracer
+from agentlightning.runners.tracing.provider import get_tracer_provider as get_tracer_provider

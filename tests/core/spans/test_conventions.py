@@ -14,7 +14,7 @@ from agentlightning.algorithms.adapters.trajectory import TraceTree
 from agentlightning.core.model.span import Event, OtelResource, Span
 from agentlightning.core.spans.conventions import exchange_of
 from agentlightning.core.spans.model_calls import candidates_of, distinct_calls
-from agentlightning.runners.worker.trace_checks import check_trace
+from agentlightning.runners.worker.agent_result import check_trace
 
 from ...algorithms.adapters.traces import answers, call, reward, span
 

@@ -23,7 +23,7 @@ from agentlightning.core.model.span import Span
 from agentlightning.core.spans.links import extract_links_from_attributes, make_link_attributes, query_linked_spans
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.runners.tracing.openai_patch import instrument_all
-from agentlightning.runners.tracing.otel_access import get_tracer, get_tracer_provider
+from agentlightning.runners.tracing.provider import get_tracer, get_tracer_provider
 
 from ...openai_stub import ANSWER, Stub, openai_stub
 

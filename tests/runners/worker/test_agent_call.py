@@ -19,7 +19,7 @@ from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.runners.agent.decorators import as_agent
 from agentlightning.runners.pool.process import WorkerContext
 from agentlightning.runners.worker import agent_call
-from agentlightning.runners.worker.agent_thread import lend_thread
+from agentlightning.runners.worker.agent_call import lend_thread
 
 CONNECTION = sqlite3.connect(":memory:")
 """Made at import, in the main thread, as many agents do; SQLite refuses it to any other."""

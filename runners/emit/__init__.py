@@ -1,1 +1,0 @@
-"""What an agent reports about its own run: rewards, messages, objects, operations."""
