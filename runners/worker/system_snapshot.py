@@ -1,11 +1,10 @@
-"""What a heartbeat says about the machine, as far as the standard library can tell."""
+"""System snapshot: the state of the machine that a heartbeat reports."""
 
 from __future__ import annotations
 
 import logging
 import os
 import platform
-import re
 import shutil
 import socket
 import subprocess
@@ -13,20 +12,24 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 __all__ = ["system_snapshot"]
 
 GPU_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 _GIGA = 1024**3
 _MEGA = 1024**2
+_LOOPBACK = ("lo", "Loopback")
+"""Beginnings of the names of loopback interfaces; psutil names others ``eth0``, ``en0``, ``Ethernet``."""
 
 
 def system_snapshot(include_gpu: bool = False) -> dict[str, Any]:
-    """Host, processor, memory, disk and network of this machine; a key that cannot be told is left out.
+    """Host, processor, memory, disk and network of this machine; a key that is unknown is left out.
 
     ``timestamp`` is local time to the second. ``cpu_usage_pct`` is the load of the last minute
     over the number of processors, at most 100. Bytes count from the start of the machine.
-    ``include_gpu`` adds ``gpus``, as ``nvidia-smi`` tells them, which takes up to GPU_SECONDS; empty without it.
+    ``include_gpu`` adds ``gpus``, as ``nvidia-smi`` reports them, which takes up to GPU_SECONDS; empty without it.
     """
     snapshot: dict[str, Any] = {
         "timestamp": datetime.now().isoformat(timespec="seconds"),
@@ -35,31 +38,40 @@ def system_snapshot(include_gpu: bool = False) -> dict[str, Any]:
         "cpu_name": platform.processor() or platform.machine(),
         "cpu_threads": os.cpu_count() or 1,
     }
-    if hasattr(os, "getloadavg"):
-        load = os.getloadavg()[0]
-        snapshot["cpu_usage_pct"] = round(min(100.0, 100 * load / snapshot["cpu_threads"]), 1)
-    cores = _cores()
-    if cores:
-        snapshot["cpu_cores"] = cores
-    snapshot.update(_memory())
-    disk = shutil.disk_usage(Path.cwd().anchor or ".")
-    snapshot["disk_used_gb"] = round(disk.used / _GIGA, 2)
-    snapshot["disk_total_gb"] = round(disk.total / _GIGA, 2)
-    snapshot["disk_pct"] = round(100 * disk.used / disk.total, 1) if disk.total else 0.0
-    snapshot.update(_network())
+    for figures in (_processor, _memory, _disk, _network):
+        try:
+            snapshot.update(figures())
+        except (OSError, psutil.Error) as error:  # /proc that is hidden, a working directory that was removed
+            _log.debug("A part of the system snapshot is unknown: %s", error)
     if include_gpu:
         snapshot["gpus"] = _gpus()
     return snapshot
 
 
-def _cores() -> int:
-    """Physical cores; 0 where the system does not tell them from threads."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return 0
-    blocks = [dict(re.findall(r"^(physical id|core id)\s*: (\d+)$", block, re.MULTILINE)) for block in text.split("\n\n")]
-    return len({(block["physical id"], block["core id"]) for block in blocks if len(block) == 2})
+def _processor() -> dict[str, float]:
+    load, cores = psutil.getloadavg()[0], psutil.cpu_count(logical=False)
+    usage = {"cpu_usage_pct": round(min(100.0, 100 * load / (os.cpu_count() or 1)), 1)}
+    return {**usage, "cpu_cores": cores} if cores else usage
+
+
+def _memory() -> dict[str, float]:
+    memory = psutil.virtual_memory()
+    used = memory.total - memory.available
+    return {"mem_used_gb": round(used / _GIGA, 2), "mem_total_gb": round(memory.total / _GIGA, 2), "mem_pct": memory.percent}
+
+
+def _disk() -> dict[str, float]:
+    disk = shutil.disk_usage(Path.cwd().anchor or ".")
+    percent = round(100 * disk.used / disk.total, 1) if disk.total else 0.0
+    return {"disk_used_gb": round(disk.used / _GIGA, 2), "disk_total_gb": round(disk.total / _GIGA, 2), "disk_pct": percent}
+
+
+def _network() -> dict[str, float]:
+    cards = [card for name, card in psutil.net_io_counters(pernic=True).items() if not name.startswith(_LOOPBACK)]
+    return {
+        "bytes_sent_mb": round(sum(card.bytes_sent for card in cards) / _MEGA, 2),
+        "bytes_recv_mb": round(sum(card.bytes_recv for card in cards) / _MEGA, 2),
+    }
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -81,32 +93,3 @@ def _gpus() -> list[dict[str, Any]]:
         for row in rows
         if len(row) == 5
     ]
-
-
-def _memory() -> dict[str, float]:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    kilo = {line.split(":")[0]: int(line.split()[1]) for line in lines if len(line.split()) > 1}
-    total, free = kilo.get("MemTotal"), kilo.get("MemAvailable")
-    if not total or free is None:
-        return {}
-    return {
-        "mem_used_gb": round((total - free) * 1024 / _GIGA, 2),
-        "mem_total_gb": round(total * 1024 / _GIGA, 2),
-        "mem_pct": round(100 * (total - free) / total, 1),
-    }
-
-
-def _network() -> dict[str, float]:
-    try:
-        lines = Path("/proc/net/dev").read_text(encoding="ascii").splitlines()[2:]
-    except OSError:
-        return {}
-    fields = [line.partition(":")[2].split() for line in lines if not line.strip().startswith("lo:")]
-    rows = [row for row in fields if len(row) > 8]
-    return {
-        "bytes_sent_mb": round(sum(int(row[8]) for row in rows) / _MEGA, 2),
-        "bytes_recv_mb": round(sum(int(row[0]) for row in rows) / _MEGA, 2),
-    }

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
@@ -51,3 +52,19 @@ def test_graphics_cards_are_told_as_nvidia_smi_tells_them(tmp_path: Path, monkey
     assert "gpus" not in system_snapshot()
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert system_snapshot(include_gpu=True)["gpus"] == []
+
+
+def test_a_snapshot_has_every_figure_of_the_contract_and_leaves_out_what_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = system_snapshot()
+    text = {"timestamp", "host", "os", "cpu_name"}
+    figures = {"cpu_threads", "cpu_usage_pct", "mem_used_gb", "mem_total_gb", "mem_pct", "disk_used_gb", "disk_total_gb"}
+    figures |= {"disk_pct", "bytes_sent_mb", "bytes_recv_mb"}
+    assert set(snapshot) - {"cpu_cores"} == text | figures
+    assert all(isinstance(snapshot[name], (int, float)) and snapshot[name] >= 0 for name in figures)
+    assert 0 < snapshot["mem_used_gb"] <= snapshot["mem_total_gb"] and 0 < snapshot["mem_pct"] <= 100
+
+    def hidden() -> Any:
+        raise PermissionError("/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", hidden)
+    assert set(snapshot) - set(system_snapshot()) == {"mem_used_gb", "mem_total_gb", "mem_pct"}
