@@ -109,7 +109,7 @@ async def calls() -> None:
 
 
 async def attempts() -> None:
-    """One attempt without a model call, with the tracer that a Trainer takes; the second row is of a runner that has run one."""
+    """One attempt without a model call, with the tracer of a Trainer; the second row is of a runner that has run one."""
 
     @agl.rollout
     def agent(task: str) -> float:
