@@ -1,6 +1,1 @@
-"""`python -m agentlightning` is the command `agl`."""
-
-from .cli import main
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+../../__main__.py
