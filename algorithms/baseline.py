@@ -14,7 +14,7 @@ from ..core.model.rollout import AttemptedRollout, Dataset, Rollout, RolloutMode
 from ..core.model.span import Span
 from ..core.model.store_interface import LightningStore, is_finished
 from ..core.retry import patiently
-from ..core.spans.readers import find_final_reward
+from ..core.spans.readers import attempt_spans, find_final_reward
 from .algorithm import Algorithm
 from .helpers import Row, Rows, with_llm_proxy
 
@@ -174,12 +174,11 @@ class Baseline(FastAlgorithm):
         rollout_id, store = rollout.rollout_id, self.get_store()
         seconds = (rollout.end_time or rollout.start_time) - rollout.start_time
         _log.info("[Rollout %s] Finished with status %s in %.2f seconds.", rollout_id, rollout.status, seconds)
-        spans: Sequence[Span] = []
+        stored, spans = await store.query_spans(rollout_id), list[Span]()
         for attempt in await store.query_attempts(rollout_id):
             where = f"[Rollout {rollout_id} | Attempt {attempt.sequence_id}]"
             _log.info("%s ID: %s. Status: %s. Worker: %s", where, attempt.attempt_id, attempt.status, attempt.worker_id)
-            # Those of this attempt only: the last one's are what the adapter gets.
-            spans = list(await store.query_spans(rollout_id, attempt.attempt_id))
+            spans = attempt_spans(stored, attempt.attempt_id)  # the last one's are what the adapter gets
             for span in spans if self.span_verbosity != "none" else ():
                 self._say(span)
         self._rewards.append(find_final_reward(spans))

@@ -84,12 +84,11 @@ class ActivityReader:
         return found
 
     def _reward(self, rollout_id: str, attempt_id: str) -> float | None:
-        from ..core.spans.readers import find_final_reward
+        from ..core.spans.readers import final_reward
 
         rollout = self._state.rollouts.get(rollout_id)
         within = EVERYWHERE if rollout is None else key_range(rollout)
-        own = [one for one in self._spans.read(rollout_id, within=within) if one.attempt_id == attempt_id]
-        return find_final_reward(sorted(own, key=lambda one: one.sequence_id))
+        return final_reward(self._spans.read(rollout_id, within=within), attempt_id)
 
 
 def last_activities(log: Log, filters: Filters, count: int) -> tuple[list[Activity], ActivityReader]:

@@ -111,23 +111,19 @@ def runs_in(log: Log, url: str, only: str | None = None) -> list[RunSummary]:
 
 
 def _summary(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanBook) -> RunSummary:
+    from ..core.spans.readers import final_reward
+
     run.rollout_ids = list(rollouts)  # those that the log accepted
     rewards: dict[str, float | None] = {}
     for one, rollout in rollouts.items():
         if rollout.status in FINISHED:
             latest = rollout.attempts[-1].attempt_id if rollout.attempts else None
-            rewards[one] = _reward([span for span in spans.read(one, within=key_range(rollout)) if span.attempt_id == latest])
+            rewards[one] = final_reward(spans.read(one, within=key_range(rollout)), latest)
     return RunSummary(run, url, {one: str(rollout.status) for one, rollout in rollouts.items()}, rewards)
 
 
-def _reward(spans: Sequence[Any]) -> float | None:
-    """Of the attempt that counts, which is the latest one."""
-    from ..core.spans.readers import find_final_reward
-
-    return find_final_reward(sorted(spans, key=lambda span: span.sequence_id))
-
-
 async def _of_store(url: str, token: str | None) -> list[RunSummary]:
+    from ..core.spans.readers import find_final_reward
     from ..rest.client.client import LightningStoreClient
 
     client = LightningStoreClient(url, token=token, patience_seconds=LOOKING_SECONDS)
@@ -135,7 +131,7 @@ async def _of_store(url: str, token: str | None) -> list[RunSummary]:
 
     async def reward(rollout_id: str) -> tuple[str, float | None]:
         async with gate:
-            return rollout_id, _reward(list(await client.query_spans(rollout_id, "latest")))
+            return rollout_id, find_final_reward(await client.query_spans(rollout_id, "latest"))
 
     try:
         found: list[RunSummary] = []

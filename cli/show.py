@@ -118,9 +118,9 @@ def _gather(log: Log, history: History, spans: list[Span]) -> dict[str, Any]:
 
 
 def _attempt(attempt: Attempt, history: History, spans: list[Span], decoder: Decoder) -> dict[str, Any]:
-    from ..core.spans.readers import find_final_reward
+    from ..core.spans.readers import attempt_spans, find_final_reward
 
-    own = [span for span in spans if span.attempt_id == attempt.attempt_id]
+    own = attempt_spans(spans, attempt.attempt_id)
     mine = [step for step in history.steps if getattr(step.proposal.event, "sequence_id", None) == attempt.sequence_id]
     return {
         "attempt_id": attempt.attempt_id,

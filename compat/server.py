@@ -24,7 +24,7 @@ from ..core.model.rollout import (
 )
 from ..core.model.span import Span
 from ..core.model.store_interface import LightningStore
-from ..core.spans.readers import find_final_reward
+from ..core.spans.readers import attempt_spans, find_final_reward
 from ..projections.replica import validation
 from ..projections.store.memory_store import InMemoryLightningStore
 from ..projections.store.store import EventLogStore
@@ -213,7 +213,7 @@ class AgentLightningServer:
                 result.trace = [*as_trace(with_it), *(result.trace or [])]
             return result
         if attempt is not None:
-            spans = [span for span in spans if span.attempt_id == attempt.attempt_id]
+            spans = attempt_spans(spans, attempt.attempt_id)
         metadata: dict[str, Any] = {"status": rollout.status}
         if rollout.status != "succeeded":
             kept = attempt.metadata if attempt is not None else None

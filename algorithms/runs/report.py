@@ -18,7 +18,7 @@ from ...core.model.resources import mask_models
 from ...core.model.semconv import AGL_EXCEPTION
 from ...core.model.span import Span
 from ...core.model.status import FINISHED
-from ...core.spans.readers import find_final_reward
+from ...core.spans.readers import attempt_spans, find_final_reward
 from ...projections.history.rollout_lookup import end_of
 from ...projections.history.run_index import Run, RunBook
 from ...projections.spans.blobs import Blobs
@@ -166,8 +166,7 @@ class LogReader:
         spans: list[Span] = []
         if latest is not None and rollout.status in FINISHED:
             stored = self._spans.read(rollout.rollout_id, within=key_range(rollout))
-            spans = [one for one in stored if one.attempt_id == latest.attempt_id]
-            spans.sort(key=lambda one: one.sequence_id)
+            spans = attempt_spans(stored, latest.attempt_id)
         error, line = ("", "")
         if latest is not None and rollout.status != "succeeded":
             error, line = error_of(spans, self._decoded(latest.metadata), str(latest.status))

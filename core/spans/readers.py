@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -16,6 +16,8 @@ from ..model.span import SpanAttributeNames
 from .rewards import dimensions_of, is_current, primary_reward
 
 __all__ = [
+    "attempt_spans",
+    "final_reward",
     "find_final_reward",
     "find_reward_spans",
     "get_message_value",
@@ -92,6 +94,21 @@ def find_final_reward(spans: Sequence[Any]) -> float | None:
         if value is not None:
             return value
     return None
+
+
+def attempt_spans(spans: Iterable[S], attempt_id: str | None) -> list[S]:
+    """The spans of one attempt in the order of their sequence ids; ``spans`` may be of several, in any order."""
+    own = [span for span in cast("Iterable[Any]", spans) if span.attempt_id == attempt_id]
+    own.sort(key=lambda span: span.sequence_id)
+    return own
+
+
+def final_reward(spans: Iterable[Any], attempt_id: str | None) -> float | None:
+    """The final reward of a rollout: the last reward of the attempt that counts, which is the latest one.
+
+    ``spans`` may be of several attempts, in any order; ``attempt_id`` None is a rollout that was never claimed.
+    """
+    return find_final_reward(attempt_spans(spans, attempt_id))
 
 
 def get_message_value(span: Any) -> str | None:

@@ -134,3 +134,14 @@ def test_a_literal_that_cannot_be_read_is_one_error(literal: Any, kind: str | No
         assert agl.get_object_value(span(attributes)) is not None
     except RuntimeError as error:
         assert str(error)
+
+
+def test_the_final_reward_of_a_rollout_is_the_last_one_of_the_attempt_that_counts() -> None:
+    def rewarded(attempt_id: str, sequence_id: int, value: float) -> Span:
+        attributes = {"agentlightning.reward.0.name": "primary", "agentlightning.reward.0.value": value}
+        return Span.from_attributes(attributes=attributes, name="r", attempt_id=attempt_id, sequence_id=sequence_id)
+
+    spans = [rewarded("a2", 2, 0.2), rewarded("a1", 9, 0.9), rewarded("a2", 1, 0.1)]
+    assert readers.final_reward(spans, "a2") == 0.2
+    assert [one.sequence_id for one in readers.attempt_spans(spans, "a2")] == [1, 2]
+    assert readers.final_reward(spans, "a3") is None and readers.final_reward(spans, None) is None
