@@ -51,7 +51,7 @@ class ActivityReader:
     def __init__(self, log: Log, from_snapshot: bool = False) -> None:
         self._log = log
         self._spans = SpanBook(log, Blobs(log, _NO_LIMIT_MB))
-        restored = read_snapshot(log, "default") if from_snapshot else None
+        restored = read_snapshot(log) if from_snapshot else None
         self._state = State() if restored is None else restored.state
         self._offset = 0 if restored is None else restored.next_offset
         self.from_start = restored is None
@@ -69,7 +69,7 @@ class ActivityReader:
                     yield lambda found=found: found
                 continue
             heard = hear(outcome, self._state)
-            for fact in plain_facts_of(heard, "default", self._log.log_id) if heard is not None else ():
+            for fact in plain_facts_of(heard, self._log.log_id) if heard is not None else ():
                 found = Activity(
                     position, fact["time"], fact["type"], fact["rollout_id"] or "", fact["attempt_id"] or "", ""
                 )

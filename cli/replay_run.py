@@ -114,7 +114,7 @@ def _of_store(outcome: Outcome, state: State, mine: set[str], decoder: Decoder, 
     if not about and kind != "resources.published":
         return None
     heard = hear(outcome, state)
-    facts = [] if heard is None else facts_of(heard, "default", log_id)
+    facts = [] if heard is None else facts_of(heard, log_id)
     words = [_subject(event, about, decoder)]
     if verdict.reason or outcome.duplicate:
         words.append("a duplicate" if outcome.duplicate else f"refused: {verdict.reason}")

@@ -55,7 +55,7 @@ class ReplayStore(PastStore):
     """
 
     def __init__(self, log: Log, recording: Recording) -> None:
-        super().__init__(log, recording.run.namespace)
+        super().__init__(log)
         self.recording = recording
         self.script = Script(recording.steps, broken_off=recording.run.outcome != "succeeded")
         closed_at = recording.run.closed_at
@@ -328,7 +328,7 @@ class ReplayStore(PastStore):
                 one = heard[index]
                 index += 1
                 if one.position > since:
-                    for fact in facts_of(one, self.past.namespace, self.past.log.log_id):
+                    for fact in facts_of(one, self.past.log.log_id):
                         if wanted is None or fact.type in wanted:
                             yield fact
             following = self._next_fact(wanted)

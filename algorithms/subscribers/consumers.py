@@ -117,11 +117,10 @@ async def follow_store(store: Any, delivery: Delivery, cursor: Cursor) -> None:
 class GroupFollower:
     """A member of a consumer group on `facts`: what was taken is committed, what was not comes again, here or elsewhere."""
 
-    def __init__(self, log: Log, delivery: Delivery, member_id: str, namespace: str = "default") -> None:
+    def __init__(self, log: Log, delivery: Delivery, member_id: str) -> None:
         self._log = log
         self._delivery = delivery
         self._member_id = member_id
-        self._namespace = namespace
         self._member: Membership | None = None
         self._highest: dict[int, tuple[int, int]] = {}
         """Partition -> (position, index) of the newest fact that was taken: publishers that take over repeat some."""
@@ -165,12 +164,12 @@ class GroupFollower:
         """Hand one record over; False where it is not for this subscriber, so that nothing needs to be committed at once."""
         try:
             fact = Fact.model_validate_json(record.value)
-            namespace, position, index = fact.id.rsplit("/", 2)
+            position, index = fact.id.split("/")
             place = (int(position), int(index))
         except ValueError as error:
             await self._delivery.put(_unreadable(record, error))
             return True
-        if namespace != self._namespace or place <= self._highest.get(record.partition, (-1, -1)):
+        if place <= self._highest.get(record.partition, (-1, -1)):
             return False
         wanted = self._delivery.subscriber.wants(fact)
         if wanted:

@@ -147,9 +147,9 @@ def rollout_of(event: AnyEvent | RunEvent) -> str | None:
     return getattr(event, "rollout_id", None)
 
 
-def headers_of(proposal: Proposal | RunRecord, namespace: str, traceparent: str | None = None) -> Headers:
-    """The headers: t (type), v (schema version), id (command id), ns (namespace), r (rollout), tp (W3C traceparent)."""
-    headers = [("t", type_of(proposal.event)), ("v", str(SCHEMA_VERSION)), ("id", proposal.id), ("ns", namespace)]
+def headers_of(proposal: Proposal | RunRecord, traceparent: str | None = None) -> Headers:
+    """The headers: t (type), v (schema version), id (command id), r (rollout), tp (W3C traceparent)."""
+    headers = [("t", type_of(proposal.event)), ("v", str(SCHEMA_VERSION)), ("id", proposal.id)]
     rollout = rollout_of(proposal.event)
     if rollout is not None:
         headers.append(("r", rollout))
@@ -158,11 +158,11 @@ def headers_of(proposal: Proposal | RunRecord, namespace: str, traceparent: str 
     return tuple(headers)
 
 
-def record_of(proposal: Proposal, namespace: str, traceparent: str | None = None) -> NewRecord:
-    """The record to append for a proposal; its key is the namespace."""
+def record_of(proposal: Proposal, traceparent: str | None = None) -> NewRecord:
+    """The record to append for a proposal. It has no key: the one partition of `control` orders all of them."""
     return NewRecord(
-        key=namespace,
+        key="",
         value=encode(proposal),
         timestamp_us=proposal.time_us,
-        headers=headers_of(proposal, namespace, traceparent),
+        headers=headers_of(proposal, traceparent),
     )

@@ -1,4 +1,4 @@
-"""The control events: what may be proposed to the log of a namespace, and the envelope that carries it.
+"""The control events: what may be proposed to a log, and the envelope that carries it.
 
 Every event is a proposal until the fold has judged it. Fields have defaults where they may be absent; a field is never
 renamed, retyped or reused, a new one gets a default, and a new type is written only after the log activated it. Times
@@ -71,7 +71,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     """Base of all control events; the tag is the stable name of the type in the log."""
 
 class LogOpened(Event, frozen=True, tag="log.opened"):
-    """The first record of a namespace: settings that the fold needs, fixed for the life of the log.
+    """The first record of a log: settings that the fold needs, fixed for the life of the log.
 
     `window`: how many records the verdict table remembers. `archive_after`: how many records after its outcome a
     finished rollout leaves hot state. `fold_version`: the semantics in force until a `FoldActivated`.

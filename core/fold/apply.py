@@ -1,4 +1,4 @@
-"""The fold: what every node makes of the next record of a namespace. Pure, total, and the same for ever.
+"""The fold: what every node makes of the next record of a log. Pure, total, and the same for ever.
 
 `apply(state, value)` takes the state after `state.position` records and the value of the next one, changes the state in
 place (it owns it) and says what it made of the record. It never raises, reads no clock, draws no random number and does

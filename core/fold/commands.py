@@ -61,7 +61,7 @@ def find_attempt(rollout: Rollout, attempt_id: str) -> Attempt:
 
 
 def open_log(window: int, archive_after: int, fold_version: int) -> schema.LogOpened:
-    """The first record of a namespace."""
+    """The first record of a log."""
     return schema.LogOpened(fold_version=fold_version, window=window, archive_after=archive_after)
 
 

@@ -54,7 +54,7 @@ def _fenced(state: State, event: Any) -> tuple[Rollout, Attempt] | Reason:
 
 
 def log_opened(state: State, event: schema.LogOpened, time_us: int, facts: Facts) -> Reason:
-    """Only the first record of a namespace may set it up."""
+    """Only the first record of a log may set it up."""
     if state.position != 0:
         return "already_open"
     if event.window < 1:

@@ -1,4 +1,4 @@
-"""The state that the fold keeps for one namespace: rollouts, attempts, queue, resources, workers, clock, verdicts.
+"""The state that the fold keeps of one log: rollouts, attempts, queue, resources, workers, clock, verdicts.
 
 Only the fold changes it (rules.py, transitions.py); everybody else reads it under the node's lock or takes copies. It
 holds what follows from the control log and nothing else: no heartbeat times, no spans, no wall clock.
@@ -103,7 +103,7 @@ class Worker(msgspec.Struct, gc=False, omit_defaults=True):
 
 
 class State:
-    """Everything that follows from the first `position` records of a namespace.
+    """Everything that follows from the first `position` records of a log.
 
     `fingerprint` chains over every record and what the fold made of it: 8 bytes, equal on every node that folded the
     same records. `queue` holds the claimable rollouts, oldest first. `leaving` holds (position of outcome, rollout_id)

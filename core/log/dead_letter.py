@@ -34,7 +34,6 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     source: str
     reason: str
     time: float
-    namespace: str = "default"
     tries: int = 1
     rollout_id: str | None = None
     attempt_id: str | None = None
@@ -43,9 +42,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: dict[str, object] = {}
 
 
-def rollout_letter_id(namespace: str, rollout_id: str, generation: int) -> str:
+def rollout_letter_id(rollout_id: str, generation: int) -> str:
     """The id of the letter about a generation of a rollout that was given up."""
-    return f"{ROLLOUT}/{namespace}/{rollout_id}/{generation}"
+    return f"{ROLLOUT}/{rollout_id}/{generation}"
 
 
 def record_letter_id(topic: str, partition: int, offset: int) -> str:

@@ -2,7 +2,7 @@
 
 | topic     | key              | carries                                                                   |
 |-----------|------------------|---------------------------------------------------------------------------|
-| control   | namespace        | every proposal: rollouts, attempts, resources, workers, time; never pruned |
+| control   | none             | every proposal: rollouts, attempts, resources, workers, time; never pruned |
 | spans     | rollout_id       | spans and reservations of sequence ids, one record each                   |
 | liveness  | incarnation      | heartbeats and machine stats; only the newest of a key is kept            |
 | blobs     | content hash     | payloads that are too large for a record, referred to by hash and size    |

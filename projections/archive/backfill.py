@@ -86,7 +86,7 @@ class Refill:
         state, offset = State(), 0
         while state.position < self._position and not self._closed.is_set():
             try:
-                records = self._log.read(CONTROL, self._node.partition, offset, SLICE_RECORDS, headers=False)
+                records = self._log.read(CONTROL, 0, offset, SLICE_RECORDS, headers=False)
             except LogError as error:
                 logger.warning("The index of finished rollouts waits for the log: %s", error)
                 self._closed.wait(RETRY_SECONDS)
@@ -97,7 +97,7 @@ class Refill:
                 return
             for record in records:
                 offset = record.offset + 1
-                if record.key == self._node.namespace and state.position < self._position:
+                if state.position < self._position:
                     self._keep(apply(state, record.value).archived)
             time.sleep(PAUSE_SECONDS)
         if self._closed.is_set():

@@ -1,7 +1,7 @@
 """Facts for subscribers: what the fold accepted, in log order, from any position on, to as many as want them.
 
 The newest facts are kept in memory; whoever asks for older ones gets them by folding the log again up to there. The id
-of a fact is (namespace, position, index): the same however often and by whomever it is delivered.
+of a fact is (position, index): the same however often and by whomever it is delivered.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ def hear(outcome: Outcome, state: State) -> Heard | None:
     return Heard(outcome.position, proposal.time_us, outcome.facts, tuple(ids), worker, generation, completion)
 
 
-def facts_of(heard: Heard, namespace: str, log_id: str) -> list[Fact]:
+def facts_of(heard: Heard, log_id: str) -> list[Fact]:
     """The facts as subscribers get them."""
-    return [Fact(**fact) for fact in plain_facts_of(heard, namespace, log_id)]
+    return [Fact(**fact) for fact in plain_facts_of(heard, log_id)]
 
 
-def plain_facts_of(heard: Heard, namespace: str, log_id: str) -> list[dict[str, Any]]:
+def plain_facts_of(heard: Heard, log_id: str) -> list[dict[str, Any]]:
     """The facts as plain data, in the order of the fields of `Fact`: what is published as JSON."""
     facts: list[dict[str, Any]] = []
     for index, (kind, rollout_id, sequence_id, detail) in enumerate(heard.facts):
@@ -126,7 +126,7 @@ def plain_facts_of(heard: Heard, namespace: str, log_id: str) -> list[dict[str, 
             data["detail"] = detail
         facts.append(
             {
-                "id": f"{namespace}/{heard.position}/{index}",
+                "id": f"{heard.position}/{index}",
                 "type": kind,
                 "position": heard.position,
                 "log_id": log_id,
@@ -154,11 +154,9 @@ class Refold:
     def advance(self, since: int) -> list[tuple[Record, Outcome, Heard | None]]:
         """Fold the next records; return what became of those at positions after `since`. Raises `OffsetLost` at the end."""
         found: list[tuple[Record, Outcome, Heard | None]] = []
-        records = self._log.read(CONTROL, self._node.partition, self._offset, REFOLD_RECORDS, headers=False)
+        records = self._log.read(CONTROL, 0, self._offset, REFOLD_RECORDS, headers=False)
         for record in records:
             self._offset = record.offset + 1
-            if record.key != self._node.namespace:
-                continue
             outcome = apply(self.state, record.value)
             if outcome.position > since:
                 found.append((record, outcome, hear(outcome, self.state)))
@@ -290,7 +288,7 @@ class FactFeed:
                     cursor = batch[-1].position
                 # Made one record at a time: a subscriber that does not take them holds the raw ones only.
                 for heard in batch:
-                    for fact in facts_of(heard, self._node.namespace, self._node.log.log_id):
+                    for fact in facts_of(heard, self._node.log.log_id):
                         if wanted is None or fact.type in wanted:
                             yield fact
                 if future is not None:

@@ -67,14 +67,14 @@ class Source:
         return entries, max(cursor, self._refold.state.position - 1)
 
     def _begin(self, cursor: int) -> Refold:
-        restored = read_snapshot(self._log, self._node.namespace)
+        restored = read_snapshot(self._log)
         if restored is not None and restored.state.position > cursor + 1:
             restored = None
         return Refold(self._log, self._node, restored)
 
     def at(self, offset: int, position: int) -> Entry:
         """The entry of a control record that led to nothing. Raises `LogError`."""
-        records = self._log.read(CONTROL, self._node.partition, offset, 1, headers=False)
+        records = self._log.read(CONTROL, 0, offset, 1, headers=False)
         return _judged(records[0], position) if records else Entry(None)
 
 
@@ -89,37 +89,36 @@ def _judged(record: Record, position: int) -> Entry:
     return Entry(None)
 
 
-def letters_of(entry: Entry, namespace: str, partition: int, reason: Reason) -> Iterator[NewRecord]:
+def letters_of(entry: Entry, reason: Reason) -> Iterator[NewRecord]:
     """The dead letters of an entry: a rollout whose last attempt failed, a record that nobody can read.
 
     `reason` is asked for the error of the attempt that was the last one.
     """
     if entry.poison is not None:
-        yield encode_letter(_poison(entry.poison, entry, namespace, partition))
+        yield encode_letter(_poison(entry.poison, entry))
     heard = entry.heard
     if heard is None or not any(fact[0] == "rollout.completed" and fact[3] == "failed" for fact in heard.facts):
         return
     ends = {rollout_id: kind for kind, rollout_id, _, _ in heard.facts if kind in _ENDS}
     for index, (kind, rollout_id, tries, status) in enumerate(heard.facts):
         if kind == "rollout.completed" and status == "failed" and rollout_id is not None and rollout_id in ends:
-            letter = _given_up(heard, index, rollout_id, tries, ends[rollout_id], namespace)
+            letter = _given_up(heard, index, rollout_id, tries, ends[rollout_id])
             yield encode_letter(structs.replace(letter, reason=reason(rollout_id, letter.attempt_id) or letter.reason))
 
 
-def _given_up(heard: Heard, index: int, rollout_id: str, tries: int, end: str, namespace: str) -> DeadLetter:
+def _given_up(heard: Heard, index: int, rollout_id: str, tries: int, end: str) -> DeadLetter:
     how = end.removeprefix("attempt.")
     return DeadLetter(
-        id=rollout_letter_id(namespace, rollout_id, heard.generation),
+        id=rollout_letter_id(rollout_id, heard.generation),
         kind=ROLLOUT,
         source=rollout_id,
         reason=f"attempt {tries} was the last one and ended as {how}",
         time=heard.time_us / 1_000_000,
-        namespace=namespace,
         tries=tries,
         rollout_id=rollout_id,
         attempt_id=heard.attempt_ids[index],
         position=heard.position,
-        data={"fact": f"{namespace}/{heard.position}/{index}", "ended": how},
+        data={"fact": f"{heard.position}/{index}", "ended": how},
     )
 
 
@@ -134,14 +133,13 @@ def reason_of(last: Attempt, blobs: Blobs) -> str:
     return f"{error} ({how})" if error else how
 
 
-def _poison(record: Record, entry: Entry, namespace: str, partition: int) -> DeadLetter:
+def _poison(record: Record, entry: Entry) -> DeadLetter:
     return DeadLetter(
-        id=record_letter_id(CONTROL, partition, record.offset),
+        id=record_letter_id(CONTROL, 0, record.offset),
         kind=RECORD,
-        source=f"{CONTROL}/{partition}",
+        source=f"{CONTROL}/0",
         reason=entry.why,
         time=record.timestamp_us / 1_000_000,
-        namespace=namespace,
         position=entry.position,
         data={"topic": CONTROL, "offset": record.offset, "value": record.value[:SHOWN_BYTES].hex()},
     )

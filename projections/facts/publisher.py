@@ -172,9 +172,9 @@ class Publisher:
         if heard is None:
             return
         made: Batch = {}
-        for fact in plain_facts_of(heard, node.namespace, self._log.log_id):
+        for fact in plain_facts_of(heard, self._log.log_id):
             if fact["type"] == CLAIMABLE:
-                record = record_of(fact, node.namespace)
+                record = record_of(fact)
                 made.setdefault((TASKS, partition_of(record.key, self._task_partitions)), []).append(record)
         try:
             self._outbox.send(made, self._hinted)
@@ -259,15 +259,15 @@ class Publisher:
         return [self._source.at(*one) for one in odd]
 
     def _batch(self, entries: Iterable[Entry]) -> Batch:
-        namespace, log_id = self._node.namespace, self._log.log_id
+        log_id = self._log.log_id
         made: Batch = {}
         letters = self._log.partitions(DEAD)
         for entry in entries:
             if entry.heard is not None:
-                for fact in plain_facts_of(entry.heard, namespace, log_id):
-                    record = record_of(fact, namespace)
+                for fact in plain_facts_of(entry.heard, log_id):
+                    record = record_of(fact)
                     made.setdefault((FACTS, partition_of(record.key, self._fact_partitions)), []).append(record)
-            for letter in letters_of(entry, namespace, self._node.partition, self._reason):
+            for letter in letters_of(entry, self._reason):
                 made.setdefault((DEAD, partition_of(letter.key, letters)), []).append(letter)
         return made
 
@@ -283,7 +283,7 @@ class Publisher:
 
     @property
     def _key(self) -> str:
-        return f"{self._node.namespace}/facts"
+        return "facts"
 
     def _resume(self) -> int | None:
         """The position up to which facts were published; None while this node has not folded that much."""
@@ -299,7 +299,7 @@ class Publisher:
             folded = self._node.state.position
             known = self._node.state.verdicts.print_at(cursor.position)
         if cursor.position >= folded:
-            if cursor.position < self._log.ends(CONTROL, self._node.partition)[1]:
+            if cursor.position < self._log.ends(CONTROL, 0)[1]:
                 return None
         elif known is None or known.hex() == cursor.fingerprint:
             self._saved = cursor.position
@@ -319,7 +319,7 @@ class Publisher:
             fingerprint=known.hex() if known is not None else "",
             writer=writer,
         )
-        headers = (("t", "facts.cursor"), ("node", writer), ("position", str(self._cursor)), ("ns", self._node.namespace))
+        headers = (("t", "facts.cursor"), ("node", writer), ("position", str(self._cursor)))
         record = NewRecord(self._key, msgspec.json.encode(made), int(self._node.clock.time() * 1_000_000), headers)
         self._outbox.settle({(SNAPSHOTS, partition_of(self._key, self._log.partitions(SNAPSHOTS))): [record]})
         self._saved, self._saved_at = self._cursor, time.monotonic()

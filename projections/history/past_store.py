@@ -65,17 +65,15 @@ class PastSpans:
 class PastEngine(Views):
     """What the reading methods ask of an engine, at a position: `to` folds on. Thread-safe."""
 
-    def __init__(self, log: Log, namespace: str = "default") -> None:
+    def __init__(self, log: Log) -> None:
         self.log = log
-        self.namespace = namespace
-        self.node = SimpleNamespace(lock=threading.RLock(), state=State(), namespace=namespace)
+        self.node = SimpleNamespace(lock=threading.RLock(), state=State())
         self.blobs = Blobs(log, _NO_LIMIT_MB)
         self.cold = ColdIndex(None, log.log_id)
         self.spans = PastSpans(log, self)
         self.liveness = SimpleNamespace(workers={})
         self.heard: list[Heard] = []
         self.time_us = 0
-        self._partition = partition_of(namespace, log.partitions(CONTROL))
         self._offset = 0
         self._ended = False
 
@@ -85,12 +83,11 @@ class PastEngine(Views):
             state: State = self.node.state
             while state.position < position and not self._ended and state.halted is None:
                 wanted = min(CHUNK, position - state.position)
-                records = self.log.read(CONTROL, self._partition, self._offset, wanted, headers=False)
+                records = self.log.read(CONTROL, 0, self._offset, wanted, headers=False)
                 self._ended = not records
                 for record in records:
                     self._offset = record.offset + 1
-                    if record.key == self.namespace:
-                        self._fold(state, record.value)
+                    self._fold(state, record.value)
             return state.position
 
     def _fold(self, state: State, value: bytes) -> None:
@@ -134,8 +131,8 @@ class PastStore(RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods):
     What would change something raises `Refused` (reason `past`); who replays an algorithm overrides what it may do.
     """
 
-    def __init__(self, log: Log, namespace: str = "default") -> None:
-        self.past = PastEngine(log, namespace)
+    def __init__(self, log: Log) -> None:
+        self.past = PastEngine(log)
         self.engine = cast(Engine, cast(Any, self.past))
 
     @property
@@ -145,7 +142,7 @@ class PastStore(RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods):
 
     def position(self) -> str:
         """The token of this position, as `EventLogStore.position` gives it."""
-        return f"{self.past.log.log_id}:{self.past.namespace}:{self.at}"
+        return f"{self.past.log.log_id}::{self.at}"
 
 
 def _refusing(name: str) -> Any:

@@ -40,15 +40,14 @@ def broken_references(log: Log) -> list[str]:
     wanted: dict[str, str] = {}
     watermarks: dict[int, tuple[int, str]] = {}
     partitions = log.partitions(SPANS)
-    for part in range(log.partitions(CONTROL)):
-        for value in _values(log, CONTROL, part):
-            event = _event(value)
-            for data in _payloads(event):
-                _refers(data, f"an event about {_subject(event)}", wanted, findings)
-            watermark, rollout_id = getattr(event, "watermark", None), getattr(event, "rollout_id", "")
-            if isinstance(watermark, int) and isinstance(rollout_id, str):
-                of = partition_of(rollout_id, partitions)
-                watermarks[of] = max(watermarks.get(of, (0, "")), (watermark, rollout_id))
+    for value in _values(log, CONTROL, 0):
+        event = _event(value)
+        for data in _payloads(event):
+            _refers(data, f"an event about {_subject(event)}", wanted, findings)
+        watermark, rollout_id = getattr(event, "watermark", None), getattr(event, "rollout_id", "")
+        if isinstance(watermark, int) and isinstance(rollout_id, str):
+            of = partition_of(rollout_id, partitions)
+            watermarks[of] = max(watermarks.get(of, (0, "")), (watermark, rollout_id))
     findings += _short_spans(log, watermarks, partitions if mark is None else mark.span_partitions)
     for part in range(partitions):
         for value in _values(log, SPANS, part):

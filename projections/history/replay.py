@@ -12,7 +12,7 @@ from ...core.fold.apply import Outcome, apply
 from ...core.fold.archival import unpack
 from ...core.fold.state import State
 from ...core.log.interface import Log, Record
-from ...core.log.topics import CONTROL, partition_of
+from ...core.log.topics import CONTROL
 
 READ_RECORDS = 8192
 
@@ -38,27 +38,24 @@ class Replayed:
     departed: dict[str, list[int]] = field(default_factory=lambda: dict[str, list[int]]())
 
 
-def control_records(log: Log, namespace: str = "default", offset: int = 0) -> Iterator[Record]:
-    """The control records of a namespace from `offset` on, in order. Raises `LogCorrupt` at a damaged one."""
-    partition = partition_of(namespace, log.partitions(CONTROL))
+def control_records(log: Log, offset: int = 0) -> Iterator[Record]:
+    """The control records from `offset` on, in order. Raises `LogCorrupt` at a damaged one."""
     while True:
-        records = log.read(CONTROL, partition, offset, READ_RECORDS, headers=False)
+        records = log.read(CONTROL, 0, offset, READ_RECORDS, headers=False)
         if not records:
             return
-        for record in records:
-            if record.key == namespace:
-                yield record
+        yield from records
         offset = records[-1].offset + 1
 
 
-def position_at(log: Log, time: float, namespace: str = "default") -> int:
-    """How many records of the namespace stand before the first that was written at `time` (Unix seconds) or later.
+def position_at(log: Log, time: float) -> int:
+    """How many records stand before the first that was written at `time` (Unix seconds) or later.
 
     Times are those of the writers' clocks. Where all are older, the position is that of the end of the log.
     """
     moment_us = round(time * 1_000_000)
     position = 0
-    for record in control_records(log, namespace):
+    for record in control_records(log):
         if record.timestamp_us >= moment_us:
             break
         position += 1
@@ -67,11 +64,10 @@ def position_at(log: Log, time: float, namespace: str = "default") -> int:
 
 def replay(
     log: Log,
-    namespace: str = "default",
     to: int | None = None,
     heard: Callable[[Outcome, State], None] | None = None,
 ) -> tuple[State, Replayed]:
-    """The state after the first `to` records of the namespace (None: all that are there) and what was met on the way.
+    """The state after the first `to` records of the log (None: all that are there) and what was met on the way.
 
     `heard` is called with each outcome right after its record was folded. Raises `InvalidInput` for a negative `to`,
     `PositionUnknown` where the log is shorter, `LogCorrupt` where a record is damaged.
@@ -81,7 +77,7 @@ def replay(
     state, archived = State(), Counter[str]()
     met = Replayed()
     refused = Counter[str]()
-    for record in control_records(log, namespace):
+    for record in control_records(log):
         if state.halted is not None or (to is not None and state.position >= to):
             break
         outcome = apply(state, record.value)

@@ -53,7 +53,7 @@ def rollouts_of(event: AnyEvent) -> Sequence[str]:
     return [] if rollout_id is None else [rollout_id]
 
 
-def find_rollout(log: Log, prefix: str, namespace: str = "default") -> str:
+def find_rollout(log: Log, prefix: str) -> str:
     """The one rollout whose id, or one of whose attempts' ids, is or begins with `prefix`; a whole id wins.
 
     Raises `NotFound` where there is none, `InvalidInput` where there are several.
@@ -63,7 +63,7 @@ def find_rollout(log: Log, prefix: str, namespace: str = "default") -> str:
     needle = codec.needle(prefix)
     found: dict[str, None] = {}
     exact: dict[str, None] = {}
-    for record in control_records(log, namespace):
+    for record in control_records(log):
         if needle not in record.value:
             continue
         try:
@@ -86,7 +86,7 @@ def find_rollout(log: Log, prefix: str, namespace: str = "default") -> str:
     return next(iter(wanted))
 
 
-def history_of(log: Log, rollout_id: str, namespace: str = "default") -> History:
+def history_of(log: Log, rollout_id: str) -> History:
     """Fold the log and keep what is about this rollout. Raises `NotFound`, `LogCorrupt`.
 
     What the fold makes of a record is known only where it is folded. So the fold begins with the newest snapshot where no
@@ -102,11 +102,11 @@ def history_of(log: Log, rollout_id: str, namespace: str = "default") -> History
         if proposal is None or verdict is None or rollout_id not in rollouts_of(proposal.event):
             return
         raw = hear(outcome, state)
-        made = [] if raw is None else [f for f in facts_of(raw, namespace, log.log_id) if f.rollout_id == rollout_id]
+        made = [] if raw is None else [f for f in facts_of(raw, log.log_id) if f.rollout_id == rollout_id]
         steps.append(Step(outcome.position, proposal, verdict.reason, outcome.duplicate, made))
 
-    state, offset = _before(log, rollout_id, namespace)
-    for record in control_records(log, namespace, offset):
+    state, offset = _before(log, rollout_id)
+    for record in control_records(log, offset):
         heard(apply(state, record.value), state)
         if state.halted is not None:
             break
@@ -116,16 +116,16 @@ def history_of(log: Log, rollout_id: str, namespace: str = "default") -> History
     return History(rollout, steps)
 
 
-def _before(log: Log, rollout_id: str, namespace: str) -> tuple[State, int]:
+def _before(log: Log, rollout_id: str) -> tuple[State, int]:
     """A state before the first record that names the rollout, and the offset to go on from."""
-    restored = read_snapshot(log, namespace)
+    restored = read_snapshot(log)
     if restored is None:
         return State(), 0
     state = restored.state
     if rollout_id in state.rollouts or state.archived.get(rollout_id) is not None:
         return State(), 0
     needle = codec.needle(rollout_id)
-    for record in control_records(log, namespace):  # refused ones too; looking is much less work than folding
+    for record in control_records(log):  # refused ones too; looking is much less work than folding
         if record.offset >= restored.next_offset:
             break
         if needle in record.value:

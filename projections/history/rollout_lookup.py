@@ -21,34 +21,34 @@ from .replay import control_records
 AT_ONCE = 500
 
 
-def standing(log: Log, wanted: Collection[str], namespace: str = "default") -> dict[str, Rollout]:
+def standing(log: Log, wanted: Collection[str]) -> dict[str, Rollout]:
     """The rollouts of these ids that the log accepted, as they are after its last record; in order of creation.
 
     Blocks for the I/O, and writes nothing. A log that this release cannot fold on stands where it stops.
     """
-    return end_of(log, wanted, namespace)[0] if wanted else {}
+    return end_of(log, wanted)[0] if wanted else {}
 
 
-def end_of(log: Log, wanted: Collection[str], namespace: str = "default") -> tuple[dict[str, Rollout], State]:
+def end_of(log: Log, wanted: Collection[str]) -> tuple[dict[str, Rollout], State]:
     """As `standing`, with the whole state at the end of the log, which has every version of every resources id."""
-    restored = read_snapshot(log, namespace)
+    restored = read_snapshot(log)
     found = None
     state = State()
     if restored is not None:
         state = restored.state
-        found = _fold(log, namespace, state, restored.next_offset, wanted)
+        found = _fold(log, state, restored.next_offset, wanted)
     if found is None:
         state = State()
-        found = _fold(log, namespace, state, 0, wanted) or {}
+        found = _fold(log, state, 0, wanted) or {}
     return dict(sorted(found.items(), key=lambda one: one[1].number)), state
 
 
-def _fold(log: Log, namespace: str, state: State, offset: int, wanted: Collection[str]) -> dict[str, Rollout] | None:
+def _fold(log: Log, state: State, offset: int, wanted: Collection[str]) -> dict[str, Rollout] | None:
     """Fold what lies behind `offset`; None where an archived rollout was met neither there nor in the index."""
     left: dict[str, Rollout] = {}
     names = frozenset(wanted)
     from_start = offset == 0
-    for record in control_records(log, namespace, offset):
+    for record in control_records(log, offset):
         for gone, _ in apply(state, record.value).archived:
             if gone.rollout_id in names:
                 left[gone.rollout_id] = gone

@@ -19,7 +19,7 @@ from ...core.events.codec import Undecodable, UnknownEvent
 from ...core.events.run_events import LOST, MARKS, OWN_RUNNERS, RUN_ID, RunClosed, RunOpened, RunRecord, decode_run
 from ...core.events.schema import NewRollout, RolloutsEnqueued, RolloutStarted
 from ...core.log.interface import Log
-from ...core.log.topics import CONTROL, partition_of
+from ...core.log.topics import CONTROL
 from ..liveness.heartbeats import Liveness
 
 READ_RECORDS = 8192
@@ -75,19 +75,15 @@ class Run(msgspec.Struct):
     rollout_ids: list[str] = []
     decided: int = 0
     decisions: list[Decision] = []
-    namespace: str = "default"
     opened_offset: int = -1
-    """Of the record in the control partition of `namespace`, which is not its position where several share it."""
 
 
 class RunBook:
     """The runs of one log. `advance` blocks for the I/O only and may be called from any thread."""
 
-    def __init__(self, log: Log, fetch: Callable[[payload.Reference], bytes], namespace: str = "default") -> None:
+    def __init__(self, log: Log, fetch: Callable[[payload.Reference], bytes]) -> None:
         self._log = log
         self._fetch = fetch
-        self._namespace = namespace
-        self._partition = partition_of(namespace, log.partitions(CONTROL))
         self._offset = 0
         self._position = 0
         self._seen: set[str] = set()
@@ -100,12 +96,11 @@ class RunBook:
     def advance(self) -> dict[str, Run]:
         """Read to the end of the log; the runs in the order in which they were opened."""
         with self._lock:
-            while records := self._log.read(CONTROL, self._partition, self._offset, READ_RECORDS, headers=False):
+            while records := self._log.read(CONTROL, 0, self._offset, READ_RECORDS, headers=False):
                 for record in records:
                     self._offset = record.offset + 1
-                    if record.key == self._namespace:
-                        self.read(self._position, record.value, record.offset)
-                        self._position += 1
+                    self.read(self._position, record.value, record.offset)
+                    self._position += 1
             self._look_for_lost()
             return self.runs
 
@@ -115,7 +110,7 @@ class RunBook:
         left = {run.run_id for run in self.runs.values() if run.closed_at is None}
         if not left or is_written is None or is_written():
             return
-        liveness = Liveness(self._log, namespace=self._namespace)
+        liveness = Liveness(self._log)
         liveness.load()
         for run_id in left.intersection(liveness.runs):
             run = self.runs[run_id]
@@ -171,7 +166,6 @@ class RunBook:
             train_size=event.train_size,
             val_size=event.val_size,
             own_runners=event.own_runners,
-            namespace=self._namespace,
             opened_offset=offset,
         )
 
@@ -204,8 +198,8 @@ class RunBook:
 
 def datasets_of(log: Log, run: Run, fetch: Callable[[payload.Reference], bytes]) -> dict[str, Any]:
     """What the run was recorded with, by `train`, `val` and `initial_resources`, as far as it was. Blocks for the I/O."""
-    partition, offset = partition_of(run.namespace, log.partitions(CONTROL)), run.opened_offset
-    for record in log.read(CONTROL, partition, offset, 1, headers=False):
+    offset = run.opened_offset
+    for record in log.read(CONTROL, 0, offset, 1, headers=False):
         said = decode_run(record.value)
         if said is not None and isinstance(said.event, RunOpened):
             found = payload.decode(payload.outline(said.event.datasets) or payload.NULL, fetch)

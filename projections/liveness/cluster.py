@@ -29,9 +29,9 @@ RETRY_SECONDS = 1.0
 class Leadership:
     """One node's membership. `step` is called again and again by one thread; `leads` may be read by any."""
 
-    def __init__(self, log: Log, partition: int, member_id: str) -> None:
+    def __init__(self, log: Log, member_id: str) -> None:
         self._log = log
-        self._place = (CONTROL, partition)
+        self._place = (CONTROL, 0)
         self._member_id = member_id
         self._member: Membership | None = None
         self._failing = False
@@ -98,7 +98,7 @@ class Peers:
 
     def __init__(self, log: Log, node: Node, liveness: Liveness, facts: FactFeed, contact: Contact) -> None:
         self.signs = Signs(log, node, liveness, contact)
-        self.leadership = Leadership(log, node.partition, node.writer)
+        self.leadership = Leadership(log, node.writer)
         publishes = isinstance(log, PublishingLog)
         self.publisher = Publisher(log, node, facts, lambda: self.leadership.leads) if publishes else None
         self._closed = threading.Event()

@@ -42,7 +42,7 @@ class Contact:
                 return
             self._asked = now
         try:
-            self._log.ask_end(CONTROL, self._node.partition, self._answered)
+            self._log.ask_end(CONTROL, 0, self._answered)
         except LogError as error:
             self._answered(error)
 
@@ -91,7 +91,7 @@ class Contact:
             found.set()
 
         try:
-            self._log.ask_end(CONTROL, self._node.partition, done)
+            self._log.ask_end(CONTROL, 0, done)
         except LogError:
             return False
         return found.wait(seconds) and not isinstance(answered[0], LogError)

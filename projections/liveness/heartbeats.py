@@ -80,9 +80,8 @@ class OpenAttempt:
 class Liveness:
     """Who was heard of, and when. Use under the node's lock."""
 
-    def __init__(self, log: Log, writer: str | None = None, namespace: str = "default") -> None:
+    def __init__(self, log: Log, writer: str | None = None) -> None:
         self._log = log
-        self._namespace = namespace
         self._writer = writer
         """Our name where other nodes count what we write; each life of a worker then has a key of its own."""
         self.heard_here: dict[AttemptKey, None] | None = None if writer is None else {}
@@ -109,9 +108,7 @@ class Liveness:
                 if not records:
                     break
                 for record in records:
-                    kind, _, namespace = told_by(record, self._namespace)
-                    if namespace != self._namespace:
-                        continue
+                    kind, _ = told_by(record)
                     if kind == RUN:
                         self.run_heard(record, 0.0)
                     elif kind != NODE and (beat := decode_beat(record)) is not None:
@@ -127,7 +124,7 @@ class Liveness:
         self._take_run(beat, now)
         key = f"run/{run_id}"
         record = NewRecord(
-            key, msgspec.json.encode(beat), time_us, headers_of(RUN, self._writer or "", self._namespace)
+            key, msgspec.json.encode(beat), time_us, headers_of(RUN, self._writer or "")
         )
         self._log.append(LIVENESS, partition_of(key, self._log.partitions(LIVENESS)), [record], _ignore)
 
@@ -194,7 +191,7 @@ class Liveness:
         key, headers = beat.worker_id, ()
         if self._writer is not None:
             key = key if beat.incarnation is None else f"{key}/{beat.incarnation}"
-            headers = headers_of(kind, self._writer, self._namespace)
+            headers = headers_of(kind, self._writer)
         record = NewRecord(key, msgspec.json.encode(beat), beat.beat_us or 0, headers)
         self._log.append(LIVENESS, partition_of(key, self._log.partitions(LIVENESS)), [record], _ignore)
 
@@ -243,15 +240,15 @@ class Liveness:
         return None if stats is None else payload.decode(stats)
 
 
-def headers_of(kind: str, writer: str, namespace: str) -> Headers:
+def headers_of(kind: str, writer: str) -> Headers:
     """The headers of a record that other nodes count."""
-    return (("t", kind), ("node", writer), ("ns", namespace))
+    return (("t", kind), ("node", writer))
 
 
-def told_by(record: Record, namespace: str) -> tuple[str, str, str]:
-    """(kind, node, namespace) of a record; heartbeats of logs with one writer have no headers and are of `namespace`."""
+def told_by(record: Record) -> tuple[str, str]:
+    """(kind, node) of a record; heartbeats of logs with one writer have no headers."""
     said = dict(record.headers)
-    return said.get("t", HEARTBEAT), said.get("node", ""), said.get("ns", namespace)
+    return said.get("t", HEARTBEAT), said.get("node", "")
 
 
 def decode_beat(record: Record) -> WorkerBeat | None:

@@ -149,7 +149,7 @@ class Signs:
             f"node/{writer}/{self._number % KEYS}",
             msgspec.json.encode(beat),
             int(self._node.clock.time() * 1_000_000),
-            headers_of(NODE, writer, self._node.namespace),
+            headers_of(NODE, writer),
         )
         self._log.append(LIVENESS, partition, [record], done)
 
@@ -161,9 +161,7 @@ class Signs:
         with node.lock:
             now = self._now()
             for record in records:
-                kind, teller, namespace = told_by(record, node.namespace)
-                if namespace != node.namespace:
-                    continue
+                kind, teller = told_by(record)
                 if kind == NODE:
                     self._heard_node(record, now)
                 elif kind == RUN:

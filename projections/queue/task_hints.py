@@ -232,11 +232,11 @@ class HintFeed:
         if not records:
             return
         node, self._fresh = engine.node, False
-        hints = [_read(record, node.namespace) for record in records]
+        hints = [_read(record) for record in records]
         end = node.state.position
         if any(hint is not None and hint.position >= end for hint in hints):
             # A hint is written after its event. One from behind the end is not of this log, and would wait for ever.
-            end = engine.log.ends(CONTROL, node.partition)[1]
+            end = engine.log.ends(CONTROL, 0)[1]
         with node.lock:
             for record, hint in zip(records, hints, strict=True):
                 place = (record.topic, record.partition)
@@ -304,10 +304,8 @@ def feed_of(store: object, group: str = GROUP, name: str = "runner") -> HintFeed
     return HintFeed(lambda: store.engine, group, name)
 
 
-def _read(record: Record, namespace: str) -> Hint | None:
-    """The hint of a record; None for those of other namespaces and for what anybody may have written into the topic."""
-    if dict(record.headers).get("ns", namespace) != namespace:
-        return None
+def _read(record: Record) -> Hint | None:
+    """The hint of a record; None for what anybody may have written into the topic."""
     try:
         return msgspec.json.decode(record.value, type=Hint)
     except (msgspec.MsgspecError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The node: one folded copy of a namespace, the only writer of its control records, and who waits for what became of them.
+"""The node: one folded copy of a log, the only writer of its control records, and who waits for what became of them.
 
 A command is decided against the local state, staged, appended together with everything else that is waiting, folded when
 the log has it, and answered with what the fold made of exactly this record. Everything here happens under one lock,
@@ -35,7 +35,7 @@ from ...core.fold.apply import Outcome, apply
 from ...core.fold.state import FOLD_VERSION, State
 from ...core.ids import uuid7_hex
 from ...core.log.interface import Ack, Log, NewRecord, Record, Subscription
-from ...core.log.topics import CONTROL, partition_of
+from ...core.log.topics import CONTROL
 from .command_context import Delivery, refusal
 from .settings import StoreSettings
 from .snapshots import Restored
@@ -64,23 +64,20 @@ class _Staged:
 
 
 class Node:
-    """Folds one namespace of `log` and proposes to it. `foreign_writers`: others append to the same log, follow it."""
+    """Folds `log` and proposes to it. `foreign_writers`: others append to the same log, follow it."""
 
     def __init__(
         self,
         log: Log,
         settings: StoreSettings,
         *,
-        namespace: str = "default",
         clock: Clock | None = None,
         foreign_writers: bool = False,
     ) -> None:
         self.log = log
         self.settings = settings
-        self.namespace = namespace
         self.clock = clock if clock is not None else SystemClock()
         self.writer = uuid7_hex()[-12:]
-        self.partition = partition_of(namespace, log.partitions(CONTROL))
         self.lock = threading.RLock()
         self.state = State()
         self.next_offset = 0
@@ -125,7 +122,7 @@ class Node:
         self._applier.start()
         if self._foreign:
             self._subscription = self.log.follow(
-                CONTROL, self.partition, self.next_offset, self._on_tail, self._on_problem
+                CONTROL, 0, self.next_offset, self._on_tail, self._on_problem
             )
         if self.state.position == 0:
             opening = commands.open_log(self.settings.window, self.settings.archive_after, FOLD_VERSION)
@@ -159,7 +156,7 @@ class Node:
     def _catch_up(self) -> None:
         """Fold everything from `next_offset` to the end of the partition."""
         while True:
-            records = self.log.read(CONTROL, self.partition, self.next_offset, READ_RECORDS, headers=False)
+            records = self.log.read(CONTROL, 0, self.next_offset, READ_RECORDS, headers=False)
             if not records:
                 return
             with self.lock:
@@ -170,12 +167,11 @@ class Node:
 
     def _refold(self, records: Sequence[Record]) -> None:
         """As `_fold_records`, where nobody waits for any of them: a million records come through here at a start."""
-        state, namespace, listeners = self.state, self.namespace, self.listeners
+        state, listeners = self.state, self.listeners
         for record in records:
-            if record.key == namespace:
-                outcome = apply(state, record.value)
-                for listener in listeners:
-                    listener(outcome)
+            outcome = apply(state, record.value)
+            for listener in listeners:
+                listener(outcome)
         self.next_offset = records[-1].offset + 1
 
     def _on_tail(self, records: Sequence[Record]) -> None:
@@ -217,8 +213,7 @@ class Node:
                 self.history_changed(f"the control log has a hole at offset {self.next_offset}")
                 return
             self.next_offset = record.offset + 1
-            if record.key == self.namespace:
-                self._fold_value(record.value)
+            self._fold_value(record.value)
 
     def _fold_value(self, value: bytes) -> None:
         outcome = apply(self.state, value)
@@ -263,7 +258,7 @@ class Node:
             proposal = RunRecord(command_id, time_us, self.writer, position, fingerprint, event, noncritical=True)
         else:
             proposal = Proposal(command_id, time_us, self.writer, position, fingerprint, event)
-        record = NewRecord(self.namespace, self._encode(proposal), time_us, headers_of(proposal, self.namespace))
+        record = NewRecord("", self._encode(proposal), time_us, headers_of(proposal))
         self._tickets[command_id] = [done]
         with self._staging:
             self._staged.append(_Staged(command_id, record))
@@ -297,7 +292,7 @@ class Node:
         batch, self._staged = self._staged[:count], self._staged[count:]
         self._inflight = True
         self.log.append(
-            CONTROL, self.partition, [staged.record for staged in batch], lambda ack: self._on_ack(batch, ack)
+            CONTROL, 0, [staged.record for staged in batch], lambda ack: self._on_ack(batch, ack)
         )
 
     def _on_ack(self, batch: list[_Staged], ack: Ack | LogError) -> None:
@@ -338,7 +333,7 @@ class Node:
     def _await_end(self) -> None:
         """Wait until the tail has brought everything that is in the log now. Without the lock: nobody else waits."""
         try:
-            end = self.log.ends(CONTROL, self.partition)[1]
+            end = self.log.ends(CONTROL, 0)[1]
         except LogError as error:
             logger.warning("The log does not say where it ends: %s", error)
             return

@@ -15,16 +15,15 @@ from ...core.errors import InvalidInput
 
 SPAN_ENDS = 64
 """Ends that a token carries at most, those that became known last: a header has its limits."""
-_TOKEN_END = re.compile(r"((?:[0-9a-f]{16})?):([0-9]{1,18})")
+_HEAD = re.compile(r"([^:]*):((?:[0-9a-f]{16})?):([0-9]{1,18})")
 _ENDS = re.compile(r"[0-9]{1,5}=[0-9]{1,18}(?:,[0-9]{1,5}=[0-9]{1,18})*")
 
 
 @dataclass(frozen=True)
 class Position:
-    """A token that was read. `fingerprint` is None in tokens of the first releases; `spans`: partition -> end."""
+    """A token that was read. `fingerprint` is None where only the position matters; `spans`: partition -> end."""
 
     log_id: str
-    namespace: str
     fingerprint: bytes | None
     position: int
     spans: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -33,13 +32,10 @@ class Position:
 def read_token(token: str) -> Position:
     """What a token says. Raises `InvalidInput`."""
     head, spans = split(token)
-    parts = head.split(":")
-    if len(parts) == 3:
-        parts.insert(2, "")
-    found = _TOKEN_END.fullmatch(":".join(parts[2:])) if len(parts) == 4 else None
+    found = _HEAD.fullmatch(head)
     if found is None:
         raise InvalidInput(f"{token[:100]!r} is not a position token")
-    return Position(parts[0], parts[1], bytes.fromhex(found[1]) or None, int(found[2]), spans)
+    return Position(found[1], bytes.fromhex(found[2]) or None, int(found[3]), spans)
 
 
 def number_of(token: str) -> int:

@@ -1,6 +1,6 @@
 """Snapshots of the folded state: written in chunks with the manifest last, read back only if every byte fits.
 
-A chunk's key is namespace, position, writer and number, so two writers never overwrite each other's chunks. The manifest
+A chunk's key is position, writer and number, so two writers never overwrite each other's chunks. The manifest
 names the chunks with their hashes, the fingerprint, the log offset to go on from, and the hash of the last record that was
 folded: a log that has another record there, or none, is another history. In doubt the snapshot before is taken, then the
 whole log.
@@ -24,13 +24,12 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 900_000
 KEPT = 2
-"""How many manifests a namespace keeps: the newest and the one before."""
+"""How many manifests a log keeps: the newest and the one before."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a snapshot consists of. `offset`: the control offset of the first record that is not in it."""
 
-    namespace: str
     log_id: str
     fold_version: int
     position: int
@@ -50,7 +49,7 @@ class Restored:
     next_offset: int
 
 
-def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at: tuple[int, int, bytes]) -> None:
+def write_snapshot(log: Log, writer: str, image: bytes, state_at: tuple[int, int, bytes]) -> None:
     """Append the chunks of `image`, then the manifest in place of the older one, without waiting for the log.
 
     `state_at` is (position, next control offset, fingerprint) of the image. There are two slots for manifests, so the
@@ -59,13 +58,13 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
     """
     position, offset, fingerprint = state_at
     partitions = log.partitions(SNAPSHOTS)
-    last = _hash_before(log, namespace, offset)
+    last = _hash_before(log, offset)
     if not last:
         logger.warning("The snapshot at position %d was not written: the log does not have its last record", position)
         return
     packed = zlib.compress(image, 1)
     pieces = [packed[at : at + CHUNK_BYTES] for at in range(0, len(packed), CHUNK_BYTES)]
-    keys = [f"{namespace}/{position}/{writer}/{number}" for number in range(len(pieces))]
+    keys = [f"{position}/{writer}/{number}" for number in range(len(pieces))]
 
     def done(result: Ack | LogError) -> None:
         if isinstance(result, LogError):
@@ -77,7 +76,6 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
     for key, piece in zip(keys, pieces):
         put(key, piece)
     manifest = Manifest(
-        namespace=namespace,
         log_id=log.log_id,
         fold_version=FOLD_VERSION,
         position=position,
@@ -87,33 +85,33 @@ def write_snapshot(log: Log, namespace: str, writer: str, image: bytes, state_at
         hashes=[blake2b(piece, digest_size=16).digest() for piece in pieces],
         last=last,
     )
-    slots = _manifests(log, namespace)
+    slots = _manifests(log)
     slot = min(range(KEPT), key=lambda one: slots[one].position if one in slots else -1)
-    key = f"{namespace}/manifest/{slot}"
+    key = f"manifest/{slot}"
     put(key, msgspec.json.encode(manifest))
     dropped = [] if slot not in slots else [one for one in slots[slot].chunks if one not in keys]
     for one in dropped:
         put(one, b"")
 
 
-def read_snapshot(log: Log, namespace: str) -> Restored | None:
+def read_snapshot(log: Log) -> Restored | None:
     """The newest snapshot that is whole and of this log, or None."""
-    for manifest in sorted(_manifests(log, namespace).values(), key=lambda one: -one.position):
+    for manifest in sorted(_manifests(log).values(), key=lambda one: -one.position):
         restored = _restore(log, manifest)
         if restored is not None:
             return restored
     return None
 
 
-def _manifests(log: Log, namespace: str) -> dict[int, Manifest]:
+def _manifests(log: Log) -> dict[int, Manifest]:
     """Slot -> newest manifest in it, of those that can be read."""
     found: dict[int, Manifest] = {}
     for slot in range(KEPT):
         try:
-            for record in log.read_key(SNAPSHOTS, f"{namespace}/manifest/{slot}")[-1:]:
+            for record in log.read_key(SNAPSHOTS, f"manifest/{slot}")[-1:]:
                 found[slot] = msgspec.json.decode(record.value, type=Manifest)
         except (msgspec.MsgspecError, LogError) as error:
-            logger.warning("A snapshot manifest of %s cannot be read (%s); it is ignored", namespace, error)
+            logger.warning("A snapshot manifest cannot be read (%s); it is ignored", error)
     return found
 
 
@@ -121,7 +119,7 @@ def _restore(log: Log, manifest: Manifest) -> Restored | None:
     if manifest.log_id != log.log_id or manifest.fold_version != FOLD_VERSION:
         return None
     try:
-        last = _hash_before(log, manifest.namespace, manifest.offset)
+        last = _hash_before(log, manifest.offset)
     except LogError as error:
         logger.warning("The snapshot at position %d cannot be checked (%s); it is ignored", manifest.position, error)
         return None
@@ -149,12 +147,11 @@ def _restore(log: Log, manifest: Manifest) -> Restored | None:
     return Restored(state, manifest.offset)
 
 
-def _hash_before(log: Log, namespace: str, offset: int) -> bytes:
+def _hash_before(log: Log, offset: int) -> bytes:
     """The hash of the control record before `offset`; empty where the log has none there."""
-    partition = partition_of(namespace, log.partitions(CONTROL))
-    if not 0 < offset <= log.ends(CONTROL, partition)[1]:
+    if not 0 < offset <= log.ends(CONTROL, 0)[1]:
         return b""
-    for record in log.read(CONTROL, partition, offset - 1, 1, headers=False):
+    for record in log.read(CONTROL, 0, offset - 1, 1, headers=False):
         if record.offset == offset - 1:
             return blake2b(record.key.encode() + b"/" + record.value, digest_size=16).digest()
     return b""

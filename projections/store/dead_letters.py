@@ -82,10 +82,10 @@ def _written(log: Log) -> bool:
     return log.url.startswith("kafka:")
 
 
-def _derived(log: Log, namespace: str = "default") -> list[DeadLetter]:
+def _derived(log: Log) -> list[DeadLetter]:
     """The letters of every failed rollout of a log that this process only reads."""
     state, failed = State(), dict[str, Rollout]()
-    for record in control_records(log, namespace):
+    for record in control_records(log):
         outcome = apply(state, record.value)
         for gone, _ in outcome.archived:
             if gone.status == "failed":
@@ -95,23 +95,22 @@ def _derived(log: Log, namespace: str = "default") -> list[DeadLetter]:
                 failed.pop(rollout_id, None)
     blobs = Blobs(log, MOST_MB)
     return [
-        letter for one in [*failed.values(), *state.rollouts.values()] for letter in _letters_of(one, namespace, blobs)
+        letter for one in [*failed.values(), *state.rollouts.values()] for letter in _letters_of(one, blobs)
     ]
 
 
-def _letters_of(rollout: Rollout, namespace: str, blobs: Blobs) -> list[DeadLetter]:
+def _letters_of(rollout: Rollout, blobs: Blobs) -> list[DeadLetter]:
     """The letter of a rollout whose last attempt was the last one, as the leader on Kafka writes it; of others none."""
     last = rollout.attempts[-1] if rollout.attempts else None
     if rollout.status != "failed" or last is None or last.status not in _ENDS:
         return []
     return [
         DeadLetter(
-            id=rollout_letter_id(namespace, rollout.rollout_id, rollout.generation),
+            id=rollout_letter_id(rollout.rollout_id, rollout.generation),
             kind=ROLLOUT,
             source=rollout.rollout_id,
             reason=reason_of(last, blobs),
             time=(rollout.ended_us or 0) / 1_000_000,
-            namespace=namespace,
             tries=last.sequence_id,
             rollout_id=rollout.rollout_id,
             attempt_id=last.attempt_id,
@@ -206,7 +205,7 @@ class DeadLetterMethods:
             moved = [*engine.cold.pending()[1], *(one for one in hot.values() if one.status == "failed")]
             found = {name: one for name, one in found.items() if name not in hot}
             found.update((one.rollout_id, _short(one)) for one in moved)
-        return [letter for one in found.values() for letter in _letters_of(one, engine.node.namespace, engine.blobs)]
+        return [letter for one in found.values() for letter in _letters_of(one, engine.blobs)]
 
 
 def letter_from(fields: Mapping[str, Any]) -> DeadLetter:

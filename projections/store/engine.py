@@ -96,7 +96,7 @@ class Engine(Views):
         self.spans = (SharedSpanBook if foreign_writers else SpanBook)(log, self.blobs, self.clock)
         self.node = Node(log, self.settings, clock=self.clock, foreign_writers=foreign_writers)
         self.cold = ColdIndex(index_path, log.log_id)
-        self.liveness = Liveness(log, self.node.writer if foreign_writers else None, self.node.namespace)
+        self.liveness = Liveness(log, self.node.writer if foreign_writers else None)
         self.waiters = Waiters(self.node.delivery)
         self.dispatch = Dispatch(self.node.delivery, self.node.writer if foreign_writers else None, self.clock)
         self.facts = FactFeed(self.node)
@@ -119,7 +119,7 @@ class Engine(Views):
 
     def _open(self) -> None:
         node = self.node
-        restored = read_snapshot(self.log, node.namespace)
+        restored = read_snapshot(self.log)
         mark = self.cold.mark
         behind = restored is not None and mark[0] < restored.state.position
         if behind and not self.shared:
@@ -237,7 +237,7 @@ class Engine(Views):
         image, at = StateImage(self.node).make()
         try:
             self.cold.flush(at[0], at[2])  # first: a snapshot that is ahead of the index would not be used
-            write_snapshot(self.log, self.node.namespace, self.node.writer, image, at)
+            write_snapshot(self.log, self.node.writer, image, at)
         except LogError as error:
             logger.warning("The snapshot at position %d was not written: %s", at[0], error)
 
@@ -436,9 +436,9 @@ class Engine(Views):
         offset = None if verdict is None else verdict.position
         named = needle(command_id)
         while offset is not None:
-            records = self.log.read(CONTROL, self.node.partition, offset, RECORDED_SLICE, headers=False)
+            records = self.log.read(CONTROL, 0, offset, RECORDED_SLICE, headers=False)
             for record in records:
-                if record.key == self.node.namespace and named in record.value:
+                if named in record.value:
                     proposal = decode(record.value)
                     if proposal.id == command_id:
                         return proposal.event
@@ -472,9 +472,9 @@ class Engine(Views):
     # Positions
 
     def position_token(self) -> str:
-        """What is applied, as text: log id, namespace, fingerprint, and the number of records folded."""
+        """What is applied, as text: log id, fingerprint, and the number of records folded."""
         position, fingerprint = self.node.mark
-        head = f"{self.log.log_id}:{self.node.namespace}:{fingerprint.hex()}:{position}"
+        head = f"{self.log.log_id}:{fingerprint.hex()}:{position}"
         return joined(head, self.log.known_ends(SPANS)) if self.shared else head
 
     async def wait_position(self, token: str) -> None:
@@ -484,7 +484,7 @@ class Engine(Views):
         was acknowledged is, unless the log lost it. Raises `InvalidInput` for what is no token.
         """
         seen = read_token(token)
-        if seen.log_id != self.log.log_id or seen.namespace != self.node.namespace:
+        if seen.log_id != self.log.log_id:
             raise ForeignPosition(f"the position comes from log {seen.log_id}, this store serves log {self.log.log_id}")
         await self._reach(seen.position, seen.fingerprint)
         known = self.log.known_ends(SPANS)
@@ -531,7 +531,7 @@ class Engine(Views):
                     continue
                 future.cancel()
                 try:
-                    ahead -= (await asyncio.to_thread(self.log.ends, CONTROL, node.partition))[1] - offset
+                    ahead -= (await asyncio.to_thread(self.log.ends, CONTROL, 0))[1] - offset
                 except LogError as error:
                     logger.debug("The log does not say where it ends: %s", error)
                     continue

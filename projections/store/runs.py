@@ -112,7 +112,7 @@ class RunMethods(LightningStore):
         """
         engine = self.engine
         if self._book is None or self._book[0] is not engine:
-            self._book = (engine, RunBook(engine.log, engine.fetch, engine.node.namespace))
+            self._book = (engine, RunBook(engine.log, engine.fetch))
         runs = await asyncio.to_thread(self._book[1].advance)
         wanted = list(runs.values()) if run_id is None else [find_run(runs, run_id)]
         await engine.indexed()

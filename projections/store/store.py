@@ -106,7 +106,7 @@ class EventLogStore(
     # What the public interface does not have: positions, proof, start-up report
 
     def position(self) -> str:
-        """The token of what is applied here: "log_id:namespace:fingerprint:position"."""
+        """The token of what is applied here: "log_id:fingerprint:position"."""
         return self.engine.position_token()
 
     async def wait_position(self, token: str) -> None:

@@ -33,9 +33,9 @@ async def stream_events(request: Request, calls: Calls) -> Response:
         if since is None:
             since = number_of(token) - 1 if token else None
         elif token:
-            log_id, namespace = token.split(":")[:2]
+            log_id = token.partition(":")[0]
             seen = since + 1 if after is None else since + 2
-            await calls.catch_up(f"{log_id}:{namespace}::{max(seen, 0)}")
+            await calls.catch_up(f"{log_id}::{max(seen, 0)}")
     except AgentLightningError as error:
         status = encoding.status_of(error)
         headers = {"Retry-After": "1"} if status == 503 else None

@@ -30,7 +30,7 @@ class Load:
         self._left = total
         self._unanswered = total
         self._finished = threading.Event()
-        self._record = NewRecord("default", bytes(VALUE_BYTES), 1_700_000_000_000_000, HEADERS)
+        self._record = NewRecord("", bytes(VALUE_BYTES), 1_700_000_000_000_000, HEADERS)
 
     def send(self) -> None:
         if self._left == 0:
@@ -82,7 +82,7 @@ def _appends(log: Log, name: str) -> list[tuple[str, str]]:
 
 
 def _scan(log: SqliteLog) -> list[tuple[str, str]]:
-    batch = [NewRecord("default", bytes(100), 1_700_000_000_000_000)] * 1000
+    batch = [NewRecord("", bytes(100), 1_700_000_000_000_000)] * 1000
     began = time.perf_counter()
     load = threading.Semaphore(8)
     for _ in range(SCANNED // len(batch)):

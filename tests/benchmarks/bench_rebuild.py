@@ -49,7 +49,7 @@ class History:
             basis_print=self.state.fingerprint,
             event=event,
         )
-        record = record_of(proposal, "default")
+        record = record_of(proposal)
         assert fold.apply(self.state, record.value).accepted
         return record
 

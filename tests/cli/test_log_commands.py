@@ -86,8 +86,8 @@ def test_facts_and_tasks_are_derived_with_deterministic_ids(made: dict[str, Any]
     facts = documents("log", "tail", "facts", "-n", "99", "--log", made["file"])
     assert [one["offset"] for one in facts] == list(range(len(facts)))
     for fact in facts:
-        namespace, position, index = fact["body"]["id"].split("/")
-        assert (namespace, int(position)) == ("default", fact["position"]) and index.isdigit()
+        position, index = fact["body"]["id"].split("/")
+        assert int(position) == fact["position"] and index.isdigit()
     tasks = documents("log", "tail", "tasks", "-n", "99", "--log", made["file"])
     assert {one["type"] for one in tasks} == {"rollout.claimable"}
     assert [one["body"] for one in tasks] == [one["body"] for one in facts if one["type"] == "rollout.claimable"]

@@ -195,7 +195,7 @@ def test_a_rollout_that_was_given_up_is_queued_again(store: str, tmp_path: Path)
     async def tell() -> None:
         client = agl.LightningStoreClient(store)
         await client.add_dead_letter(
-            DeadLetter(id=rollout_letter_id("default", rollout_id, 1), kind="rollout", source=rollout_id,
+            DeadLetter(id=rollout_letter_id(rollout_id, 1), kind="rollout", source=rollout_id,
                        rollout_id=rollout_id, reason="failed 1 of 1", time=time.time())
         )  # fmt: skip
         await client.close()

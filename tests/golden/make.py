@@ -22,7 +22,7 @@ LOGS = {"calm": (11, 400, False), "crowded": (12, 700, False), "hostile": (51, 5
 RUN_FIELDS = (
     "run_id", "opened_at", "opened_time", "name", "algorithm", "agent", "parameters", "seed", "resources_id",
     "resources_version", "train_size", "val_size", "closed_at", "closed_time", "outcome", "best_resources_id",
-    "best_resources_version", "summary", "rollout_ids", "decisions", "namespace", "opened_offset",
+    "best_resources_version", "summary", "rollout_ids", "decisions", "opened_offset",
 )  # fmt: skip
 """What a run consists of since the first release that has runs; a later one may add to it."""
 

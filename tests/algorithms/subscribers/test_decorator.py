@@ -31,7 +31,7 @@ class Flag(asyncio.Event):
 
 def fact(position: int = 7, index: int = 0, kind: str = "rollout.completed") -> Fact:
     return Fact(
-        id=f"default/{position}/{index}", type=kind, position=position, log_id="log", time=1.0, rollout_id=f"ro-{position}"
+        id=f"{position}/{index}", type=kind, position=position, log_id="log", time=1.0, rollout_id=f"ro-{position}"
     )
 
 

@@ -196,7 +196,7 @@ def test_a_run_is_recorded_with_lists_only(
 
 
 def _runs(store: Any) -> Any:
-    return RunBook(store.engine.log, store.engine.fetch, store.engine.node.namespace).advance().values()
+    return RunBook(store.engine.log, store.engine.fetch).advance().values()
 
 
 def test_baseline_leaves_out_the_rows_it_cannot_use(caplog: pytest.LogCaptureFixture) -> None:

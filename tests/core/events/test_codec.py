@@ -146,9 +146,9 @@ def test_the_depth_of_a_value_is_found_without_recursion(tree: object) -> None:
 
 def test_headers_repeat_what_tools_filter_by() -> None:
     claimed = events.AttemptClaimed(rollout_id="ro-1", generation=0, sequence_id=1, claim=Claim("at-1"))
-    record = codec.record_of(proposal(claimed), "space", traceparent="00-aa-bb-01")
-    expected = {"t": "attempt.claimed", "v": "1", "id": "a" * 32, "ns": "space", "r": "ro-1", "tp": "00-aa-bb-01"}
-    assert dict(record.headers) == expected and record.key == "space"
+    record = codec.record_of(proposal(claimed), traceparent="00-aa-bb-01")
+    expected = {"t": "attempt.claimed", "v": "1", "id": "a" * 32, "r": "ro-1", "tp": "00-aa-bb-01"}
+    assert dict(record.headers) == expected and record.key == ""
     many = events.RolloutsEnqueued(rollouts=(NewRollout("ro-9", msgspec.Raw(b"null"), config=Config()),))
     assert codec.rollout_of(many) == "ro-9"
     assert codec.rollout_of(events.RolloutsEnqueued(rollouts=())) is None

@@ -76,7 +76,7 @@ def read_once(log: PublishingMemoryLog, topic: str) -> dict[str, list[tuple[str,
         highest = (-1, -1)
         for record in log.kept[topic, part]:
             assert partition_of(record.key, PARTITIONS) == part
-            _, position, index = dict(record.headers)["id"].split("/")
+            position, index = dict(record.headers)["id"].split("/")
             if (int(position), int(index)) > highest:
                 highest = (int(position), int(index))
                 found[record.key].append((dict(record.headers)["id"], record.value))
@@ -111,7 +111,7 @@ async def test_facts_and_hints_are_those_that_are_derived_elsewhere() -> None:
     assert read_once(log, FACTS) == by_key(derived(log, FACTS))
     assert read_once(log, TASKS) == by_key(derived(log, TASKS)) and len(log.published(TASKS)) == 45
     one = log.published(TASKS)[0]
-    assert dict(one.headers).keys() == {"t", "id", "position", "ns"}
+    assert dict(one.headers).keys() == {"t", "id", "position"}
     assert json.loads(one.value)["rollout_id"] == one.key
 
 
@@ -173,8 +173,8 @@ async def test_28_the_next_leader_goes_on_where_the_last_one_stopped() -> None:
     published = ids(log.published(FACTS))
     assert len(published) == len(set(published)), "a leader that left in peace published everything, once"
     assert read_once(log, FACTS) == by_key(derived(log, FACTS))
-    cursor = json.loads(log.read_key(SNAPSHOTS, "default/facts")[-1].value)
-    assert cursor["position"] >= max(int(one.split("/")[1]) for one in published)
+    cursor = json.loads(log.read_key(SNAPSHOTS, "facts")[-1].value)
+    assert cursor["position"] >= max(int(one.split("/")[0]) for one in published)
 
 
 async def test_28_what_lies_further_back_than_memory_is_folded_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ async def test_28_a_cursor_of_a_history_that_is_gone_begins_anew(caplog: pytest.
     ready = threading.Event()
     with store_on(log._log, foreign_writers=True) as quiet:
         await work(quiet, 3)
-    record = NewRecord("default/facts", json.dumps(value).encode(), 0)
+    record = NewRecord("facts", json.dumps(value).encode(), 0)
     log.append(SNAPSHOTS, 0, [record], lambda _: ready.set())
     assert ready.wait(5)
     with store_on(log, foreign_writers=True):
@@ -213,7 +213,7 @@ async def test_rollouts_that_were_given_up_and_poison_become_dead_letters() -> N
             await store.update_attempt(rollout.rollout_id, "latest", status="failed", metadata=error)
         chosen = await store.enqueue_rollout("failed by hand")
         await store.update_rollout(chosen.rollout_id, status="failed")
-        log.append(CONTROL, 0, [NewRecord("default", b"\xc1 rubbish", 5)], lambda _: None)
+        log.append(CONTROL, 0, [NewRecord("", b"\xc1 rubbish", 5)], lambda _: None)
         await until(lambda: len(log.read(DEAD, 0, 0)) >= 2, "two letters")
         await work(store, 1)
         await all_published(log)

@@ -19,7 +19,7 @@ def test_missing_blobs_and_damaged_references_are_findings() -> None:
         for number, field in enumerate((b'{"$blob":5}', missing)):
             event = commands.enqueue([NewRollout(f"ro-{number}", msgspec.Raw(field))])
             made = Proposal(id=f"{number:032x}", time_us=1, writer="w", basis=-1, basis_print=b"", event=event)
-            try_append(log, CONTROL, record_of(made, "default"))
+            try_append(log, CONTROL, record_of(made))
         damaged, absent = broken_references(log)
     assert "'ro-0'" not in absent and "cannot be read" in damaged
     assert "abababababab is missing" in absent

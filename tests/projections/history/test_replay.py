@@ -53,7 +53,7 @@ def long_log(records: int) -> MemoryLog:
         ))  # fmt: skip
     log = MemoryLog()
     for at in range(0, len(values), 10_000):
-        log.append(CONTROL, 0, [NewRecord("default", one, 0) for one in values[at : at + 10_000]], lambda _: None)
+        log.append(CONTROL, 0, [NewRecord("", one, 0) for one in values[at : at + 10_000]], lambda _: None)
     while log.ends(CONTROL, 0)[1] < len(values):
         time.sleep(0.01)
     return log

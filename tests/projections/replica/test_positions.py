@@ -8,11 +8,11 @@ from agentlightning.core.errors import ForeignPosition, InvalidInput
 from agentlightning.projections.replica.positions import SPAN_ENDS, Position, joined, number_of, raised, read_token
 from agentlightning.rest.client.batcher import Seen
 
-HEAD = "0123456789abcdef:default:00112233aabbccdd:41"
+HEAD = "0123456789abcdef:00112233aabbccdd:41"
 
 
 def _answer(position: int, spans: dict[int, int], log_id: str = "0123456789abcdef") -> dict[str, str]:
-    head = f"{log_id}:default:00112233aabbccdd:{position}"
+    head = f"{log_id}:00112233aabbccdd:{position}"
     return {"x-agl-position": joined(head, spans), "x-agl-print": f"{position}:00112233aabbccdd"}
 
 
@@ -21,8 +21,8 @@ def test_a_token_says_what_it_was_made_of() -> None:
     token = joined(HEAD, {3: 1042, 0: 5})
     assert token == f"{HEAD}~3=1042,0=5"
     print_ = bytes.fromhex("00112233aabbccdd")
-    assert read_token(token) == Position("0123456789abcdef", "default", print_, 41, {3: 1042, 0: 5})
-    assert read_token("0123456789abcdef:default:41") == Position("0123456789abcdef", "default", None, 41)
+    assert read_token(token) == Position("0123456789abcdef", print_, 41, {3: 1042, 0: 5})
+    assert read_token("0123456789abcdef::41") == Position("0123456789abcdef", None, 41)
     assert (number_of(token), number_of(HEAD), number_of("nothing")) == (41, 41, -1)
 
 
@@ -49,4 +49,4 @@ def test_a_client_keeps_the_highest_of_everything_it_was_told() -> None:
     seen.forget(seen.token, "http://store", ForeignPosition("another history"))
     assert seen.token is None
     seen.note(_answer(1, {}, log_id="fedcba9876543210"))
-    assert seen.token == "fedcba9876543210:default:00112233aabbccdd:1"
+    assert seen.token == "fedcba9876543210:00112233aabbccdd:1"

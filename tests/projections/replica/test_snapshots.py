@@ -60,12 +60,12 @@ class Writer:
             )  # fmt: skip
             value = encode(proposal)
             assert apply(self.state, value).accepted
-            append(self.log, CONTROL, [NewRecord("default", value, 0)])
+            append(self.log, CONTROL, [NewRecord("", value, 0)])
 
     def snapshot(self, log: object = None) -> None:
         state = self.state
         at = (state.position, state.position, state.fingerprint)
-        write_snapshot(log or self.log, "default", self.name, dump(state), at)  # type: ignore[arg-type]
+        write_snapshot(log or self.log, self.name, dump(state), at)  # type: ignore[arg-type]
         append(self.log, "dead", [NewRecord("barrier", b"", 0)])
 
 
@@ -88,14 +88,13 @@ class Dying:
 
 def test_what_was_written_comes_back() -> None:
     with MemoryLog() as log:
-        assert read_snapshot(log, "default") is None
+        assert read_snapshot(log) is None
         writer = Writer(log, "a")
         writer.more(50)
         writer.snapshot()
-        restored = read_snapshot(log, "default")
+        restored = read_snapshot(log)
         assert restored is not None and restored.next_offset == 50
         assert dump(restored.state) == dump(writer.state)
-        assert read_snapshot(log, "another namespace") is None
 
 
 def test_a_crash_at_each_chunk_leaves_the_snapshot_before() -> None:
@@ -107,7 +106,7 @@ def test_a_crash_at_each_chunk_leaves_the_snapshot_before() -> None:
             writer.more(20)
             dying = Dying(log, crash)
             writer.snapshot(dying)
-            restored = read_snapshot(log, "default")
+            restored = read_snapshot(log)
             assert restored is not None
             if dying.lost == 0:
                 assert crash > 5 and restored.state.position == 40
@@ -127,10 +126,10 @@ def test_two_writers_do_not_harm_each_other() -> None:
             first.snapshot()
             dying = Dying(log, 2)
             second.snapshot(dying)
-            restored = read_snapshot(log, "default")
+            restored = read_snapshot(log)
             assert restored is not None and dump(restored.state) == dump(first.state)
             second.snapshot()
-            restored = read_snapshot(log, "default")
+            restored = read_snapshot(log)
             assert restored is not None and dump(restored.state) == dump(first.state)
 
 
@@ -147,7 +146,7 @@ def test_an_altered_snapshot_is_ignored_for_the_one_before_and_then_for_none(vic
             target = max(newest, key=lambda one: one.offset)
             value = b"" if victim == "missing chunk" else b"x" + target.value[1:]
             append(log, SNAPSHOTS, [NewRecord(target.key, value, 0)])
-            restored = read_snapshot(log, "default")
+            restored = read_snapshot(log)
             if expected is None and victim != "manifest":
                 assert restored is None or restored.state.position == 20
             elif expected is None:
@@ -163,11 +162,11 @@ def test_a_snapshot_of_another_log_or_ahead_of_its_log_is_ignored() -> None:
         writer.snapshot()
         copied = [NewRecord(one.key, one.value, 0) for one in log.read(SNAPSHOTS, 0, 0)]
         append(other, SNAPSHOTS, copied)
-        assert read_snapshot(other, "default") is None
+        assert read_snapshot(other) is None
         other.log_id = log.log_id
-        assert read_snapshot(other, "default") is None, "its log ends before the snapshot"
-        append(other, CONTROL, [NewRecord("default", one.value, 0) for one in log.read(CONTROL, 0, 0)])
-        assert read_snapshot(other, "default") is not None
+        assert read_snapshot(other) is None, "its log ends before the snapshot"
+        append(other, CONTROL, [NewRecord("", one.value, 0) for one in log.read(CONTROL, 0, 0)])
+        assert read_snapshot(other) is not None
 
 
 def test_a_snapshot_of_another_history_of_the_same_log_is_ignored() -> None:
@@ -178,8 +177,8 @@ def test_a_snapshot_of_another_history_of_the_same_log_is_ignored() -> None:
         elsewhere.more(30)  # as many records and more, but not these
         other.log_id = log.log_id
         append(other, SNAPSHOTS, [NewRecord(one.key, one.value, 0) for one in log.read(SNAPSHOTS, 0, 0)])
-        assert read_snapshot(log, "default") is not None
-        assert read_snapshot(other, "default") is None
+        assert read_snapshot(log) is not None
+        assert read_snapshot(other) is None
 
 
 def test_a_snapshot_ahead_of_its_log_is_not_written() -> None:
@@ -197,7 +196,7 @@ def test_old_snapshots_leave_nothing_behind() -> None:
             writer.more(5)
             writer.snapshot()
         live = [one.key for one in log.read(SNAPSHOTS, 0, 0) if one.value and "manifest" not in one.key]
-        assert {key.split("/")[1] for key in live} == {"35", "40"}, "two snapshots are kept"
+        assert {key.split("/")[0] for key in live} == {"35", "40"}, "two snapshots are kept"
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -37,7 +37,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 def letter(rollout_id: str = "ro-1", **more: Any) -> DeadLetter:
     made: dict[str, Any] = {
-        "id": rollout_letter_id("default", rollout_id, 1),
+        "id": rollout_letter_id(rollout_id, 1),
         "kind": "rollout",
         "source": rollout_id,
         "rollout_id": rollout_id,
@@ -88,7 +88,7 @@ async def test_a_record_of_the_topic_that_is_no_letter_is_shown_as_one() -> None
     entries = entries_from(await store.query_dead_letters())
     assert [(entry.letter.kind, entry.letter.id) for entry in entries] == [
         ("record", "record/dead/0/0"),
-        ("rollout", "rollout/default/ro-1/1"),
+        ("rollout", "rollout/ro-1/1"),
     ]
     assert entries[0].letter.data["value"] == "ff"
     await asyncio.to_thread(store.close)
@@ -119,7 +119,7 @@ async def test_every_rollout_that_was_given_up_has_a_letter_with_its_last_error(
     assert (
         entry.letter.reason.startswith("the second (attempt 2") and entry.letter.attempt_id == again.attempt.attempt_id
     )
-    assert entry.letter.id == rollout_letter_id("default", twice.rollout_id, 0) and entry.letter.tries == 2
+    assert entry.letter.id == rollout_letter_id(twice.rollout_id, 0) and entry.letter.tries == 2
 
     await requeue(store, entry.letter)
     by_rollout = {
@@ -131,7 +131,7 @@ async def test_every_rollout_that_was_given_up_has_a_letter_with_its_last_error(
     await store.dequeue_rollout("w")
     await fail(store, twice.rollout_id, metadata={"error": "the last"})
     newest = entries_from(await store.query_dead_letters())[-1].letter
-    assert (newest.id, newest.settled) == (rollout_letter_id("default", twice.rollout_id, 1), "")
+    assert (newest.id, newest.settled) == (rollout_letter_id(twice.rollout_id, 1), "")
 
 
 async def test_letters_of_archived_rollouts_are_found_by_stores_and_by_who_only_looks(tmp_path: Path) -> None:

@@ -233,9 +233,9 @@ async def test_12_a_position_of_another_log_is_an_error_at_once() -> None:
         for wrong in ("", "x", "a:b", "a:b:-1", "a:b:c"):
             with pytest.raises(InvalidInput):
                 await new.wait_position(wrong)
-        log_id, namespace, printed, position = token.split(":")
-        await old.wait_position(f"{log_id}:{namespace}:{position}")  # as the first releases wrote it
-        for foreign in (f"{log_id}:{namespace}:{printed}:{int(position) + 1}", f"{log_id}:{namespace}:{'0' * 16}:{position}"):
+        log_id, printed, position = token.split(":")
+        await old.wait_position(f"{log_id}::{position}")  # as a page of the past gives it
+        for foreign in (f"{log_id}:{printed}:{int(position) + 1}", f"{log_id}:{'0' * 16}:{position}"):
             with pytest.raises(ForeignPosition):
                 await asyncio.wait_for(old.wait_position(foreign), 1)
 
@@ -246,9 +246,9 @@ async def test_12_a_position_that_another_node_wrote_is_waited_for() -> None:
     with store_on(held, foreign_writers=True) as behind, store_on(inner, foreign_writers=True) as ahead:
         held.held = True
         await ahead.enqueue_rollout(1)
-        log_id, namespace, _, position = ahead.position().split(":")
+        log_id, _, position = ahead.position().split(":")
         waiting = asyncio.ensure_future(behind.wait_position(ahead.position()))
-        other = asyncio.ensure_future(behind.wait_position(f"{log_id}:{namespace}:{'0' * 16}:{position}"))
+        other = asyncio.ensure_future(behind.wait_position(f"{log_id}:{'0' * 16}:{position}"))
         await asyncio.sleep(0.01)
         assert not waiting.done()
         held.release()
@@ -256,9 +256,9 @@ async def test_12_a_position_that_another_node_wrote_is_waited_for() -> None:
         with pytest.raises(ForeignPosition, match="another history"):
             await asyncio.wait_for(other, 1)
         with pytest.raises(ForeignPosition, match="ahead of the log"):
-            await asyncio.wait_for(behind.wait_position(f"{log_id}:{namespace}::{int(position) + 1}"), 5)
+            await asyncio.wait_for(behind.wait_position(f"{log_id}::{int(position) + 1}"), 5)
     with pytest.raises(LogClosed):
-        await asyncio.wait_for(behind.wait_position(f"{log_id}:{namespace}::{int(position) + 1}"), 3)
+        await asyncio.wait_for(behind.wait_position(f"{log_id}::{int(position) + 1}"), 3)
     inner.close()
 
 

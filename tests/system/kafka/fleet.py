@@ -169,14 +169,12 @@ class Audit:
         return rollout.status in FINISHED
 
 
-def audit(log: Log, namespace: str = "default") -> Audit:
+def audit(log: Log) -> Audit:
     """Fold a log and count; asserts that each attempt was claimed once and each generation ended at most once."""
     made, offset = Audit(), 0
     while records := log.read(CONTROL, 0, offset, 4096, headers=False):
         for record in records:
             offset = record.offset + 1
-            if record.key != namespace:
-                continue
             outcome = apply(made.state, record.value)
             made.prints[made.state.position] = made.state.fingerprint.hex()
             event = outcome.proposal.event if outcome.proposal is not None else None

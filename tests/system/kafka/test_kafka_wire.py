@@ -59,7 +59,7 @@ async def test_headers_are_text_and_values_are_json(kafka_url: str) -> None:
         await asyncio.to_thread(store.close)
     opened, enqueued = (await _raw(kafka_url, CONTROL))[:2]
     headers = {name: value.decode() for name, value in enqueued.headers}
-    assert headers["t"] == "rollouts.enqueued" and headers["r"] == rollout.rollout_id and headers["ns"] == "default"
+    assert headers["t"] == "rollouts.enqueued" and headers["r"] == rollout.rollout_id and "ns" not in headers
     assert len(headers["id"]) == 32 and int(headers["id"], 16)
     assert all(value.decode().isprintable() for _, value in opened.headers)
     shown = json.loads(enqueued.value)

@@ -79,7 +79,7 @@ def test_a_control_topic_that_was_deleted_is_not_made_again_nor_opened_once_it_w
         make_topics(log_url)
     report = examine(log_url)
     assert not report["sound"] and "deleted and made again" in report["findings"][0]
-    _write(log_url, CONTROL, ("default", b"another", 0))
+    _write(log_url, CONTROL, ("", b"another", 0))
     assert "begins with another event" in _refused(log_url)
 
 
@@ -97,7 +97,7 @@ def test_events_that_were_removed_from_the_beginning_are_missed(log_url: str) ->
 
 def test_a_compacted_beginning_has_a_hole() -> None:
     def messages(*offsets: int) -> list[Any]:
-        return [SimpleNamespace(offset=offset, key=b"default", value=b"%d" % offset) for offset in offsets]
+        return [SimpleNamespace(offset=offset, key=b"", value=b"%d" % offset) for offset in offsets]
 
     assert beginning(messages(0, 1, 2), 3, None)[0] is None
     assert "no record at offset 0" in str(beginning(messages(2), 3, None)[0])
@@ -119,7 +119,7 @@ def test_added_partitions_stay_unused_and_one_that_was_used_is_found(log_url: st
         assert all(len(log.read_key(SPANS, key)) == 1 for key in keys)
         assert any("the others stay unused" in notice for notice in log.notices)  # pyright: ignore[reportAttributeAccessIssue]
     make_topics(log_url)
-    _write(log_url, CONTROL, ("default", b"of a release that did not know", 1))
+    _write(log_url, CONTROL, ("", b"of a release that did not know", 1))
     assert "partitions that were added to it have records" in _refused(log_url)
     with ReadOnlyKafkaLog(log_url) as log:
         assert "partitions that were added" in log.findings[0]  # pyright: ignore[reportAttributeAccessIssue]
@@ -129,7 +129,7 @@ def test_added_partitions_stay_unused_and_one_that_was_used_is_found(log_url: st
 def test_a_log_of_another_format_is_refused_and_left_alone(kafka_url: str, said: str, remedy: str) -> None:
     make_topics(kafka_url)
     _write(kafka_url, "meta", ("log", f'{{"log_id":"0123456789abcdef"{said}}}'.encode(), 0))
-    _write(kafka_url, CONTROL, ("default", b"\x86\xa2id", 0))
+    _write(kafka_url, CONTROL, ("", b"\x86\xa2id", 0))
     for opened in (KafkaLog, ReadOnlyKafkaLog):
         with pytest.raises(InvalidInput, match=f"this release reads 2; .*{remedy}"):
             opened(kafka_url).close()

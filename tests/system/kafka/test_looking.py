@@ -114,7 +114,7 @@ async def test_init_refuses_a_transactional_control_topic(
     await producer.start()
     try:
         async with producer.transaction():
-            await producer.send_and_wait(f"{kafka_prefix}.control", b"x", key=b"default", partition=0)
+            await producer.send_and_wait(f"{kafka_prefix}.control", b"x", key=b"", partition=0)
     finally:
         await producer.stop()
     code, out = await asyncio.to_thread(invoke, "kafka", "init", "--log", kafka_url)
@@ -193,44 +193,25 @@ def published(url: str, topic: str) -> list[dict[str, Any]]:
 
 
 def test_a_copy_from_file_to_kafka_and_back_has_the_same_fingerprint(kafka_url: str, tmp_path: Path) -> None:
-    """Decision 7: two namespaces share a partition, so offsets are no positions; a copy changes neither."""
     first = tmp_path / "first.db"
     made = make_log(first)
-    with_two_namespaces(first, tmp_path / "mixed.db")
     document("kafka", "init", "--log", kafka_url, "--partitions", "spans=3", "--partitions", "blobs=2")
-    there = document("log", "copy", str(tmp_path / "mixed.db"), kafka_url)
+    there = document("log", "copy", str(first), kafka_url)
     back = document("log", "copy", kafka_url, str(tmp_path / "back.db"))
     assert there["records"] == back["records"]
-    prints: dict[str, list[Any]] = {"default": [], "other": []}
-    for address in (f"sqlite:///{tmp_path}/mixed.db", kafka_url, f"sqlite:///{tmp_path}/back.db"):
+    prints: list[tuple[int, str]] = []
+    for address in (f"sqlite:///{first}", kafka_url, f"sqlite:///{tmp_path}/back.db"):
         with open_log(address, readonly=True) as log:
-            for name, found in prints.items():
-                met = replay(log, namespace=name)[1]
-                found.append((met.position, met.fingerprint))
-    assert set(prints["default"]) == {(made["position"], made["fingerprint"])}
-    assert len(set(prints["other"])) == 1 and prints["other"][0] == prints["default"][0]
+            met = replay(log)[1]
+            prints.append((met.position, met.fingerprint))
+    assert prints == [(made["position"], made["fingerprint"])] * 3
     assert {row["body"]["span_id"] for row in documents("log", "tail", "spans", "-n", "99", "--log", kafka_url)} == {
         row["body"]["span_id"] for row in documents("log", "tail", "spans", "-n", "99", "--log", str(first))
     }
     code, out = invoke("log", "copy", str(first), kafka_url)
     assert code == 1 and "into an empty one only" in out
     with open_log(kafka_url) as log, EventLogStore(log, foreign_writers=True) as store:
-        assert store.fingerprint() == prints["default"][0]
-
-
-def with_two_namespaces(source: Path, target: Path) -> None:
-    """The same events twice, record by record in turn, under two namespaces."""
-    with open_log(f"sqlite:///{source}", readonly=True) as old, open_log(f"sqlite:///{target}") as new:
-        for topic in ("spans",):
-            for record in old.read(topic, 0, 0):
-                put(new, topic, 0, again(record, record.key))
-        for record in old.read("control", 0, 0):
-            put(new, "control", 0, again(record, "default"))
-            put(new, "control", 0, again(record, "other"))
-
-
-def again(record: Any, key: str) -> NewRecord:
-    return NewRecord(key, record.value, record.timestamp_us, record.headers)
+        assert store.fingerprint() == prints[0]
 
 
 def test_a_copy_of_large_records_goes_in_appends_that_a_broker_takes(kafka_url: str, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def letter_is_readable_with_any_tool(url: str, bad: str) -> None:
         records = [one for one in log.read("dead", 0, 0) if dict(one.headers)["t"] == "subscriber"]
     headers = dict(records[0].headers)
     assert (records[0].key, headers["reason"]) == ("subs.picky", "ValueError: a bad one")
-    assert headers["id"].startswith("subscriber/subs.picky/default/")
+    assert headers["id"].startswith("subscriber/subs.picky/")
     assert json.loads(records[0].value)["rollout_id"] == bad
 
 
