@@ -65,7 +65,7 @@ async def test_a_marked_function_stays_a_function_and_is_handed_its_facts() -> N
     assert with_store.wants(fact(kind="attempt.late"))
     await plain.take(fact(8), "the store")
     await with_store.take(fact(9), "the store")
-    assert seen == ["default/7/0", "default/8/0", ("default/9/0", "the store")]
+    assert seen == ["7/0", "8/0", ("9/0", "the store")]
 
 
 def test_without_types_it_gets_every_fact_and_wrong_marks_are_refused() -> None:
@@ -112,7 +112,7 @@ async def test_what_raises_is_tried_again_with_longer_pauses_and_then_given_up()
     pauses = [later - earlier for earlier, later in zip(calls, calls[1:])]
     assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2)))
     (letter,) = buried
-    assert (letter.id, letter.kind, letter.source) == ("subscriber/g/default/7/0", "subscriber", "g")
+    assert (letter.id, letter.kind, letter.source) == ("subscriber/g/7/0", "subscriber", "g")
     assert (letter.reason, letter.tries, letter.rollout_id, letter.position) == ("ValueError: no, never", 4, "ro-7", 7)
     assert letter.data == {"function": "m:f", "fact": fact().model_dump(mode="json")}
 
@@ -265,7 +265,7 @@ async def test_a_group_commits_what_was_taken_and_drops_what_publishers_repeat()
             stop.set()
 
     await asyncio.wait_for(follower(member, on, stop).run(), 10)
-    assert seen == ["default/3/0", "default/5/1", "default/6/0"]
+    assert seen == ["3/0", "5/1", "6/0"]
     assert member.committed == [1, 3, 6]
 
 
@@ -281,7 +281,7 @@ async def test_what_went_to_another_member_is_left_to_it() -> None:
 
     loop = asyncio.get_running_loop()
     await asyncio.wait_for(follower(member, on, stop).run(), 10)
-    assert seen == ["default/3/0"] and member.committed == []
+    assert seen == ["3/0"] and member.committed == []
 
 
 async def test_a_function_that_takes_long_stays_a_member(monkeypatch: pytest.MonkeyPatch) -> None:

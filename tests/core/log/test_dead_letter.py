@@ -11,7 +11,7 @@ from agentlightning.core.log.interface import NewRecord
 
 def letter(**more: object) -> DeadLetter:
     made: dict[str, object] = {
-        "id": subscriber_letter_id("g", "default/7/0"),
+        "id": subscriber_letter_id("g", "7/0"),
         "kind": "subscriber",
         "source": "g",
         "reason": "ValueError: no",
@@ -30,7 +30,7 @@ def test_headers_say_kind_id_and_reason_to_any_tool() -> None:
     record = encode_letter(letter(reason="two\nlines"))
     assert record.key == "g"
     assert record.timestamp_us == 1_700_000_000_250_000
-    assert dict(record.headers) == {"t": "subscriber", "id": "subscriber/g/default/7/0", "reason": "two lines"}
+    assert dict(record.headers) == {"t": "subscriber", "id": "subscriber/g/7/0", "reason": "two lines"}
 
 
 def test_any_reason_can_be_written() -> None:
