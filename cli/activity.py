@@ -12,7 +12,7 @@ from ..core.events.run_events import RunClosed, RunOpened, decode_run
 from ..core.fold.apply import apply
 from ..core.fold.state import State
 from ..core.log.interface import EVERYWHERE, Log
-from ..projections.facts.feed import hear, plain_facts_of
+from ..projections.facts.derived_topic import batch_of, plain_facts_of
 from ..projections.history.replay import control_records
 from ..projections.replica.snapshots import read_snapshot
 from ..projections.spans.blobs import Blobs
@@ -20,7 +20,7 @@ from ..projections.spans.schema import key_range
 from ..projections.spans.span_log import SpanBook
 from .reading import POLL_SECONDS, Filters
 from .records import View
-from .terminal import printable, short, status, when
+from .terminal import printable, status, when
 
 _SHOWN = frozenset({
     "rollout.enqueued", "attempt.claimed", "attempt.failed", "attempt.timeout", "attempt.unresponsive", "attempt.late",
@@ -68,8 +68,7 @@ class ActivityReader:
                 if _matches(found, filters):
                     yield lambda found=found: found
                 continue
-            heard = hear(outcome, self._state)
-            for fact in plain_facts_of(heard, self._log.log_id) if heard is not None else ():
+            for fact in plain_facts_of(batch_of(outcome), self._log.log_id):
                 found = Activity(
                     position, fact["time"], fact["type"], fact["rollout_id"] or "", fact["attempt_id"] or "", ""
                 )
@@ -142,7 +141,7 @@ def _text(fact: dict[str, Any]) -> str:
         case "attempt.claimed":
             return f"attempt {number} claimed by {printable(str(data.get('worker_id') or 'a worker without a name'))}"
         case "attempt.late":
-            return f"attempt {number} reported too late: {short(str(data.get('detail', '')))}"
+            return f"attempt {number} reported too late: {data['status']}"
         case "rollout.completed":
             return status(str(data["status"]))
         case "rollout.reopened":

@@ -19,7 +19,7 @@ from ..core.events.run_events import AlgorithmDecided, RunClosed, RunOpened, Run
 from ..core.fold.apply import Outcome, apply
 from ..core.fold.state import State
 from ..core.log.interface import Log
-from ..projections.facts.feed import facts_of, hear
+from ..projections.facts.derived_topic import batch_of, facts_of
 from ..projections.history.replay import control_records
 from ..projections.history.rollout_history import rollouts_of
 from .finding_runs import runs_in
@@ -113,8 +113,7 @@ def _of_store(outcome: Outcome, state: State, mine: set[str], decoder: Decoder, 
     about = [one for one in rollouts_of(event) if one in mine]
     if not about and kind != "resources.published":
         return None
-    heard = hear(outcome, state)
-    facts = [] if heard is None else facts_of(heard, log_id)
+    facts = facts_of(batch_of(outcome), log_id)
     words = [_subject(event, about, decoder)]
     if verdict.reason or outcome.duplicate:
         words.append("a duplicate" if outcome.duplicate else f"refused: {verdict.reason}")

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ...core.errors import Departed, RecordEnds
-from ...core.events import payload
+from ...core.events import fact, payload
+from ...core.events.run_events import run_of
 from ...core.fold.state import FINISHED, State
 from ...core.log.interface import Log
-from ...projections.facts.feed import hear
 from ...projections.history.replay import replay
-from ...projections.history.run_index import Decision, Run, RunBook, created_by, run_of
+from ...projections.history.run_index import Decision, Run, RunBook, created_by
 from .run_store import BEST, ENQUEUED, PUBLISHED, STARTED
 
 LOOK_AHEAD = 256
@@ -74,17 +74,17 @@ def recordings(log: Log, book: RunBook) -> dict[str, Recording]:
                 run_id = owner.get(new.rollout_id) or run_of(payload.outline(new.metadata))
                 if run_id is not None and run_id in members:
                     members[run_id].append(new.rollout_id)
-        found = hear(outcome, state)
-        for (kind, rollout_id, _, detail), attempt_id in zip(found.facts, found.attempt_ids) if found is not None else ():
-            if kind == "attempt.claimed" and rollout_id in owner and attempt_id is not None:
-                attempts[rollout_id] = attempt_id
-            positions = facts.setdefault(kind, array("q"))
+        for one in outcome.facts:
+            rollout_id = one.rollout_id
+            if isinstance(one, fact.AttemptClaimed) and rollout_id in owner and one.attempt_id is not None:
+                attempts[rollout_id] = one.attempt_id
+            positions = facts.setdefault(one.type, array("q"))
             if not positions or positions[-1] != outcome.position:
                 positions.append(outcome.position)
-            if kind == "rollout.completed" and rollout_id is not None:
+            if isinstance(one, fact.RolloutCompleted) and rollout_id is not None:
                 completed.setdefault(rollout_id, []).append(outcome.position)
-                statuses[rollout_id] = str(detail)
-            elif kind == "rollout.claimable" and statuses.get(str(rollout_id)) in FINISHED:
+                statuses[rollout_id] = one.status
+            elif isinstance(one, fact.RolloutClaimable) and statuses.get(str(rollout_id)) in FINISHED:
                 del statuses[str(rollout_id)]
 
     state, _ = replay(log, heard=heard)

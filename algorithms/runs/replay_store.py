@@ -31,7 +31,7 @@ from ...core.model.rollout import (
 from ...core.model.scalars import escaped, model_data
 from ...core.model.span import Span
 from ...core.model.store_interface import LightningStoreCapabilities, LightningStoreStatistics
-from ...projections.facts.feed import facts_of
+from ...projections.facts.derived_topic import facts_of
 from ...projections.history.past_store import PastStore
 from ...projections.replica import validation
 from ...projections.store.views import attempted_out, resources_out

@@ -9,10 +9,11 @@ decode it cannot apply.
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import Any, Union
+from typing import Any, Union, cast
 
 import msgspec
 
+from ..errors import AgentLightningError
 from . import payload
 from .schema import Count, Event, Int
 
@@ -20,6 +21,8 @@ RUN_ID = "agl.run_id"
 """Key of a rollout's metadata that names the run it belongs to: written with the rollout, so neither is there alone."""
 OWN_RUNNERS = "agl.own_runners"
 """Key of a rollout's metadata, true where the run has runners of its own and no other runner gets the rollout."""
+
+_RUN_ID = RUN_ID.encode()
 
 LOST = "lost"
 """Outcome of a run whose owner was gone: it counts until the owner closes the run itself, should it come back."""
@@ -111,3 +114,21 @@ def digest_of(value: Any) -> str:
     Raises `InvalidPayload` for what cannot be stored.
     """
     return sha256(_sorted(msgspec.json.decode(payload.encode(value)))).hexdigest()[:16]
+
+
+def run_of(metadata: bytes | None) -> str | None:
+    """The run that a rollout's metadata names; None where it names none or lies in blobs."""
+    return None if metadata is None else runs_of(metadata)[0]
+
+
+def runs_of(metadata: bytes) -> tuple[str | None, bool]:
+    """The run that a rollout's metadata names, and whether only the runners of that run may have the rollout."""
+    if _RUN_ID not in metadata or payload.is_reference(metadata):
+        return None, False
+    try:
+        found = payload.decode(metadata)
+    except AgentLightningError:
+        return None, False
+    entries = cast("dict[Any, Any]", found) if isinstance(found, dict) else {}
+    run_id = entries.get(RUN_ID)
+    return (run_id, entries.get(OWN_RUNNERS) is True) if isinstance(run_id, str) and run_id else (None, False)

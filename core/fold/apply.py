@@ -33,7 +33,7 @@ class Outcome:
     """What the fold made of one record.
 
     `verdict` is None where nothing was judged (skipped, malformed, halted). `duplicate`: the verdict is an earlier
-    record's. `facts` are (type, rollout_id, sequence_id, detail), in order; the id of fact i is (position, i).
+    record's. `facts`: what it led to, in order; the id of fact i is (position, i).
     `archived` lists the rollouts that left hot state at this record, with their packed bytes.
     """
 
@@ -119,8 +119,8 @@ def subject_of(proposal: Proposal) -> str:
 
 
 def _advance(state: State, value: bytes, reason: Reason, outcome: Outcome) -> None:
-    """Chain the fingerprint (of a fact without its details), move to the next position, forget what lies behind the window."""
-    made = _encode((state.position, reason, [fact[:3] for fact in outcome.facts]))
+    """Chain the fingerprint, move to the next position, forget what lies behind the window."""
+    made = _encode((state.position, reason, [fact.identity for fact in outcome.facts]))
     state.fingerprint = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()
     _leave(state, outcome)
 

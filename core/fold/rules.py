@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from ..events import schema
+from ..events import fact, schema
 from ..events.payload import outline
 from .archival import hash_of, unpack
 from .deduplication import Reason
@@ -20,6 +20,7 @@ from .state_machine import (
     Facts,
     create_rollout,
     governs,
+    ids_of,
     make_claimable,
     open_attempt,
     propagate,
@@ -62,7 +63,7 @@ def log_opened(state: State, event: schema.LogOpened, time_us: int, facts: Facts
     if event.fold_version > FOLD_VERSION:
         return _halt(state, event.fold_version)
     state.window, state.archive_after, state.fold_version = event.window, event.archive_after, event.fold_version
-    facts.append(("log.opened", None, 0, ""))
+    facts.append(fact.LogOpened())
     return ""
 
 
@@ -73,7 +74,7 @@ def fold_activated(state: State, event: schema.FoldActivated, time_us: int, fact
     if event.version > FOLD_VERSION:
         return _halt(state, event.version)
     state.fold_version = event.version
-    facts.append(("fold.activated", None, 0, str(event.version)))
+    facts.append(fact.FoldActivated(version=event.version))
     return ""
 
 
@@ -166,7 +167,7 @@ def attempt_observed(state: State, event: schema.AttemptObserved, time_us: int, 
         if attempt.confirmed:
             return "already_known"
         attempt.confirmed = True
-        facts.append(("attempt.confirmed", rollout.rollout_id, attempt.sequence_id, ""))
+        facts.append(fact.AttemptConfirmed(*ids_of(rollout, attempt)))
         return ""
     if attempt.status == "running":
         return "already_known"
@@ -203,7 +204,7 @@ def attempt_updated(state: State, event: schema.AttemptUpdated, time_us: int, fa
         attempt.worker_id = event.worker_id
     attempt.confirmed = True
     if event.status is None or event.status == attempt.status:
-        facts.append(("attempt.updated", rollout.rollout_id, attempt.sequence_id, ""))
+        facts.append(fact.AttemptUpdated(*ids_of(rollout, attempt)))
         if event.worker_id is not None:
             sync_worker(state, rollout, attempt, time_us)
         return ""
@@ -279,7 +280,7 @@ def rollout_updated(state: State, event: schema.RolloutUpdated, time_us: int, fa
     if "config" in fields:
         rollout.config = event.config
         rollout.config_version += 1
-    facts.append(("rollout.updated", rollout.rollout_id, len(rollout.attempts), ",".join(fields)))
+    facts.append(fact.RolloutUpdated(*ids_of(rollout), fields=fields))
     if event.status is not None and "status" in fields:
         set_rollout_status(state, rollout, event.status, time_us, facts)
     return ""
@@ -299,7 +300,7 @@ def rollout_restored(state: State, event: schema.RolloutRestored, time_us: int, 
     rollout.finished_at = state.position
     state.rollouts[event.rollout_id] = rollout
     state.leaving.append((state.position, event.rollout_id))
-    facts.append(("rollout.restored", event.rollout_id, len(rollout.attempts), ""))
+    facts.append(fact.RolloutRestored(*ids_of(rollout)))
     return ""
 
 
@@ -315,7 +316,7 @@ def resources_published(state: State, event: schema.ResourcesPublished, time_us:
         ResourcesVersion(event.resources_id, len(versions) + 1, created, max(time_us, created), bytes(event.resources))
     )
     state.latest_resources = event.resources_id
-    facts.append(("resources.published", None, len(versions), event.resources_id))
+    facts.append(fact.ResourcesPublished(resources_id=event.resources_id, version=len(versions)))
     return ""
 
 
@@ -326,7 +327,7 @@ def time_passed(state: State, event: schema.TimePassed, time_us: int, facts: Fac
     if not 0 < event.to_ms - event.from_ms <= MAX_TIME_STEP_MS:
         return "malformed"
     state.time_ms = event.to_ms
-    facts.append(("time.passed", None, 0, str(event.to_ms)))
+    facts.append(fact.TimePassed(to_ms=event.to_ms))
     return ""
 
 

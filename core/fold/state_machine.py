@@ -1,25 +1,40 @@
 """The state machine of rollouts, attempts and workers: the only functions that change them.
 
 They are called by the rules (rules.py) after the preconditions held, take all times from the event, and report what
-they did as facts. A fact is (type, rollout_id, sequence_id, detail); facts are numbered within their record.
+they did as facts (core/events/fact.py), which are numbered within their record.
 """
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
+from ..events import fact
 from ..events.payload import outline
+from ..events.run_events import run_of
 from ..events.schema import AttemptStatus, Claim, NewRollout, RolloutStatus
 from .state import FINISHED, OVER, QUEUED, Attempt, Rollout, State, Worker
 
 LAG_LIMIT_MS = 10_000
 """Two ticks of a timekeeper: no claim starts further ahead of the log's clock than it can be behind."""
 
-FactTuple = tuple[str, "str | None", int, str]
-Facts = list[FactTuple]
+DIGEST_BYTES = 8
+
+Facts = list[fact.FactData]
 
 
 def lagged_ms(state: State, lag_ms: int) -> int:
     """The log's clock plus what its writer says has passed since it was last moved."""
     return state.time_ms + (lag_ms if lag_ms < LAG_LIMIT_MS else LAG_LIMIT_MS)
+
+
+_OF_ROLLOUT: dict[str, type[fact.FactData]] = {"preparing": fact.RolloutPreparing, "running": fact.RolloutRunning}
+
+
+def ids_of(rollout: Rollout, attempt: Attempt | None = None) -> tuple[str, int, str | None]:
+    """What a fact says first: the rollout and the attempt, which is the latest one where none is given."""
+    if attempt is None:
+        attempt = rollout.attempts[-1] if rollout.attempts else None
+    return (rollout.rollout_id, 0, None) if attempt is None else (rollout.rollout_id, attempt.sequence_id, attempt.attempt_id)
 
 
 def create_rollout(state: State, new: NewRollout, time_us: int, facts: Facts) -> Rollout:
@@ -40,7 +55,7 @@ def create_rollout(state: State, new: NewRollout, time_us: int, facts: Facts) ->
         attempts=[],
     )
     state.rollouts[new.rollout_id] = rollout
-    facts.append(("rollout.enqueued", new.rollout_id, 0, ""))
+    facts.append(fact.RolloutEnqueued(new.rollout_id))
     return rollout
 
 
@@ -50,7 +65,7 @@ def make_claimable(state: State, rollout: Rollout, status: RolloutStatus, facts:
     rollout.due_ms = None
     if rollout.rollout_id not in state.queue:
         state.queue[rollout.rollout_id] = None
-        facts.append(("rollout.claimable", rollout.rollout_id, len(rollout.attempts) + 1, status))
+        facts.append(fact.RolloutClaimable(rollout.rollout_id, len(rollout.attempts) + 1, status=status))
 
 
 def open_attempt(
@@ -71,7 +86,7 @@ def open_attempt(
     rollout.status = "preparing"
     rollout.due_ms = None
     state.queue.pop(rollout.rollout_id, None)
-    facts.append(("attempt.claimed", rollout.rollout_id, attempt.sequence_id, claim.attempt_id))
+    facts.append(fact.AttemptClaimed(*ids_of(rollout, attempt), worker_id=claim.worker_id))
     if claim.worker_id:
         worker = _worker(state, claim.worker_id)
         if dequeued:
@@ -141,7 +156,7 @@ def set_attempt_status(
     attempt.confirmed = True
     if status in ("succeeded", "failed"):
         attempt.ended_us = max(time_us, attempt.started_us)
-    facts.append((f"attempt.{status}", rollout.rollout_id, attempt.sequence_id, attempt.attempt_id))
+    facts.append(fact.OF_ATTEMPT[status](*ids_of(rollout, attempt)))
     sync_worker(state, rollout, attempt, time_us)
 
 
@@ -152,13 +167,13 @@ def propagate(
     status = attempt.status
     if not governs(rollout, attempt):
         if status in OVER:
-            facts.append(("attempt.late", rollout.rollout_id, attempt.sequence_id, status))
+            facts.append(fact.AttemptLate(*ids_of(rollout, attempt), status=status))
     elif status in ("preparing", "running"):
         if rollout.status != status:
             rollout.status = status
             rollout.due_ms = None
             state.queue.pop(rollout.rollout_id, None)
-            facts.append((f"rollout.{status}", rollout.rollout_id, attempt.sequence_id, ""))
+            facts.append(_OF_ROLLOUT[status](*ids_of(rollout, attempt)))
     elif status == "succeeded":
         finish(state, rollout, "succeeded", time_us, facts)
     elif lost:
@@ -182,7 +197,7 @@ def requeue(state: State, rollout: Rollout, lag_ms: int, facts: Facts) -> None:
         rollout.status = "requeuing"
         state.queue.pop(rollout.rollout_id, None)
         rollout.due_ms = lagged_ms(state, lag_ms) + rollout.config.backoff_ms
-        facts.append(("rollout.backoff", rollout.rollout_id, len(rollout.attempts), str(rollout.due_ms)))
+        facts.append(fact.RolloutBackoff(*ids_of(rollout), due_ms=rollout.due_ms))
     else:
         make_claimable(state, rollout, "requeuing", facts)
 
@@ -196,7 +211,23 @@ def finish(state: State, rollout: Rollout, status: RolloutStatus, time_us: int, 
     rollout.due_ms = None
     state.queue.pop(rollout.rollout_id, None)
     state.leaving.append((state.position, rollout.rollout_id))
-    facts.append(("rollout.completed", rollout.rollout_id, len(rollout.attempts), status))
+    facts.append(_completed(rollout))
+
+
+def _completed(rollout: Rollout) -> fact.RolloutCompleted:
+    last = rollout.attempts[-1] if rollout.attempts else None
+    ended_us = rollout.ended_us or 0
+    return fact.RolloutCompleted(
+        *ids_of(rollout),
+        status=rollout.status,
+        run_id=run_of(rollout.metadata),
+        task_digest=blake2b(rollout.input, digest_size=DIGEST_BYTES).hexdigest(),
+        resources_id=rollout.resources_id or None,
+        resources_version=rollout.resources_version,
+        worker_id=last.worker_id if last is not None else None,
+        seconds=(ended_us - last.started_us) / 1_000_000 if last is not None else None,
+        generation=rollout.generation,
+    )
 
 
 def reopen(rollout: Rollout, facts: Facts) -> None:
@@ -206,7 +237,7 @@ def reopen(rollout: Rollout, facts: Facts) -> None:
     rollout.finished_at = -1
     rollout.lost = 0
     rollout.due_ms = None
-    facts.append(("rollout.reopened", rollout.rollout_id, len(rollout.attempts), str(rollout.generation)))
+    facts.append(fact.RolloutReopened(*ids_of(rollout), generation=rollout.generation))
 
 
 def set_rollout_status(state: State, rollout: Rollout, status: RolloutStatus, time_us: int, facts: Facts) -> None:
@@ -229,4 +260,4 @@ def set_rollout_status(state: State, rollout: Rollout, status: RolloutStatus, ti
         rollout.status = status
         rollout.due_ms = None
         state.queue.pop(rollout.rollout_id, None)
-        facts.append((f"rollout.{status}", rollout.rollout_id, len(rollout.attempts), ""))
+        facts.append(_OF_ROLLOUT[status](*ids_of(rollout)))

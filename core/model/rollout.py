@@ -17,6 +17,7 @@ from typing import (
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
+from ..events.fact import AnyFact, decode
 from .hooks import Dataset, Hook, ParallelWorkerBase
 from .scalars import number
 from .span import ReadableSpan, Span, SpanCoreFields
@@ -182,6 +183,14 @@ class Fact(BaseModel):
     rollout_id: str | None = None
     attempt_id: str | None = None
     data: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def content(self) -> AnyFact:
+        """The fact as the struct of its type, which has the ids and everything in ``data`` as named fields.
+
+        Raises ``msgspec.ValidationError`` for a type that this release does not know.
+        """
+        return decode(vars(self))
 
     def __hash__(self) -> int:
         return hash(self.id)

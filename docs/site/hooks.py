@@ -24,7 +24,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from agentlightning.cli import app
-from agentlightning.core.events import codec, payload, run_events, schema
+from agentlightning.core.events import codec, fact, payload, run_events, schema
 from agentlightning.core.log import topics
 from agentlightning.core.model import semconv
 from agentlightning.rest.api import openapi
@@ -213,7 +213,7 @@ def events_page() -> Iterator[str]:
     yield from table(("topic", "newest record of a key only", "survives a power cut", "computed from `control`"), rows)
     for title, module in (("Form of a record", codec), ("User data", payload)):
         yield f"## {title}\n\n{inspect.getdoc(module)}\n"
-    for title, module in (("Events of the control topic", schema), ("Events of a run", run_events)):
+    for title, module in (("Events of the control topic", schema), ("Events of a run", run_events), ("Facts", fact)):
         yield f"## {title}\n\n{inspect.getdoc(module)}\n"
         for one in vars(module).values():
             if isinstance(one, type) and issubclass(one, msgspec.Struct) and one.__module__ == module.__name__:

@@ -1,21 +1,66 @@
-"""The topics `facts` and `tasks` of a log that does not store them: derived from the control records while they are read."""
+"""The topics `facts` and `tasks`, derived from the control records while they are read: facts, their records, a reader."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ...core.errors import InvalidInput
-from ...core.fold.apply import apply
+from ...core.events.fact import FactData, RolloutClaimable
+from ...core.fold.apply import Outcome, apply
 from ...core.fold.state import State
 from ...core.log.interface import Log, NewRecord, Record
 from ...core.log.topics import CONTROL, FACTS, TASKS
-from .feed import hear, plain_facts_of
+from ...core.model.rollout import Fact
+from ..replica.snapshots import Restored
 
 READ_RECORDS = 1024
-CLAIMABLE = "rollout.claimable"
+_OF_ENVELOPE = ("type", "rollout_id", "attempt_id")
+
+
+class FactBatch(NamedTuple):
+    """What one control record led to, kept as the fold made it: most facts are never asked for."""
+
+    position: int
+    time_us: int
+    facts: Sequence[FactData]
+
+
+def batch_of(outcome: Outcome) -> FactBatch | None:
+    """The facts of one record; None where it had none."""
+    if outcome.proposal is None or not outcome.facts:
+        return None
+    return FactBatch(outcome.position, outcome.proposal.time_us, outcome.facts)
+
+
+def facts_of(batch: FactBatch | None, log_id: str) -> list[Fact]:
+    """The facts as subscribers get them."""
+    return [Fact(**fact) for fact in plain_facts_of(batch, log_id)]
+
+
+def plain_facts_of(batch: FactBatch | None, log_id: str) -> list[dict[str, Any]]:
+    """The facts as plain data, in the order of the fields of `Fact`: what is published as JSON."""
+    facts: list[dict[str, Any]] = []
+    for index, one in enumerate(batch.facts if batch is not None else ()):
+        assert batch is not None
+        data: dict[str, Any] = msgspec.to_builtins(one)
+        for name in _OF_ENVELOPE:
+            data.pop(name, None)
+        facts.append(
+            {
+                "id": f"{batch.position}/{index}",
+                "type": one.type,
+                "position": batch.position,
+                "log_id": log_id,
+                "time": batch.time_us / 1_000_000,
+                "rollout_id": one.rollout_id,
+                "attempt_id": one.attempt_id,
+                "data": data,
+            }
+        )
+    return facts
 
 
 def record_of(fact: Mapping[str, Any]) -> NewRecord:
@@ -26,6 +71,28 @@ def record_of(fact: Mapping[str, Any]) -> NewRecord:
         timestamp_us=round(fact["time"] * 1_000_000),
         headers=(("t", fact["type"]), ("id", fact["id"]), ("position", str(fact["position"]))),
     )
+
+
+class Refold:
+    """The control log folded once more, by readers of facts that begin far back. Every method blocks.
+
+    It starts at the log's first record, or behind `restored`, which has to be no further than where facts are wanted from.
+    """
+
+    def __init__(self, log: Log, restored: Restored | None = None) -> None:
+        self._log = log
+        self.next_offset = restored.next_offset if restored is not None else 0
+        self.state = restored.state if restored is not None else State()
+
+    def advance(self, most: int = READ_RECORDS) -> list[tuple[Record, Outcome]]:
+        """Fold the next records and return what became of each; an empty list where there are no more at the moment.
+
+        Raises `LogCorrupt` at a damaged record.
+        """
+        records = self._log.read(CONTROL, 0, self.next_offset, most, headers=False)
+        if records:
+            self.next_offset = records[-1].offset + 1
+        return [(one, apply(self.state, one.value)) for one in records]
 
 
 class DerivedTopic:
@@ -40,9 +107,8 @@ class DerivedTopic:
         if topic not in (FACTS, TASKS):
             raise InvalidInput(f"topic {topic!r} is not derived; derived ones are {FACTS!r} and {TASKS!r}")
         self.topic = topic
-        self._log = log
-        self._state = State()
-        self._control_offset = 0
+        self._log_id = log.log_id
+        self._refold = Refold(log)
         self._offset = 0
 
     def read(self) -> Sequence[Record]:
@@ -50,23 +116,12 @@ class DerivedTopic:
 
         Blocks for the I/O. Raises `LogCorrupt` at a damaged control record.
         """
-        while True:
-            records = self._log.read(CONTROL, 0, self._control_offset, READ_RECORDS, headers=False)
-            if not records:
-                return []
-            self._control_offset = records[-1].offset + 1
-            found = [made for record in records for made in self._derive(record)]
-            if found:
-                return found
-
-    def _derive(self, record: Record) -> list[Record]:
-        outcome = apply(self._state, record.value)
         made: list[Record] = []
-        heard = hear(outcome, self._state)
-        for fact in plain_facts_of(heard, self._log.log_id) if heard is not None else ():
-            if self.topic == TASKS and fact["type"] != CLAIMABLE:
-                continue
-            new = record_of(fact)
-            made.append(Record(self.topic, 0, self._offset, new.key, new.value, new.timestamp_us, new.headers))
-            self._offset += 1
+        while not made and (folded := self._refold.advance()):
+            for _, outcome in folded:
+                for fact in plain_facts_of(batch_of(outcome), self._log_id):
+                    if self.topic == FACTS or fact["type"] == RolloutClaimable.type:
+                        new = record_of(fact)
+                        made.append(Record(self.topic, 0, self._offset, new.key, new.value, new.timestamp_us, new.headers))
+                        self._offset += 1
         return made

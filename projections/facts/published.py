@@ -10,6 +10,7 @@ from msgspec import structs
 from ...core.errors import AgentLightningError
 from ...core.events import payload
 from ...core.events.codec import Undecodable, UnknownEvent, decode
+from ...core.events.fact import ENDS, RolloutCompleted
 from ...core.fold.state import Attempt
 from ...core.log.dead_letter import RECORD, ROLLOUT, DeadLetter, encode_letter, record_letter_id, rollout_letter_id
 from ...core.log.interface import Log, NewRecord, Record
@@ -17,7 +18,8 @@ from ...core.log.topics import CONTROL
 from ..replica.node import Node
 from ..replica.snapshots import read_snapshot
 from ..spans.blobs import Blobs
-from .feed import FactFeed, Heard, Refold
+from .derived_topic import FactBatch, Refold, batch_of
+from .feed import FactFeed
 
 Reason = Callable[[str, str | None], str]
 """(rollout id, attempt id) -> why the rollout was given up; empty where nobody knows any more."""
@@ -26,13 +28,12 @@ MOST_MB = 1e9
 ROUND_RECORDS = 1024
 SHOWN_BYTES = 65_536
 """So much of a record that nobody can read is in its letter; the record itself stays where it is."""
-_ENDS = frozenset({"attempt.failed", "attempt.timeout", "attempt.unresponsive"})
 
 
 class Entry(NamedTuple):
     """One control record: what it led to, or what it is where nobody can read it."""
 
-    heard: Heard | None
+    batch: FactBatch | None
     position: int = -1
     poison: Record | None = None
     why: str = ""
@@ -58,11 +59,10 @@ class Source:
             return [Entry(heard) for heard in kept], upto
         if self._refold is None or self._refold.state.position > cursor + 1:
             self._refold = self._begin(cursor)
-        found = self._refold.advance(cursor)
         entries = [
-            Entry(heard) if heard is not None else _judged(record, outcome.position)
-            for record, outcome, heard in found
-            if heard is not None or (outcome.proposal is None and outcome.verdict is None)
+            Entry(batch) if (batch := batch_of(outcome)) is not None else _judged(record, outcome.position)
+            for record, outcome in self._refold.advance()
+            if outcome.position > cursor and (outcome.facts or (outcome.proposal is None and outcome.verdict is None))
         ]
         return entries, max(cursor, self._refold.state.position - 1)
 
@@ -70,7 +70,7 @@ class Source:
         restored = read_snapshot(self._log)
         if restored is not None and restored.state.position > cursor + 1:
             restored = None
-        return Refold(self._log, self._node, restored)
+        return Refold(self._log, restored)
 
     def at(self, offset: int, position: int) -> Entry:
         """The entry of a control record that led to nothing. Raises `LogError`."""
@@ -96,29 +96,28 @@ def letters_of(entry: Entry, reason: Reason) -> Iterator[NewRecord]:
     """
     if entry.poison is not None:
         yield encode_letter(_poison(entry.poison, entry))
-    heard = entry.heard
-    if heard is None or not any(fact[0] == "rollout.completed" and fact[3] == "failed" for fact in heard.facts):
-        return
-    ends = {rollout_id: kind for kind, rollout_id, _, _ in heard.facts if kind in _ENDS}
-    for index, (kind, rollout_id, tries, status) in enumerate(heard.facts):
-        if kind == "rollout.completed" and status == "failed" and rollout_id is not None and rollout_id in ends:
-            letter = _given_up(heard, index, rollout_id, tries, ends[rollout_id])
-            yield encode_letter(structs.replace(letter, reason=reason(rollout_id, letter.attempt_id) or letter.reason))
+    batch = entry.batch
+    for index, one in enumerate(batch.facts if batch is not None else ()):
+        if isinstance(one, RolloutCompleted) and one.status == "failed" and batch is not None:
+            ends = [end for end in batch.facts if type(end) in ENDS and end.attempt_id == one.attempt_id]
+            if ends and one.rollout_id is not None:
+                letter = _given_up(batch, index, one, ends[0].type.removeprefix("attempt."))
+                yield encode_letter(structs.replace(letter, reason=reason(one.rollout_id, one.attempt_id) or letter.reason))
 
 
-def _given_up(heard: Heard, index: int, rollout_id: str, tries: int, end: str) -> DeadLetter:
-    how = end.removeprefix("attempt.")
+def _given_up(batch: FactBatch, index: int, one: RolloutCompleted, how: str) -> DeadLetter:
+    rollout_id = str(one.rollout_id)
     return DeadLetter(
-        id=rollout_letter_id(rollout_id, heard.generation),
+        id=rollout_letter_id(rollout_id, one.generation),
         kind=ROLLOUT,
         source=rollout_id,
-        reason=f"attempt {tries} was the last one and ended as {how}",
-        time=heard.time_us / 1_000_000,
-        tries=tries,
+        reason=f"attempt {one.sequence_id} was the last one and ended as {how}",
+        time=batch.time_us / 1_000_000,
+        tries=one.sequence_id,
         rollout_id=rollout_id,
-        attempt_id=heard.attempt_ids[index],
-        position=heard.position,
-        data={"fact": f"{heard.position}/{index}", "ended": how},
+        attempt_id=one.attempt_id,
+        position=batch.position,
+        data={"fact": f"{batch.position}/{index}", "ended": how},
     )
 
 

@@ -21,13 +21,14 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from ...core.errors import AgentLightningError, LogError, UnknownOutcome
+from ...core.events.fact import RolloutClaimable
 from ...core.fold.apply import Outcome
 from ...core.log.interface import Ack, Done, Log, NewRecord
 from ...core.log.topics import CONTROL, DEAD, FACTS, SNAPSHOTS, TASKS, partition_of
 from ..replica.node import Node
 from ..spans.blobs import Blobs
-from .derived_topic import CLAIMABLE, record_of
-from .feed import FactFeed, hear, plain_facts_of
+from .derived_topic import batch_of, plain_facts_of, record_of
+from .feed import FactFeed
 from .published import MOST_MB, Entry, Source, letters_of, reason_of
 
 logger = logging.getLogger(__name__)
@@ -161,19 +162,15 @@ class Publisher:
         if outcome.proposal is None and outcome.verdict is None:
             self._odd.append((outcome.position, self._node.next_offset - 1))
         elif outcome.accepted and outcome.proposal is not None and outcome.proposal.writer == self._node.writer:
-            if any(kind == CLAIMABLE for kind, _, _, _ in outcome.facts):
+            if any(isinstance(one, RolloutClaimable) for one in outcome.facts):
                 self._hint(outcome)
         if not self._wake.is_set():
             self._wake.set()
 
     def _hint(self, outcome: Outcome) -> None:
-        node = self._node
-        heard = hear(outcome, node.state)
-        if heard is None:
-            return
         made: Batch = {}
-        for fact in plain_facts_of(heard, self._log.log_id):
-            if fact["type"] == CLAIMABLE:
+        for fact in plain_facts_of(batch_of(outcome), self._log.log_id):
+            if fact["type"] == RolloutClaimable.type:
                 record = record_of(fact)
                 made.setdefault((TASKS, partition_of(record.key, self._task_partitions)), []).append(record)
         try:
@@ -263,10 +260,9 @@ class Publisher:
         made: Batch = {}
         letters = self._log.partitions(DEAD)
         for entry in entries:
-            if entry.heard is not None:
-                for fact in plain_facts_of(entry.heard, log_id):
-                    record = record_of(fact)
-                    made.setdefault((FACTS, partition_of(record.key, self._fact_partitions)), []).append(record)
+            for fact in plain_facts_of(entry.batch, log_id):
+                record = record_of(fact)
+                made.setdefault((FACTS, partition_of(record.key, self._fact_partitions)), []).append(record)
             for letter in letters_of(entry, self._reason):
                 made.setdefault((DEAD, partition_of(letter.key, letters)), []).append(letter)
         return made

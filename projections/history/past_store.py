@@ -14,13 +14,14 @@ from typing import Any, cast
 
 from ...core.errors import Refused
 from ...core.events import payload
+from ...core.events.fact import RolloutRestored
 from ...core.fold.apply import apply
 from ...core.fold.state import FINISHED, Attempt, Rollout, State
 from ...core.log.interface import EVERYWHERE, Log
 from ...core.log.topics import CONTROL, SPANS, partition_of
 from ...core.model.span import Span
 from ..archive.index import ColdIndex
-from ..facts.feed import Heard, hear
+from ..facts.derived_topic import FactBatch, batch_of
 from ..spans.blobs import Blobs
 from ..spans.schema import decode, fold_spans, key_range
 from ..spans.span_log import spans_of
@@ -72,7 +73,7 @@ class PastEngine(Views):
         self.cold = ColdIndex(None, log.log_id)
         self.spans = PastSpans(log, self)
         self.liveness = SimpleNamespace(workers={})
-        self.heard: list[Heard] = []
+        self.heard: list[FactBatch] = []
         self.time_us = 0
         self._offset = 0
         self._ended = False
@@ -96,11 +97,11 @@ class PastEngine(Views):
             self.time_us = outcome.proposal.time_us
         if outcome.archived:
             self.cold.add(outcome.archived, outcome.position + 1, state.fingerprint)
-        if outcome.facts and outcome.facts[0][0] == "rollout.restored":
-            self.cold.remove(str(outcome.facts[0][1]), outcome.position + 1, state.fingerprint)
-        heard = hear(outcome, state)
-        if heard is not None:
-            self.heard.append(heard)
+        if outcome.facts and isinstance(outcome.facts[0], RolloutRestored):
+            self.cold.remove(str(outcome.facts[0].rollout_id), outcome.position + 1, state.fingerprint)
+        batch = batch_of(outcome)
+        if batch is not None:
+            self.heard.append(batch)
 
     def is_finished(self, rollout_id: str) -> bool | None:
         """Whether the rollout had its outcome; None for one that was not there yet."""

@@ -13,7 +13,7 @@ from ...core.fold.apply import Outcome, apply
 from ...core.fold.state import Rollout, State
 from ...core.log.interface import Log
 from ...core.model.rollout import Fact
-from ..facts.feed import facts_of, hear
+from ..facts.derived_topic import batch_of, facts_of
 from ..replica.snapshots import read_snapshot
 from .replay import control_records
 
@@ -101,8 +101,7 @@ def history_of(log: Log, rollout_id: str) -> History:
         proposal, verdict = outcome.proposal, outcome.verdict
         if proposal is None or verdict is None or rollout_id not in rollouts_of(proposal.event):
             return
-        raw = hear(outcome, state)
-        made = [] if raw is None else [f for f in facts_of(raw, log.log_id) if f.rollout_id == rollout_id]
+        made = [f for f in facts_of(batch_of(outcome), log.log_id) if f.rollout_id == rollout_id]
         steps.append(Step(outcome.position, proposal, verdict.reason, outcome.duplicate, made))
 
     state, offset = _before(log, rollout_id)

@@ -16,7 +16,7 @@ import msgspec
 from ...core.errors import AgentLightningError, InvalidInput, NotFound
 from ...core.events import codec, payload
 from ...core.events.codec import Undecodable, UnknownEvent
-from ...core.events.run_events import LOST, MARKS, OWN_RUNNERS, RUN_ID, RunClosed, RunOpened, RunRecord, decode_run
+from ...core.events.run_events import LOST, MARKS, RUN_ID, RunClosed, RunOpened, RunRecord, decode_run, run_of
 from ...core.events.schema import NewRollout, RolloutsEnqueued, RolloutStarted
 from ...core.log.interface import Log
 from ...core.log.topics import CONTROL
@@ -212,23 +212,6 @@ def created_by(event: Any) -> Sequence[NewRollout]:
     if isinstance(event, RolloutsEnqueued):
         return event.rollouts
     return (event.rollout,) if isinstance(event, RolloutStarted) else ()
-
-
-def run_of(metadata: bytes | None) -> str | None:
-    """The run that a rollout's metadata names; None where it names none or lies in blobs."""
-    return None if metadata is None else runs_of(metadata)[0]
-
-
-def runs_of(metadata: bytes) -> tuple[str | None, bool]:
-    """The run that a rollout's metadata names, and whether only the runners of that run may have the rollout."""
-    if _RUN_ID not in metadata or payload.is_reference(metadata):
-        return None, False
-    try:
-        found = payload.decode(metadata)
-    except AgentLightningError:
-        return None, False
-    run_id = _entry(found, RUN_ID)
-    return (run_id, _entry(found, OWN_RUNNERS) is True) if isinstance(run_id, str) and run_id else (None, False)
 
 
 def _listed(content: Any) -> list[str]:

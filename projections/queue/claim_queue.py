@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 from ...core.clock import Clock, SystemClock
 from ...core.events import payload
+from ...core.events.run_events import runs_of
 from ...core.fold.state import State
-from ..history.run_index import runs_of
 from ..replica.command_context import Delivery
 
 WINDOW = 64

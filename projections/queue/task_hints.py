@@ -266,7 +266,8 @@ class HintFeed:
         if engine is None or not (self._held or self._early):
             return
         state = engine.node.state
-        for _, rollout_id, _, _ in outcome.facts if self._held else ():
+        for one in outcome.facts if self._held else ():
+            rollout_id = one.rollout_id
             if rollout_id in self._held and rollout_id not in state.queue:
                 for place, offset in self._held.pop(rollout_id):
                     self._offsets.done(place, offset)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from ...core.clock import Clock
 from ...core.errors import UnknownOutcome
+from ...core.events.fact import AttemptClaimed
 from ...core.fold.apply import Outcome
 from ...core.log.interface import EVERYWHERE, KeyRange, Log, NewRecord, Record
 from ...core.log.topics import SPANS, partition_of
@@ -52,10 +53,10 @@ class SharedSpanBook(SpanBook):
         The watermark of an event was the end of the partition before any later event was written, and a rollout has no
         span before its first claim.
         """
-        for kind, rollout_id, sequence_id, _ in outcome.facts:
-            if kind == "attempt.claimed" and sequence_id == 1 and rollout_id is not None:
+        for one in outcome.facts:
+            if isinstance(one, AttemptClaimed) and one.sequence_id == 1 and one.rollout_id is not None:
                 with self._lock:
-                    self._floors[rollout_id] = self._ends[self._partition(rollout_id)]
+                    self._floors[one.rollout_id] = self._ends[self._partition(one.rollout_id)]
                     if len(self._floors) > MOST_FLOORS:
                         self._floors.popitem(last=False)
         event = outcome.proposal.event if outcome.proposal is not None else None

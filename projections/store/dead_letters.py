@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from ...core.errors import InvalidInput, InvalidPayload, LogError
+from ...core.events.fact import RolloutRestored
 from ...core.fold.apply import apply
 from ...core.fold.archival import unpack
 from ...core.fold.state import Rollout, State
@@ -90,9 +91,9 @@ def _derived(log: Log) -> list[DeadLetter]:
         for gone, _ in outcome.archived:
             if gone.status == "failed":
                 failed[gone.rollout_id] = gone
-        for kind, rollout_id, _, _ in outcome.facts:
-            if kind == "rollout.restored" and rollout_id is not None:
-                failed.pop(rollout_id, None)
+        for one in outcome.facts:
+            if isinstance(one, RolloutRestored) and one.rollout_id is not None:
+                failed.pop(one.rollout_id, None)
     blobs = Blobs(log, MOST_MB)
     return [
         letter for one in [*failed.values(), *state.rollouts.values()] for letter in _letters_of(one, blobs)

@@ -12,7 +12,7 @@ from typing import TypeVar, cast
 
 from ...core.clock import Clock, SystemClock
 from ...core.errors import Archived, ForeignPosition, LogClosed, LogError, NotFound, Rebuilding
-from ...core.events import payload
+from ...core.events import fact, payload
 from ...core.events.codec import decode, needle
 from ...core.events.run_events import RunEvent
 from ...core.events.schema import AnyEvent, AttemptClaimed, Edge, TimePassed
@@ -161,8 +161,8 @@ class Engine(Views):
     def _archive(self, outcome: Outcome) -> None:
         if outcome.archived:
             self.cold.add(outcome.archived, outcome.position + 1, self.node.state.fingerprint)
-        if outcome.facts and outcome.facts[0][0] == "rollout.restored":
-            self.cold.remove(str(outcome.facts[0][1]), outcome.position + 1, self.node.state.fingerprint)
+        if outcome.facts and isinstance(outcome.facts[0], fact.RolloutRestored):
+            self.cold.remove(str(outcome.facts[0].rollout_id), outcome.position + 1, self.node.state.fingerprint)
 
     def _index_holds(self) -> bool:
         """Whether the index has as many rollouts as the fold says have left hot state. Under the node's lock."""
@@ -181,25 +181,32 @@ class Engine(Views):
         proposal = outcome.proposal
         if outcome.facts and proposal is not None and isinstance(proposal.event, AttemptClaimed):
             self.dispatch.claimed(proposal.writer, proposal.event.rollout_id)
-        for kind, rollout_id, sequence_id, _ in outcome.facts:
+        for one in outcome.facts:
+            rollout_id = one.rollout_id
             if rollout_id is None:
                 event = outcome.proposal.event if outcome.proposal is not None else None
                 if isinstance(event, TimePassed):
                     self.timekeeper.clock_moved(event.to_ms - event.from_ms)
                 continue
-            if kind == "rollout.claimable":
+            kind = type(one)
+            if kind is fact.RolloutClaimable:
                 self.dispatch.offer(self.node.state, rollout_id)
-            elif kind == "rollout.completed":
+            elif kind is fact.RolloutCompleted:
                 self.waiters.completed(rollout_id)
                 self.spans.born.discard(rollout_id)
-            elif kind == "rollout.enqueued":
+            elif kind is fact.RolloutEnqueued:
                 self.spans.born.add(rollout_id)
-            elif kind == "rollout.restored":
+            elif kind is fact.RolloutRestored:
                 self._restored(rollout_id)
-            elif kind == "rollout.backoff":
+            elif kind is fact.RolloutBackoff:
                 self.timekeeper.backing_off(rollout_id)
-            elif kind.startswith("attempt."):
-                self._attempt_heard(kind, rollout_id, sequence_id)
+            elif kind is fact.AttemptClaimed or kind is fact.AttemptRunning:
+                key = (rollout_id, one.sequence_id)
+                rollout = self.node.state.rollouts.get(rollout_id)
+                if rollout is not None and (kind is fact.AttemptClaimed or key not in self.liveness.open):
+                    self.timekeeper.opened(key, rollout.attempts[one.sequence_id - 1].incarnation)
+            elif kind in fact.ENDS:
+                self.liveness.open.pop((rollout_id, one.sequence_id), None)
         self.facts.heard(outcome)
         if isinstance(self.spans, SharedSpanBook):
             self.spans.notice(outcome)
@@ -214,15 +221,6 @@ class Engine(Views):
         rollout = self.node.state.rollouts.get(rollout_id)
         if rollout is not None:
             self.timekeeper.watch(rollout)  # nobody did while it was archived
-
-    def _attempt_heard(self, kind: str, rollout_id: str, sequence_id: int) -> None:
-        key = (rollout_id, sequence_id)
-        if kind == "attempt.claimed" or (kind == "attempt.running" and key not in self.liveness.open):
-            rollout = self.node.state.rollouts.get(rollout_id)
-            if rollout is not None:
-                self.timekeeper.opened(key, rollout.attempts[sequence_id - 1].incarnation)
-        elif kind in ("attempt.succeeded", "attempt.failed", "attempt.timeout", "attempt.unresponsive"):
-            self.liveness.open.pop(key, None)
 
     def snapshot(self) -> None:
         """Have a thread write a snapshot of about now; nobody waits for it, and one at a time is written."""

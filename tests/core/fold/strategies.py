@@ -205,13 +205,14 @@ class Watch:
         self._workers(state)
 
     def _facts(self, outcome: object) -> None:
-        for kind, rollout_id, number, detail in getattr(outcome, "facts"):  # noqa: B009
+        for one in getattr(outcome, "facts"):  # noqa: B009
+            kind, rollout_id, number = one.type, one.rollout_id, one.sequence_id
             if kind == "attempt.claimed":
                 self.owners[rollout_id, number] = self.owners.get((rollout_id, number), 0) + 1
                 assert self.owners[rollout_id, number] == 1, "one-owner"
             elif kind == "rollout.completed":
                 assert rollout_id not in self.outcomes, "one-outcome"
-                self.outcomes[rollout_id] = detail
+                self.outcomes[rollout_id] = one.status
             elif kind == "rollout.reopened":
                 self.outcomes.pop(rollout_id, None)
             elif rollout_id in self.outcomes and kind in ("rollout.running", "rollout.preparing", "rollout.claimable"):

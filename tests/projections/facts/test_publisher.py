@@ -127,10 +127,10 @@ async def test_a_hint_is_written_by_the_node_that_made_the_rollout_claimable() -
         await second.update_attempt(claimed.rollout_id, "latest", status="failed")
         await first.wait_position(second.position())
     assert [json.loads(record.value)["data"] for record in one.published(TASKS)] == [
-        {"sequence_id": 1, "detail": "queuing"}
+        {"sequence_id": 1, "status": "queuing"}
     ]
     assert [json.loads(record.value)["data"] for record in two.published(TASKS)] == [
-        {"sequence_id": 2, "detail": "requeuing"}
+        {"sequence_id": 2, "status": "requeuing"}
     ]
 
 

@@ -75,7 +75,8 @@ class Watch:
         if isinstance(event, AttemptClaimed):
             self.claims += 1
             self.lost += outcome.verdict is None or not outcome.verdict.accepted
-        for kind, rollout_id, sequence_id, _ in outcome.facts:
+        for one in outcome.facts:
+            kind, rollout_id, sequence_id = one.type, one.rollout_id, one.sequence_id
             if rollout_id is None:
                 continue
             if kind == "rollout.claimable":

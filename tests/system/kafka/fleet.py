@@ -181,7 +181,8 @@ def audit(log: Log) -> Audit:
             if type(event).__name__ == "AttemptClaimed" and not outcome.duplicate:
                 made.proposed_claims += 1
                 made.lost_claims += not outcome.accepted
-            for kind, rollout_id, sequence_id, _ in outcome.facts:
+            for one in outcome.facts:
+                kind, rollout_id, sequence_id = one.type, one.rollout_id, one.sequence_id
                 if rollout_id is None:
                     continue
                 rollout = made.state.rollouts.get(rollout_id)
