@@ -24,10 +24,20 @@ from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
 from ..core.model.hooks import Hook
 from ..core.model.store_interface import LightningStore
-from ..runners.pool.process import DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Job, WorkerContext, leave
-from ..runners.pool.supervisor import TERMINATE, Place
-from ..runners.stop_events import Interrupts, ThreadingEvent, until_set
-from ..runners.worker.agent_call import lend_thread
+from ..runners.pool.process import (
+    DONE,
+    EXIT_PERMANENT,
+    EXIT_STUCK,
+    FAILED,
+    LOADED,
+    STOP,
+    Job,
+    WorkerContext,
+    exit_process,
+)
+from ..runners.pool.supervisor import TERMINATE, WorkerProcess
+from ..runners.stop_events import InterruptHandler, ThreadingEvent, until_set
+from ..runners.worker.agent_call import run_agents_here
 from .reading import refuse_bare_port
 from .terminal import announce, echo_json, examples, json_option, log_level_option
 
@@ -82,7 +92,7 @@ def runner(
     options = Options(max_rollouts=max_rollouts, slots=slots, group=group)
     loaded = _loaded(agent)  # here also for several processes: a wrong name is one sentence, not one of every process
     stop = ThreadingEvent()
-    with Interrupts(stop.set) as interrupts:
+    with InterruptHandler(stop.set) as interrupts:
         if processes > 1:
             done = asyncio.run(_supervise(agent, url, token, worker_id, options, processes, stop))
         else:
@@ -142,7 +152,7 @@ async def _work(
                 worker_name=_worker_name() if worker_id is None else None,
                 on_stuck=leave_stuck if worker is not None else None,
                 on_execute=None if worker is None else partial(report_execution, worker),
-                on_ready=None if worker is None else partial(worker.send, WORKS),
+                on_ready=None if worker is None else partial(worker.send, LOADED),
                 max_rollouts=options.max_rollouts,
                 event=stop,
                 hooks=[busy],
@@ -160,7 +170,7 @@ async def _work(
             stopped.cancel()
     if given_up:
         logger.warning("%d agent(s) did not end in time and were left behind in their threads.", given_up)
-    return WORN_OUT if given_up and worker is not None and not stop.is_set() else 0
+    return EXIT_STUCK if given_up and worker is not None and not stop.is_set() else 0
 
 
 def _worker_name() -> str:
@@ -248,10 +258,10 @@ class CommandJob(Job):
             agent = _loaded(self.agent)
         except AgentLightningError as error:
             worker.send(FAILED, error.message)
-            return HOPELESS
+            return EXIT_PERMANENT
         if agent.is_async():
             return self._serve(worker, agent)
-        return lend_thread(lambda: self._serve(worker, agent), lambda code: leave(code.result()))
+        return run_agents_here(lambda: self._serve(worker, agent), lambda code: exit_process(code.result()))
 
     def _serve(self, worker: WorkerContext, agent: LitAgent[Any]) -> int:
         worker_id, left = worker.given
@@ -263,7 +273,7 @@ class CommandJob(Job):
                 announce(f"agl: {error.message}")
                 return 1
             worker.send(FAILED, error.message)
-            return HOPELESS
+            return EXIT_PERMANENT
         if code == 0:
             worker.send(DONE)
         return code
@@ -276,11 +286,11 @@ class CommandPool(CountingPool):
         self._first = worker_id
         super().__init__(job, processes, job.options.max_rollouts, ended, "spawn")
 
-    def given(self, place: Place) -> tuple[int | None, int | None]:
-        return None if self._first is None else self._first + place.number, self.left(place)
+    def given(self, worker: WorkerProcess) -> tuple[int | None, int | None]:
+        return None if self._first is None else self._first + worker.number, self.left(worker)
 
-    def on_replace(self, place: Place, code: int | None) -> None:
-        after = f" in {place.pause_seconds:g} s" if place.pause_seconds else ""
+    def on_replace(self, worker: WorkerProcess, code: int | None) -> None:
+        after = f" in {worker.pause_seconds:g} s" if worker.pause_seconds else ""
         logger.warning("A runner process ended with code %s; another takes its place%s", code, after)
 
 

@@ -16,7 +16,7 @@ from click.core import ParameterSource
 from ..core.errors import AgentLightningError, InvalidInput
 from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
-from ..runners.stop_events import Interrupts, ThreadingEvent, until_set
+from ..runners.stop_events import InterruptHandler, ThreadingEvent, until_set
 from .reading import DEFAULT_LOG, address_of
 from .terminal import by_status, counted, duration, echo_json, examples, json_option, log_level_option
 
@@ -94,7 +94,7 @@ def store(
     door = Door(host, port, token or None, origins, allowed, max_payload_mb)
     stop = ThreadingEvent()
     try:
-        with Interrupts(stop.set) as interrupts:
+        with InterruptHandler(stop.set) as interrupts:
             asyncio.run(_serve(opened, door, began, as_json, stop))
         return interrupts.exit_code
     finally:

@@ -15,7 +15,7 @@ import click
 from ..core.errors import InvalidInput
 from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
-from ..runners.stop_events import Interrupts, ThreadingEvent, until_set
+from ..runners.stop_events import InterruptHandler, ThreadingEvent, until_set
 from .reading import refuse_bare_port
 from .terminal import announce, echo_json, examples, json_option, log_level_option
 
@@ -88,7 +88,7 @@ def subscribe(
     found = load_subscriber(spec)
     options = Options(spec, url, name, retries, backoff_seconds, state, token, as_json, run)
     stop = ThreadingEvent()
-    with Interrupts(stop.set) as interrupts:
+    with InterruptHandler(stop.set) as interrupts:
         asyncio.run(_run(found, options, stop))
     if as_json:
         echo_json({"event": "stopped", "exit_code": interrupts.exit_code})

@@ -12,34 +12,27 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Sequence
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from ..core.credentials import mask_text
 from ..core.errors import InvalidInput
 from ..core.model.resources import ResourcesUpdate
+from ..runners.stop_events import StopSignal
 from .task_protocol import RolloutLegacy, Task, TaskIfAny
 
-__all__ = ["LIFE_HEADER", "WORKER_HEADER", "AgentLightningClient", "StopSign"]
+__all__ = ["INCARNATION_HEADER", "WORKER_HEADER", "AgentLightningClient"]
 
 _log = logging.getLogger(__name__)
 WORKER_HEADER = "x-agentlightning-worker"
 """The worker that asks for a task, as the store knows it."""
-LIFE_HEADER = "x-agentlightning-incarnation"
+INCARNATION_HEADER = "x-agentlightning-incarnation"
 """Its process: who sends it sends heartbeats too, and loses its task when they stop."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LONGEST_WAIT_SECONDS = 2.0
 """How long one request may wait for a task; a worker that is asked to stop notices it after that time."""
 _PIECE_SECONDS = 0.2
-
-
-class StopSign(Protocol):
-    """A flag that says "take no more work", such as ``threading.Event``."""
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
-        ...
 
 
 class AgentLightningClient:
@@ -74,29 +67,29 @@ class AgentLightningClient:
 
     # Tasks
 
-    def poll_next_task(self, stop: StopSign | None = None) -> Task | None:
+    def poll_next_task(self, stop: StopSignal | None = None) -> Task | None:
         """Wait for a task, as long as it takes; None only once `stop` is set."""
         while stop is None or not stop.is_set():
             began = time.monotonic()
             task = self._next_task()
             if task is not None:
                 return task
-            while self._rests(began, stop):
+            while self._pauses(began, stop):
                 time.sleep(_PIECE_SECONDS)
         return None
 
-    async def poll_next_task_async(self, stop: StopSign | None = None) -> Task | None:
+    async def poll_next_task_async(self, stop: StopSignal | None = None) -> Task | None:
         """As :meth:`poll_next_task`."""
         while stop is None or not stop.is_set():
             began = time.monotonic()
             task = await asyncio.to_thread(self._next_task)
             if task is not None:
                 return task
-            while self._rests(began, stop):
+            while self._pauses(began, stop):
                 await asyncio.sleep(_PIECE_SECONDS)
         return None
 
-    def _rests(self, began: float, stop: StopSign | None) -> bool:
+    def _pauses(self, began: float, stop: StopSignal | None) -> bool:
         # A server that held the question open (ours does) has used up the pause already.
         return time.monotonic() - began < self.poll_interval and not (stop is not None and stop.is_set())
 
@@ -200,7 +193,7 @@ class AgentLightningClient:
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         if self._worker is not None:
-            headers[WORKER_HEADER], headers[LIFE_HEADER] = self._worker
+            headers[WORKER_HEADER], headers[INCARNATION_HEADER] = self._worker
         request = urllib.request.Request(self.endpoint + path, body, headers, method=method)
         try:
             with _opener(self.endpoint).open(request, timeout=self.timeout) as answer:

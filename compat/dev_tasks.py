@@ -8,7 +8,8 @@ from typing import Any
 
 from ..core.errors import InvalidInput
 from ..core.model.resources import NamedResources, ResourcesUpdate, validate_resources
-from .client import AgentLightningClient, StopSign
+from ..runners.stop_events import StopSignal
+from .client import AgentLightningClient
 from .task_protocol import RolloutLegacy, Task
 
 __all__ = ["DevTaskLoader"]
@@ -44,7 +45,7 @@ class DevTaskLoader(AgentLightningClient):
         self._update = resources
         self.rollouts: list[RolloutLegacy] = []
 
-    def poll_next_task(self, stop: StopSign | None = None) -> Task | None:
+    def poll_next_task(self, stop: StopSignal | None = None) -> Task | None:
         """The next task, at once."""
         if stop is not None and stop.is_set():
             return None
@@ -56,7 +57,7 @@ class DevTaskLoader(AgentLightningClient):
         _log.info("[Task %d Received] ID: %s", self.task_count, task.rollout_id)
         return task
 
-    async def poll_next_task_async(self, stop: StopSign | None = None) -> Task | None:
+    async def poll_next_task_async(self, stop: StopSignal | None = None) -> Task | None:
         """As :meth:`poll_next_task`."""
         return self.poll_next_task(stop)
 

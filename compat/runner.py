@@ -11,14 +11,16 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
+from ..core.errors import AttemptTimedOut
 from ..core.model.resources import NamedResources, with_keys
 from ..core.model.span import Span
 from ..runners.agent.decorators import as_agent
 from ..runners.agent.litagent import LitAgent, call_for
+from ..runners.stop_events import StopSignal
 from ..runners.tracing.base import Tracer
-from ..runners.worker.agent_call import AgentPlace, AttemptTimedOut, error_text, say_failure
+from ..runners.worker.agent_call import AgentExecutor, Watchdog, call_agent, error_text, log_failure
 from .agent_values import as_posted
-from .client import AgentLightningClient, StopSign
+from .client import AgentLightningClient
 from .results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY
 from .task_protocol import RolloutLegacy, Task
 
@@ -26,10 +28,10 @@ __all__ = ["LegacyAgentRunner"]
 
 _log = logging.getLogger(__name__)
 BEAT_SECONDS = 2.0
-PATIENCE = 2.0
-"""An agent that takes longer than its task has may still be the first to finish it; after so many times that, it hangs."""
+HANG_FACTOR = 2.0
+"""An agent that exceeds the time of its task may still finish it first; after so many times that, it hangs."""
 POST_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Pauses between tries to post a result; then it is lost, and the task is done again."""
+"""Pauses between attempts to post a result; after the last it is lost, and the task is executed again."""
 
 
 class LegacyAgentRunner:
@@ -45,8 +47,7 @@ class LegacyAgentRunner:
         max_tasks: how many tasks :meth:`iter` takes; None for no limit.
         stop: once it is set no further task is taken.
         done: called after every task.
-        hung: called when a synchronous agent does not return in twice the time of its task: its thread cannot be ended.
-            Without it the thread is left behind.
+        hung: called when an agent does not end in twice the time of its task and cannot be cancelled.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class LegacyAgentRunner:
         max_tasks: int | None = None,
         *,
         name: str | None = None,
-        stop: StopSign | None = None,
+        stop: StopSignal | None = None,
         done: Callable[[], None] | None = None,
         hung: Callable[[], None] | None = None,
     ) -> None:
@@ -71,8 +72,9 @@ class LegacyAgentRunner:
         self.max_tasks = max_tasks
         self._stop = stop
         self._done = done
-        self._hung = hung
-        self._place = AgentPlace()
+        on_hang = hung or (lambda: None)
+        self._watchdog = Watchdog(on_hang, lambda prefix: on_hang())
+        self._executor = AgentExecutor()
         self._running: list[tuple[str, str]] = []
         self._beats: _Beats | None = None
         if name is not None:
@@ -88,7 +90,7 @@ class LegacyAgentRunner:
         try:
             return asyncio.run(self._iter("sync"))
         finally:
-            self._place.close()
+            self._executor.close()
 
     async def iter_async(self) -> int:
         """As :meth:`iter`."""
@@ -151,7 +153,7 @@ class LegacyAgentRunner:
             _log.error("%s %s. The server has handed it out again.", prefix, error)
             return True
         except Exception as error:
-            say_failure(error, prefix, "Traceback: metadata of the result, or log level DEBUG.")
+            log_failure(error, prefix, "Traceback: metadata of the result, or log level DEBUG.")
             result.metadata = {
                 ERROR_KEY: error_text(error),
                 "traceback": "".join(traceback.format_exception(error))[-20_000:],
@@ -203,27 +205,10 @@ class LegacyAgentRunner:
 
     async def _call(self, task: Task, resources: NamedResources, rollout: RolloutLegacy) -> Any:
         call = call_for(self.agent, task.mode, task.input, task.rollout_id, resources, rollout)
-        is_async = self.agent.is_async()
-        agent_call = self._place.run_coroutine(call) if is_async else self._place.run_function(call)
-        work = agent_call.future
-        told = task.metadata.get(LIMIT_KEY)
-        limit = told * PATIENCE if isinstance(told, int | float) else None
-        try:
-            await asyncio.wait({work}, timeout=limit)
-        except asyncio.CancelledError:
-            agent_call.cancel()
-            self._place.leave()
-            raise
-        if work.cancelled():
-            raise RuntimeError("The agent was cancelled from inside")
-        if work.done():
-            return work.result()
-        agent_call.cancel()
-        self._place.leave()
-        if not is_async and self._hung is not None:
-            _log.error("%s The agent does not return; this worker is given up.", self._prefix(task.rollout_id))
-            self._hung()
-        raise AttemptTimedOut(f"The agent does not return: its task has {told:g} s")
+        seconds = task.metadata.get(LIMIT_KEY)
+        limit = seconds * HANG_FACTOR if isinstance(seconds, int | float) else None
+        prefix = self._prefix(task.rollout_id)
+        return await call_agent(call, self.agent.is_async(), limit, self._executor, self._watchdog, prefix)
 
     def _hook(self, name: str, task: Task, *more: Any) -> None:
         try:

@@ -33,7 +33,7 @@ from ..rest.client.client import LightningStoreClient
 from ..rest.open_store import open_store
 from ..rest.server.uvicorn_runner import Serving, access_host, check_bind
 from .results import as_trace, posted_in
-from .server_app import LegacyDoor
+from .server_app import LegacyApp
 from .task_protocol import RolloutLegacy, Task
 
 __all__ = ["AgentLightningServer"]
@@ -79,7 +79,7 @@ class AgentLightningServer:
         self._token = token
         self._allow_hosts = allow_hosts
         self._store: LightningStore | None = None
-        self._door: LegacyDoor | None = None
+        self._door: LegacyApp | None = None
         self._serving: Serving | None = None
 
     @property
@@ -100,7 +100,7 @@ class AgentLightningServer:
             raise RuntimeError(f"The server is running already, at {self.endpoint}")
         self.loop = asyncio.get_running_loop()
         store = await asyncio.to_thread(_opened, self._given)
-        door = LegacyDoor(store, token=self._token, host=self.host, allow_hosts=self._allow_hosts)
+        door = LegacyApp(store, token=self._token, host=self.host, allow_hosts=self._allow_hosts)
         serving = Serving(door, self.host, self.port)
         try:
             # In a thread: an algorithm that computes for long between two awaits keeps no worker waiting.

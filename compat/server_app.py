@@ -23,16 +23,16 @@ from ..rest.api.routes import METHODS
 from ..rest.server.app import Door
 from ..rest.server.asgi import Disconnected, Receive, Scope, Send, read_body, until_gone
 from ..rest.server.invoke import CallerGone
-from .client import LIFE_HEADER, WORKER_HEADER
+from .client import INCARNATION_HEADER, WORKER_HEADER
 from .results import ATTEMPT_KEY, LIMIT_KEY, keep_result
 from .task_protocol import RolloutLegacy, Task, TaskIfAny
 
-__all__ = ["LegacyDoor"]
+__all__ = ["LegacyApp"]
 
 log = logging.getLogger("agentlightning.server")
 
 
-class LegacyDoor:
+class LegacyApp:
     """Serves `store` to clients of the first protocol, and to those of today under their own routes."""
 
     def __init__(
@@ -87,7 +87,7 @@ class LegacyDoor:
 
     async def _task(self, request: Request) -> Response:
         """The next task; with `wait_seconds` (ours) the answer waits that long for one."""
-        worker, life = request.headers.get(WORKER_HEADER), request.headers.get(LIFE_HEADER)
+        worker, life = request.headers.get(WORKER_HEADER), request.headers.get(INCARNATION_HEADER)
         try:
             seconds = max(0.0, float(request.query_params.get("wait_seconds", 0)))
         except ValueError:
@@ -112,7 +112,7 @@ class LegacyDoor:
 
     async def _heartbeat(self, request: Request) -> Response:
         """Ours: a worker says that it lives, and what it runs. No access line: every worker asks every two seconds."""
-        worker = {"worker_id": request.headers.get(WORKER_HEADER), "incarnation": request.headers.get(LIFE_HEADER)}
+        worker = {"worker_id": request.headers.get(WORKER_HEADER), "incarnation": request.headers.get(INCARNATION_HEADER)}
         body = await read_body(request.scope, request.receive, self.door.body_limit)
         args = {**worker, "attempts": wire.as_list(wire.from_json(body))}
         await self.door.calls.run(METHODS["update_worker"], args, None)

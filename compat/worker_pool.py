@@ -13,13 +13,13 @@ from ..algorithms.adapters.triplets import TracerTraceToTriplet
 from ..core.credentials import mask_text
 from ..core.errors import InvalidInput
 from ..runners.agent.decorators import as_agent
-from ..runners.pool.process import DONE, STOP, WORN_OUT, Job, WorkerContext, leave, leave_if_a_worker_imports
-from ..runners.pool.supervisor import MOST_FAILED_STARTS, WATCH_SECONDS, Place, Supervisor
-from ..runners.stop_events import Interrupts
+from ..runners.pool.process import DONE, EXIT_STUCK, STOP, Job, WorkerContext, exit_if_importing, exit_process
+from ..runners.pool.supervisor import MOST_FAILED_STARTS, WATCH_SECONDS, Supervisor, WorkerProcess
+from ..runners.stop_events import InterruptHandler, StopSignal
 from ..runners.tracing.agentops import AgentOpsTracer
 from ..runners.tracing.base import Tracer
-from ..runners.worker.agent_call import lend_thread
-from .client import AgentLightningClient, StopSign
+from ..runners.worker.agent_call import run_agents_here
+from .client import AgentLightningClient
 from .dev_tasks import DevTaskLoader
 from .runner import LegacyAgentRunner
 
@@ -53,7 +53,7 @@ def fit_v0(
     its task is given to another one; AgentLightningError when none of them lives long enough to work. `backend` may be a
     client too, such as a `DevTaskLoader`, of which each worker process has a copy. ValueError for what is no address.
     """
-    leave_if_a_worker_imports()  # as the tutorial's does, whose script calls fit() without a guard
+    exit_if_importing()  # as the tutorial's does, whose script calls fit() without a guard
     if n_workers < 1:
         raise InvalidInput(f"n_workers is {n_workers}; it takes 1 or more")
     _log.info("Initializing Trainer...")
@@ -112,7 +112,7 @@ class LegacyJob(Job):
         """See :class:`Job`; agents run in the main thread, where signals may be handled."""
         if self.agent.is_async():
             return self._serve(worker)
-        return lend_thread(lambda: self._serve(worker), lambda code: leave(code.result()))
+        return run_agents_here(lambda: self._serve(worker), lambda code: exit_process(code.result()))
 
     def _serve(self, worker: WorkerContext) -> int:
         number = worker.number
@@ -120,7 +120,7 @@ class LegacyJob(Job):
         kind = "Async" if self.agent.is_async() else "Sync"
         _log.info("[Worker %d] %s worker process started.", number, kind)
         try:
-            self.run(number, worker.given, worker.stop, lambda: worker.send(TASK_DONE), lambda: leave(WORN_OUT))
+            self.run(number, worker.given, worker.stop, lambda: worker.send(TASK_DONE), lambda: exit_process(EXIT_STUCK))
         except Exception:
             _log.exception("[Worker %d] Failed.", number)
             return 1
@@ -135,7 +135,7 @@ class LegacyJob(Job):
         self,
         worker_id: int,
         max_tasks: int | None,
-        stop: StopSign,
+        stop: StopSignal,
         done: Callable[[], None] | None = None,
         hung: Callable[[], None] | None = None,
     ) -> None:
@@ -168,7 +168,7 @@ def _work_here(job: LegacyJob, max_tasks: int | None) -> None:
     def hurry() -> None:
         raise KeyboardInterrupt
 
-    with Interrupts(stop.set, hurry, GRACE_SECONDS):
+    with InterruptHandler(stop.set, hurry, GRACE_SECONDS):
         try:
             job.run(0, max_tasks, stop)
         except KeyboardInterrupt:
@@ -187,7 +187,7 @@ class WorkerPool(Supervisor):
     def run(self) -> None:
         """Until every worker is done, or Ctrl+C. AgentLightningError where they cannot work."""
         hurry = threading.Event()
-        interrupts = Interrupts(self._over.set, hurry.set, GRACE_SECONDS)
+        interrupts = InterruptHandler(self._over.set, hurry.set, GRACE_SECONDS)
         with interrupts:
             try:
                 self.start()
@@ -203,34 +203,34 @@ class WorkerPool(Supervisor):
     def name_of(self, number: int) -> str:
         return f"AgentLightning-Worker-{number}"
 
-    def given(self, place: Place) -> int | None:
-        return self._left[place.number]
+    def given(self, worker: WorkerProcess) -> int | None:
+        return self._left[worker.number]
 
-    def on_message(self, place: Place, what: str, text: str) -> None:
-        place.failed_starts = 0
-        left = self._left[place.number]
+    def on_message(self, worker: WorkerProcess, what: str, text: str) -> None:
+        worker.failed_starts = 0
+        left = self._left[worker.number]
         if what == TASK_DONE and left is not None:
-            self._left[place.number] = left - 1
-            place.done = place.done or left == 1
+            self._left[worker.number] = left - 1
+            worker.done = worker.done or left == 1
 
-    def is_failed_start(self, place: Place, seconds: float) -> bool:
+    def is_failed_start(self, worker: WorkerProcess, seconds: float) -> bool:
         return seconds < HASTY_SECONDS
 
-    def on_start(self, place: Place) -> None:
-        _log.info("Starting worker process %d...", place.number)
+    def on_start(self, worker: WorkerProcess) -> None:
+        _log.info("Starting worker process %d...", worker.number)
 
-    def on_end(self, place: Place, code: int | None) -> None:
-        _log.info("Worker process %d (%s) joined with exit code %s.", place.number, place.name, code)
+    def on_end(self, worker: WorkerProcess, code: int | None) -> None:
+        _log.info("Worker process %d (%s) joined with exit code %s.", worker.number, worker.name, code)
         if code != 0 and self._legacy.serves:
-            given = self._legacy.client.give_back_of(self._legacy.name(place.number))
+            given = self._legacy.client.give_back_of(self._legacy.name(worker.number))
             if given is not None:
                 _log.warning("Its task %s is handed out again.", given)
 
-    def on_replace(self, place: Place, code: int | None) -> None:
-        _log.warning("Starting worker process %d again...", place.number)
+    def on_replace(self, worker: WorkerProcess, code: int | None) -> None:
+        _log.warning("Starting worker process %d again...", worker.number)
 
-    def on_kill(self, place: Place) -> None:
-        _log.warning("Worker process %d is ended in the middle of its task.", place.number)
+    def on_kill(self, worker: WorkerProcess) -> None:
+        _log.warning("Worker process %d is ended in the middle of its task.", worker.number)
 
     def on_fork(self, why: str) -> None:
         _log.info("%s, so the worker processes are forked.", why)
@@ -241,8 +241,8 @@ class WorkerPool(Supervisor):
             "define the agent in a module, and call fit() under `if __name__ == '__main__':`"
         )
 
-    def given_up(self, place: Place, code: int | None) -> str:
+    def given_up(self, worker: WorkerProcess, code: int | None) -> str:
         return (
-            f"Worker process {place.number} ended {MOST_FAILED_STARTS} times within {HASTY_SECONDS:g} s of its start, "
+            f"Worker process {worker.number} ended {MOST_FAILED_STARTS} times within {HASTY_SECONDS:g} s of its start, "
             f"the last time with exit code {code}; no other one is started."
         )

@@ -34,7 +34,7 @@ from ..core.spans.attributes import (
 )
 from ..core.spans.rewards import check_reward_attributes, reward_number
 from .tracing.base import DummyTracer, Tracer, get_active_tracer
-from .tracing.span_buffer import CURRENT
+from .tracing.span_buffer import CURRENT_BUFFER
 
 __all__ = [
     "OperationContext",
@@ -177,7 +177,7 @@ def reward_attributes(reward: Any, primary_key: str | None = None) -> Attributes
 
 def _the_reward() -> str:
     """How errors name a reward: with the rollout whose attempt runs in this context."""
-    recording = CURRENT.get()
+    recording = CURRENT_BUFFER.get()
     return "The reward" if recording is None else f"The reward of rollout {recording.rollout_id}"
 
 

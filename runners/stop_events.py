@@ -16,9 +16,9 @@ from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 __all__ = [
-    "Either",
+    "CombinedEvent",
     "ExecutionEvent",
-    "Interrupts",
+    "InterruptHandler",
     "MultiprocessingEvent",
     "StopSignal",
     "ThreadingEvent",
@@ -34,7 +34,7 @@ INTERRUPTED, TERMINATED = 130, 143
 
 
 class StopSignal(Protocol):
-    """What a runner asks whether it is to stop, such as ``threading.Event``."""
+    """Whether to stop, for a runner, such as ``threading.Event``."""
 
     def is_set(self) -> bool:
         """Whether to stop."""
@@ -49,7 +49,7 @@ class ExecutionEvent(StopSignal, Protocol):
         ...
 
     def clear(self) -> None:
-        """Take it back."""
+        """Clear it."""
         ...
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -68,7 +68,7 @@ class ThreadingEvent:
         self._event.set()
 
     def clear(self) -> None:
-        """Take it back."""
+        """Clear it."""
         self._event.clear()
 
     def is_set(self) -> bool:
@@ -80,24 +80,24 @@ class ThreadingEvent:
         return self._event.wait(timeout)
 
 
-class Either:
-    """Set as soon as one of two events is; ``set`` sets the second."""
+class CombinedEvent:
+    """Set as soon as one of two events is; ``set`` sets the second, a new one where none is given."""
 
-    def __init__(self, first: ExecutionEvent, second: ExecutionEvent) -> None:
+    def __init__(self, first: StopSignal | None, second: ExecutionEvent | None = None) -> None:
         self._first = first
-        self._second = second
+        self._second = second or ThreadingEvent()
 
     def set(self) -> None:
         """Ask to stop."""
         self._second.set()
 
     def clear(self) -> None:
-        """Take it back, as far as it is the second's."""
+        """Clear the second event."""
         self._second.clear()
 
     def is_set(self) -> bool:
         """Whether to stop."""
-        return self._first.is_set() or self._second.is_set()
+        return self._second.is_set() or (self._first is not None and self._first.is_set())
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until one is set, for at most so many seconds; whether it is."""
@@ -122,7 +122,7 @@ class MultiprocessingEvent:
         self._event.set()
 
     def clear(self) -> None:
-        """Take it back."""
+        """Clear it."""
         self._event.clear()
 
     def is_set(self) -> bool:
@@ -142,17 +142,17 @@ async def until_set(event: StopSignal, timeout_seconds: float = math.inf) -> boo
     return event.is_set()
 
 
-class Interrupts:
-    """Ctrl+C and SIGTERM while the block runs: the first asks to stop, a second one ends at once.
+class InterruptHandler:
+    """Handles Ctrl+C and SIGTERM while the block runs: the first asks to stop, a second one ends at once.
 
     A handler that the program has set for SIGTERM stays. Outside the main thread nothing is taken over.
 
     Args:
         stop: called by the first signal; it must not block.
-        hurry: called by the second signal. Whatever still runs 2.5 s later, or at a third signal, ends with the process, and
-            SIGTERM ends the program after the block, which it leaves as SystemExit. None, for commands, which return
+        hurry: called by the second signal. 2.5 s later, or at a third signal, the process ends, and
+            after SIGTERM the block ends with SystemExit. None, for commands, which return
             `exit_code`: a second Ctrl+C ends the process.
-        grace_seconds: how long what runs may take after the first; for the log lines about both, which a command omits.
+        grace_seconds: how long running work may take after the first; for the log line, which a command omits.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Interrupts:
         """What a command returns: 130 where Ctrl+C ended it, else 0."""
         return INTERRUPTED if self._caught[:1] == [signal.SIGINT] else 0
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> InterruptHandler:
         if threading.current_thread() is threading.main_thread():
             self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._handle)
             if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
@@ -201,11 +201,11 @@ class Interrupts:
                 )
             self._stop()
         elif self._hurry is not None and self.count == 2:
-            _log.warning("Ending at once; the store gives what ran to others.")
+            _log.warning("Ending at once; the store hands the running rollouts to other runners.")
             self._hurry()
             threading.Thread(target=self._end, name="agl-end", daemon=True).start()
         elif self._hurry is not None or number == signal.SIGINT:
-            os._exit(INTERRUPTED)  # the log is written to survive this
+            os._exit(INTERRUPTED)  # the log survives this
 
     def _end(self) -> None:
         if not self._over.wait(AT_ONCE_SECONDS):

@@ -18,7 +18,7 @@ from ...core.loop_thread import LoopTask, first_error, run_to_end
 from ...core.model.rollout import Worker
 from ...core.model.store_interface import LightningStore
 from ...runners.pool.pickling import pickled_copy
-from ...runners.stop_events import Either, ExecutionEvent, Interrupts, ThreadingEvent
+from ...runners.stop_events import CombinedEvent, ExecutionEvent, InterruptHandler, ThreadingEvent
 from ..runs.recorder import claims_for_runs
 from .base import (
     AlgorithmBundle,
@@ -130,7 +130,7 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
             self.main_process,
         )
         execution = _Execution(self, algorithm, runner)
-        with Interrupts(execution.stop, execution.at_once, self.graceful_timeout):
+        with InterruptHandler(execution.stop, execution.at_once, self.graceful_timeout):
             if self.role == "runner":
                 execution.run_runners(self.remote() if self.managed_store else store)
             else:
@@ -211,7 +211,7 @@ class _Execution:
     def _work_for_run(self, store: LightningStore, stop: ThreadingEvent) -> None:
         """Run the runners until the end of all, or of the run (``stop``)."""
         strategy = self._strategy
-        over = Either(self._event, stop)
+        over = CombinedEvent(self._event, stop)
         if strategy.n_runners == 1:
             self._run_here(store, over)
             return
@@ -270,7 +270,7 @@ class _Execution:
         watching = pickled_copy(store) if self._strategy.managed_store else store
 
         async def watch() -> None:
-            if await until_run_closes(watching, run_id, Either(self._event, stop)):
+            if await until_run_closes(watching, run_id, CombinedEvent(self._event, stop)):
                 goes_on.set()
 
         part = LoopTask("run-watch", lambda: self._then_close(watch(), watching))

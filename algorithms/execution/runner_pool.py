@@ -15,9 +15,20 @@ from typing import Any
 
 from ...core.loop_thread import LoopTask
 from ...runners.agent.litagent import LitAgent
-from ...runners.pool.process import CANCEL, DONE, FAILED, HOPELESS, STOP, WORKS, WORN_OUT, Job, WorkerContext, leave
-from ...runners.pool.supervisor import TERMINATE, Place, Supervisor
-from ...runners.worker.agent_call import lend_thread
+from ...runners.pool.process import (
+    CANCEL,
+    DONE,
+    EXIT_PERMANENT,
+    EXIT_STUCK,
+    FAILED,
+    LOADED,
+    STOP,
+    Job,
+    WorkerContext,
+    exit_process,
+)
+from ...runners.pool.supervisor import TERMINATE, Supervisor, WorkerProcess
+from ...runners.worker.agent_call import run_agents_here
 
 __all__ = ["CountingPool", "RunnerPool", "ending", "leave_stuck", "report_execution"]
 
@@ -27,7 +38,7 @@ BEGINS, ENDS = "begins", "ends"
 
 
 class CountingPool(Supervisor):
-    """Processes that execute ``most`` rollouts each, None for no limit, counted over all lives of a place.
+    """Processes that execute ``most`` rollouts each, None for no limit, counted over all processes of a worker.
 
     Their jobs say which rollout begins and ends (:func:`report_execution`).
     """
@@ -39,31 +50,31 @@ class CountingPool(Supervisor):
         self._running: dict[int, dict[str, None]] = {number: {} for number in range(count)}
         super().__init__(job, count, ended, start_method, at_once=_processors())
 
-    def left(self, place: Place) -> int | None:
-        """How many rollouts are left for a process in this place."""
-        return self._left[place.number]
+    def left(self, worker: WorkerProcess) -> int | None:
+        """How many rollouts are left for the next process of this worker."""
+        return self._left[worker.number]
 
     def name_of(self, number: int) -> str:
         return f"runner-{number}"
 
-    def on_message(self, place: Place, what: str, text: str) -> None:
-        running, left = self._running[place.number], self._left[place.number]
+    def on_message(self, worker: WorkerProcess, what: str, text: str) -> None:
+        running, left = self._running[worker.number], self._left[worker.number]
         if what == BEGINS:
             running[text] = None
-            self._left[place.number] = None if left is None else left - 1
+            self._left[worker.number] = None if left is None else left - 1
         elif what == ENDS:
             running.pop(text, None)
 
-    def on_end(self, place: Place, code: int | None) -> None:
-        running, self._running[place.number] = list(self._running[place.number]), {}
-        if running and code not in (0, WORN_OUT) and not self._stopping.is_set():
+    def on_end(self, worker: WorkerProcess, code: int | None) -> None:
+        running, self._running[worker.number] = list(self._running[worker.number]), {}
+        if running and code not in (0, EXIT_STUCK) and not self._stopping.is_set():
             _log.error(
                 "%s ended with %s while it executed rollout %s; the store hands it out again when it misses the worker.",
-                place.name,
+                worker.name,
                 ending(code),
                 ", ".join(running),
             )
-        place.done = place.done or self._left[place.number] == 0
+        worker.done = worker.done or self._left[worker.number] == 0
 
 
 class RunnerPool(CountingPool):
@@ -91,14 +102,14 @@ class RunnerPool(CountingPool):
         """Ask, cancel, terminate, kill, with a pause after each; returns what :meth:`Supervisor.end` does."""
         return self.end([(STOP, grace_seconds), (CANCEL, step_seconds), (TERMINATE, step_seconds)], step_seconds, hurry)
 
-    def given(self, place: Place) -> Given:
-        return replace(self._given, left=self.left(place))
+    def given(self, worker: WorkerProcess) -> Given:
+        return replace(self._given, left=self.left(worker))
 
-    def on_replace(self, place: Place, code: int | None) -> None:
-        _log.warning("%s ended with exit code %s; another process takes its place.", place.name, code)
+    def on_replace(self, worker: WorkerProcess, code: int | None) -> None:
+        _log.warning("%s ended with exit code %s; another process takes its place.", worker.name, code)
 
-    def on_failed_end(self, place: Place, code: int) -> None:
-        _log.warning("%s ended with exit code %s while the run was closing.", place.name, code)
+    def on_failed_end(self, worker: WorkerProcess, code: int) -> None:
+        _log.warning("%s ended with exit code %s while the run was closing.", worker.name, code)
 
     def on_fork(self, why: str) -> None:
         _log.warning("Runners are forked: %s.", why)
@@ -119,7 +130,7 @@ def ending(code: int | None) -> str:
 
 @dataclass(frozen=True)
 class Given:
-    """What a process is told beside the bundle: the store, what its name there begins with, how many rollouts are left."""
+    """What a process is given beside the bundle: the store, the prefix of its name there, how many rollouts are left."""
 
     store: Any
     prefix: str | None
@@ -137,28 +148,28 @@ class RunnerJob(Job):
         agent = getattr(self.bundle, "agent", None)
         if isinstance(agent, LitAgent) and agent.is_async():
             return self._serve(worker)
-        return lend_thread(lambda: self._serve(worker), lambda code: leave(code.result()))
+        return run_agents_here(lambda: self._serve(worker), lambda code: exit_process(code.result()))
 
     def _serve(self, worker: WorkerContext) -> int:
-        """What the bundle raises is told and does not get better by starting again."""
+        """What the bundle raises is reported as permanent: another process would raise it again."""
         bundle, given = self.bundle, worker.given
         if hasattr(bundle, "on_stuck"):
             bundle.on_stuck = leave_stuck
             bundle.max_rollouts = given.left
             bundle.on_execute = partial(report_execution, worker)
-            bundle.on_ready = partial(worker.send, WORKS)
+            bundle.on_ready = partial(worker.send, LOADED)
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
         else:
-            worker.send(WORKS)  # a bundle of somebody else's does not say when it has loaded everything
+            worker.send(LOADED)  # a bundle of somebody else's does not say when it has loaded everything
         part = LoopTask(f"runner-{worker.number}", lambda: _on_store(bundle, worker))
-        worker.when_cancelled(part.cancel)
+        worker.on_cancel(part.cancel)
         part.run()
         if part.error is not None:
             _log.error("Runner %d failed.", worker.number, exc_info=part.error)
             worker.send(FAILED, f"{type(part.error).__name__}: {part.error}")
-            return HOPELESS
+            return EXIT_PERMANENT
         if getattr(bundle, "given_up", 0) and not worker.stop.is_set():
-            return WORN_OUT
+            return EXIT_STUCK
         worker.send(DONE)
         return 0
 
@@ -177,7 +188,7 @@ def report_execution(worker: WorkerContext, rollout_id: str, begins: bool) -> No
 def leave_stuck(prefix: str) -> None:
     """End this process at once, in the middle of an agent that lets nothing else run; the supervisor starts another."""
     _log.error("%s The agent is past its time limit and blocks the event loop; its process is replaced.", prefix)
-    os._exit(WORN_OUT)
+    os._exit(EXIT_STUCK)
 
 
 def _on_store(bundle: Any, worker: WorkerContext) -> Awaitable[None]:

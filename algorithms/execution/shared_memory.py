@@ -10,7 +10,7 @@ from typing import Literal
 from ...core.errors import InvalidInput
 from ...core.loop_thread import LoopTask, first_error
 from ...core.model.store_interface import LightningStore
-from ...runners.stop_events import Interrupts, ThreadingEvent
+from ...runners.stop_events import InterruptHandler, ThreadingEvent
 from .base import (
     AlgorithmBundle,
     ExecutionStrategy,
@@ -113,7 +113,7 @@ class _Execution:
     def run(self) -> None:
         strategy = self._strategy
         main = self._algorithm if strategy.main_thread == "algorithm" else self._runners[0]
-        with Interrupts(self._event.set, self._at_once, strategy.graceful_delay):
+        with InterruptHandler(self._event.set, self._at_once, strategy.graceful_delay):
             for part in self._parts:
                 if part is not main:
                     part.start()

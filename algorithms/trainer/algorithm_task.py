@@ -264,7 +264,7 @@ class RunnerSide:
     max_rollouts: int | None = None
     """What is left of it in a process that replaces another one; None where the runner's own counts."""
     on_execute: Callable[[str, bool], None] | None = None
-    """See :meth:`LitAgentRunner.settle_in`."""
+    """See :meth:`LitAgentRunner.configure`."""
     on_ready: Callable[[], None] | None = None
     """Called when all is loaded, before the first rollout is asked for."""
     given_up: int = 0
@@ -274,7 +274,7 @@ class RunnerSide:
         """Execute rollouts as worker ``worker_id``."""
         runner = self.make()
         if isinstance(runner, LitAgentRunner):
-            runner.settle_in(self.on_stuck, self.worker_name, self.run_id, self.max_rollouts, self.on_execute)
+            runner.configure(self.on_stuck, self.worker_name, self.run_id, self.max_rollouts, self.on_execute)
         elif self.run_id is not None:
             store = ClaimsForRun(store, self.run_id)
         self.agent.set_trainer(self.trainer)

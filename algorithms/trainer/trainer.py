@@ -17,7 +17,7 @@ from ...core.model.rollout import RolloutConfig
 from ...core.model.scalars import plain_scalar
 from ...core.model.store_interface import LightningStore
 from ...runners.agent.decorators import as_agent
-from ...runners.pool.process import leave_if_a_worker_imports
+from ...runners.pool.process import exit_if_importing
 from ...runners.tracing.base import Tracer
 from ...runners.worker.base import Runner
 from ..algorithm import Algorithm
@@ -282,7 +282,7 @@ class Trainer:
         )
 
     def _fit(self, agent: Any, algorithm: Algorithm | None, train_dataset: Any, val_dataset: Any) -> FitResult:
-        leave_if_a_worker_imports()
+        exit_if_importing()
         if algorithm is None and not (train_dataset is None and val_dataset is None):
             raise InvalidInput(
                 "A dataset was given and no algorithm that reads it: give Trainer an algorithm=, or call dev(), which runs "

@@ -55,7 +55,7 @@ async def run_agent(
     """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done.
 
     Returns how many agents did not end in time and were left behind. ``slots``, ``group``, ``worker_name`` and
-    ``on_stuck`` as in :class:`LitAgentRunner`, ``on_execute`` as in its :meth:`~LitAgentRunner.settle_in`;
+    ``on_stuck`` as in :class:`LitAgentRunner`, ``on_execute`` as in its :meth:`~LitAgentRunner.configure`;
     ``on_ready`` is called when all is loaded.
     """
     runner = LitAgentRunner[Any](
@@ -67,7 +67,7 @@ async def run_agent(
         worker_name=worker_name,
         on_stuck=on_stuck,
     )
-    runner.settle_in(on_execute=on_execute)
+    runner.configure(on_execute=on_execute)
     with runner.run_context(agent=agent, store=store, hooks=hooks, worker_id=worker_id):
         if on_ready is not None:
             on_ready()

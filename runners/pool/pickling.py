@@ -1,4 +1,4 @@
-"""Carrying agents, runners and tracers to another process, or into a second object of their kind."""
+"""Pickling of agents, runners and tracers for another process, or for a second object of their kind."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def pickled(value: Any) -> bytes:
 
     Beyond what pickle does: a decorated function goes by its name, and so does the function behind it; weak
     references arrive as None. Raises InvalidInput where that is not possible: something that was defined inside a
-    function or typed into an interpreter, or an open file or lock among its attributes.
+    function or in an interpreter, or an open file or lock among its attributes.
     """
     buffer = io.BytesIO()
     try:
-        _Carrier(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+        _Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
     except InvalidInput:
         raise
     except Exception as error:
-        # Pickling runs anybody's code, so anything may come out of it.
+        # Pickling runs code of users, which may raise anything.
         raise InvalidInput(f"it cannot be pickled for another process ({type(error).__name__}: {error})") from error
     return buffer.getvalue()
 
@@ -41,7 +41,7 @@ def pickled_copy(value: T) -> T:
     return pickle.loads(pickled(value))
 
 
-class _Carrier(pickle.Pickler):
+class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """Pickle's hook: how to make ``obj`` again, or NotImplemented for its own ways."""
         if isinstance(obj, weakref.ReferenceType):
@@ -52,11 +52,11 @@ class _Carrier(pickle.Pickler):
         if "__wrapped__" in names and not isinstance(obj, types.FunctionType | type):
             return self._by_name(obj, names) or NotImplemented
         if isinstance(obj, types.FunctionType | type):
-            _refuse_typed_in(obj)
+            _refuse_interactive(obj)
         if isinstance(obj, types.FunctionType) and obj.__closure__ is None:
             found = _found(obj.__module__, obj.__qualname__)
             if found is not obj and getattr(found, "__wrapped__", None) is obj:
-                return _behind, (obj.__module__, obj.__qualname__)
+                return _wrapped, (obj.__module__, obj.__qualname__)
         return NotImplemented
 
     @staticmethod
@@ -64,12 +64,12 @@ class _Carrier(pickle.Pickler):
         module, name = names.get("__module__"), names.get("__qualname__")
         if not isinstance(module, str) or not isinstance(name, str) or _found(module, name) is not obj:
             return None
-        _refuse_typed_in(names.get("__wrapped__"))
+        _refuse_interactive(names.get("__wrapped__"))
         return _named, (module, name)
 
 
-def _refuse_typed_in(obj: Any) -> None:
-    """What the main module has is found again only where that module is a file."""
+def _refuse_interactive(obj: Any) -> None:
+    """Refuse what was defined in a main module that is no file: another process cannot import it."""
     main = sys.modules.get("__main__")
     if getattr(obj, "__module__", None) == "__main__" and main is not None:
         if getattr(main, "__spec__", None) is None and not getattr(main, "__file__", None):
@@ -102,5 +102,5 @@ def _named(module: str, name: str) -> Any:
     return value
 
 
-def _behind(module: str, name: str) -> Any:
+def _wrapped(module: str, name: str) -> Any:
     return _named(module, name).__wrapped__

@@ -1,4 +1,4 @@
-"""The process of one worker: what it is given, what it tells its parent, and how it ends."""
+"""The process of one worker: what it is given, its messages to and from the parent, and its exit codes."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ __all__ = [
     "CANCEL",
     "DONE",
     "FAILED",
-    "HOPELESS",
+    "EXIT_PERMANENT",
     "READY",
     "STOP",
-    "UNGUARDED",
+    "EXIT_UNGUARDED",
     "UNREADABLE",
-    "WORKS",
-    "WORN_OUT",
+    "LOADED",
+    "EXIT_STUCK",
     "Assignment",
     "WorkerContext",
     "Job",
-    "interrupts_later",
-    "leave",
-    "leave_if_a_worker_imports",
+    "interrupts_deferred",
+    "exit_process",
+    "exit_if_importing",
     "work",
 ]
 
 _log = logging.getLogger(__name__)
 STOP, CANCEL = "stop", "cancel"
 """From the parent: take no more work; end what runs."""
-READY, WORKS, DONE, FAILED, UNREADABLE = "ready", "works", "done", "failed", "unreadable"
-"""From the child, each with a text: it begins; it has loaded what it needs; it has ended by itself; it cannot work, and
-why; it found no agent."""
-HOPELESS = 3
-"""Exit code of a child whose error will not get better by starting it again."""
-WORN_OUT = 4
-"""Exit code of a child that an agent of its own keeps busy for ever, in a thread or on its event loop."""
-UNGUARDED = 5
-"""Exit code of a child that came to ``fit`` again while it read the main module."""
+READY, LOADED, DONE, FAILED, UNREADABLE = "ready", "loaded", "done", "failed", "unreadable"
+"""From the child, each with a text: it has read its job; it has loaded what it needs; it has ended by itself; it cannot
+work, and why; it cannot read its job."""
+EXIT_PERMANENT = 3
+"""Exit code of a child whose error a restart does not mend."""
+EXIT_STUCK = 4
+"""Exit code of a child with an agent that does not end, in a thread or on its event loop."""
+EXIT_UNGUARDED = 5
+"""Exit code of a child that called ``fit`` while it imported the main module."""
 LOOK_SECONDS = 0.25
 
 
 class WorkerContext:
-    """What a job finds in its process: the number of its place, what that place was ``given``, the way to the parent.
+    """What a job finds in its process: its worker's number, what it was ``given``, and the link to the parent.
 
     ``stop`` is set once the parent asks for the end, or is gone.
     """
@@ -70,13 +70,13 @@ class WorkerContext:
         self._cancel: Callable[[], None] = lambda: None
 
     def send(self, what: str, text: str = "") -> None:
-        """Tell the parent; nothing happens where it is gone."""
+        """Send a message to the parent; does nothing where it is gone."""
         try:
             self._link.send((what, text))
         except OSError as error:
             _log.debug("The parent is gone: %s", error)
 
-    def when_cancelled(self, act: Callable[[], None]) -> None:
+    def on_cancel(self, act: Callable[[], None]) -> None:
         """Have ``act`` called, from another thread and perhaps twice, when what runs is to end, or at once if it is."""
         self._cancel = act
         if self._cancelled:
@@ -89,14 +89,14 @@ class WorkerContext:
 
 
 class Job(ABC):
-    """What each process of a supervisor does. It is pickled for all of them, so everything in it must be picklable."""
+    """What each process of a supervisor runs. It is pickled for all of them, so everything in it must be picklable."""
 
     orphan_seconds: ClassVar[float] = 0.5
-    """How long a process may take to end well when its parent is gone."""
+    """How long a process may take to end in order when its parent is gone."""
 
     @abstractmethod
     def work(self, worker: WorkerContext) -> int:
-        """Do it, until the end or soon after ``worker.stop``; the exit code of the process."""
+        """Run it, until the end or soon after ``worker.stop``; the exit code of the process."""
 
     def orphaned(self, worker: WorkerContext) -> None:
         """Called in another thread when the parent is gone, before the process is stopped."""
@@ -119,17 +119,17 @@ def work(assignment: Assignment, link: Connection, parents_end: Connection | Non
     """The target of the process; it never returns."""
     if parents_end is not None:  # forked: with its own copy open it would never see the parent's end close
         parents_end.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; a terminal tells the whole group
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; the parent decides
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if assignment.log_level is not None and not logging.getLogger("agentlightning").handlers:
         from ...core.logging_setup import setup_logging
 
         setup_logging(assignment.log_level)
-    leave(_run(assignment, link))
+    exit_process(_run(assignment, link))
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """End this process now: threads that an agent left behind would keep it."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -147,7 +147,7 @@ def _run(assignment: Assignment, link: Connection) -> int:
     except Exception as error:
         # Reading it imports the user's modules, which may raise anything.
         worker.send(UNREADABLE, f"{type(error).__name__}: {error}")
-        return HOPELESS
+        return EXIT_PERMANENT
     threading.Thread(
         target=_listen, args=(link, worker, job, assignment.parent_pid), name="agl-link", daemon=True
     ).start()
@@ -156,7 +156,7 @@ def _run(assignment: Assignment, link: Connection) -> int:
 
 
 def _listen(link: Connection, worker: WorkerContext, job: Job, parent_pid: int) -> None:
-    """Do what the parent says; end soon where it is gone, however it ended."""
+    """Act on the parent's messages; end soon after the parent, however it ended."""
     try:
         while True:
             if link.poll(LOOK_SECONDS):
@@ -175,18 +175,18 @@ def _listen(link: Connection, worker: WorkerContext, job: Job, parent_pid: int) 
     os._exit(1)
 
 
-def leave_if_a_worker_imports() -> None:
-    """What ``fit`` begins with: a worker process that imports the program and comes here ends.
+def exit_if_importing() -> None:
+    """Called first by ``fit``: ends a worker process that comes here while it imports the main module.
 
-    The program calls ``fit`` without asking for ``__name__ == "__main__"``; the parent, who sees the exit code, has to
-    start its workers in another way.
+    The program calls ``fit`` without ``if __name__ == "__main__"``; the parent sees the exit code and forks instead.
     """
+    # The standard library's own check of this case reads the same name; there is no public one.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
-        os._exit(UNGUARDED)
+        os._exit(EXIT_UNGUARDED)
 
 
 @contextmanager
-def interrupts_later() -> Generator[None, None, None]:
+def interrupts_deferred() -> Generator[None, None, None]:
     """While a process starts: Ctrl+C waits until afterwards here, and there until :func:`work` ignores it."""
     if sys.platform == "win32":
         yield

@@ -1,4 +1,4 @@
-"""Worker processes under a supervisor: started, watched, replaced when they die, and ended in steps."""
+"""Supervisor of worker processes: starts, watches and replaces them, and ends them in steps."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from .pickling import pickled
 from .process import (
     CANCEL,
     DONE,
+    EXIT_STUCK,
+    EXIT_UNGUARDED,
     FAILED,
+    LOADED,
     READY,
     STOP,
-    UNGUARDED,
     UNREADABLE,
-    WORKS,
-    WORN_OUT,
     Assignment,
     Job,
-    interrupts_later,
+    interrupts_deferred,
     work,
 )
 
-__all__ = ["KILL", "MOST_FAILED_STARTS", "TERMINATE", "WATCH_SECONDS", "Supervisor", "Place"]
+__all__ = ["KILL", "MOST_FAILED_STARTS", "TERMINATE", "WATCH_SECONDS", "Supervisor", "WorkerProcess"]
 
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.05
@@ -39,47 +39,47 @@ SHORT_LIFE_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_START_SECONDS = 10.0
-"""A process that is not at work after so long does not keep the next one from its start."""
+"""After so long a process that has not loaded does not delay the start of the next one."""
 MOST_FAILED_STARTS = 5
-"""So many processes in a row that never began are no accident."""
+"""After so many failed starts in a row the supervisor gives up."""
 TERMINATE, KILL = "terminate", "kill"
-"""Steps of an end beside STOP and CANCEL, which processes are told."""
+"""Steps of an end beside STOP and CANCEL, which are messages to the processes."""
 
 
 @dataclass
-class Place:
-    """One place in the pool, and the process in it."""
+class WorkerProcess:
+    """One numbered worker of the pool, and the process that is running it now."""
 
     number: int
     name: str
     process: Any = None
     link: Connection | None = None
     method: str = ""
-    """How the process in it was started."""
+    """How its process was started."""
     started: float = 0.0
     began: float = 0.0
-    """When it had read its job; until then when it was started."""
+    """When its process had read its job; until then when it was started."""
     not_before: float = 0.0
     pause_seconds: float = 0.0
     ready: bool = False
-    works: bool = False
+    loaded: bool = False
     """The process has loaded everything that it needs."""
     unreadable: str | None = None
     failed_starts: int = 0
-    """Processes in a row that ended before they achieved anything."""
+    """Processes in a row that ended before they did any work."""
     done: bool = False
     """Nothing is left to do here: when the process has ended, no other takes its place."""
 
 
 class Supervisor:
-    """``count`` processes that do ``job``. Subclasses say what each is given, what it is called, and what the log says.
+    """``count`` processes that run ``job``. Subclasses define what each is given, its name, and the log lines.
 
     Args:
         ended: called once, from the supervisor's thread, when it cannot go on (``failure`` says why) or all are done.
         start_method: ``spawn``, ``forkserver`` or ``fork``; None: spawn, and fork where the job cannot be pickled, or
-            processes that start from nothing come to no good with this program.
+            spawned processes fail with this program.
         daemon: end the processes with this one, without a step before.
-        at_once: how many processes may be on their way from their start to their work (WORKS) at the same time; None for
+        at_once: how many processes may be starting, that is before LOADED, at the same time; None for
             all. More than there are processors only delay one another, and the first work with them.
     """
 
@@ -98,7 +98,7 @@ class Supervisor:
         self._ended = ended
         self._daemon = daemon
         self._at_once = count if at_once is None else at_once
-        self._places = [Place(number, self.name_of(number)) for number in range(count)]
+        self._workers = [WorkerProcess(number, self.name_of(number)) for number in range(count)]
         self._guard = threading.RLock()
         self._stopping = threading.Event()
         self._method = start_method or "spawn"
@@ -110,36 +110,36 @@ class Supervisor:
             except InvalidInput as error:
                 self._fork_instead(error.message, error)
 
-    # What subclasses say
+    # What subclasses define
 
     def name_of(self, number: int) -> str:
-        """What the process in a place is called."""
+        """The name of a worker's process."""
         return f"worker-{number}"
 
-    def given(self, place: Place) -> Any:
-        """What the process in a place is told beyond the job, at its start; something that pickle takes."""
+    def given(self, worker: WorkerProcess) -> Any:
+        """What a worker's process is given beyond the job, at its start; it has to be picklable."""
         return None
 
-    def on_message(self, place: Place, what: str, text: str) -> None:
+    def on_message(self, worker: WorkerProcess, what: str, text: str) -> None:
         """A message of a job, beyond those of every job."""
 
-    def is_failed_start(self, place: Place, seconds: float) -> bool:
-        """Whether a process that died after so many seconds has achieved nothing."""
-        return not place.ready
+    def is_failed_start(self, worker: WorkerProcess, seconds: float) -> bool:
+        """Whether a process that ended after so many seconds did no work."""
+        return not worker.ready
 
-    def on_start(self, place: Place) -> None:
-        """Before the first process of a place starts."""
+    def on_start(self, worker: WorkerProcess) -> None:
+        """Before the first process of a worker starts."""
 
-    def on_end(self, place: Place, code: int | None) -> None:
+    def on_end(self, worker: WorkerProcess, code: int | None) -> None:
         """A process has ended, for whatever reason."""
 
-    def on_replace(self, place: Place, code: int | None) -> None:
-        """Another process is to take the place of one that died."""
+    def on_replace(self, worker: WorkerProcess, code: int | None) -> None:
+        """Another process is to replace one that ended."""
 
-    def on_failed_end(self, place: Place, code: int) -> None:
+    def on_failed_end(self, worker: WorkerProcess, code: int) -> None:
         """A process has ended with an error of its own while the pool was ending."""
 
-    def on_kill(self, place: Place) -> None:
+    def on_kill(self, worker: WorkerProcess) -> None:
         """Before a process that does not end is killed."""
 
     def on_fork(self, why: str) -> None:
@@ -149,43 +149,43 @@ class Supervisor:
         """The error where they would have to be forked and cannot."""
         return f"No worker process can be started: {why}."
 
-    def given_up(self, place: Place, code: int | None) -> str:
-        """The error where the processes of a place end again and again before they begin; ``code`` is the last one's."""
-        return f"{place.name} ended {MOST_FAILED_STARTS} times before it began, last with exit code {code}"
+    def given_up(self, worker: WorkerProcess, code: int | None) -> str:
+        """The error where the processes of a worker end again and again before they begin; ``code`` is the last one's."""
+        return f"{worker.name} ended {MOST_FAILED_STARTS} times before it began, last with exit code {code}"
 
     # Starting
 
     def start(self) -> None:
         """Start the processes, and watch them from a thread of the supervisor's own."""
         with self._guard:
-            for place in self._places:
-                self.on_start(place)
+            for worker in self._workers:
+                self.on_start(worker)
                 if self._has_turn():
-                    self._start(place)
+                    self._start(worker)
         threading.Thread(target=self._watch, name="agl-supervisor", daemon=True).start()
 
-    def _start(self, place: Place) -> None:
+    def _start(self, worker: WorkerProcess) -> None:
         context: Any = multiprocessing.get_context(self._method)
         mine, its = context.Pipe()
         job = self._job if self._pickled is None else None
-        assignment = Assignment(place.number, self.given(place), self._pickled, job, _log_level(), os.getpid())
-        place.process = context.Process(
+        assignment = Assignment(worker.number, self.given(worker), self._pickled, job, _log_level(), os.getpid())
+        worker.process = context.Process(
             target=work,
             args=(assignment, its, mine if self._method == "fork" else None),
-            name=place.name,
+            name=worker.name,
             daemon=self._daemon,
         )
-        with interrupts_later():
-            place.process.start()
+        with interrupts_deferred():
+            worker.process.start()
         its.close()
-        place.link, place.method, place.started, place.ready = mine, self._method, time.monotonic(), False
-        place.began = place.started
-        place.works, place.unreadable = False, None
+        worker.link, worker.method, worker.started, worker.ready = mine, self._method, time.monotonic(), False
+        worker.began = worker.started
+        worker.loaded, worker.unreadable = False, None
 
     def _has_turn(self) -> bool:
         """Whether another process may start: few enough are starting, those left out that take very long."""
         now = time.monotonic()
-        starting = [one for one in self._places if one.process is not None and not one.works]
+        starting = [one for one in self._workers if one.process is not None and not one.loaded]
         return sum(now - one.started < LONGEST_START_SECONDS for one in starting) < self._at_once
 
     def _fork_instead(self, why: str, error: Exception | None) -> None:
@@ -201,98 +201,98 @@ class Supervisor:
             with self._guard:
                 if self._stopping.is_set():
                     return
-                for place in self._places:
+                for worker in self._workers:
                     if self.failure is None:
-                        self._tend(place)
-                self.finished = all(place.done and place.process is None for place in self._places)
+                        self._check(worker)
+                self.finished = all(worker.done and worker.process is None for worker in self._workers)
             if self.failure is not None or self.finished:
                 self._ended()
                 return
 
-    def _tend(self, place: Place) -> None:
-        """Hear what the process says, and put another in its place where it died."""
-        if place.process is None:
-            if not place.done and time.monotonic() >= place.not_before and self._has_turn():
-                self._start(place)
+    def _check(self, worker: WorkerProcess) -> None:
+        """Receive the messages of the process, and start another where it ended."""
+        if worker.process is None:
+            if not worker.done and time.monotonic() >= worker.not_before and self._has_turn():
+                self._start(worker)
             return
-        alive = place.process.is_alive()
-        self._receive(place)
+        alive = worker.process.is_alive()
+        self._receive(worker)
         if alive or self.failure is not None:
             return
-        code = self._reap(place)
-        why = self._no_spawning(place, code)
+        code = self._reap(worker)
+        why = self._no_spawning(worker, code)
         if why is None:
-            self.on_end(place, code)
-            if not place.done:
-                self._replace(place, code)
+            self.on_end(worker, code)
+            if not worker.done:
+                self._replace(worker, code)
         elif self._method != "fork":  # the first process that ends so decides for all
             try:
                 self._fork_instead(why, None)
             except InvalidInput as error:
                 self.failure = error
 
-    def _receive(self, place: Place) -> None:
+    def _receive(self, worker: WorkerProcess) -> None:
         try:
-            while place.link is not None and place.link.poll():
-                what, text = place.link.recv()
+            while worker.link is not None and worker.link.poll():
+                what, text = worker.link.recv()
                 if what == READY:
-                    place.ready, place.began = True, time.monotonic()
-                elif what == WORKS:
-                    place.works = True
+                    worker.ready, worker.began = True, time.monotonic()
+                elif what == LOADED:
+                    worker.loaded = True
                 elif what == DONE:
-                    place.done = True
+                    worker.done = True
                 elif what == FAILED:
-                    self.failure = AgentLightningError(f"{place.name}: {text}")
+                    self.failure = AgentLightningError(f"{worker.name}: {text}")
                 elif what == UNREADABLE:
-                    place.unreadable = text
+                    worker.unreadable = text
                 else:
-                    self.on_message(place, what, text)
+                    self.on_message(worker, what, text)
         except (EOFError, OSError):
-            place.link = None
+            worker.link = None
 
-    def _no_spawning(self, place: Place, code: int | None) -> str | None:
-        """Why a process that starts from nothing comes to no good here; None where that is not what ended this one."""
-        if place.method == "fork" or place.ready:
+    def _no_spawning(self, worker: WorkerProcess, code: int | None) -> str | None:
+        """Why a spawned process fails here; None where that is not what ended this one."""
+        if worker.method == "fork" or worker.ready:
             return None
-        if code == UNGUARDED:
+        if code == EXIT_UNGUARDED:
             return "fit() is called outside `if __name__ == '__main__':`"
-        if place.unreadable is not None:
-            return f"a new process does not find the agent ({place.unreadable})"
+        if worker.unreadable is not None:
+            return f"a new process does not find the agent ({worker.unreadable})"
         may_fork = self._may_fork or self._method == "fork"
         return "a new process fails while it imports the program" if code and code > 0 and may_fork else None
 
-    def _replace(self, place: Place, code: int | None) -> None:
+    def _replace(self, worker: WorkerProcess, code: int | None) -> None:
         now = time.monotonic()
-        seconds = now - place.began  # the time to start is the machine's affair
-        place.failed_starts = place.failed_starts + 1 if self.is_failed_start(place, seconds) else 0
-        if place.failed_starts >= MOST_FAILED_STARTS:
-            self.failure = AgentLightningError(self.given_up(place, code))
+        seconds = now - worker.began  # without the time to start, which depends on the machine
+        worker.failed_starts = worker.failed_starts + 1 if self.is_failed_start(worker, seconds) else 0
+        if worker.failed_starts >= MOST_FAILED_STARTS:
+            self.failure = AgentLightningError(self.given_up(worker, code))
             return
-        # A worn-out process did what it could.
-        short = code != WORN_OUT and seconds < SHORT_LIFE_SECONDS
-        longer = min(max(2 * place.pause_seconds, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-        place.pause_seconds = longer if short else 0.0
-        place.not_before = now + place.pause_seconds
-        self.on_replace(place, code)
+        # A process that ended because of a stuck agent had worked.
+        short = code != EXIT_STUCK and seconds < SHORT_LIFE_SECONDS
+        longer = min(max(2 * worker.pause_seconds, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
+        worker.pause_seconds = longer if short else 0.0
+        worker.not_before = now + worker.pause_seconds
+        self.on_replace(worker, code)
 
     @staticmethod
-    def _reap(place: Place) -> int | None:
+    def _reap(worker: WorkerProcess) -> int | None:
         """Forget the process, which has ended; its exit code."""
-        process = place.process
-        if place.link is not None:
-            place.link.close()
+        process = worker.process
+        if worker.link is not None:
+            worker.link.close()
         process.join()
-        place.link = place.process = None
+        worker.link = worker.process = None
         return process.exitcode
 
     # Ending
 
     def end(self, steps: Sequence[tuple[str, float]], last_seconds: float, hurry: threading.Event) -> list[int | None]:
-        """End in steps, each with its pause in seconds, and kill what is left; exit codes of those that ended as told.
+        """End in steps, each with its pause in seconds, and kill what is left; exit codes of those that ended in a step.
 
-        Steps are STOP, CANCEL and TERMINATE. Who ends with an error of its own after STOP or CANCEL, because its agent
-        took it along, cost that attempt and nothing else, as at any other time: it has no place in the result. Nor does
-        a place that has no process any more. What even a kill does not end is None. ``hurry`` goes straight to the kill.
+        Steps are STOP, CANCEL and TERMINATE. A process that ends with an error after STOP or CANCEL, because of its agent,
+        costs that attempt only and is left out of the result. So is a worker without a process. None stands for a process
+        that even a kill does not end. ``hurry`` goes straight to the kill.
         """
         self._stopping.set()
         codes: list[int | None] = []
@@ -304,42 +304,42 @@ class Supervisor:
                     break
             self._act(KILL)
             codes += self._wait_for_ends(KILL, last_seconds, threading.Event())
-            return codes + [None for place in self._places if place.process is not None]
+            return codes + [None for worker in self._workers if worker.process is not None]
 
     def _act(self, step: str) -> None:
-        for place in self._places:
-            if place.process is None or not place.process.is_alive():
+        for worker in self._workers:
+            if worker.process is None or not worker.process.is_alive():
                 continue
             if step == TERMINATE:
-                place.process.terminate()
+                worker.process.terminate()
             elif step == KILL:
-                self.on_kill(place)
-                place.process.kill()
+                self.on_kill(worker)
+                worker.process.kill()
             else:
-                self._say(place, step)
+                self._send(worker, step)
 
     @staticmethod
-    def _say(place: Place, word: str) -> None:
+    def _send(worker: WorkerProcess, word: str) -> None:
         try:
-            if place.link is not None:
-                place.link.send(word)
+            if worker.link is not None:
+                worker.link.send(word)
         except OSError as error:
-            _log.debug("%s does not listen any more: %s", place.name, error)
+            _log.debug("%s does not receive messages any more: %s", worker.name, error)
 
     def _wait_for_ends(self, step: str, seconds: float, hurry: threading.Event) -> list[int | None]:
         codes: list[int | None] = []
         end = time.monotonic() + seconds
         while True:
-            here = [place for place in self._places if place.process is not None]
-            for place in here:
-                if not place.process.is_alive():
-                    code = self._reap(place)
-                    self.on_end(place, code)
+            here = [worker for worker in self._workers if worker.process is not None]
+            for worker in here:
+                if not worker.process.is_alive():
+                    code = self._reap(worker)
+                    self.on_end(worker, code)
                     if code and step in (STOP, CANCEL):
-                        self.on_failed_end(place, code)
+                        self.on_failed_end(worker, code)
                     else:
                         codes.append(code)
-            if all(place.process is None for place in here) or time.monotonic() >= end or hurry.wait(WATCH_SECONDS):
+            if all(worker.process is None for worker in here) or time.monotonic() >= end or hurry.wait(WATCH_SECONDS):
                 return codes
 
 
@@ -349,6 +349,6 @@ def _can_fork() -> bool:
 
 
 def _log_level() -> int | None:
-    """What a process that starts from nothing has to set up; None where this one has no log lines of ours."""
+    """The log level that a spawned process sets up; None where this one does not log."""
     logger = logging.getLogger("agentlightning")
     return logger.getEffectiveLevel() if logger.handlers or logging.getLogger().handlers else None

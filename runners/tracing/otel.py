@@ -24,7 +24,7 @@ from ...core.model.store_interface import LightningStore
 from ...core.spans.attributes import format_exception_attributes, sanitize_attributes
 from .base import Tracer, clear_active_tracer, set_active_tracer
 from .openai_patch import instrument_all
-from .span_buffer import CURRENT, Recording
+from .span_buffer import CURRENT_BUFFER, SpanBuffer
 
 if TYPE_CHECKING:
     from opentelemetry import trace
@@ -58,8 +58,8 @@ class OtelTracer(Tracer):
         self._instrument_managed = instrument_managed
         self._store: LightningStore | None = None
         self._ready = False
-        self._last: Recording | None = None
-        self._last_here: ContextVar[Recording | None] = ContextVar("agentlightning_last_recording", default=None)
+        self._last: SpanBuffer | None = None
+        self._last_here: ContextVar[SpanBuffer | None] = ContextVar("agentlightning_last_recording", default=None)
 
     def init_worker(self, worker_id: int, store: LightningStore | None = None, *args: Any, **kwargs: Any) -> None:
         """Load OpenTelemetry and the instrumentation, and remember the store."""
@@ -111,16 +111,16 @@ class OtelTracer(Tracer):
         from .provider import process_provider, process_tracer
 
         set_active_tracer(self)
-        recording = Recording(rollout_id, attempt_id, store)
-        token = CURRENT.set(recording)
-        self._last = recording
-        self._last_here.set(recording)
+        buffer = SpanBuffer(rollout_id, attempt_id, store)
+        token = CURRENT_BUFFER.set(buffer)
+        self._last = buffer
+        self._last_here.set(buffer)
         processor = process_provider()[1]
-        processor.opened(recording)
-        recording.start()
+        processor.opened(buffer)
+        buffer.start()
         limit: float | None = None
         try:
-            with self._session(name, recording):
+            with self._session(name, buffer):
                 yield process_tracer()
         except asyncio.CancelledError:
             # Whoever cancels does not want to wait for a store that does not answer.
@@ -128,16 +128,16 @@ class OtelTracer(Tracer):
             raise
         finally:
             try:
-                processor.closed(recording)
-                await asyncio.wait_for(recording.close(), limit)
+                processor.closed(buffer)
+                await asyncio.wait_for(buffer.close(), limit)
             except asyncio.TimeoutError:
                 _log.warning("Spans of %s were lost: the store did not answer.", rollout_id)
             finally:
-                CURRENT.reset(token)
+                CURRENT_BUFFER.reset(token)
                 clear_active_tracer()
 
     @contextmanager
-    def _session(self, name: str, recording: Recording) -> Generator[None, None, None]:
+    def _session(self, name: str, buffer: SpanBuffer) -> Generator[None, None, None]:
         from opentelemetry import context as otel_context
         from opentelemetry.trace import set_span_in_context
 
@@ -160,13 +160,13 @@ class OtelTracer(Tracer):
             if span is not None:
                 span.set_attribute("agentops.session.end_state", state)
                 # What the agent left open ends before its parent.
-                process_provider()[1].end_open(recording, keep=span)
+                process_provider()[1].end_open(buffer, keep=span)
                 span.end()
 
     def get_last_trace(self) -> list[Span]:
         """As :meth:`Tracer.get_last_trace`, with the numbers that the store gave; 0 for a span on its way there."""
-        recording = self._last_here.get() or self._last
-        return recording.all() if recording is not None else []
+        buffer = self._last_here.get() or self._last
+        return buffer.all() if buffer is not None else []
 
     def get_langchain_handler(self, tags: list[str] | None = None) -> Any:
         """A handler that records chains, graph nodes and tools: see :mod:`.langchain_handler`."""
@@ -223,7 +223,7 @@ class OtelTracer(Tracer):
 
 
 class _OtelRecordingContext:
-    """The recording context of an OpenTelemetry span."""
+    """The buffer context of an OpenTelemetry span."""
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span

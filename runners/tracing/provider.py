@@ -19,7 +19,7 @@ from ...core.model.semconv import LightningResourceAttributes
 from ...core.model.span import Span
 from .call_span import CALL, ModelCall
 from .openai_semconv import SPAN_NAMES, normalised
-from .span_buffer import CURRENT, Recording
+from .span_buffer import CURRENT_BUFFER, SpanBuffer
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -40,60 +40,60 @@ _log = logging.getLogger(__name__)
 
 
 class LightningSpanProcessor(SpanProcessor):
-    """Hands every ended span to the recording of the context in which it started.
+    """Hands every ended span to the buffer of the context in which it started.
 
     Spans that start outside of an attempt are none of its business.
     """
 
     def __init__(self) -> None:
-        self._recordings: set[Recording] = set()
+        self._buffers: set[SpanBuffer] = set()
         self._watched: weakref.WeakSet[TracerProvider] = weakref.WeakSet()
         self._lock = threading.Lock()
 
-    def opened(self, recording: Recording) -> None:
-        """A recording takes spans from now on."""
+    def opened(self, buffer: SpanBuffer) -> None:
+        """A buffer takes spans from now on."""
         with self._lock:
-            self._recordings.add(recording)
+            self._buffers.add(buffer)
 
-    def closed(self, recording: Recording) -> None:
-        """Ends what the recording still has open and forgets it."""
-        self.end_open(recording)
+    def closed(self, buffer: SpanBuffer) -> None:
+        """Ends what the buffer still has open and forgets it."""
+        self.end_open(buffer)
         with self._lock:
-            self._recordings.discard(recording)
-            recording.open.clear()
+            self._buffers.discard(buffer)
+            buffer.open.clear()
 
-    def end_open(self, recording: Recording, keep: trace.Span | None = None) -> None:
-        """Ends the spans that the recording still has open, the newest first, all but ``keep``."""
+    def end_open(self, buffer: SpanBuffer, keep: trace.Span | None = None) -> None:
+        """Ends the spans that the buffer still has open, the newest first, all but ``keep``."""
         with self._lock:
-            unfinished = [span for span in recording.open.values() if span is not keep]
+            unfinished = [span for span in buffer.open.values() if span is not keep]
         for span in reversed(unfinished):
             span.end()
 
     def on_start(self, span: SdkSpan, parent_context: Context | None = None) -> None:
-        """Remember which recording the span belongs to."""
-        recording = self._current()
+        """Remember which buffer the span belongs to."""
+        buffer = self._current()
         context = span.get_span_context()
-        if recording is not None:
+        if buffer is not None:
             with self._lock:
-                recording.open[context.span_id] = span
+                buffer.open[context.span_id] = span
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue the ended span, translated, for the store."""
-        recording, live = self._owner(span)
-        if recording is not None:
+        buffer, live = self._owner(span)
+        if buffer is not None:
             # Sequence 0: the store gives the number.
             try:
-                stored = Span.from_opentelemetry(span, recording.rollout_id, recording.attempt_id, 0)
+                stored = Span.from_opentelemetry(span, buffer.rollout_id, buffer.attempt_id, 0)
                 call = getattr(live, CALL, None)
                 if isinstance(call, ModelCall):  # of an answer that nobody read to its end
                     stored.attributes = {**call.attributes(), **stored.attributes}
-                stored.resource.attributes = {**stored.resource.attributes, **recording.resource_attributes}
+                stored.resource.attributes = {**stored.resource.attributes, **buffer.resource_attributes}
                 spans = normalised(stored) if stored.name in SPAN_NAMES else [stored]
             except Exception as error:
                 # It would be raised where the agent ends its span, which is none of its fault.
-                _log.error("Span %r of %s cannot be recorded: %s", span.name, recording.rollout_id, error)
+                _log.error("Span %r of %s cannot be recorded: %s", span.name, buffer.rollout_id, error)
             else:
-                recording.add(spans)
+                buffer.add(spans)
 
     def shutdown(self) -> None:
         """Nothing to release: recordings are closed by whoever opened them."""
@@ -110,34 +110,34 @@ class LightningSpanProcessor(SpanProcessor):
             self._watched.add(provider)
         provider.add_span_processor(self)
 
-    def _owner(self, span: ReadableSpan) -> tuple[Recording | None, Any]:
-        """The recording, and the very span: what is given to us is a copy of it."""
+    def _owner(self, span: ReadableSpan) -> tuple[SpanBuffer | None, Any]:
+        """The buffer, and the very span: what is given to us is a copy of it."""
         context = span.context
         if context is None:
             return None, None
         with self._lock:
-            for recording in self._recordings:
-                live = recording.open.pop(context.span_id, None)
+            for buffer in self._buffers:
+                live = buffer.open.pop(context.span_id, None)
                 if live is not None:
-                    return recording, live
+                    return buffer, live
         return None, None
 
-    def _current(self) -> Recording | None:
-        """The recording of this context.
+    def _current(self) -> SpanBuffer | None:
+        """The buffer of this context.
 
         A thread that an agent started without its context has none. Where only one attempt is
         open in this process, such a thread (not the main one, running no event loop) belongs to it.
         """
-        recording = CURRENT.get()
-        if recording is not None:
-            return None if recording.closed else recording
+        buffer = CURRENT_BUFFER.get()
+        if buffer is not None:
+            return None if buffer.closed else buffer
         if threading.current_thread() is threading.main_thread():
             return None
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             with self._lock:
-                return next(iter(self._recordings)) if len(self._recordings) == 1 else None
+                return next(iter(self._buffers)) if len(self._buffers) == 1 else None
         return None
 
 

@@ -15,7 +15,7 @@ from ...core.model.span import Attributes, Span
 from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 
-__all__ = ["CURRENT", "Recording"]
+__all__ = ["CURRENT_BUFFER", "SpanBuffer"]
 
 _log = logging.getLogger(__name__)
 LINGER_SECONDS = 0.05
@@ -24,7 +24,7 @@ BATCH_SPANS = 256
 """Most spans in one call of the store."""
 
 
-class Recording:
+class SpanBuffer:
     """Takes spans from any thread; sends them from the event loop on which it was opened.
 
     Without a store the spans are only kept. ``spans`` holds those that the store answered for,
@@ -126,5 +126,5 @@ class Recording:
         return [answered.get(span.span_id, span) for span in batch]
 
 
-CURRENT: ContextVar[Recording | None] = ContextVar("agentlightning_recording", default=None)
+CURRENT_BUFFER: ContextVar[SpanBuffer | None] = ContextVar("agentlightning_recording", default=None)
 """The recording of the attempt that this task or thread works for."""

@@ -22,32 +22,29 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from ...core.errors import AttemptTimedOut, RolloutCancelled, message_of, printable
-from ...core.model.resources import NamedResources
-from ...core.model.rollout import AttemptedRollout
-from ..agent.litagent import LitAgent, call_for
 
 __all__ = [
     "CANCEL_SECONDS",
-    "AgentPlace",
-    "Call",
-    "GivenUp",
+    "AgentCall",
+    "AgentExecutor",
+    "Watchdog",
     "call_agent",
     "contained",
     "error_text",
-    "lend_thread",
-    "say_failure",
+    "run_agents_here",
+    "log_failure",
 ]
 
 R = TypeVar("R")
 
 _log = logging.getLogger(__name__)
 CANCEL_SECONDS = 5.0
-"""How long a cancelled agent may take to end, and a cancelled attempt to tell the store."""
+"""How long a cancelled agent may take to end, and a cancelled attempt to reach the store."""
 STUCK_SECONDS = 5.0
-"""How long after its time limit an attempt may still hold the event loop before that is said, or ends the process."""
+"""How long after its time limit an attempt may block the event loop before that is logged, or ends the process."""
 _CHECK_SECONDS = 1.0
 SHOWN_FRAMES = 8
-"""Innermost frames that are shown of an event loop that does not turn."""
+"""Innermost frames that are logged of a blocked event loop."""
 LONGEST_LINE = 300
 """Characters of an error in a line of the log."""
 _ROOMS = tuple(
@@ -57,8 +54,8 @@ _ROOMS = tuple(
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
-class Call:
-    """An agent at work: ``future`` has its result or exception, ``cancel`` asks it to end, ``stack`` says where it is."""
+class AgentCall:
+    """A running agent: ``future`` has its result or exception, ``cancel`` asks it to end, ``stack`` gives its frames."""
 
     def __init__(
         self, future: asyncio.Future[Any], cancel: Callable[[], object], stack: Callable[[], list[FrameType]]
@@ -69,33 +66,33 @@ class Call:
         """The frames of its code as it stands now, the outermost first; none where that is not known."""
 
 
-class AgentPlace:
-    """Where the agents of one slot run: functions in one thread, coroutines in one task, attempt after attempt.
+class AgentExecutor:
+    """Runs the agents of one slot: functions in one thread, coroutines in one task, attempt after attempt.
 
     The same one each time, because libraries keep objects for a thread (connections of SQLite) or refuse another task
-    (settings of DSPy). It is the main thread where :func:`lend_thread` lent it, since signals are handled there only.
+    (settings of DSPy). It is the main thread in :func:`run_agents_here`, since signals are handled there only.
     """
 
     def __init__(self) -> None:
-        self._thread: _CallThread | None = None
-        self._task: _CallTask | None = None
+        self._thread: _AgentThread | None = None
+        self._task: _AgentTask | None = None
 
-    def run_function(self, func: Callable[[], Any]) -> Call:
+    def run_function(self, func: Callable[[], Any]) -> AgentCall:
         """Start ``func`` with a copy of the caller's context variables; cancelling it drops its result only."""
         if self._thread is None:
-            lent = _LENT.get()
-            self._thread = lent if lent is not None and lent.claim() else _CallThread.started()
+            shared = _SHARED_THREAD.get()
+            self._thread = shared if shared is not None and shared.claim() else _AgentThread.started()
         future = self._thread.run(func)
-        return Call(future, future.cancel, self._thread.stack)
+        return AgentCall(future, future.cancel, self._thread.stack)
 
-    def run_coroutine(self, call: Callable[[], Awaitable[Any]]) -> Call:
+    def run_coroutine(self, call: Callable[[], Awaitable[Any]]) -> AgentCall:
         """Await ``call()`` with the caller's context variables."""
         if self._task is None or not self._task.usable():
-            self._task = _CallTask()
+            self._task = _AgentTask()
         return self._task.run(call)
 
-    def leave(self) -> None:
-        """Use another thread or task from now on: an agent holds these and does not end."""
+    def abandon(self) -> None:
+        """Use another thread or task from now on: an agent that does not end occupies these."""
         if self._thread is not None:
             self._thread.end()
         if self._task is not None:
@@ -103,25 +100,25 @@ class AgentPlace:
         self._thread = self._task = None
 
     def close(self) -> None:
-        """End the thread and the task, which run nothing; a lent thread may be used by another slot."""
+        """End the thread and the task, which run nothing; a shared thread may be used by another slot."""
         if self._thread is not None:
             self._thread.release()
-        self.leave()
+        self.abandon()
 
 
-class _CallThread:
+class _AgentThread:
     """A thread that runs one function after the other; it has an event loop, for ``asyncio.get_event_loop()``."""
 
-    def __init__(self, lent: bool = False) -> None:
+    def __init__(self, shared: bool = False) -> None:
         self.busy = False
-        self._lent = lent
+        self._shared = shared
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._claimed = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._number: int | None = None
 
     @classmethod
-    def started(cls) -> _CallThread:
+    def started(cls) -> _AgentThread:
         """A new one, a daemon: a pool would be joined when the process ends, and an agent that hangs could not be left."""
         made = cls()
         made.claim()
@@ -137,12 +134,12 @@ class _CallThread:
         self._claimed.release()
 
     def end(self) -> None:
-        """End after what runs in it; not so the thread that is lent, which has more to do."""
-        if not self._lent:
-            self.give_back()
+        """End after what runs in it; a shared thread goes on."""
+        if not self._shared:
+            self.finish()
 
-    def give_back(self) -> None:
-        """Return from ``serve`` after what was asked for."""
+    def finish(self) -> None:
+        """Return from ``serve`` after what was submitted."""
         self._calls.put(None)
 
     def serve(self) -> None:
@@ -167,8 +164,8 @@ class _CallThread:
             try:
                 return self._calls.get()
             except Exception as error:
-                # Of a signal handler: this may be the main thread, and the agent that set an alarm is over.
-                _log.warning("A signal handler that an agent left behind raised %s", error_text(error))
+                # Of a signal handler: this may be the main thread, and the agent that set an alarm has ended.
+                _log.warning("A signal handler of an earlier agent raised %s", error_text(error))
 
     def stack(self) -> list[FrameType]:
         """The frames of the function that runs in it, the outermost first."""
@@ -221,55 +218,55 @@ class _CallThread:
         return future
 
 
-_LENT: ContextVar[_CallThread | None] = ContextVar("agentlightning_lent_thread", default=None)
-"""The thread that waits for functions of agents, seen by what :func:`lend_thread` runs."""
+_SHARED_THREAD: ContextVar[_AgentThread | None] = ContextVar("agentlightning_shared_thread", default=None)
+"""The thread that waits for functions of agents, seen by what :func:`run_agents_here` runs."""
 
 
-def lend_thread(work: Callable[[], R], stuck: Callable[[Future[R]], None]) -> R:
+def run_agents_here(work: Callable[[], R], stuck: Callable[[Future[R]], None]) -> R:
     """Run ``work`` in another thread, and synchronous agents that it runs in this one; what it returns or raises.
 
-    An agent may hold this thread for ever. ``stuck`` is called in the other one then, with the outcome of ``work``, and
-    has to end the process.
+    An agent may never return from this thread. ``stuck`` is then called in the other one, with the outcome of ``work``,
+    and has to end the process.
     """
-    lent = _CallThread(lent=True)
+    shared = _AgentThread(shared=True)
     outcome: Future[R] = Future()
 
     def body() -> None:
-        _LENT.set(lent)
+        _SHARED_THREAD.set(shared)
         try:
             outcome.set_result(work())
         except BaseException as error:
             outcome.set_exception(error)
-        if lent.busy:
+        if shared.busy:
             stuck(outcome)
-        lent.give_back()
+        shared.finish()
 
     context = contextvars.copy_context()
     threading.Thread(target=lambda: context.run(body), name="agl-runner", daemon=True).start()
-    lent.serve()
+    shared.serve()
     return outcome.result()
 
 
-class _CallTask:
+class _AgentTask:
     """A task that awaits one coroutine after the other, each with the context variables of its caller."""
 
     def __init__(self) -> None:
-        self._calls: asyncio.Queue[_AwaitedCall | None] = asyncio.Queue()
-        self._current: _AwaitedCall | None = None
+        self._calls: asyncio.Queue[_PendingCall | None] = asyncio.Queue()
+        self._current: _PendingCall | None = None
         self._task = asyncio.create_task(self._serve(), name="agl-agent")
 
     def usable(self) -> bool:
         """Whether it takes calls: it ends with its event loop."""
         return not self._task.done() and self._task.get_loop() is asyncio.get_running_loop()
 
-    def run(self, call: Callable[[], Awaitable[Any]]) -> Call:
+    def run(self, call: Callable[[], Awaitable[Any]]) -> AgentCall:
         """Have ``call()`` awaited."""
-        asked = _AwaitedCall(call, contextvars.copy_context(), asyncio.get_running_loop().create_future())
-        self._calls.put_nowait(asked)
-        return Call(asked.future, lambda: self._cancel(asked), self._stack)
+        pending = _PendingCall(call, contextvars.copy_context(), asyncio.get_running_loop().create_future())
+        self._calls.put_nowait(pending)
+        return AgentCall(pending.future, lambda: self._cancel(pending), self._stack)
 
     def end(self) -> None:
-        """End after what was asked for."""
+        """End after what was submitted."""
         if not self._task.done():
             self._calls.put_nowait(None)
 
@@ -284,45 +281,45 @@ class _CallTask:
             waiting = getattr(waiting, "cr_await", None) or getattr(waiting, "gi_yieldfrom", None)
         return frames
 
-    def _cancel(self, asked: _AwaitedCall) -> None:
-        if asked is not self._current:
-            asked.future.cancel()
-        elif not asked.cancelled:
-            asked.cancelled = True
+    def _cancel(self, pending: _PendingCall) -> None:
+        if pending is not self._current:
+            pending.future.cancel()
+        elif not pending.cancelled:
+            pending.cancelled = True
             self._task.cancel()
 
     async def _serve(self) -> None:
-        while (asked := await self._calls.get()) is not None:
-            if asked.future.done():
+        while (pending := await self._calls.get()) is not None:
+            if pending.future.done():
                 continue
-            self._current = asked
-            for variable, value in asked.context.items():
+            self._current = pending
+            for variable, value in pending.context.items():
                 variable.set(value)
             try:
-                result = await contained(asked.call)
+                result = await contained(pending.call)
             except asyncio.CancelledError:
-                asked.future.cancel()
-                if not self._survives(asked):
+                pending.future.cancel()
+                if not self._survives(pending):
                     raise
             except Exception as error:
-                if not asked.future.done():
-                    asked.future.set_exception(error)
+                if not pending.future.done():
+                    pending.future.set_exception(error)
             else:
-                if not asked.future.done():
-                    asked.future.set_result(result)
+                if not pending.future.done():
+                    pending.future.set_result(result)
             finally:
                 self._current = None
                 uncancel: Callable[[], int] | None = getattr(self._task, "uncancel", None)  # since Python 3.11
-                if asked.cancelled and uncancel is not None:
+                if pending.cancelled and uncancel is not None:
                     uncancel()
 
-    def _survives(self, asked: _AwaitedCall) -> bool:
+    def _survives(self, pending: _PendingCall) -> bool:
         """Whether the cancellation was meant for the agent, or came from it, and not for this task."""
         cancelling = getattr(self._task, "cancelling", None)
-        return asked.cancelled if cancelling is None else cancelling() == int(asked.cancelled)
+        return pending.cancelled if cancelling is None else cancelling() == int(pending.cancelled)
 
 
-class _AwaitedCall:
+class _PendingCall:
     def __init__(
         self, call: Callable[[], Awaitable[Any]], context: contextvars.Context, future: asyncio.Future[Any]
     ) -> None:
@@ -360,7 +357,7 @@ def _as_exception(error: BaseException) -> Exception:
 
 
 def _leave_fork(process: int) -> None:
-    """End a copy of this process that an agent forked and let run on: it must not go on as a second runner."""
+    """End a copy of this process that an agent forked: it must not go on as a second runner."""
     if os.getpid() != process:
         os._exit(0)
 
@@ -371,7 +368,7 @@ _GUARDED: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
 def _guard(loop: asyncio.AbstractEventLoop) -> None:
-    """Refuse ``loop.stop()`` to agents: it would end the runner and all attempts beside theirs."""
+    """Refuse ``loop.stop()`` to agents: it would end the runner and all of its attempts."""
     if loop in _GUARDED:
         return
     stop = loop.stop
@@ -389,32 +386,33 @@ def _guard(loop: asyncio.AbstractEventLoop) -> None:
         del error
 
 
-class GivenUp:
-    """Counts the agents that did not end when they were asked to, and runs on in spite of them.
+class Watchdog:
+    """Counts abandoned agents, and detects an event loop that an agent blocks past its time limit.
 
-    Nothing can end a thread, or a coroutine that swallows its cancellation: it goes on beside the runner, and
-    what it records and prints belongs to no attempt any more. ``on_change`` is called for each. ``on_stuck`` is
-    called, in a thread of its own, when an attempt is past its time limit and the event loop does not turn.
+    Nothing can end a thread, or a coroutine that swallows its cancellation: it is abandoned, and what it records and
+    prints belongs to no attempt any more. ``on_abandoned`` is called for each unexpected one. ``on_stuck`` is called, in
+    a thread of its own, when the event loop is blocked.
     """
 
-    def __init__(self, on_change: Callable[[], None], on_stuck: Callable[[str], None]) -> None:
+    def __init__(self, on_abandoned: Callable[[], None], on_stuck: Callable[[str], None]) -> None:
         self.count = 0
-        self._on_change = on_change
+        self._on_abandoned = on_abandoned
         self._on_stuck = on_stuck
         self._deadlines: dict[object, tuple[float, str, int]] = {}
         self._lock = threading.Lock()
         self._watching = False
 
-    def add(self, prefix: str, *, expected: bool = False) -> None:
-        """One more; ``expected`` where the runner itself is ended, which is said by others."""
+    def abandoned(self, prefix: str, *, expected: bool = False) -> None:
+        """Count one more; ``expected`` where the runner itself is cancelled: then it is no error."""
         self.count += 1
         level = logging.DEBUG if expected else logging.ERROR
         _log.log(level, "%s The agent does not end and is left behind; %d so far in this process.", prefix, self.count)
-        self._on_change()
+        if not expected:
+            self._on_abandoned()
 
     @contextmanager
     def watched(self, limit_seconds: float | None, prefix: str) -> Generator[None, None, None]:
-        """Notice when the block takes longer than this without letting the loop turn."""
+        """Detect that the block takes longer than this and blocks the event loop."""
         if limit_seconds is None:
             yield
             return
@@ -444,54 +442,51 @@ class GivenUp:
             for prefix, thread in stuck:
                 frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
                 lines = [] if frame is None else traceback.format_stack(frame)[-SHOWN_FRAMES:]
-                _log.error("%s The event loop stands here:\n%s", prefix, "".join(lines))
+                _log.error("%s The event loop is blocked here:\n%s", prefix, "".join(lines))
                 self._on_stuck(prefix)
 
 
 async def call_agent(
-    agent: LitAgent[Any],
-    rollout: AttemptedRollout,
-    resources: NamedResources,
-    place: AgentPlace,
-    given_up: GivenUp,
+    call: Callable[[], Any],
+    asynchronous: bool,
+    limit: float | None,
+    executor: AgentExecutor,
+    watchdog: Watchdog,
     prefix: str,
-    cancelled: Callable[[], Coroutine[Any, Any, None]],
+    cancelled: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> Any:
-    """What the agent returns, or its exception; AttemptTimedOut after ``timeout_seconds`` of the rollout.
+    """What ``call()`` returns, or its exception; AttemptTimedOut after ``limit`` seconds.
 
     A cancellation of the caller, and the time limit, cancel an asynchronous agent. One that does not end within
-    CANCEL_SECONDS, or a synchronous one, is given up. ``cancelled()`` returns when the rollout was cancelled
+    CANCEL_SECONDS, or a synchronous one, is abandoned. ``cancelled()`` returns when the rollout was cancelled
     elsewhere: an asynchronous agent is cancelled then (RolloutCancelled); a synchronous one may end by itself.
     """
-    call = call_for(agent, rollout.mode, rollout.input, rollout.rollout_id, resources, rollout)
-    asynchronous = agent.is_async()
-    agent_call = place.run_coroutine(call) if asynchronous else place.run_function(call)
+    agent_call = executor.run_coroutine(call) if asynchronous else executor.run_function(call)
     work = agent_call.future
-    looking = {asyncio.ensure_future(cancelled())} if asynchronous else set[asyncio.Future[None]]()
-    limit = rollout.config.timeout_seconds
+    looking = {asyncio.ensure_future(cancelled())} if asynchronous and cancelled is not None else set[asyncio.Future[None]]()
     try:
-        with given_up.watched(limit, prefix):
+        with watchdog.watched(limit, prefix):
             await asyncio.wait({work, *looking}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:
-        await _end(agent_call, place, asynchronous, given_up, prefix, expected=True)
+        await _end(agent_call, executor, asynchronous, watchdog, prefix, expected=True)
         raise
     finally:
         for look in looking:
             look.cancel()
     if not work.done():
         hung_at = _traceback(agent_call.stack())
-        await _end(agent_call, place, asynchronous, given_up, prefix)
+        await _end(agent_call, executor, asynchronous, watchdog, prefix)
         if any(look.done() and not look.cancelled() and look.exception() is None for look in looking):
             raise RolloutCancelled("The rollout was cancelled while its agent ran")
         late = AttemptTimedOut(f"The attempt ran longer than the {limit or 0:g} s of its rollout")
-        raise late.with_traceback(hung_at)  # which ends at the line where the agent's code stands
+        raise late.with_traceback(hung_at)  # which ends at the line that the agent is executing
     if work.cancelled():
         raise RuntimeError("The agent was cancelled from inside")
     return work.result()
 
 
 def _traceback(frames: Sequence[FrameType]) -> TracebackType | None:
-    """What an exception would have that was raised where these frames stand, the outermost first."""
+    """The traceback of an exception that is raised in the last of these frames, the outermost first."""
     found: TracebackType | None = None
     for frame in reversed(frames):
         found = TracebackType(found, frame, max(frame.f_lasti, 0), frame.f_lineno)
@@ -499,9 +494,9 @@ def _traceback(frames: Sequence[FrameType]) -> TracebackType | None:
 
 
 async def _end(
-    call: Call, place: AgentPlace, asynchronous: bool, given_up: GivenUp, prefix: str, *, expected: bool = False
+    call: AgentCall, executor: AgentExecutor, asynchronous: bool, watchdog: Watchdog, prefix: str, *, expected: bool = False
 ) -> None:
-    """Cancel, and give up what does not end; its result or exception is not wanted any more."""
+    """Cancel, and abandon what does not end; its result or exception is dropped."""
     work = call.future
     if work.done():
         return
@@ -512,8 +507,8 @@ async def _end(
             if not work.cancelled():
                 work.exception()
             return
-    place.leave()
-    given_up.add(prefix, expected=expected)
+    executor.abandon()
+    watchdog.abandoned(prefix, expected=expected)
 
 
 def error_text(error: BaseException) -> str:
@@ -522,13 +517,13 @@ def error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
-def say_failure(error: BaseException, prefix: str, where: str) -> None:
+def log_failure(error: BaseException, prefix: str, where: str) -> None:
     """One line at ERROR, with the line of the agent's code that failed; the traceback at DEBUG.
 
     A run has hundreds of attempts, and many fail. ``where`` says how to see the whole traceback of this one.
     """
-    place = _place(error) or (_place(error.__cause__) if error.__cause__ is not None else "")
-    _log.error("%s Exception during rollout. %s%s. %s", prefix, _line(error_text(error)), place, where)
+    executor = _place(error) or (_place(error.__cause__) if error.__cause__ is not None else "")
+    _log.error("%s Exception during rollout. %s%s. %s", prefix, _line(error_text(error)), executor, where)
     _log.debug("%s The traceback:", prefix, exc_info=error)
 
 

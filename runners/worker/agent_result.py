@@ -25,7 +25,7 @@ from ..tracing.otel import OtelTracer
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-__all__ = ["FINDINGS", "add_spans", "bound_span", "check_trace", "say_findings", "sentence", "store_result"]
+__all__ = ["FINDINGS", "add_spans", "bound_span", "check_trace", "log_findings", "describe_findings", "store_result"]
 
 _log = logging.getLogger(__name__)
 _TOKENS = "response_token_ids"
@@ -33,7 +33,7 @@ FINDINGS = {
     "no_model_call": "no model call was recorded",
     "no_reward": "no reward was recorded",
     "no_token_ids": "model calls without token ids were recorded",
-    "lost_placeholder": "a prompt has no place for a value that it was given",
+    "lost_placeholder": "a prompt has no executor for a value that it was given",
 }
 """Every finding and its sentence. In the log an attempt carries the codes, in its metadata under ``trace_lint``."""
 
@@ -43,7 +43,7 @@ async def store_result(
 ) -> list[Span]:
     """Store what the agent returned and give all spans of the attempt, or those that it returned.
 
-    None adds nothing. A number becomes a reward span behind all others, the root of a trace of
+    None adds nothing. A number becomes a reward span after all others, the root of a trace of
     its own. A list of spans of one kind is stored as it is. TypeError or ValueError for the rest,
     NaN and infinities too.
     """
@@ -74,7 +74,7 @@ async def store_result(
 
 
 def _closed(result: Any) -> str:
-    """What to do about a coroutine, which is closed: Python would warn later, and elsewhere, that nobody awaited it."""
+    """A hint about a coroutine, which is closed here: Python would warn later, and elsewhere, that it was never awaited."""
     if not inspect.iscoroutine(result):
         return ""
     result.close()
@@ -90,7 +90,7 @@ def bound_span(core: SpanCoreFields, rollout: AttemptedRollout) -> Span:
 
 
 async def add_spans(spans: Sequence[Span], store: LightningStore) -> list[Span]:
-    """Store them, waiting for a store that is away; as they were stored, in the same order."""
+    """Store them, waiting for a store that cannot be reached; as they were stored, in the same order."""
     if not spans:
         return []
     stored = await patiently(lambda: store.add_many_spans(spans), "Storing spans")
@@ -125,12 +125,12 @@ async def _add_otel(
 def check_trace(spans: Sequence[Span], resources: Mapping[str, Any], lost: Sequence[str], strict: bool) -> list[str]:
     """Codes of :data:`FINDINGS`, in its order.
 
-    Spans of several instrumentations that are one call count once. Token ids are asked for where they can be
+    Spans of several instrumentations that are one call count once. Token ids are required where they can be
     expected: of every generation when one of them has some, when a resource is a proxied model, which is how agents are
     trained, and always with ``strict``.
     """
     candidates = candidates_of(spans)
-    calls = [one.span for one in (candidates[place] for place in distinct_calls(candidates)) if not one.around]
+    calls = [one.span for one in (candidates[executor] for executor in distinct_calls(candidates)) if not one.around]
     with_ids = [span for span in calls if span.attributes.get(_TOKENS)]
     expected = strict or bool(with_ids) or any(isinstance(one, ProxyLLM) for one in resources.values())
     found = {
@@ -142,16 +142,17 @@ def check_trace(spans: Sequence[Span], resources: Mapping[str, Any], lost: Seque
     return [code for code in FINDINGS if found[code]]
 
 
-def say_findings(codes: Sequence[str], lost: Sequence[str], said: set[str], prefix: str) -> None:
-    """One warning for each kind of finding of a runner, not one for each attempt; ``said`` remembers."""
-    fresh = [code for code in codes if code not in said]
-    said.update(fresh)
+def log_findings(codes: Sequence[str], lost: Sequence[str], logged: set[str], prefix: str) -> None:
+    """One warning for each kind of finding of a runner, not one for each attempt; ``logged`` holds what was."""
+    fresh = [code for code in codes if code not in logged]
+    logged.update(fresh)
     if fresh:
-        _log.warning("%s Trace lint: %s. Said once; `agl show` says it of each attempt.", prefix, sentence(fresh, lost))
+        text = describe_findings(fresh, lost)
+        _log.warning("%s Trace lint: %s. Logged once; `agl show` has it for each attempt.", prefix, text)
 
 
-def sentence(codes: Sequence[str], lost: Sequence[str]) -> str:
-    """The findings for people; ``lost`` are the names of placeholders."""
+def describe_findings(codes: Sequence[str], lost: Sequence[str]) -> str:
+    """The findings as text; ``lost`` are the names of placeholders."""
     parts = [FINDINGS[code] for code in codes]
     if "lost_placeholder" in codes and lost:
         parts[codes.index("lost_placeholder")] += f" ({', '.join(sorted(lost))})"

@@ -1,4 +1,4 @@
-"""One attempt from claim to verdict: resources, trace, agent, spans, what it printed, status."""
+"""One attempt from claim to final status: resources, trace, agent, spans, output."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 from ...core.spans.attributes import format_exception_attributes
 from ...core.spans.readers import find_final_reward
-from ..agent.litagent import LitAgent
+from ..agent.litagent import LitAgent, call_for
 from ..emit import emit_exception
 from ..tracing.base import CURRENT_RUNNER, Tracer
-from .agent_call import CANCEL_SECONDS, AgentPlace, GivenUp, call_agent, error_text, say_failure
-from .agent_result import add_spans, bound_span, check_trace, say_findings, sentence, store_result
-from .output_capture import Output, captured
+from .agent_call import CANCEL_SECONDS, AgentExecutor, Watchdog, call_agent, error_text, log_failure
+from .agent_result import add_spans, bound_span, check_trace, describe_findings, log_findings, store_result
+from .output_capture import OutputCapture, capture
 
 if TYPE_CHECKING:
     from .base import Runner
@@ -41,12 +41,12 @@ LOOK_SECONDS = 5.0
 
 @dataclass
 class AttemptOptions:
-    """What all attempts of a runner share: see :class:`LitAgentRunner`; ``said`` holds findings that were logged."""
+    """What all attempts of a runner share: see :class:`LitAgentRunner`; ``logged`` holds findings that were logged."""
 
-    given_up: GivenUp
+    watchdog: Watchdog
     capture_output: bool = True
     strict_traces: bool = False
-    said: set[str] = field(default_factory=lambda: set[str]())
+    logged: set[str] = field(default_factory=lambda: set[str]())
 
 
 @dataclass
@@ -54,8 +54,8 @@ class AttemptRun:
     """Executes one claimed attempt; whatever happens, the attempt ends with a status.
 
     ``run`` returns the exception that made it fail, or None. A cancellation is recorded as
-    failed and goes on. The log says what happened: the exception with its traceback is a span, what the agent
-    printed is another, and what its trace lacks is in the metadata of the attempt.
+    failed and goes on. The exception with its traceback is a span, the output of the agent is another, and what is
+    missing in its trace is in the metadata of the attempt.
     """
 
     runner: Runner[Any]
@@ -66,10 +66,10 @@ class AttemptRun:
     rollout: AttemptedRollout
     prefix: str
     options: AttemptOptions
-    place: AgentPlace
+    executor: AgentExecutor
     spans: list[Span] = field(default_factory=lambda: list[Span]())
-    output: Output = field(default_factory=Output)
-    _told: BaseException | None = None
+    output: OutputCapture = field(default_factory=OutputCapture)
+    _reported: BaseException | None = None
     _began: bool = False
     _metadata: dict[str, Any] | None = None
 
@@ -89,10 +89,10 @@ class AttemptRun:
             try:
                 await asyncio.wait_for(self._end("failed", {"cancelled": True}, None), CANCEL_SECONDS)
             except asyncio.TimeoutError:
-                _log.warning("%s The store did not answer; it will find out by the silence.", self.prefix)
+                _log.warning("%s The store did not answer; it expires the attempt when heartbeats are missing.", self.prefix)
             raise
         except Exception as error:
-            say_failure(error, self.prefix, f"Traceback: `agl show {self.rollout.rollout_id}`, or log level DEBUG.")
+            log_failure(error, self.prefix, f"Traceback: `agl show {self.rollout.rollout_id}`, or log level DEBUG.")
             status: AttemptStatus = "timeout" if isinstance(error, AttemptTimedOut) else "failed"
             await self._end(status, {"error": error_text(error)[:LONGEST_ERROR]}, error)
             return error
@@ -152,25 +152,26 @@ class AttemptRun:
             await self._call_hooks("on_trace_end", tracer=self.tracer)
 
     async def _captured(self, resources: NamedResources) -> Any:
-        with captured(self.output) if self.options.capture_output else nullcontext():
+        with capture(self.output) if self.options.capture_output else nullcontext():
+            rollout = self.rollout
             return await call_agent(
-                self.agent,
-                self.rollout,
-                resources,
-                self.place,
-                self.options.given_up,
+                call_for(self.agent, rollout.mode, rollout.input, rollout.rollout_id, resources, rollout),
+                self.agent.is_async(),
+                rollout.config.timeout_seconds,
+                self.executor,
+                self.options.watchdog,
                 self.prefix,
                 self._cancelled_elsewhere,
             )
 
     async def _cancelled_elsewhere(self) -> None:
-        """Returns when the store says that the rollout was cancelled."""
+        """Returns once the rollout is cancelled in the store."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 rollout = await self.store.get_rollout_by_id(self.rollout.rollout_id)
             except AgentLightningError as error:
-                _log.debug("%s The store cannot say whether it goes on: %s", self.prefix, error)
+                _log.debug("%s The status of the rollout is unknown: %s", self.prefix, error)
             else:
                 if rollout is not None and rollout.status == "cancelled":
                     return
@@ -178,7 +179,7 @@ class AttemptRun:
     def _record(self, error: Exception) -> None:
         try:
             emit_exception(error)
-            self._told = error
+            self._reported = error
         except (RuntimeError, NotImplementedError) as missing:
             # A tracer without spans of its own: the exception is stored with the rest, below.
             _log.debug("%s %s", self.prefix, missing)
@@ -189,14 +190,14 @@ class AttemptRun:
         if not codes:
             return
         if strict:
-            raise IncompleteTrace(f"The trace is incomplete: {sentence(codes, lost)}")
-        say_findings(codes, lost, self.options.said, self.prefix)
+            raise IncompleteTrace(f"The trace is incomplete: {describe_findings(codes, lost)}")
+        log_findings(codes, lost, self.options.logged, self.prefix)
         self._metadata = {"trace_lint": codes, **({"lost_placeholders": lost} if lost else {})}
 
     async def _store_rest(self, error: Exception | None) -> None:
         """Store what happened outside of the trace: an exception that is not in it, and the output."""
         rest: list[SpanCoreFields] = []
-        if error is not None and error is not self._told:
+        if error is not None and error is not self._reported:
             fields = format_exception_attributes(error)
             status = TraceStatus(status_code="ERROR", description=error_text(error))
             rest.append(_moment(AGL_EXCEPTION, fields, status))
@@ -206,10 +207,10 @@ class AttemptRun:
         try:
             await add_spans([bound_span(core, self.rollout) for core in rest], self.store)
         except Exception as refusal:
-            # The verdict of the attempt does not depend on it.
-            _log.error("%s What the attempt printed or raised could not be stored.", self.prefix, exc_info=refusal)
+            # The status of the attempt does not depend on it.
+            _log.error("%s The output or the exception of the attempt could not be stored.", self.prefix, exc_info=refusal)
             if error is not None:
-                _log.error("%s It had raised:", self.prefix, exc_info=error)
+                _log.error("%s The exception was:", self.prefix, exc_info=error)
 
     async def _finish(self, status: AttemptStatus, metadata: dict[str, Any] | None) -> None:
         rollout_id, attempt_id = self.rollout.rollout_id, self.rollout.attempt.attempt_id
@@ -219,7 +220,7 @@ class AttemptRun:
                 fields["metadata"] = {**await self._metadata_now(), **metadata}
             await patiently(lambda: self.store.update_attempt(rollout_id, attempt_id, **fields), self.prefix)
         except AgentLightningError as error:
-            # For instance: somebody removed the rollout, or ended the attempt, meanwhile.
+            # For instance: the rollout was removed, or the attempt ended, meanwhile.
             _log.warning("%s The store does not take %r for this attempt: %s", self.prefix, status, error)
         except Exception:
             _log.exception("%s Exception during update_attempt. Giving up the update.", self.prefix)

@@ -46,7 +46,7 @@ class Runner(ParallelWorkerBase, Generic[T]):
         mode: RolloutMode | None = None,
         event: StopSignal | None = None,
     ) -> Rollout:
-        """Execute one rollout past the queue, and return it."""
+        """Execute one rollout without the queue, and return it."""
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Always RuntimeError: await :meth:`iter` or :meth:`step`."""
@@ -76,10 +76,10 @@ class Runner(ParallelWorkerBase, Generic[T]):
             yield self
         finally:
             if started:
-                self._quietly("teardown_worker", number)
-            self._quietly("teardown")
+                self._log_errors_of("teardown_worker", number)
+            self._log_errors_of("teardown")
 
-    def _quietly(self, method: str, *args: Any) -> None:
+    def _log_errors_of(self, method: str, *args: Any) -> None:
         try:
             getattr(self, method)(*args)
         except Exception:

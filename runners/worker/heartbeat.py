@@ -1,4 +1,4 @@
-"""Heartbeats: a runner says every few seconds that it lives, and what it runs, whatever its agent does."""
+"""Heartbeats: a runner reports every few seconds that it is alive and what it runs, even while its agent blocks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 from .system_snapshot import system_snapshot
 
-__all__ = ["Heartbeat", "Life"]
+__all__ = ["Heartbeat", "HeartbeatSource"]
 
 _log = logging.getLogger(__name__)
 
 
-class Life(NamedTuple):
+class HeartbeatSource(NamedTuple):
     """Whose heartbeat it is; ``running`` gives (rollout_id, attempt_id) of what the worker runs at that moment."""
 
     worker_id: str
@@ -28,23 +28,23 @@ class Life(NamedTuple):
 
 
 class Heartbeat:
-    """Calls ``store.update_worker`` for each life at once and then every ``interval`` seconds, until stopped.
+    """Calls ``store.update_worker`` for each source at once and then every ``interval`` seconds, until stopped.
 
-    In mode ``thread`` a daemon thread keeps the rhythm, so an agent that blocks the event loop
-    does not silence its runner. It calls a thread-safe store from an event loop of its own, any
+    In mode ``thread`` a daemon thread keeps the rhythm, so that heartbeats go on while an agent
+    blocks the event loop. It calls a thread-safe store from an event loop of its own, any
     other on the loop on which :meth:`start` was called. Mode ``asyncio`` is a task of that loop.
 
     Args:
-        lives: the workers of this process, at least one.
+        sources: the workers of this process, at least one.
         interval: seconds; 0 or less sends nothing.
-        extra: what a beat says beside the state of the machine.
+        extra: what a heartbeat reports beside the state of the machine.
         jitter: seconds by which a pause is made longer or shorter at random, at most half the interval.
     """
 
     def __init__(
         self,
         store: LightningStore,
-        lives: Sequence[Life],
+        sources: Sequence[HeartbeatSource],
         *,
         interval: float = 2.0,
         jitter: float = 0.5,
@@ -55,8 +55,8 @@ class Heartbeat:
         if mode not in ("asyncio", "thread"):
             raise InvalidInput(f"Unknown heartbeat launch mode: {mode!r}; it is 'asyncio' or 'thread'")
         self._store = store
-        self._lives = tuple(lives)
-        self._name = self._lives[0].worker_id
+        self._sources = tuple(sources)
+        self._name = self._sources[0].worker_id
         self._interval = interval
         self._jitter = min(jitter, interval / 2)
         self._mode = mode
@@ -81,26 +81,26 @@ class Heartbeat:
             self._thread = threading.Thread(target=self._beat_in_thread, args=(loop,), name=name, daemon=True)
             self._thread.start()
 
-    async def introduce(self, prefix: str) -> None:
-        """The first beat of every life, before it takes any work: whoever dies from then on is missed by the store.
+    async def register(self, prefix: str) -> None:
+        """The first heartbeat of every worker, before it claims: from then on the store notices when it dies.
 
-        Waits for a store that is away, as a claim would.
+        Waits for a store that cannot be reached, as a claim would.
         """
         if self._interval <= 0:
             return
-        for life in self._lives:
+        for source in self._sources:
             try:
                 await patiently(
-                    lambda life=life: self._store.update_worker(
-                        life.worker_id, {**system_snapshot(), **self._extra()}, incarnation=life.incarnation, attempts=[]
+                    lambda source=source: self._store.update_worker(
+                        source.worker_id, {**system_snapshot(), **self._extra()}, incarnation=source.incarnation, attempts=[]
                     ),
                     prefix,
                 )
-            except Exception as error:  # a store that takes no heartbeats may still give work, else the claim says why not
+            except Exception as error:  # such a store may still have work; the claim raises otherwise
                 self._note_failure(str(error) or type(error).__name__, logging.WARNING)
 
     async def stop(self) -> None:
-        """End; a beat on its way is given one interval to arrive."""
+        """End; a heartbeat that is being sent is given one interval."""
         self._stop.set()
         if self._own is not None and self._thread is not None and self._thread.is_alive():
             loop, stopped = self._own
@@ -112,7 +112,7 @@ class Heartbeat:
             self._task.cancel()
             await asyncio.wait({self._task})
         thread, self._thread = self._thread, None
-        # Joined in small steps: a beat may need this loop to arrive.
+        # Joined in small steps: sending a heartbeat may need this loop.
         deadline = asyncio.get_running_loop().time() + max(self._interval, 1.0)
         while thread is not None and thread.is_alive() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.005)
@@ -121,17 +121,17 @@ class Heartbeat:
         return self._interval + random.uniform(-self._jitter, self._jitter)
 
     async def _beat(self) -> None:
-        # The graphics cards are asked in another process, which takes too long for an event loop.
+        # nvidia-smi is another process and takes too long for an event loop.
         machine = await asyncio.to_thread(system_snapshot, True) if self._include_gpu else system_snapshot()
         snapshot = {**machine, **self._extra()}
         try:
             beats = (
-                self._store.update_worker(life.worker_id, snapshot, incarnation=life.incarnation, attempts=list(life.running()))
-                for life in self._lives
+                self._store.update_worker(one.worker_id, snapshot, incarnation=one.incarnation, attempts=list(one.running()))
+                for one in self._sources
             )
             await asyncio.wait_for(asyncio.gather(*beats), max(self._interval, 1.0))
         except asyncio.TimeoutError:
-            # A store that never answered is not there yet: its client says in one line that it waits for it.
+            # Before the first answer the client itself logs that it waits for the store.
             self._note_failure("the store does not answer", logging.WARNING if self._arrived else logging.DEBUG)
         except Exception as error:
             self._note_failure(str(error) or type(error).__name__, logging.WARNING)
@@ -139,7 +139,7 @@ class Heartbeat:
             self._arrived, self._failing = True, False
 
     def _note_failure(self, reason: str, level: int) -> None:
-        """Say it, once until a beat arrives again."""
+        """Log it, once until a heartbeat succeeds again."""
         if not self._failing and not self._stop.is_set():
             _log.log(level, "Heartbeat of %s failed: %s", self._name, reason)
         self._failing = True

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from ...core.model.semconv import AGL_OUTPUT
 from ...core.model.span import Attributes
 
-__all__ = ["Output", "captured"]
+__all__ = ["OutputCapture", "capture"]
 
 HEAD_BYTES = 512 * 1024
 TAIL_BYTES = 512 * 1024
@@ -22,7 +22,7 @@ TAIL_BYTES = 512 * 1024
 _FORMAT = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 
 
-class Output:
+class OutputCapture:
     """The first and the last bytes of everything that an attempt wrote, in the order of writing, from any thread."""
 
     def __init__(self, head_bytes: int = HEAD_BYTES, tail_bytes: int = TAIL_BYTES) -> None:
@@ -76,16 +76,16 @@ class Output:
         return {**fields, **{f"{AGL_OUTPUT}.{source}_bytes": count for source, count in self.counts.items()}}
 
 
-_OUTPUT: ContextVar[Output | None] = ContextVar("agentlightning_output", default=None)
+_OUTPUT: ContextVar[OutputCapture | None] = ContextVar("agentlightning_output", default=None)
 """Where this task or thread writes to, beside the real streams."""
 _LOGGING: ContextVar[bool] = ContextVar("agentlightning_logging", default=False)
 """Set while handlers write a record that is kept already."""
 _LOCK = threading.Lock()
-_OPEN: list[Output] = []
+_OPEN: list[OutputCapture] = []
 """What is captured now; the streams are wrapped while there is any."""
 
 
-def _current() -> Output | None:
+def _current() -> OutputCapture | None:
     """The output of this context. A thread without one belongs to the only attempt of the process, if there is one."""
     output = _OUTPUT.get()
     if output is not None:
@@ -99,7 +99,7 @@ def _current() -> Output | None:
     return open_now[0] if len(open_now) == 1 else None
 
 
-class _Routed:
+class _TeeStream:
     """A standard stream that keeps a copy for the attempt that writes; in all else the stream that it wraps."""
 
     def __init__(self, stream: Any, source: str) -> None:
@@ -127,11 +127,11 @@ class _Routed:
     @property
     def buffer(self) -> Any:
         """The stream of bytes below, which is copied as well."""
-        return _Routed(self._stream.buffer, self._source)
+        return _TeeStream(self._stream.buffer, self._source)
 
 
 @contextmanager
-def captured(output: Output) -> Generator[None, None, None]:
+def capture(output: OutputCapture) -> Generator[None, None, None]:
     """Everything that this context prints and logs goes to ``output`` too while the block runs.
 
     Tasks and threads that carry a copy of the context are included; other processes are not, and neither is
@@ -147,19 +147,19 @@ def captured(output: Output) -> Generator[None, None, None]:
         _close(output)
 
 
-def _open(output: Output) -> None:
+def _open(output: OutputCapture) -> None:
     with _LOCK:
         _OPEN.append(output)
         if len(_OPEN) == 1:
             for name in ("stdout", "stderr"):
                 stream: TextIO | None = getattr(sys, name)
                 # None in a process without a console; ours where somebody put it back after its attempt.
-                if stream is not None and not isinstance(stream, _Routed):
-                    setattr(sys, name, _Routed(stream, name))
+                if stream is not None and not isinstance(stream, _TeeStream):
+                    setattr(sys, name, _TeeStream(stream, name))
             logging.Logger.callHandlers = _call_handlers
 
 
-def _close(output: Output) -> None:
+def _close(output: OutputCapture) -> None:
     with _LOCK:
         output.closed = True
         _OPEN.remove(output)
@@ -168,7 +168,7 @@ def _close(output: Output) -> None:
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             # Somebody else's stream that was put there meanwhile is left alone, and may go on to use ours.
-            if isinstance(stream, _Routed):
+            if isinstance(stream, _TeeStream):
                 setattr(sys, name, stream._stream)  # pyright: ignore[reportPrivateUsage]
         if logging.Logger.callHandlers is _call_handlers:
             logging.Logger.callHandlers = _ORIGINAL

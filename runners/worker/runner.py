@@ -19,28 +19,28 @@ from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 from ..agent.decorators import as_agent
 from ..agent.litagent import LitAgent
-from ..stop_events import StopSignal
+from ..stop_events import CombinedEvent, StopSignal
 from ..tracing.base import Tracer
-from .agent_call import AgentPlace, GivenUp
+from .agent_call import AgentExecutor, Watchdog
 from .attempt import AttemptOptions, AttemptRun
 from .base import Runner
-from .heartbeat import Heartbeat, Life
+from .heartbeat import Heartbeat, HeartbeatSource
 
-__all__ = ["LitAgentRunner", "Slot", "StopToo", "side_by_side", "slots_of"]
+__all__ = ["LitAgentRunner", "Slot", "serve_slots", "slots_of"]
 
 class Slot:
-    """One worker of the store: it runs one attempt at a time. A new object is a new life, with a new incarnation."""
+    """One worker of the store, which runs one attempt at a time; each object is a new incarnation of it."""
 
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
         self.incarnation = uuid.uuid4().hex
-        self.place = AgentPlace()
+        self.executor = AgentExecutor()
         self.running: dict[tuple[str, str], None] = {}
 
     @property
-    def life(self) -> Life:
-        """What its heartbeats say."""
-        return Life(self.worker_id, self.incarnation, lambda: list(self.running))
+    def heartbeat_source(self) -> HeartbeatSource:
+        """What its heartbeats report."""
+        return HeartbeatSource(self.worker_id, self.incarnation, lambda: list(self.running))
 
     @contextmanager
     def marked(self, rollout: AttemptedRollout) -> Generator[None, None, None]:
@@ -58,33 +58,17 @@ def slots_of(worker_id: str, count: int) -> list[Slot]:
     return [Slot(worker_id if count == 1 else f"{worker_id}-{index}") for index in range(count)]
 
 
-class StopToo:
-    """Set when ``event`` is, or by ``set``."""
-
-    def __init__(self, event: StopSignal | None) -> None:
-        self._event = event
-        self._set = False
-
-    def set(self) -> None:
-        """Ask to stop, without touching the event."""
-        self._set = True
-
-    def is_set(self) -> bool:
-        """Whether to stop."""
-        return self._set or (self._event is not None and self._event.is_set())
-
-
-async def side_by_side(
+async def serve_slots(
     slots: Sequence[Slot], serve: Callable[[Slot, StopSignal | None], Awaitable[None]], event: StopSignal | None
 ) -> None:
     """Serve all slots until each has ended; a cancellation cancels them all.
 
-    After the first that fails nothing is begun any more: what runs may end, then the error is raised.
+    After the first that fails no attempt is started: running ones may end, then the error is raised.
     """
     if len(slots) == 1:
         await serve(slots[0], event)
         return
-    stop = StopToo(event)
+    stop = CombinedEvent(event)
     tasks = {asyncio.ensure_future(serve(slot, stop)): slot for slot in slots}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -108,14 +92,14 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 PUSH_SECONDS = 20.0
-"""How long one call waits for work at a store that can hand it out the moment it appears."""
+"""How long one call waits for work at a store that delivers it at once (``push_dequeue``)."""
 PUSH_SECONDS_WITH_EVENT = 0.5
-"""The same where a stop event has to be looked at in between."""
+"""The same where a stop event has to be checked in between."""
 IDLE_SECONDS = 3.0
-"""After so long without work a runner looks for a reason."""
+"""After so long without work a runner looks for the reason."""
 
 
-_OF_THIS_LIFE = ("_agent", "_store", "_hooks", "_worn_out", "_replaceable", "_given_up", "_slots", "_on_execute", "worker_id")
+_RUNTIME_FIELDS = ("_agent", "_store", "_hooks", "_draining", "_replaceable", "_watchdog", "_slots", "_on_execute", "worker_id")
 
 
 class LitAgentRunner(Runner[T]):
@@ -124,23 +108,23 @@ class LitAgentRunner(Runner[T]):
     Args:
         tracer: records what the agent does.
         max_rollouts: how many rollouts :meth:`iter` executes; None for no limit, 0 for none.
-        poll_interval: seconds between looks at a queue that is empty, where the store cannot
-            hand out work by itself (``push_dequeue``); where it can, work starts at once.
-        heartbeat_interval: seconds between signs of life; 0 or less sends none.
+        poll_interval: seconds between claims while the queue is empty; unused where the store delivers work at once
+            (``push_dequeue``).
+        heartbeat_interval: seconds between heartbeats; 0 or less sends none.
         interval_jitter: seconds by which both pauses vary at random.
         heartbeat_launch_mode: ``thread`` also beats while the agent blocks the event loop.
-        heartbeat_include_gpu: heartbeats tell the graphics cards too, where ``nvidia-smi`` is there.
+        heartbeat_include_gpu: heartbeats report the graphics cards too, where ``nvidia-smi`` is installed.
         slots: how many rollouts :meth:`iter` executes at the same time. More than one are as many
             workers in the store, ``Worker-N-0``, ``Worker-N-1``, ...
-        group: the consumer group whose hints say what to claim first, on a store of this process
-            that has a log on Kafka; elsewhere the store itself says it.
+        group: the consumer group whose hints decide what is claimed first, on a store of this process
+            with a log on Kafka; other stores decide it themselves.
         capture_output: keep what an attempt prints and logs beside its spans.
         strict_traces: an attempt whose trace lacks a model call, a reward or token ids fails; without it the
             attempt's metadata name what is missing.
         worker_name: name in the store and in log lines instead of the worker's number.
         on_stuck: called, in a thread of its own, with the log prefix of an attempt that is long past its time
-            limit and still holds the event loop. With it :meth:`iter` also ends, after what runs, once an agent
-            had to be given up: for processes that somebody replaces.
+            limit and still blocks the event loop. With it :meth:`iter` also ends, after the running attempts, once an
+            agent was abandoned: for processes under a supervisor.
     """
 
     def __init__(
@@ -182,29 +166,29 @@ class LitAgentRunner(Runner[T]):
         self._run_id: str | None = None
         self._on_execute: Callable[[str, bool], None] | None = None
         self._idle_explained = False
-        self._begin(on_stuck, capture_output, strict_traces)
+        self._reset(on_stuck, capture_output, strict_traces)
         self._slots = slots_of(self.get_worker_id(), slots)
-        self._begun = 0
+        self._started = 0
         self._done = 0
 
-    def _begin(self, on_stuck: Callable[[str], None] | None, capture_output: bool, strict_traces: bool) -> None:
-        self._worn_out = StopToo(None)
+    def _reset(self, on_stuck: Callable[[str], None] | None, capture_output: bool, strict_traces: bool) -> None:
+        self._draining = CombinedEvent(None)
         self._replaceable = on_stuck is not None
-        self._given_up = GivenUp(lambda: self._worn_out.set(), on_stuck or _say_stuck)
-        self._options = AttemptOptions(self._given_up, capture_output, strict_traces)
+        self._watchdog = Watchdog(lambda: self._draining.set(), on_stuck or _log_stuck)
+        self._options = AttemptOptions(self._watchdog, capture_output, strict_traces)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The settings: a runner that is carried to another process, or copied, has done nothing yet."""
-        kept = {name: value for name, value in vars(self).items() if name not in _OF_THIS_LIFE}
+        """The settings only: a runner in another process, or a copy, has run nothing yet."""
+        kept = {name: value for name, value in vars(self).items() if name not in _RUNTIME_FIELDS}
         return {**kept, "_options": (self._options.capture_output, self._options.strict_traces)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         capture_output, strict_traces = state.pop("_options")
-        vars(self).update(state, _agent=None, _store=None, _hooks=[], _on_execute=None, worker_id=None, _begun=0, _done=0)
-        self._begin(None, capture_output, strict_traces)
+        vars(self).update(state, _agent=None, _store=None, _hooks=[], _on_execute=None, worker_id=None, _started=0, _done=0)
+        self._reset(None, capture_output, strict_traces)
         self._slots = slots_of(self.get_worker_id(), self._count)
 
-    def settle_in(
+    def configure(
         self,
         on_stuck: Callable[[str], None] | None = None,
         worker_name: str | None = None,
@@ -212,10 +196,10 @@ class LitAgentRunner(Runner[T]):
         max_rollouts: int | None = None,
         on_execute: Callable[[str, bool], None] | None = None,
     ) -> None:
-        """Set arguments of the class before the work begins: the first two where they were not given.
+        """Set arguments of the class before :meth:`iter`: the first two where they were not given.
 
         ``run_id``: claim rollouts of this run only; the store has to be able to (``run_claims``). ``max_rollouts``: what
-        is left of it, where an earlier process of this worker has done some. ``on_execute``: called with the rollout's id
+        is left of it, where an earlier process of this worker has run some. ``on_execute``: called with the rollout's id
         and True before an attempt, and with False after it.
         """
         self._worker_name = self._worker_name or worker_name
@@ -224,7 +208,7 @@ class LitAgentRunner(Runner[T]):
         if max_rollouts is not None:
             self._max_rollouts = max_rollouts
         if on_stuck is not None:
-            self._begin(on_stuck, self._options.capture_output, self._options.strict_traces)
+            self._reset(on_stuck, self._options.capture_output, self._options.strict_traces)
 
     @property
     def tracer(self) -> Tracer:
@@ -233,8 +217,8 @@ class LitAgentRunner(Runner[T]):
 
     @property
     def given_up(self) -> int:
-        """How many agents did not end in time and were left behind in their threads, since the runner was made."""
-        return self._given_up.count
+        """How many agents did not end in time and were abandoned, since the runner was made."""
+        return self._watchdog.count
 
     def init(self, agent: Any, *, hooks: Sequence[Hook] | None = None, **kwargs: Any) -> None:
         """Take the agent, a LitAgent or a plain function, and a copy of the hooks."""
@@ -244,7 +228,7 @@ class LitAgentRunner(Runner[T]):
         self._tracer.init()
 
     def init_worker(self, worker_id: int, store: LightningStore, **kwargs: Any) -> None:
-        """Take the store, an opened one, and start the tracer; a new life of this worker begins."""
+        """Take the store, an opened one, and start the tracer; a new incarnation of this worker begins."""
         if isinstance(store, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput(f"A runner takes a store and not its address; open it first: open_store({store!r})")
         self.worker_id = worker_id
@@ -255,7 +239,7 @@ class LitAgentRunner(Runner[T]):
     def teardown_worker(self, worker_id: int, *args: Any, **kwargs: Any) -> None:
         """Stop the tracer, and the threads in which agents ran."""
         for slot in self._slots:
-            slot.place.close()
+            slot.executor.close()
         self._tracer.teardown_worker(worker_id)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
@@ -305,25 +289,25 @@ class LitAgentRunner(Runner[T]):
         """
         limit = "unlimited" if self._max_rollouts is None else str(self._max_rollouts)
         _log.info("%s Started async rollouts (max: %s).", self._prefix(), limit)
-        self._begun = self._done = 0
+        self._started = self._done = 0
         heartbeat = self._heartbeat()
         heartbeat.start()
         if self._replaceable:
-            self._worn_out = StopToo(event)
-            event = self._worn_out
+            self._draining = CombinedEvent(event)
+            event = self._draining
         try:
-            await heartbeat.introduce(self._prefix())
+            await heartbeat.register(self._prefix())
             async with self._hints():
-                await side_by_side(self._slots, self._serve, event)
+                await serve_slots(self._slots, self._serve, event)
         finally:
             await heartbeat.stop()
         _log.info("%s Finished async rollouts. Processed %d tasks.", self._prefix(), self._done)
 
     async def _serve(self, slot: Slot, event: StopSignal | None) -> None:
-        """Claim and execute in one slot until ``event`` is set, or all slots together have begun enough."""
+        """Claim and execute in one slot until ``event`` is set, or all slots together have started ``max_rollouts``."""
         limit = "unlimited" if self._max_rollouts is None else str(self._max_rollouts)
-        while self._max_rollouts is None or self._begun < self._max_rollouts:
-            self._begun += 1
+        while self._max_rollouts is None or self._started < self._max_rollouts:
+            self._started += 1
             rollout = await self._claim(slot, event)
             if rollout is None:
                 return
@@ -352,7 +336,7 @@ class LitAgentRunner(Runner[T]):
             _log.warning("%s Without a worker id no heartbeats are sent.", self._prefix())
         return Heartbeat(
             self.get_store(),
-            [slot.life for slot in self._slots],
+            [slot.heartbeat_source for slot in self._slots],
             interval=0 if self.worker_id is None else self._heartbeat_interval,
             jitter=self._jitter,
             mode=self._heartbeat_mode,
@@ -380,14 +364,14 @@ class LitAgentRunner(Runner[T]):
             if not self._idle_explained and time.monotonic() - began > IDLE_SECONDS:
                 await self._explain_idle()
             if push:
-                # A store that answers at once in spite of the waiting time must not make a busy loop.
+                # A store that ignores the waiting time must not cause a busy loop.
                 await asyncio.sleep(0.001)
             else:
                 await self._poll_pause(event)
         return None
 
     async def _explain_idle(self) -> None:
-        """Tell once, where that is so, that the open runs of the store have runners of their own."""
+        """Log once, where that is so, that the open runs of the store have runners of their own."""
         self._idle_explained = True
         query: Any = getattr(self.get_store(), "query_runs", None)
         if query is None or self._run_id is not None:
@@ -395,7 +379,7 @@ class LitAgentRunner(Runner[T]):
         try:
             runs = await query(brief=True)
         except AgentLightningError as error:
-            _log.debug("%s The runs of the store cannot be asked for: %s", self._prefix(), error)
+            _log.debug("%s The runs of the store cannot be read: %s", self._prefix(), error)
             return
         kept = [run["run_id"] for run in runs if run["closed_at"] is None and run.get("own_runners")]
         if kept:
@@ -414,7 +398,7 @@ class LitAgentRunner(Runner[T]):
             left -= piece
 
     async def _execute(self, rollout: AttemptedRollout, slot: Slot) -> Exception | None:
-        with slot.marked(rollout), self._told(rollout.rollout_id):
+        with slot.marked(rollout), self._reported(rollout.rollout_id):
             return await AttemptRun(
                 runner=self,
                 agent=self.get_agent(),
@@ -424,11 +408,11 @@ class LitAgentRunner(Runner[T]):
                 rollout=rollout,
                 prefix=self._prefix(rollout.rollout_id),
                 options=self._options,
-                place=slot.place,
+                executor=slot.executor,
             ).run()
 
     @contextmanager
-    def _told(self, rollout_id: str) -> Generator[None, None, None]:
+    def _reported(self, rollout_id: str) -> Generator[None, None, None]:
         if self._on_execute is None:
             yield
             return
@@ -446,7 +430,7 @@ class LitAgentRunner(Runner[T]):
         mode: RolloutMode | None = None,
         event: StopSignal | None = None,
     ) -> Rollout:
-        """Execute one rollout past the queue and return it as it ended.
+        """Execute one rollout without the queue and return it as it ended.
 
         ``resources`` are added to the store first, and are the latest from then on. What the
         agent raises is raised here, after the attempt was recorded as failed.
@@ -465,5 +449,5 @@ class LitAgentRunner(Runner[T]):
         return finished
 
 
-def _say_stuck(prefix: str) -> None:
-    _log.error("%s The agent is past its time limit and blocks the event loop: nothing can end it but this process.", prefix)
+def _log_stuck(prefix: str) -> None:
+    _log.error("%s The agent is past its time limit and blocks the event loop: only ending this process ends it.", prefix)

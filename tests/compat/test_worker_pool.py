@@ -183,7 +183,7 @@ async def test_an_agent_that_hangs_is_given_up_and_its_task_goes_to_another(capl
         result = await server.poll_completed_rollout(rollout_id, timeout=5)
         assert result is not None and result.final_reward == 0.75
         assert hung.wait(5)
-        assert "The agent does not return" in caplog.text
+        assert "The agent does not end" in caplog.text
     finally:
         stop.set()
         thread.join(10)

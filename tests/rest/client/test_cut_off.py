@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from agentlightning.compat.server_app import LegacyDoor
+from agentlightning.compat.server_app import LegacyApp
 from agentlightning.core.errors import StorageError, StoreUnreachable
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL
@@ -126,7 +126,7 @@ async def test_a_node_that_is_behind_its_log_says_so_instead_of_not_found() -> N
 async def test_the_door_of_the_first_protocol_says_so_too() -> None:
     log = CutLog(MemoryLog())
     store = EventLogStore(log, foreign_writers=True)  # pyright: ignore[reportArgumentType]
-    door = LegacyDoor(store)
+    door = LegacyApp(store)
     serving = Serving(door, "127.0.0.1", 0)
     await serving.start(in_thread=False)
     try:

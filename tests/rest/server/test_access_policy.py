@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agentlightning.compat.server import AgentLightningServer
-from agentlightning.compat.server_app import LegacyDoor
+from agentlightning.compat.server_app import LegacyApp
 from agentlightning.core.errors import CrossSite, ForeignHost, InvalidInput
 from agentlightning.core.model.store_interface import LightningStore
 from agentlightning.rest.api.routes import ROUTES
@@ -158,7 +158,7 @@ async def test_a_server_answers_under_the_address_that_it_gives_to_clients(
         monkeypatch.setattr(f"agentlightning.rest.server.{name}", lambda host: "192.0.2.9")
     server = LightningStoreServer(store, host="0.0.0.0", port=0, token="t", allow_hosts=["store.example.com"])
     assert server.endpoint.startswith("http://192.0.2.9:")
-    legacy = LegacyDoor(store, host="0.0.0.0", token="t", allow_hosts=["store.example.com"]).door
+    legacy = LegacyApp(store, host="0.0.0.0", token="t", allow_hosts=["store.example.com"]).door
     for door in (server.app, legacy):
         assert door.admits(head(host="192.0.2.9:4747", authorization="Bearer t"))
         assert not door.admits(head(host="192.0.2.8:4747", authorization="Bearer t"))

@@ -20,7 +20,7 @@ from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.runners.agent.decorators import as_agent
 from agentlightning.runners.pool.process import WorkerContext
 from agentlightning.runners.worker import agent_call
-from agentlightning.runners.worker.agent_call import lend_thread
+from agentlightning.runners.worker.agent_call import run_agents_here
 
 from ..support import PROMPT, run_two, told
 
@@ -160,7 +160,7 @@ def test_synchronous_agents_of_a_worker_process_have_the_main_thread(store: InMe
     async def bundle(opened: Any, worker_id: int, event: Any) -> None:
         found.extend(await serve(opened, agent))
 
-    assert in_a_worker(RunnerJob(bundle), Given(store, None)) == [("works", ""), ("done", "")]
+    assert in_a_worker(RunnerJob(bundle), Given(store, None)) == [("loaded", ""), ("done", "")]
     assert statuses(found) == ["succeeded"] * 2
 
 
@@ -207,10 +207,10 @@ def test_a_signal_handler_that_an_agent_left_behind_does_not_end_its_worker(
 
     before = signal.getsignal(signal.SIGALRM)
     try:
-        assert statuses(lend_thread(work, lambda outcome: None)) == ["succeeded"] * 2
+        assert statuses(run_agents_here(work, lambda outcome: None)) == ["succeeded"] * 2
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert "A signal handler that an agent left behind raised TimeoutError: too late" in caplog.text
+    assert "A signal handler of an earlier agent raised TimeoutError: too late" in caplog.text
 
 
 async def test_agents_that_use_asyncio_run_find_one_event_loop_and_not_one_each(store: InMemoryLightningStore) -> None:
@@ -246,13 +246,13 @@ def test_a_lent_thread_that_an_agent_holds_does_not_keep_the_process(
         ended.append(statuses(outcome.result())[1])
         release.set()  # a process would end here
 
-    lend_thread(lambda: asyncio.run(serve(store, agent, 2, timeout_seconds=0.3)), stuck)
+    run_agents_here(lambda: asyncio.run(serve(store, agent, 2, timeout_seconds=0.3)), stuck)
     assert ended == ["succeeded"]
 
 
 def test_what_the_other_thread_raises_is_raised_here() -> None:
     with pytest.raises(ZeroDivisionError):
-        lend_thread(lambda: 1 / 0, lambda outcome: None)
+        run_agents_here(lambda: 1 / 0, lambda outcome: None)
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])

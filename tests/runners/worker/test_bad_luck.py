@@ -222,8 +222,8 @@ def test_an_attempt_that_blocks_the_event_loop_is_noticed_beside_another(
         monkeypatch.setattr(agent_call, name, seconds)
     stuck: list[str] = []
     noticed = threading.Event()
-    given_up = agent_call.GivenUp(lambda: None, lambda prefix: (stuck.append(prefix), noticed.set()))  # pyright: ignore[reportArgumentType]
+    given_up = agent_call.Watchdog(lambda: None, lambda prefix: (stuck.append(prefix), noticed.set()))  # pyright: ignore[reportArgumentType]
     outer, inner = limits
     with given_up.watched(outer, f"limit {outer:g}"), given_up.watched(inner, f"limit {inner:g}"):
         assert noticed.wait(3) and stuck == ["limit 0"]
-        assert "limit 0 The event loop stands here" in caplog.text and "noticed.wait(3)" in caplog.text
+        assert "limit 0 The event loop is blocked here" in caplog.text and "noticed.wait(3)" in caplog.text

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
-from agentlightning.runners.worker.heartbeat import Heartbeat, Life
+from agentlightning.runners.worker.heartbeat import Heartbeat, HeartbeatSource
 from agentlightning.runners.worker.system_snapshot import system_snapshot
 
 
@@ -28,7 +28,7 @@ async def test_a_store_that_never_answered_is_no_news_of_the_heartbeat_and_one_t
             return await store.update_worker(*args, **kwargs)
 
     quiet: Any = Quiet()
-    beat = Heartbeat(quiet, [Life("Worker-0", "i", list)], interval=0.01, jitter=0.0, mode="asyncio")
+    beat = Heartbeat(quiet, [HeartbeatSource("Worker-0", "i", list)], interval=0.01, jitter=0.0, mode="asyncio")
     with caplog.at_level(logging.INFO):
         beat.start()
         await asyncio.sleep(0.1)

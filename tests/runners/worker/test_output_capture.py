@@ -14,7 +14,7 @@ import pytest
 import agentlightning as agl
 from agentlightning.core.model.semconv import AGL_OUTPUT
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
-from agentlightning.runners.worker.output_capture import Output
+from agentlightning.runners.worker.output_capture import OutputCapture
 
 from ..support import PROMPT, attempt_of, printed, run_two
 
@@ -97,7 +97,7 @@ async def test_quiet_attempts_and_runners_that_do_not_capture_have_no_output(sto
 
 def test_an_output_keeps_both_ends_exactly() -> None:
     for pieces in (1, 3, 1000):
-        output, whole = Output(10, 10), b""
+        output, whole = OutputCapture(10, 10), b""
         for number in range(pieces):
             piece = b"%d," % number
             output.add("stdout", piece)
