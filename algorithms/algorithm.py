@@ -17,10 +17,11 @@ from ..core.model.resources import NamedResources, ResourcesUpdate, validate_res
 from ..core.model.rollout import Dataset
 from ..core.model.store_interface import LightningStore
 
-__all__ = ["Algorithm", "Best", "FunctionalAlgorithm", "algo", "seeded"]
+__all__ = ["Algorithm", "Best", "FunctionalAlgorithm", "algo", "seeded", "with_llm_proxy", "with_store"]
 
 _log = logging.getLogger(__name__)
 
+Method = Callable[..., Awaitable[Any]]
 Best = Mapping[str, Any] | ResourcesUpdate | str
 """How an algorithm names its best resources: the resources, what the store answered when they were published, or their id."""
 
@@ -192,6 +193,50 @@ class FunctionalAlgorithm(Algorithm):
 def algo(func: Callable[..., Any]) -> FunctionalAlgorithm:
     """Make an algorithm of a function, synchronous or asynchronous; see :class:`FunctionalAlgorithm`."""
     return FunctionalAlgorithm(func)
+
+
+def with_store(func: Method) -> Method:
+    """Call a coroutine method of an algorithm with the store as its first argument; ValueError without a store."""
+
+    @functools.wraps(func)
+    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return await func(self, self.get_store(), *args, **kwargs)
+
+    return wrapper
+
+
+def with_llm_proxy(required: bool = False, auto_start: bool = True) -> Callable[[Method], Method]:
+    """Call a coroutine method of an algorithm with its proxy, or None, as the first argument.
+
+    Args:
+        required: ValueError where there is no proxy.
+        auto_start: start one that does not run, and stop it afterwards.
+    """
+
+    def decorate(func: Method) -> Method:
+        @functools.wraps(func)
+        async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            proxy: Any = self.get_llm_proxy()
+            if proxy is None and required:
+                raise InvalidInput("LLM proxy is required but not configured.")
+            if proxy is None:
+                return await func(self, None, *args, **kwargs)
+            started = auto_start and not await _awaited(proxy.is_running())
+            if started:
+                await _awaited(proxy.start())
+            try:
+                return await func(self, proxy, *args, **kwargs)
+            finally:
+                if started:
+                    await _awaited(proxy.stop())
+
+        return wrapper
+
+    return decorate
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
 
 
 @contextlib.contextmanager

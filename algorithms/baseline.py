@@ -15,8 +15,8 @@ from ..core.model.span import Span
 from ..core.model.store_interface import LightningStore, is_finished
 from ..core.retry import patiently
 from ..core.spans.readers import attempt_spans, find_final_reward
-from .algorithm import Algorithm
-from .helpers import Row, Rows, with_llm_proxy
+from .algorithm import Algorithm, with_llm_proxy
+from .datasets import Row, Rows
 
 __all__ = ["Baseline", "FastAlgorithm"]
 
@@ -73,7 +73,7 @@ class Baseline(FastAlgorithm):
     ) -> None:
         """Train samples in mode ``train``, then validation samples in mode ``val``, once an epoch.
 
-        Datasets of any form are taken (see ``Rows`` in helpers.py), and each sample is read when its turn comes. One that
+        Datasets of any form are taken (see ``Rows`` in datasets.py), and each sample is read when its turn comes. One that
         cannot be used is logged and left out; ValueError where there are some and none can.
         """
         given: list[tuple[RolloutMode, Any]] = [("train", train_dataset), ("val", val_dataset)]

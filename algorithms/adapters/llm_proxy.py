@@ -12,7 +12,7 @@ from ...core.model.rollout import Triplet
 from ...core.model.span import Span
 from . import span_fields
 from .base import as_spans
-from .trace_tree import finite
+from .span_tree import finite
 from .triplets import TraceToTripletBase
 
 __all__ = ["LlmProxyTraceToTriplet"]

@@ -29,14 +29,14 @@ from ..runs.run_store import BEST, ClaimsForRun, RunStore, best_content
 from .progress import Progress
 from .result import FitResult, Outcome, collect
 
-__all__ = ["AlgorithmSide", "RunnerSide"]
+__all__ = ["AlgorithmTask", "RunnerTask"]
 
 _log = logging.getLogger("agentlightning.trainer")
 ALIVE_LOOK_SECONDS = 0.1
 
 
 @dataclass
-class AlgorithmSide:
+class AlgorithmTask:
     """An :class:`AlgorithmBundle`: opens a run, lets the algorithm work, and closes the run.
 
     ``result`` has what came of it once it was called. Without an algorithm the run is open until the stop.
@@ -247,7 +247,7 @@ async def _in_thread(call: Callable[[], Any]) -> Any:
 
 
 @dataclass
-class RunnerSide:
+class RunnerTask:
     """A :class:`RunnerBundle`: every worker gets a runner and a tracer of its own.
 
     ``make`` makes one. Everything here must be picklable.

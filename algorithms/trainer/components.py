@@ -1,24 +1,34 @@
-"""The components of a trainer, built from an object, a class, a name or a dict, and a runner and a tracer for each worker."""
+"""The components of a trainer: built from an object, class, name or dict; a runner and a tracer for each worker; the store."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import logging
+import math
+import os
 import pickle
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast
 
-from ...core.errors import InvalidInput
+from ...core.errors import InvalidInput, LogLocked
+from ...core.log.open_log import address_of
+from ...core.loop_thread import run_to_end
+from ...core.model.store_interface import LightningStore
 from ...runners.pool.pickling import pickled
 from ...runners.tracing.base import Tracer
 from ...runners.worker.base import Runner
+from ..execution.env_vars import secrets, token
 
-__all__ = ["RunnerMaker", "Spec", "TracerMaker", "build_component"]
+__all__ = ["DEFAULT_FILE", "RunnerFactory", "Spec", "StoreHandle", "TracerFactory", "build_component"]
 
 _log = logging.getLogger("agentlightning.trainer")
+DEFAULT_FILE = Path(".agl") / "log.db"
+_MOST_FILES = 1000
 
 T = TypeVar("T")
 Spec = Union[T, Callable[..., T], str, Mapping[str, Any], None]  # noqa: UP007 (an alias with a variable, for 3.10)
@@ -65,13 +75,13 @@ def build_component(
     if isinstance(spec, expected_type):
         value = spec
     elif isinstance(spec, str):
-        value = _made(_named(spec, spec_name, registry), {}, optional_defaults)
+        value = _construct(_resolve(spec, spec_name, registry), {}, optional_defaults)
     elif isinstance(spec, dict):
         given = dict(cast("dict[str, Any]", spec))
         maker = _type_of(given, spec_name, registry, dict_requires_type, dict_default_cls)
-        value = _made(maker, given, optional_defaults)
+        value = _construct(maker, given, optional_defaults)
     elif callable(spec):
-        value = _made(spec, {}, optional_defaults)
+        value = _construct(spec, {}, optional_defaults)
     else:
         message = (
             invalid_spec_error_fmt
@@ -100,16 +110,16 @@ def _type_of(
             continue  # then it is an argument
         if named is not None:
             del given[key]
-            return named if callable(named) else _named(named, name, registry)
+            return named if callable(named) else _resolve(named, name, registry)
     if required or default is None:
         raise InvalidInput(f"{name} dict must have a 'type' key with the class full name")
     return default
 
 
-def _named(path: Any, name: str, registry: Mapping[str, Any] | None) -> Any:
+def _resolve(path: Any, name: str, registry: Mapping[str, Any] | None) -> Any:
     if isinstance(path, str) and registry is not None and path in registry:
         found = registry[path]
-        return _named(found, name, None) if isinstance(found, str) else found
+        return _resolve(found, name, None) if isinstance(found, str) else found
     module, _, attribute = path.rpartition(".") if isinstance(path, str) else ("", "", "")
     known = f"; there are {', '.join(registry)}" if registry else ""
     if not module:
@@ -120,15 +130,15 @@ def _named(path: Any, name: str, registry: Mapping[str, Any] | None) -> Any:
         raise InvalidInput(f"{path!r} is no {name}: {error}{known}") from error
 
 
-def _made(maker: Any, given: dict[str, Any], defaults: Mapping[str, Any] | None) -> Any:
+def _construct(maker: Any, given: dict[str, Any], defaults: Mapping[str, Any] | None) -> Any:
     arguments = dict(given)
     for parameter, value in (defaults or {}).items():
-        if parameter not in arguments and _takes(maker, parameter):
+        if parameter not in arguments and _accepts(maker, parameter):
             arguments[parameter] = value() if callable(value) and not isinstance(value, type) else value
     return maker(**arguments)
 
 
-def _takes(maker: Any, parameter: str) -> bool:
+def _accepts(maker: Any, parameter: str) -> bool:
     """Whether it has this parameter; a constructor with ``**kwargs`` is asked for the one that it passes them on to."""
     if isinstance(maker, type):
         makers = [base.__dict__["__init__"] for base in maker.__mro__ if "__init__" in base.__dict__]
@@ -146,7 +156,7 @@ def _takes(maker: Any, parameter: str) -> bool:
     return False
 
 
-class Another:
+class CopyFactory:
     """Makes objects like ``value``, which must not have begun its work; the first call gives ``value`` itself."""
 
     def __init__(self, value: Any, what: str) -> None:
@@ -181,7 +191,7 @@ class Another:
 
 
 @dataclass
-class TracerMaker:
+class TracerFactory:
     """Tracers from ``spec``: a Tracer, of which every worker gets one like it, or a spec of `build_component`."""
 
     spec: Any
@@ -189,11 +199,11 @@ class TracerMaker:
 
     def __post_init__(self) -> None:
         if isinstance(self.spec, Tracer):
-            self.spec = Another(self.spec, "tracer")
+            self.spec = CopyFactory(self.spec, "tracer")
 
     def __call__(self) -> Tracer:
         """One more; an AgentOpsTracer where nothing was given."""
-        if isinstance(self.spec, Another):
+        if isinstance(self.spec, CopyFactory):
             return self.spec()
         tracer = build_component(
             self.spec, expected_type=Tracer, spec_name="tracer", default_factory=lambda: _default_tracer(self.daemon)
@@ -209,21 +219,21 @@ def _default_tracer(daemon: bool) -> Tracer:
 
 
 @dataclass
-class RunnerMaker:
-    """Runners from ``spec``, as :class:`TracerMaker`; those that take a tracer get one of their own."""
+class RunnerFactory:
+    """Runners from ``spec``, as :class:`TracerFactory`; those that take a tracer get one of their own."""
 
     spec: Any
-    tracers: TracerMaker
+    tracers: TracerFactory
     max_rollouts: int | None
 
     def __post_init__(self) -> None:
         spec: Any = self.spec
         if isinstance(spec, Runner):
-            self.spec = Another(cast(Any, spec), "runner")
+            self.spec = CopyFactory(cast(Any, spec), "runner")
 
     def __call__(self) -> Runner[Any]:
         """One more; a LitAgentRunner where nothing was given."""
-        if isinstance(self.spec, Another):
+        if isinstance(self.spec, CopyFactory):
             return self.spec()
         runner: Any = build_component(
             self.spec,
@@ -238,3 +248,83 @@ class RunnerMaker:
         from ...runners.worker.runner import LitAgentRunner
 
         return LitAgentRunner(self.tracers(), max_rollouts=self.max_rollouts)
+
+
+class StoreHandle:
+    """Holds a store, or what one is made of: an address (``sqlite:///``, ``http://``, ``kafka://``, ``memory://``) or
+    a spec of `build_component`. None is ``./.agl/log.db``; where another process writes that file, one of its own.
+    """
+
+    def __init__(self, spec: Any) -> None:
+        self._spec = spec
+        self._store: LightningStore | None = spec if isinstance(spec, LightningStore) else None
+
+    def get(self) -> LightningStore:
+        """The store; opened if it is not."""
+        if self._store is None:
+            self._store = self._open()
+        return self._store
+
+    @contextmanager
+    def opened(self) -> Generator[LightningStore, None, None]:
+        """The store for this block. Whoever opened it closes it: the block, unless it was open already."""
+        before = self._store
+        store = self.get()
+        try:
+            yield store
+        finally:
+            if before is None:
+                self._store = None
+                _close(store)
+
+    def _open(self) -> LightningStore:
+        if self._spec is None:
+            return _open_default()
+        if isinstance(self._spec, str) and "://" in self._spec:
+            return _open_url(self._spec)
+        given: object = self._spec
+        if isinstance(given, os.PathLike):
+            return _open_url(address_of(cast(object, given)))
+        built = build_component(self._spec, expected_type=LightningStore, spec_name="store")
+        assert built is not None
+        return built
+
+
+def _open_url(url: str) -> LightningStore:
+    from ...rest.client.client import LightningStoreClient
+    from ...rest.open_store import open_store
+
+    if url.startswith(("http://", "https://")):
+        # A store that is away for a while costs that while.
+        return LightningStoreClient(url, token=token(), patience_seconds=math.inf)
+    return open_store(url, environment=secrets())
+
+
+def _open_default() -> LightningStore:
+    try:
+        return _open_url(f"sqlite:///./{DEFAULT_FILE}")
+    except LogLocked as locked:
+        refusal = locked
+    for number in range(2, _MOST_FILES):
+        path = DEFAULT_FILE.with_name(f"log-{number}.db")
+        if path.exists():
+            continue
+        try:
+            store = _open_url(f"sqlite:///./{path}")
+        except LogLocked:
+            continue
+        who = "another process" if refusal.pid is None else f"process {refusal.pid}"
+        _log.warning("%s is written by %s; this run is kept in %s.", DEFAULT_FILE, who, path)
+        return store
+    raise refusal
+
+
+def _close(store: LightningStore) -> None:
+    close: Any = getattr(store, "close", None)
+    result = close() if close is not None else None
+    if inspect.isawaitable(result):
+
+        async def wait() -> None:
+            await result
+
+        run_to_end("store-close", wait)

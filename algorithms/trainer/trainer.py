@@ -25,10 +25,9 @@ from ..baseline import Baseline, FastAlgorithm
 from ..execution.base import ExecutionStrategy, whole_number
 from ..execution.client_server import ClientServerExecutionStrategy
 from ..runs.recorder import RunStart, claims_for_runs, new_run_id
-from .algorithm_task import AlgorithmSide, RunnerSide
-from .components import RunnerMaker, Spec, TracerMaker, build_component
+from .algorithm_task import AlgorithmTask, RunnerTask
+from .components import RunnerFactory, Spec, StoreHandle, TracerFactory, build_component
 from .result import FitResult
-from .store import StoreKeeper
 
 if TYPE_CHECKING:
     from ..adapters.base import Adapter
@@ -114,12 +113,12 @@ class Trainer:
         self.hooks: tuple[Hook, ...] = (hooks,) if isinstance(hooks, Hook) else tuple(hooks or ())
         self._adapter_spec = adapter if adapter is not None else triplet_exporter
         self._adapter: Any = None
-        self._stores = StoreKeeper(store)
+        self._stores = StoreHandle(store)
         self.strategy = self._make_strategy(strategy)
         self.n_runners = self.strategy.n_runners or self.n_runners
         self._tracer_spec = tracer
         self._runner_spec = runner
-        self.tracer: Tracer = TracerMaker(tracer, daemon)()
+        self.tracer: Tracer = TracerFactory(tracer, daemon)()
         self.algorithm = _algorithm(algorithm)
         self.llm_proxy = self._make_proxy(llm_proxy)
 
@@ -182,8 +181,8 @@ class Trainer:
         """A runner as each worker gets one."""
         return self._runners()()
 
-    def _runners(self) -> RunnerMaker:
-        return RunnerMaker(self._runner_spec, TracerMaker(self._tracer_spec, self.daemon), self.max_rollouts)
+    def _runners(self) -> RunnerFactory:
+        return RunnerFactory(self._runner_spec, TracerFactory(self._tracer_spec, self.daemon), self.max_rollouts)
 
     @property
     def n_workers(self) -> int:
@@ -290,7 +289,7 @@ class Trainer:
             )
         agent = as_agent(agent)
         agent.set_trainer(self)
-        side = AlgorithmSide(
+        side = AlgorithmTask(
             trainer=self,
             algorithm=algorithm,
             start=self._start(agent, algorithm, train_dataset, val_dataset),
@@ -303,7 +302,7 @@ class Trainer:
             run_id=new_run_id(),
             progress=self.progress,
         )
-        runner = RunnerSide(agent, self.hooks, self._runners(), self)
+        runner = RunnerTask(agent, self.hooks, self._runners(), self)
         if not self.strategy.needs_store:
             self.strategy.execute(side, runner, LightningStore())
         else:

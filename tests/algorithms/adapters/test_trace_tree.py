@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
-from agentlightning.algorithms.adapters.intervals import Interval, enclosing
-from agentlightning.algorithms.adapters.trajectory import TraceTree
+from agentlightning.algorithms.adapters.span_tree import Interval, enclosing
+from agentlightning.algorithms.adapters.triplets import TraceTree
 from agentlightning.core.model.span import Span
 
 from .traces import answers, call, reward, span

@@ -13,8 +13,12 @@ import pytest
 from opentelemetry import trace
 
 import agentlightning as agl
-from agentlightning.algorithms.adapters.trajectory import RewardMatchPolicy, TraceTree
-from agentlightning.algorithms.adapters.triplets import TraceTripletAdapter, TripletExporter
+from agentlightning.algorithms.adapters.triplets import (
+    RewardMatchPolicy,
+    TraceTree,
+    TraceTripletAdapter,
+    TripletExporter,
+)
 from agentlightning.core.model.span import Span
 
 from ...openai_stub import ANSWER

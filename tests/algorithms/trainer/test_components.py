@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.helpers import batch_iter_over_dataset, with_llm_proxy, with_store
+from agentlightning.algorithms.algorithm import with_llm_proxy, with_store
+from agentlightning.algorithms.datasets import batch_iter_over_dataset
 from agentlightning.algorithms.runs.run_store import RunStore
-from agentlightning.algorithms.trainer.components import RunnerMaker, TracerMaker
+from agentlightning.algorithms.trainer.components import RunnerFactory, TracerFactory
 from agentlightning.runners.pool.pickling import pickled, pickled_copy
 
 
@@ -158,12 +159,12 @@ def test_components_are_built_from_every_description() -> None:
 def test_every_worker_gets_a_runner_and_a_tracer_of_its_own() -> None:
     tracer = agl.OtelTracer()
     runner = agl.LitAgentRunner[Any](tracer, max_rollouts=7)
-    make = RunnerMaker(runner, TracerMaker(tracer), None)
+    make = RunnerFactory(runner, TracerFactory(tracer), None)
     made = [make() for _ in range(3)]
     assert made[0] is runner and len({id(one) for one in made}) == 3
     assert len({id(one.tracer) for one in made}) == 3  # type: ignore[attr-defined]
     assert [one._max_rollouts for one in made] == [7, 7, 7]  # type: ignore[attr-defined]
-    default = RunnerMaker(None, TracerMaker(tracer), 5)
+    default = RunnerFactory(None, TracerFactory(tracer), 5)
     assert len({id(default().tracer) for _ in range(2)}) == 2  # type: ignore[attr-defined]
     carried_maker = pickle.loads(pickled(make))
     assert carried_maker().tracer is not tracer

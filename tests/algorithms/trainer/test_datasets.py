@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.helpers import MOST_FAILURES, Rows
+from agentlightning.algorithms.datasets import MOST_FAILURES, Rows
 from agentlightning.core.errors import InvalidInput
 from agentlightning.projections.history.run_index import RunBook, datasets_of
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.trainer.store import StoreKeeper
+from agentlightning.algorithms.trainer.components import StoreHandle
 from agentlightning.core.errors import InvalidInput, StorageError
 from agentlightning.core.log.interface import Record
 from agentlightning.core.log.local.memory import MemoryLog
@@ -111,7 +111,7 @@ async def test_a_path_is_the_address_of_its_file(tmp_path: Path, monkeypatch: py
     store.close()
     with pytest.raises(InvalidInput, match="not PosixPath" if os.name == "posix" else "not "):
         agl.LightningStoreClient(tmp_path)  # type: ignore[arg-type]
-    kept: Any = StoreKeeper(tmp_path / "x.db").get()
+    kept: Any = StoreHandle(tmp_path / "x.db").get()
     assert kept.engine.log.path == (tmp_path / "x.db").resolve()
     kept.close()
 

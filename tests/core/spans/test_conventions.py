@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agentlightning as agl
-from agentlightning.algorithms.adapters.trajectory import TraceTree
+from agentlightning.algorithms.adapters.triplets import TraceTree
 from agentlightning.core.model.span import Event, OtelResource, Span
 from agentlightning.core.spans.conventions import exchange_of
 from agentlightning.core.spans.model_calls import candidates_of, distinct_calls

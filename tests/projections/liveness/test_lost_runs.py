@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.algorithms.execution import run_watch as closing
-from agentlightning.algorithms.execution.run_watch import open_run, until_run_closes
+from agentlightning.algorithms.execution import client_server as closing
+from agentlightning.algorithms.execution.client_server import open_run, until_run_closes
 from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.core.clock import ManualClock
 from agentlightning.core.errors import InvalidInput

@@ -14,7 +14,7 @@ import pytest
 
 import agentlightning as agl
 from agentlightning.algorithms.execution.runner_pool import Given, RunnerJob
-from agentlightning.algorithms.trainer.algorithm_task import RunnerSide
+from agentlightning.algorithms.trainer.algorithm_task import RunnerTask
 from agentlightning.compat.worker_pool import LegacyJob
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.runners.agent.decorators import as_agent
@@ -178,7 +178,7 @@ def test_asynchronous_agents_of_a_worker_process_have_the_main_thread_too(store:
         await store.enqueue_rollout(1)
 
     asyncio.run(prepared())
-    side = RunnerSide(as_agent(with_a_signal_handler), (), lambda: agl.LitAgentRunner(agl.OtelTracer()), None)
+    side = RunnerTask(as_agent(with_a_signal_handler), (), lambda: agl.LitAgentRunner(agl.OtelTracer()), None)
     side.agent.set_trainer = lambda trainer: None
     assert in_a_worker(RunnerJob(side), Given(store, None, left=2))[-1] == ("done", "")
     rollouts = asyncio.run(store.query_rollouts())

@@ -1,67 +1,20 @@
-"""What algorithms are written with: the store and the proxy as arguments, and batches of a dataset without end."""
+"""Datasets of any form as an algorithm reads them: sample by sample, or in batches without end."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from ..core.errors import InvalidInput
 from ..core.model.rollout import Dataset
 
-__all__ = ["Row", "Rows", "batch_iter_over_dataset", "with_llm_proxy", "with_store"]
+__all__ = ["Row", "Rows", "batch_iter_over_dataset"]
 
 MOST_FAILURES = 10
-"""A stream that cannot be read so often in a row has ended: nobody knows how many more rows it has."""
+"""A stream of unknown length that fails so often in a row counts as ended."""
 T = TypeVar("T")
-Method = Callable[..., Awaitable[Any]]
-
-
-def with_store(func: Method) -> Method:
-    """Call a coroutine method of an algorithm with the store as its first argument; ValueError without a store."""
-
-    @functools.wraps(func)
-    async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return await func(self, self.get_store(), *args, **kwargs)
-
-    return wrapper
-
-
-def with_llm_proxy(required: bool = False, auto_start: bool = True) -> Callable[[Method], Method]:
-    """Call a coroutine method of an algorithm with its proxy, or None, as the first argument.
-
-    Args:
-        required: ValueError where there is no proxy.
-        auto_start: start one that does not run, and stop it afterwards.
-    """
-
-    def decorate(func: Method) -> Method:
-        @functools.wraps(func)
-        async def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            proxy: Any = self.get_llm_proxy()
-            if proxy is None and required:
-                raise InvalidInput("LLM proxy is required but not configured.")
-            if proxy is None:
-                return await func(self, None, *args, **kwargs)
-            started = auto_start and not await _settled(proxy.is_running())
-            if started:
-                await _settled(proxy.start())
-            try:
-                return await func(self, proxy, *args, **kwargs)
-            finally:
-                if started:
-                    await _settled(proxy.stop())
-
-        return wrapper
-
-    return decorate
-
-
-async def _settled(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
 
 
 @dataclass(frozen=True)
