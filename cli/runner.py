@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import secrets
-import signal
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -251,9 +250,10 @@ class CommandJob(Job):
     token: str | None
     options: Options
 
+    stops_on_sigterm = True
+
     def work(self, worker: WorkerContext) -> int:
         """See :class:`Job`; agents are loaded and run in the main thread, where signals may be handled."""
-        signal.signal(signal.SIGTERM, lambda number, frame: worker.stop.set())
         try:
             agent = _loaded(self.agent)
         except AgentLightningError as error:

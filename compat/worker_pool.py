@@ -61,7 +61,7 @@ def fit_v0(
     agent = as_agent(agent)
     tracer = tracer if tracer is not None else AgentOpsTracer()
     adapter = adapter if adapter is not None else TracerTraceToTriplet()
-    if agent.trained_agents is not None and hasattr(adapter, "agent_match"):
+    if agent.trained_agents is not None and isinstance(adapter, TracerTraceToTriplet):
         adapter.agent_match = agent.trained_agents
     _log.info(
         "Model calls and rewards are recorded in each worker and posted to %s with its results; no AgentOps server runs.",

@@ -7,12 +7,12 @@ import errno
 import logging
 import math
 import socket
-import threading
 from typing import Any
 
 import uvicorn
 
 from ...core.errors import AgentLightningError, InvalidInput, UnsafeBind
+from ...core.loop_thread import LoopTask
 from ..api.routes import DEFAULT_PORT
 from .access_policy import is_loopback
 from .fast_protocol import IDLE_SECONDS, StoreProtocol
@@ -86,8 +86,7 @@ class Serving:
         self._app = app
         self._server: uvicorn.Server | None = None
         self._task: asyncio.Task[None] | None = None
-        self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self._thread: LoopTask | None = None
 
     async def start(self, in_thread: bool) -> None:
         """Returns once requests are answered. Raises RuntimeError where the port is taken."""
@@ -112,7 +111,7 @@ class Serving:
         server = _QuietServer(config)
         self._server = server
         if in_thread:
-            self._thread = threading.Thread(target=self._run, args=(server, listener), name="agl-store", daemon=True)
+            self._thread = LoopTask("agl-store", lambda: server.serve(sockets=[listener]), _log_failure)
             self._thread.start()
         else:
             self._task = asyncio.ensure_future(server.serve(sockets=[listener]))
@@ -122,19 +121,13 @@ class Serving:
             if self._ended():
                 break
             await asyncio.sleep(0.005)
-        raise AgentLightningError(f"The server did not start on {self.host}, port {self.port}") from self._failure
+        reason = None if self._thread is None else self._thread.error
+        raise AgentLightningError(f"The server did not start on {self.host}, port {self.port}") from reason
 
     def _ended(self) -> bool:
         if self._task is not None:
             return self._task.done()
-        return self._thread is not None and not self._thread.is_alive()
-
-    def _run(self, server: uvicorn.Server, listener: socket.socket) -> None:
-        try:
-            asyncio.run(server.serve(sockets=[listener]))
-        except BaseException as error:
-            self._failure = error
-            log.error("the server ended", exc_info=error)
+        return self._thread is not None and self._thread.done.is_set()
 
     async def wait(self) -> None:
         """Until the server has ended."""
@@ -148,8 +141,11 @@ class Serving:
             return
         server.should_exit = True
         await self.wait()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, 10.0)
+
+
+def _log_failure(ended: LoopTask) -> None:
+    if ended.error is not None:
+        log.error("the server ended", exc_info=ended.error)
 
 
 class _QuietServer(uvicorn.Server):

@@ -93,6 +93,8 @@ class Job(ABC):
 
     orphan_seconds: ClassVar[float] = 0.5
     """How long a process may take to end in order when its parent is gone."""
+    stops_on_sigterm: ClassVar[bool] = False
+    """SIGTERM asks the process to stop, as the parent's STOP does; without it the process ends at once."""
 
     @abstractmethod
     def work(self, worker: WorkerContext) -> int:
@@ -148,6 +150,8 @@ def _run(assignment: Assignment, link: Connection) -> int:
         # Reading it imports the user's modules, which may raise anything.
         worker.send(UNREADABLE, f"{type(error).__name__}: {error}")
         return EXIT_PERMANENT
+    if job.stops_on_sigterm:
+        signal.signal(signal.SIGTERM, lambda number, frame: worker.stop.set())
     threading.Thread(
         target=_listen, args=(link, worker, job, assignment.parent_pid), name="agl-link", daemon=True
     ).start()

@@ -57,7 +57,7 @@ def plain(value: Any) -> Any:
     dump = getattr(value, "model_dump", None)
     if callable(dump) and not isinstance(value, type):
         return dump(mode="json", exclude_unset=True)
-    if isinstance(value, list | tuple) or hasattr(value, "__next__"):
+    if isinstance(value, list | tuple | Iterator):
         return [plain(item) for item in cast("list[Any]", value)]
     schema = getattr(value, "model_json_schema", None)
     return schema() if callable(schema) else str(value)

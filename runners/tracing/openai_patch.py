@@ -165,6 +165,6 @@ def _begin(module: str, tracer: Tracer, owner: Any, kwargs: dict[str, Any]) -> M
 def _read_once(value: Any) -> Any:
     if type(value) is dict:
         return {key: _read_once(item) for key, item in cast("dict[Any, Any]", value).items()}
-    if type(value) is list or hasattr(value, "__next__"):
+    if type(value) is list or isinstance(value, Iterator):
         return [_read_once(item) for item in cast("Iterator[Any]", value)]
     return value

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ...core.errors import InvalidInput
+from ...core.loop_thread import LoopTask
 from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 from .system_snapshot import system_snapshot
@@ -63,7 +64,7 @@ class Heartbeat:
         self._include_gpu = include_gpu
         self._extra = extra
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread: LoopTask | None = None
         self._task: asyncio.Task[None] | None = None
         self._own: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
         self._failing = False
@@ -78,7 +79,7 @@ class Heartbeat:
         if self._mode == "asyncio":
             self._task = loop.create_task(self._beat_in_task(), name=name)
         else:
-            self._thread = threading.Thread(target=self._beat_in_thread, args=(loop,), name=name, daemon=True)
+            self._thread = LoopTask(name, lambda: self._beat_in_thread(loop))
             self._thread.start()
 
     async def register(self, prefix: str) -> None:
@@ -102,7 +103,7 @@ class Heartbeat:
     async def stop(self) -> None:
         """End; a heartbeat that is being sent is given one interval."""
         self._stop.set()
-        if self._own is not None and self._thread is not None and self._thread.is_alive():
+        if self._own is not None:
             loop, stopped = self._own
             try:
                 loop.call_soon_threadsafe(stopped.set)
@@ -114,7 +115,7 @@ class Heartbeat:
         thread, self._thread = self._thread, None
         # Joined in small steps: sending a heartbeat may need this loop.
         deadline = asyncio.get_running_loop().time() + max(self._interval, 1.0)
-        while thread is not None and thread.is_alive() and asyncio.get_running_loop().time() < deadline:
+        while thread is not None and not thread.done.is_set() and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.005)
 
     def _pause(self) -> float:
@@ -149,24 +150,19 @@ class Heartbeat:
             await self._beat()
             await asyncio.sleep(self._pause())
 
-    def _beat_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._store.capabilities.get("thread_safe", False):
-            asyncio.run(self._beat_on_own_loop())
-            return
-        while not self._stop.is_set():
-            beat = self._beat()
-            try:
-                asyncio.run_coroutine_threadsafe(beat, loop)
-            except RuntimeError:
-                beat.close()
-                return
-            self._stop.wait(self._pause())
-
-    async def _beat_on_own_loop(self) -> None:
+    async def _beat_in_thread(self, loop: asyncio.AbstractEventLoop) -> None:
         stopped = asyncio.Event()
         self._own = (asyncio.get_running_loop(), stopped)
         while not self._stop.is_set():
-            await self._beat()
+            beat = self._beat()
+            if self._store.capabilities.get("thread_safe", False):
+                await beat
+            else:
+                try:
+                    asyncio.run_coroutine_threadsafe(beat, loop)
+                except RuntimeError:  # the loop of the runner is closed
+                    beat.close()
+                    return
             try:
                 await asyncio.wait_for(stopped.wait(), self._pause())
             except asyncio.TimeoutError:

@@ -373,11 +373,11 @@ class LitAgentRunner(Runner[T]):
     async def _explain_idle(self) -> None:
         """Log once, where that is so, that the open runs of the store have runners of their own."""
         self._idle_explained = True
-        query: Any = getattr(self.get_store(), "query_runs", None)
-        if query is None or self._run_id is not None:
+        store = self.get_store()
+        if self._run_id is not None or not store.capabilities.get("run_claims", False):
             return
         try:
-            runs = await query(brief=True)
+            runs = await store.query_runs(brief=True)
         except AgentLightningError as error:
             _log.debug("%s The runs of the store cannot be read: %s", self._prefix(), error)
             return

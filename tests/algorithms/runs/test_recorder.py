@@ -18,7 +18,7 @@ from agentlightning.algorithms.execution.runner_pool import RunnerPool, ending
 from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.algorithms.trainer import algorithm_task, progress
 from agentlightning.projections.store.runs import cancel_run
-from agentlightning.runners.pool.supervisor import Place
+from agentlightning.runners.pool.supervisor import WorkerProcess
 
 
 def test_a_fit_leaves_rollouts_of_before_alone_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -205,15 +205,15 @@ def test_a_process_that_replaces_another_goes_on_with_its_count_and_the_lost_rol
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pool = RunnerPool(Bundle(), 1, None, None, lambda: None)
-    place = Place(0, "runner-0")
-    assert pool.given(place).left == 2
+    worker = WorkerProcess(0, "runner-0")
+    assert pool.given(worker).left == 2
     for rollout_id in ("ro-1", "ro-2"):
-        pool.on_message(place, "begins", rollout_id)
+        pool.on_message(worker, "begins", rollout_id)
         if rollout_id == "ro-1":
-            pool.on_message(place, "ends", rollout_id)
-            assert pool.given(place).left == 1 and not place.done
-    pool.on_end(place, 7)
-    assert place.done  # both were begun: nothing is left for another process
+            pool.on_message(worker, "ends", rollout_id)
+            assert pool.given(worker).left == 1 and not worker.done
+    pool.on_end(worker, 7)
+    assert worker.done  # both were begun: nothing is left for another process
     [line] = [one.message for one in caplog.records]
     assert "runner-0" in line and "exit code 7, as by os._exit()" in line and "rollout ro-2;" in line
     assert ending(-9) == "signal 9 (SIGKILL)"
@@ -288,11 +288,11 @@ class Running:
 def test_no_more_processes_load_at_once_than_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_pool, "_processors", lambda: 2)
     pool = RunnerPool(Bundle(), 4, None, None, lambda: None)
-    started: list[Place] = []
+    started: list[WorkerProcess] = []
 
-    def start(place: Place) -> None:
-        place.process, place.started, place.works = Running(), time.monotonic(), False
-        started.append(place)
+    def start(worker: WorkerProcess) -> None:
+        worker.process, worker.started, worker.loaded = Running(), time.monotonic(), False
+        started.append(worker)
 
     def until(count: int) -> None:
         end = time.monotonic() + 10
@@ -306,7 +306,7 @@ def test_no_more_processes_load_at_once_than_there_are_processors(monkeypatch: p
         until(2)
         time.sleep(0.2)
         until(2)
-        started[1].works = True
+        started[1].loaded = True
         until(3)
         started[0].started -= 60.0  # one that never gets to work keeps nobody from starting
         until(4)

@@ -253,6 +253,28 @@ async def test_the_event_stops_an_idle_runner(store: InMemoryLightningStore) -> 
         await asyncio.wait_for(running, 5)
 
 
+async def test_a_runner_that_is_idle_does_not_ask_a_store_without_runs_for_them(
+    store: InMemoryLightningStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    async def query_runs(*_: object, **__: object) -> Any:
+        asked.append(None)
+        raise NotImplementedError  # as the base class of stores does
+
+    monkeypatch.setattr("agentlightning.runners.worker.runner.IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(store, "query_runs", query_runs)
+    monkeypatch.setattr(type(store), "capabilities", property(lambda self: {"push_dequeue": False}))
+    event = threading.Event()
+    runner = make(poll_interval=0.01)
+    with runner.run_context(agent=lambda task: 1.0, store=store):
+        running = asyncio.create_task(runner.iter(event=event))
+        await asyncio.sleep(0.1)
+        event.set()
+        await asyncio.wait_for(running, 5)
+    assert asked == []
+
+
 async def test_no_rollouts_are_none_and_none_is_unlimited(
     store: InMemoryLightningStore, caplog: pytest.LogCaptureFixture
 ) -> None:
