@@ -8,16 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..core.events import fact
+from ..core.events.fact import FactData
 from ..core.events.run_events import RunClosed, RunOpened, decode_run
-from ..core.fold.apply import apply
-from ..core.fold.state import State
-from ..core.log.interface import EVERYWHERE, Log
-from ..projections.facts.derived_topic import batch_of, plain_facts_of
-from ..projections.history.replay import control_records
+from ..core.fold.apply import Outcome
+from ..core.log.interface import Log, Record
+from ..projections.facts.derived_topic import Refold
 from ..projections.replica.snapshots import read_snapshot
-from ..projections.spans.blobs import Blobs
-from ..projections.spans.schema import key_range
-from ..projections.spans.span_log import SpanBook
 from .reading import POLL_SECONDS, Filters
 from .records import View
 from .terminal import printable, status, when
@@ -26,7 +23,6 @@ _SHOWN = frozenset({
     "rollout.enqueued", "attempt.claimed", "attempt.failed", "attempt.timeout", "attempt.unresponsive", "attempt.late",
     "rollout.completed", "rollout.reopened", "resources.published", "run.opened", "run.closed", "algorithm.decided",
 })  # fmt: skip
-_NO_LIMIT_MB = 1e9
 
 
 @dataclass
@@ -49,45 +45,29 @@ class ActivityReader:
     """Folds the control log and gives what happened, in order; it goes on where it stopped. Blocks for the I/O."""
 
     def __init__(self, log: Log, from_snapshot: bool = False) -> None:
-        self._log = log
-        self._spans = SpanBook(log, Blobs(log, _NO_LIMIT_MB))
         restored = read_snapshot(log) if from_snapshot else None
-        self._state = State() if restored is None else restored.state
-        self._offset = 0 if restored is None else restored.next_offset
+        self._refold = Refold(log, restored)
         self.from_start = restored is None
 
-    def read(self, filters: Filters) -> Iterator[Callable[[], Activity]]:
-        """What happened up to the end of the log as it is now; called, each gives its text, which reads spans."""
-        for record in control_records(self._log, offset=self._offset):
-            self._offset = record.offset + 1
-            position = self._state.position
-            outcome = apply(self._state, record.value)
-            run = decode_run(record.value)
-            if run is not None:
-                found = Activity(position, run.time_us / 1e6, _type_of(run.event), "", "", _of_run(run.event))
-                if _matches(found, filters):
-                    yield lambda found=found: found
-                continue
-            for fact in plain_facts_of(batch_of(outcome), self._log.log_id):
-                found = Activity(
-                    position, fact["time"], fact["type"], fact["rollout_id"] or "", fact["attempt_id"] or "", ""
-                )
-                if _matches(found, filters):
-                    yield lambda found=found, fact=fact: self._described(found, fact)
+    def read(self, filters: Filters) -> Iterator[Activity]:
+        """What happened up to the end of the log as it is now."""
+        while folded := self._refold.advance():
+            for record, outcome in folded:
+                for found in _activities(record, outcome):
+                    if _matches(found, filters):
+                        yield found
 
-    def _described(self, found: Activity, fact: dict[str, Any]) -> Activity:
-        found.text = _text(fact)
-        if found.type == "rollout.completed" and found.attempt_id:
-            reward = self._reward(found.rollout_id, found.attempt_id)
-            found.text += ", no reward" if reward is None else f", reward {reward:.4g}"
-        return found
 
-    def _reward(self, rollout_id: str, attempt_id: str) -> float | None:
-        from ..core.spans.readers import final_reward
-
-        rollout = self._state.rollouts.get(rollout_id)
-        within = EVERYWHERE if rollout is None else key_range(rollout)
-        return final_reward(self._spans.read(rollout_id, within=within), attempt_id)
+def _activities(record: Record, outcome: Outcome) -> Iterator[Activity]:
+    run = decode_run(record.value)
+    if run is not None:
+        yield Activity(outcome.position, run.time_us / 1e6, _type_of(run.event), "", "", _of_run(run.event))
+    time_us = outcome.proposal.time_us if outcome.proposal is not None else 0
+    for one in outcome.facts:
+        if one.type in _SHOWN:
+            yield Activity(
+                outcome.position, time_us / 1e6, one.type, one.rollout_id or "", one.attempt_id or "", _text(one)
+            )
 
 
 def last_activities(log: Log, filters: Filters, count: int) -> tuple[list[Activity], ActivityReader]:
@@ -97,14 +77,14 @@ def last_activities(log: Log, filters: Filters, count: int) -> tuple[list[Activi
     if len(kept) < count and not reader.from_start:
         reader = ActivityReader(log)
         kept = deque(reader.read(filters), maxlen=count)
-    return [found() for found in kept], reader
+    return list(kept), reader
 
 
 def follow_activities(reader: ActivityReader, filters: Filters, show: Callable[[Activity], None]) -> None:
     """Show what comes, for ever, or until the time of `filters.until` has passed."""
     while True:
         for found in reader.read(filters):
-            show(found())
+            show(found)
         if filters.until.time is not None and time.time() >= filters.until.time:
             return
         time.sleep(POLL_SECONDS)
@@ -133,23 +113,23 @@ def _of_run(event: Any) -> str:
     return f"run {printable(event.run_id)} decided {printable(event.kind)}"
 
 
-def _text(fact: dict[str, Any]) -> str:
-    data, number = fact["data"], fact["data"].get("sequence_id", "")
-    match fact["type"]:
-        case "rollout.enqueued":
+def _text(one: FactData) -> str:
+    match one:
+        case fact.RolloutEnqueued():
             return "in the queue"
-        case "attempt.claimed":
-            return f"attempt {number} claimed by {printable(str(data.get('worker_id') or 'a worker without a name'))}"
-        case "attempt.late":
-            return f"attempt {number} reported too late: {data['status']}"
-        case "rollout.completed":
-            return status(str(data["status"]))
-        case "rollout.reopened":
+        case fact.AttemptClaimed():
+            return f"attempt {one.sequence_id} claimed by {printable(one.worker_id or 'a worker without a name')}"
+        case fact.AttemptLate():
+            return f"attempt {one.sequence_id} reported too late: {one.status}"
+        case fact.RolloutCompleted():
+            reward = "no reward" if one.reward is None else f"reward {one.reward:.4g}"
+            return f"{status(one.status)}, {reward}" if one.attempt_id else status(one.status)
+        case fact.RolloutReopened():
             return "restarted, a new generation"
-        case "resources.published":
-            return f"resources {printable(str(data['resources_id']))} version {data['version']} published"
-        case kind:
-            return f"attempt {number} {status(kind.partition('.')[2])}"
+        case fact.ResourcesPublished():
+            return f"resources {printable(one.resources_id)} version {one.version} published"
+        case _:
+            return f"attempt {one.sequence_id} {status(one.type.removeprefix('attempt.'))}"
 
 
 __all__ = ["Activity", "ActivityReader", "follow_activities", "last_activities"]

@@ -140,7 +140,8 @@ class AttemptObserved(Event, frozen=True, tag="attempt.observed"):
 class AttemptUpdated(Event, frozen=True, tag="attempt.updated"):
     """A caller changed fields of an attempt; a terminal `status` ends it.
 
-    `watermark`: end offset of the rollout's span partition when this was proposed. `beat_us`: last sign of life known.
+    `watermark`: end offset of the rollout's span partition when this was proposed. `reward`: the final one among the spans
+    of the attempt that lie before it, where it ends; None: none. `beat_us`: last sign of life known.
     `worker_id` and `metadata` are left alone when None. `lag_ms` as in `Claim`: a back-off starts that much later.
     """
 
@@ -152,6 +153,7 @@ class AttemptUpdated(Event, frozen=True, tag="attempt.updated"):
     metadata: msgspec.Raw = ABSENT
     beat_us: Int | None = None
     watermark: Int | None = None
+    reward: float | None = None
     lag_ms: Count = 0
 
 
@@ -170,6 +172,7 @@ class AttemptExpired(Event, frozen=True, tag="attempt.expired"):
     config_version: Count
     beat_us: Int | None = None
     watermark: Int | None = None
+    reward: float | None = None
     lost_retries: Count = 0
 
 
@@ -182,7 +185,10 @@ class RolloutRequeued(Event, frozen=True, tag="rollout.requeued"):
 
 
 class RolloutUpdated(Event, frozen=True, tag="rollout.updated"):
-    """A caller replaced fields of a rollout, those named in `fields`; a status may end, requeue or reopen it."""
+    """A caller replaced fields of a rollout, those named in `fields`; a status may end, requeue or reopen it.
+
+    `watermark`, `reward`: as in `AttemptUpdated`, of the latest attempt.
+    """
 
     rollout_id: str
     generation: Count
@@ -194,6 +200,7 @@ class RolloutUpdated(Event, frozen=True, tag="rollout.updated"):
     config: Config = Config()
     metadata: msgspec.Raw = ABSENT
     watermark: Int | None = None
+    reward: float | None = None
 
 
 class RolloutRestored(Event, frozen=True, tag="rollout.restored"):

@@ -143,6 +143,7 @@ def update_attempt(
     metadata: bytes | None,
     beat_us: int | None,
     watermark: int | None,
+    reward: float | None = None,
     lag_ms: int,
 ) -> schema.AttemptUpdated:
     """Change fields of an attempt; None leaves a field alone."""
@@ -155,6 +156,7 @@ def update_attempt(
         metadata=inline(metadata),
         beat_us=beat_us,
         watermark=watermark,
+        reward=reward,
         lag_ms=lag_ms,
     )
 
@@ -166,6 +168,7 @@ def expire(
     *,
     beat_us: int | None,
     watermark: int | None,
+    reward: float | None = None,
     lost_retries: int,
 ) -> schema.AttemptExpired:
     """End an open attempt for time or silence, naming what was assumed."""
@@ -178,6 +181,7 @@ def expire(
         config_version=rollout.config_version,
         beat_us=beat_us,
         watermark=watermark,
+        reward=reward,
         lost_retries=lost_retries,
     )
 
@@ -201,6 +205,7 @@ def update_rollout(
     config: schema.Config | None = None,
     metadata: bytes | None = None,
     watermark: int | None = None,
+    reward: float | None = None,
 ) -> schema.RolloutUpdated:
     """Replace the fields named in `fields`. Raises `NotFound`, `Archived`."""
     rollout = find(state, rollout_id)
@@ -215,6 +220,7 @@ def update_rollout(
         config=config if config is not None else schema.Config(),
         metadata=inline(metadata),
         watermark=watermark,
+        reward=reward,
     )
 
 

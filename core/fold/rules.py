@@ -209,6 +209,8 @@ def attempt_updated(state: State, event: schema.AttemptUpdated, time_us: int, fa
             sync_worker(state, rollout, attempt, time_us)
         return ""
     attempt.watermark = event.watermark
+    if governs(rollout, attempt):
+        rollout.reward = event.reward
     if attempt.status == "unresponsive" and governs(rollout, attempt):
         attempt.revivals += 1
         attempt.counted = True
@@ -238,6 +240,8 @@ def attempt_expired(state: State, event: schema.AttemptExpired, time_us: int, fa
     if event.beat_us is not None:
         attempt.beat_us = event.beat_us
     attempt.watermark = event.watermark
+    if governs(rollout, attempt):
+        rollout.reward = event.reward
     status: schema.AttemptStatus = "timeout" if event.kind == "timeout" else "unresponsive"
     set_attempt_status(state, rollout, attempt, status, time_us, facts)
     propagate(state, rollout, attempt, time_us, facts, 0, lost)
@@ -282,6 +286,8 @@ def rollout_updated(state: State, event: schema.RolloutUpdated, time_us: int, fa
         rollout.config_version += 1
     facts.append(fact.RolloutUpdated(*ids_of(rollout), fields=fields))
     if event.status is not None and "status" in fields:
+        if event.status in FINISHED:
+            rollout.reward = event.reward
         set_rollout_status(state, rollout, event.status, time_us, facts)
     return ""
 

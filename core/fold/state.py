@@ -32,7 +32,8 @@ class Attempt(msgspec.Struct, gc=False, omit_defaults=True):
     """One execution of a rollout. `started_ms` is on the log's clock, times in `_us` are the writers' wall clocks.
 
     `counted`: costs one of `max_attempts`. `confirmed`: its claimer has shown a sign of life, or need not.
-    `watermark`: end offset of the rollout's span partition when the attempt ended.
+    `watermark`: end offset of the rollout's span partition when the attempt ended. A sixteenth field would change the packed
+    bytes of every attempt, and so the hashes of what old logs have archived.
     """
 
     attempt_id: str
@@ -57,7 +58,8 @@ class Rollout(msgspec.Struct, omit_defaults=True):
 
     `generation` counts explicit restarts. `finished_at` is the position of the outcome, -1 while there is none.
     `lost` counts requeues after lost workers in this generation. `due_ms`: end of a back-off on the log's clock.
-    `config_version` counts changes of `config`, so that an expiry can say which it saw.
+    `config_version` counts changes of `config`, so that an expiry can say which it saw. `reward`: the final one of the latest
+    attempt, once that has ended.
     """
 
     rollout_id: str
@@ -77,6 +79,7 @@ class Rollout(msgspec.Struct, omit_defaults=True):
     lost: int = 0
     due_ms: int | None = None
     attempts: list[Attempt] = []
+    reward: float | None = None
 
 
 class ResourcesVersion(msgspec.Struct, gc=False, omit_defaults=True):

@@ -83,6 +83,7 @@ def open_attempt(
         confirmed=not claim.confirm,
     )
     rollout.attempts.append(attempt)
+    rollout.reward = None
     rollout.status = "preparing"
     rollout.due_ms = None
     state.queue.pop(rollout.rollout_id, None)
@@ -224,6 +225,7 @@ def _completed(rollout: Rollout) -> fact.RolloutCompleted:
         task_digest=blake2b(rollout.input, digest_size=DIGEST_BYTES).hexdigest(),
         resources_id=rollout.resources_id or None,
         resources_version=rollout.resources_version,
+        reward=rollout.reward,
         worker_id=last.worker_id if last is not None else None,
         seconds=(ended_us - last.started_us) / 1_000_000 if last is not None else None,
         generation=rollout.generation,

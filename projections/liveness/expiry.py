@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from ...core.errors import LogError
@@ -307,7 +307,13 @@ class Timekeeper:
         revivals, config_version = attempt.revivals, rollout.config_version
 
         def expire(watermark: int | LogError) -> None:
-            """The log said where the rollout's spans end, perhaps a while later: what was assumed has to hold still."""
+            """The log answered where the rollout's spans end, perhaps a while later: what was assumed has to hold still."""
+            rewards: Mapping[str, float] = {}
+            try:
+                if not isinstance(watermark, LogError):
+                    rewards = self._spans.rewards(rollout.rollout_id, watermark)
+            except LogError as error:
+                watermark = error
             with self._node.lock:
                 unchanged = attempt.revivals == revivals and rollout.config_version == config_version
                 if isinstance(watermark, LogError) or not unchanged or self._node.broken is not None:
@@ -319,6 +325,7 @@ class Timekeeper:
                     kind,
                     beat_us=watched.beat_us,
                     watermark=watermark,
+                    reward=rewards.get(attempt.attempt_id),
                     lost_retries=self._node.settings.lost_worker_retries,
                 )
                 logger.info("Attempt %s of rollout %s is %s.", attempt.attempt_id, rollout.rollout_id, kind)
@@ -327,9 +334,10 @@ class Timekeeper:
         asking = threading.get_ident()
 
         def known(watermark: int | LogError) -> None:
-            if threading.get_ident() == asking:
+            own = threading.get_ident() == asking
+            if own and not isinstance(watermark, LogError) and self._spans.has_rewards(rollout.rollout_id, watermark):
                 expire(watermark)
-            else:  # a thread of the log, for which somebody may wait who holds the node's lock
+            else:  # spans are read, or this is a thread of the log; the node's lock is held by who waits for either
                 threading.Thread(target=expire, args=(watermark,), name="agl-expire", daemon=True).start()
 
         self._spans.ask_watermark(rollout.rollout_id, known)

@@ -15,13 +15,17 @@ Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 
 
 class SpanAdded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t", tag="span"):
-    """A span of an attempt. `sequence_id` 0 or less: the rollout's counter gives the next number. `body`: user data."""
+    """A span of an attempt. `sequence_id` 0 or less: the rollout's counter gives the next number. `body`: user data.
+
+    `reward`: the one that the body holds (core/spans/readers.py), None where it holds none.
+    """
 
     rollout_id: str
     attempt_id: str
     span_id: str
     body: msgspec.Raw
     sequence_id: Number = 0
+    reward: float | None = None
 
 
 class SequenceReserved(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t", tag="sequence"):
@@ -75,7 +79,7 @@ class Counter:
     A span's identity is (attempt_id, span_id). Explicit numbers raise the counter; a duplicate changes nothing.
     """
 
-    __slots__ = ("folded", "last", "reserved", "seen", "total_bytes")
+    __slots__ = ("folded", "last", "reserved", "rewards", "seen", "total_bytes")
 
     def __init__(self) -> None:
         self.folded = -1
@@ -83,6 +87,8 @@ class Counter:
         self.last = 0
         self.reserved: dict[str, int] = {}
         """Record id -> the first number that a reservation of this id took: a repeated one answers it again."""
+        self.rewards: dict[str, tuple[int, float]] = {}
+        """Attempt -> number and reward of its last reward span, in the order of the numbers."""
         self.seen: set[tuple[str, str]] = set()
         self.total_bytes = 0
 
@@ -97,11 +103,15 @@ class Counter:
             return None
         self.seen.add(key)
         self.total_bytes += memoryview(record.body).nbytes
-        if record.sequence_id > 0:
-            self.last = max(self.last, record.sequence_id)
-            return record.sequence_id
-        self.last += 1
-        return self.last
+        number = record.sequence_id if record.sequence_id > 0 else self.last + 1
+        self.last = max(self.last, number)
+        if record.reward is not None and number >= self.rewards.get(record.attempt_id, (0, 0.0))[0]:
+            self.rewards[record.attempt_id] = (number, record.reward)
+        return number
+
+    def final_rewards(self) -> dict[str, float]:
+        """Attempt -> its final reward; what `find_final_reward` gives for its spans as they are read."""
+        return {attempt_id: reward for attempt_id, (_, reward) in self.rewards.items()}
 
 
 def fold_spans(records: Iterable[SpanRecord]) -> list[tuple[int, SpanAdded]]:

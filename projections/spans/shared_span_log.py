@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ...core.clock import Clock
 from ...core.errors import UnknownOutcome
@@ -65,6 +65,20 @@ class SharedSpanBook(SpanBook):
             part = self._partition(getattr(event, "rollout_id", ""))
             self._ends[part] = watermark
             self._log.note_end(SPANS, part, watermark)
+
+    def has_rewards(self, rollout_id: str, watermark: int) -> bool:
+        """Where everything below the watermark was folded here, or the rollout's spans can only lie behind it."""
+        with self._lock:
+            counter = self._counters.get(rollout_id)
+            folded = counter.folded + 1 if counter is not None else self._floors.get(rollout_id, -1)
+            return folded >= watermark
+
+    def rewards(self, rollout_id: str, watermark: int) -> Mapping[str, float]:
+        if not self.has_rewards(rollout_id, watermark):
+            return self._fold_on(rollout_id, watermark).final_rewards()
+        with self._lock:
+            counter = self._counters.get(rollout_id)
+            return counter.final_rewards() if counter is not None else {}
 
     def _partition(self, rollout_id: str) -> int:
         return partition_of(rollout_id, self._log.partitions(SPANS))
@@ -156,7 +170,7 @@ class SharedSpanBook(SpanBook):
         if counter is not None:
             self._hot -= len(counter.seen)
 
-    def _fold_on(self, rollout_id: str, end: int | None) -> None:
+    def _fold_on(self, rollout_id: str, end: int | None) -> Counter:
         """Fold what was appended to a rollout since it was last looked at, up to `end` where that is known.
 
         Read without the lock: the log's thread takes it to answer an append, and a read may need that thread.
@@ -185,6 +199,7 @@ class SharedSpanBook(SpanBook):
                     self._asked[name] = number
             self._hot += len(counter.seen) - before
             self._evict()
+            return counter
 
     def _forget(self, rollout_id: str, spans: int) -> None:
         """A failed append was never counted here: counters hold what the log shows and nothing else."""

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...core.clock import Clock, SystemClock
 from ...core.errors import LogCorrupt, LogError
@@ -21,6 +21,7 @@ from ...core.ids import uuid7_hex
 from ...core.log.interface import EVERYWHERE, Ack, KeyRange, Log, NewRecord, Record
 from ...core.log.topics import SPANS, partition_of
 from ...core.model.span import Span
+from ...core.spans.readers import get_reward_value
 from ..replica.command_context import Call, Delivery, current_call
 from ..replica.validation import CheckedSpan
 from .blobs import Blobs
@@ -34,6 +35,13 @@ HOT_COUNTERS = 20_000
 
 SpanKey = tuple[str, str]
 """(attempt_id, span_id): what tells the spans of a rollout apart."""
+
+
+class SpansEnd(NamedTuple):
+    """Where the spans of a rollout end at some moment, and the final reward of each attempt that has one up to there."""
+
+    watermark: int
+    rewards: Mapping[str, float]
 
 
 class SpanBook:
@@ -124,6 +132,7 @@ class SpanBook:
                 one.span.span_id,
                 payload.inline(body if len(body) <= INLINE_LIMIT_BYTES else await self._blobs.settle(body)),
                 one.span.sequence_id,
+                get_reward_value(one.span),
             )
             for one, body in zip(spans, bodies)
         ]
@@ -277,6 +286,23 @@ class SpanBook:
         if isinstance(end, LogError):
             raise end
         return end
+
+    def has_rewards(self, rollout_id: str, watermark: int) -> bool:
+        """Whether `rewards` answers from memory."""
+        with self._lock:
+            return rollout_id in self._counters or rollout_id in self.born
+
+    def rewards(self, rollout_id: str, watermark: int) -> Mapping[str, float]:
+        """Attempt -> the final reward among its spans below `watermark`. Blocks where they are not in memory."""
+        with self._lock:
+            return {} if rollout_id in self.born else self._counter(rollout_id).final_rewards()
+
+    async def end(self, rollout_id: str) -> SpansEnd:
+        """What the event that ends an attempt says of its spans. Raises `LogError` where the log does not answer."""
+        watermark = await self.watermark(rollout_id)
+        if self.has_rewards(rollout_id, watermark):
+            return SpansEnd(watermark, self.rewards(rollout_id, watermark))
+        return SpansEnd(watermark, await asyncio.to_thread(self.rewards, rollout_id, watermark))
 
     def lost(self, rollout_id: str, created_us: int, watermark: int) -> bool:
         """Whether acknowledged spans of a rollout are gone, or may be: a topic made anew, or pruned by its age.

@@ -324,14 +324,15 @@ class ClaimMethods(LightningStore):
         """End an attempt for its lost payload: given back to the queue, it would stop one runner after the other."""
         engine = self.engine
         logger.error("Rollout %s cannot be run: %s", claimed.rollout_id, error)
-        watermark = await engine.spans.watermark(claimed.rollout_id)
+        end = await engine.spans.end(claimed.rollout_id)
         reason = payload.encode({"error": error.message}, "the metadata")
 
         def decided(state: State, _: str) -> AnyEvent:
             rollout = commands.find(state, claimed.rollout_id)
+            attempt = rollout.attempts[claimed.sequence_id - 1]
             return commands.update_attempt(
-                rollout, rollout.attempts[claimed.sequence_id - 1], status="failed", worker_id=None, metadata=reason,
-                beat_us=None, watermark=watermark, lag_ms=engine.timekeeper.lag_ms(),
+                rollout, attempt, status="failed", worker_id=None, metadata=reason, beat_us=None, watermark=end.watermark,
+                reward=end.rewards.get(attempt.attempt_id), lag_ms=engine.timekeeper.lag_ms(),
             )  # fmt: skip
 
         part = f"{call.command_id}/lost/{claimed.rollout_id}#{claimed.sequence_id}"

@@ -17,6 +17,7 @@ from ...core.model.scalars import plain_scalar
 from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
 from ..replica import validation
 from ..replica.command_context import current_call
+from ..spans.span_log import SpansEnd
 from .engine import Engine
 from .rollout_query import RolloutPages, RolloutQuery
 from .views import NO_RESOURCES, Peeked, attempt_out, attempted_out, config_in, latest_out, micros, rollout_out, shown
@@ -183,14 +184,15 @@ class RolloutMethods(LightningStore):
         if not isinstance(input, Unset):
             given["input"] = await blobs.settle(blobs.encode(input, "the input"))
         fields = tuple(given)
-        watermark = await self.engine.spans.watermark(rollout_id)
-        return await self._changed(
-            lambda state, command_id: commands.update_rollout(
-                state, rollout_id, fields, **given, watermark=watermark
-            ),
-            lambda _: rollout_id,
-            self._plain,
-        )
+        spans, ends = self.engine.spans, given.get("status") in FINISHED
+        end = await spans.end(rollout_id) if ends else SpansEnd(await spans.watermark(rollout_id), {})
+
+        def decided(state: State, command_id: str) -> schema.AnyEvent:
+            attempts = commands.find(state, rollout_id).attempts
+            reward = end.rewards.get(attempts[-1].attempt_id) if attempts else None
+            return commands.update_rollout(state, rollout_id, fields, **given, watermark=end.watermark, reward=reward)
+
+        return await self._changed(decided, lambda _: rollout_id, self._plain)
 
     async def update_attempt(
         self,
@@ -216,7 +218,7 @@ class RolloutMethods(LightningStore):
             meta = await blobs.settle(blobs.encode(checked, "the metadata"))
         resolved: list[str] = []
         ends = new_status not in (None, "preparing", "running")
-        watermark = await engine.spans.watermark(rollout_id) if ends else None
+        end = await engine.spans.end(rollout_id) if ends else None
 
         def decided(state: State, command_id: str) -> schema.AnyEvent:
             rollout = commands.find(state, rollout_id)
@@ -230,7 +232,8 @@ class RolloutMethods(LightningStore):
                 worker_id=worker,
                 metadata=meta,
                 beat_us=told_us if told_us is not None else (engine.beat_us(rollout, attempt) if ends else None),
-                watermark=watermark,
+                watermark=end.watermark if end is not None else None,
+                reward=end.rewards.get(attempt.attempt_id) if end is not None else None,
                 lag_ms=engine.timekeeper.lag_ms(),
             )
 

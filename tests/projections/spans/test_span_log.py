@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -16,7 +20,9 @@ from agentlightning.core.events.payload import INLINE_LIMIT_BYTES
 from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log.interface import Log, NewRecord
 from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.core.log.sqlite import SqliteLog
 from agentlightning.core.log.topics import BLOBS, SPANS
+from agentlightning.core.spans.readers import find_final_reward
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.spans import span_log
@@ -25,7 +31,7 @@ from agentlightning.projections.store.store import EventLogStore
 from agentlightning.projections.store.views import INCOMPLETE
 
 from ..store.logs import LosingLog
-from ..store.tools import Unclosed, begin, control_values, span, store_on
+from ..store.tools import Unclosed, begin, claim, control_values, pass_time, span, store_on, take_facts
 
 
 class SlowSpans(Unclosed):
@@ -260,3 +266,78 @@ async def test_spans_and_blobs_carry_the_wall_clock_of_their_writer() -> None:
             log = store.engine.log
             records = [one for part in range(log.partitions(topic)) for one in log.read(topic, part, 0)]
             assert [one.timestamp_us for one in records] == [now] * count, topic
+
+
+# The final reward that the event which ends an attempt carries
+
+
+def _random_span(rng: Random, attempted: agl.AttemptedRollout) -> agl.Span:
+    """With a reward or without, of today's and of older releases, numbered by the store or by its sender."""
+    value = rng.choice([0.0, 1.0, -2.5, 1, True, 1e300])
+    attributes: dict[str, Any] = rng.choice([
+        {},
+        {"agentlightning.reward.0.value": value},
+        {"agentlightning.reward.1.value": 5.0, "agentlightning.reward.0.value": value},
+        {"agentlightning.reward.1.value": 5.0},
+        {"agentlightning.reward.0.name": "quality"},
+        {"agentops.task.output": json.dumps({"type": "reward", "value": value})},
+        {"reward": value},
+        {"prompt": "what is a reward?", "big": "x" * rng.choice([1, 100_000])},
+    ])  # fmt: skip
+    name = rng.choice(["agentlightning.reward", "agentlightning.annotation", "other"])
+    number = rng.choice([0, 0, rng.randrange(1, 6)])
+    return span(attempted, name=name, attributes=attributes, sequence_id=number, span_id=f"{rng.randrange(12):016x}")
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["one writer", "several writers"])
+async def test_the_end_of_a_rollout_carries_the_final_reward_of_its_latest_attempt(shared: bool) -> None:
+    """The one that `find_final_reward` gives for the spans as they are read, through any node and after a restart."""
+    log, rng = MemoryLog(), Random(5)
+    wanted: dict[str, float | None] = {}
+    with ExitStack() as stack:
+
+        def opened() -> list[EventLogStore]:
+            options = {"foreign_writers": True} if shared else {}
+            return [stack.enter_context(store_on(log, **options)) for _ in range(2 if shared else 1)]
+
+        stores = opened()
+        for number in range(60):
+            if number == 30:
+                stack.close()
+                stores = opened()
+            config = agl.RolloutConfig(max_attempts=2, retry_condition=["failed"])
+            enqueued = await stores[0].enqueue_rollout(number, config=config)
+            for _ in range(rng.randrange(1, 3)):
+                attempted = await claim(stores[0])
+                await stores[-1].wait_position(stores[0].position())
+                for _ in range(rng.randrange(7)):
+                    await rng.choice(stores).add_span(_random_span(rng, attempted))
+                if rng.random() < 0.2:
+                    for store in stores:
+                        store.engine.spans._counters.clear()
+                ending = rng.choice(stores)
+                await ending.update_attempt(attempted.rollout_id, "latest", status="failed")
+                await stores[0].wait_position(ending.position())
+            if (await stores[0].query_rollouts(rollout_id_in=[enqueued.rollout_id]))[0].status != "failed":
+                await stores[0].update_rollout(enqueued.rollout_id, status="cancelled")
+            spans = await stores[0].query_spans(enqueued.rollout_id, "latest")
+            wanted[enqueued.rollout_id] = find_final_reward(spans)
+        facts = await take_facts(stores[0], 60, types=["rollout.completed"], since=-1)
+    assert {str(one.rollout_id): one.data.get("reward") for one in facts} == wanted
+    assert 10 < sum(one is not None for one in wanted.values()) < 55
+
+
+async def test_an_attempt_that_expires_carries_the_reward_that_it_had(tmp_path: Path) -> None:
+    clock = ManualClock()
+    path = tmp_path / "log.db"
+    with EventLogStore(SqliteLog(path), clock=clock) as store:
+        config = agl.RolloutConfig(timeout_seconds=10)
+        for number in range(2):
+            attempted = await store.start_rollout(number, config=config)
+            await store.add_span(span(attempted, name="r", attributes={"agentlightning.reward.0.value": 0.25 + number}))
+            if number == 0:
+                await pass_time(store.engine, clock, 12)
+    with EventLogStore(SqliteLog(path), clock=clock) as store:  # the second one's spans are not in memory here
+        await pass_time(store.engine, clock, 12)
+        facts = await take_facts(store, 2, types=["rollout.completed"], since=-1)
+    assert [(one.data["status"], one.data["reward"]) for one in facts] == [("failed", 0.25), ("failed", 1.25)]
