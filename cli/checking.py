@@ -80,21 +80,6 @@ def _walk(log: Log, topic: str, partition: int, findings: list[str]) -> int:
     return count
 
 
-def first_hole(log: Log, topic: str, partition: int, offset: int, end: int) -> int | None:
-    """The first offset of [offset, end) that has no record; None where all have one."""
-    while offset < end:
-        records = log.read(topic, partition, offset, min(CHECK_RECORDS, end - offset))
-        for record in records:
-            if record.offset != offset:
-                return offset
-            offset += 1
-            if offset == end:
-                return None
-        if not records:
-            return offset
-    return None
-
-
 def _fold(log: Log, findings: list[str]) -> tuple[int, str]:
     state, met = replay(log)
     if state.halted is not None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from ..core.errors import InvalidInput
 from ..core.log.open_log import shown
-from ..core.log.topics import CONTROL, TOPICS
-from .checking import first_hole
 from .reading import quieten_clients
 from .terminal import announce, echo_json, examples, json_option, table
-
-LOOKED_AT = 2000
-"""Records at each end of a control partition in which `init` looks for holes; `agl log check` looks at all of them."""
 
 
 @click.group()
@@ -62,43 +58,18 @@ def init(url: str, counts: tuple[str, ...], replication: int | None, as_json: bo
     click.echo(f"The log {report['log']} is ready.")
 
 
-def make_topics(url: str, counts: Mapping[str, int] | None = None, replication: int | None = None) -> dict[str, Any]:
-    """Make what is missing of a log on Kafka and report it: log, and for each topic name, partitions, made, asked, differs.
-
-    Raises `InvalidInput` for an address that is not on Kafka and for topics that cannot carry a log.
-    """
+def make_topics(url: str, counts: dict[str, int] | None = None, replication: int | None = None) -> dict[str, Any]:
+    """Call `topic_setup.make_topics` for a URL and report it: log, notices, and topics by their fields."""
     if not url.startswith("kafka://"):
         raise InvalidInput(f"{shown(url)!r} is not the address of a log on Kafka; it looks like kafka://host:9092/prefix")
-    from ..core.log.kafka import KafkaAddress, ReadOnlyKafkaLog
-    from ..core.log.kafka.topic_setup import create
+    from ..core.log.kafka import KafkaAddress
+    from ..core.log.kafka.topic_setup import make_topics as make
 
     quieten_clients()
     address = KafkaAddress.parse(url, os.environ)
-    made = set(asyncio.run(create(address, dict(counts or {}), replication)))
-    with ReadOnlyKafkaLog(address) as opened:
-        log: Any = opened
-        _refuse_holes(log, address.topic(CONTROL))
-        rows: list[dict[str, Any]] = []
-        for topic in TOPICS:
-            asked, there = (counts or {}).get(topic), log.partitions(topic)
-            name = address.topic(topic)
-            differs = asked is not None and asked != there
-            rows.append({"topic": topic, "name": name, "partitions": there, "made": name in made, "asked": asked,
-                         "differs": differs})  # fmt: skip
-        notices = list(log.notices)
-    return {"log": address.url, "topics": rows, "notices": notices}
-
-
-def _refuse_holes(log: Any, name: str) -> None:
-    for partition in range(log.partitions(CONTROL)):
-        first, end = log.ends(CONTROL, partition)
-        for low, high in ((first, min(end, first + LOOKED_AT)), (max(first, end - LOOKED_AT), end)):
-            hole = 0 if first > 0 else first_hole(log, CONTROL, partition, low, high)
-            if hole is not None:
-                raise InvalidInput(
-                    f"topic {name} has no record at offset {hole} of partition {partition}: a transaction was written to "
-                    "it, or records were removed, and no log can be kept in it. Choose another prefix"
-                )
+    rows, notices = asyncio.run(make(address, counts, replication))
+    topics = [{**asdict(row), "differs": row.differs} for row in rows]
+    return {"log": address.url, "topics": topics, "notices": list(notices)}
 
 
 def _counts(texts: Iterable[str]) -> dict[str, int]:

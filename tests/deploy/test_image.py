@@ -15,7 +15,7 @@ import click
 import pytest
 from kafka_local import kafka_version
 
-from agentlightning.core.log.kafka.security import ENVIRONMENT, SECURITY
+from agentlightning.core.log.kafka.address import ENVIRONMENT, SECURITY
 
 from ..cli.support import running
 from ..environments import core_lock

@@ -2,6 +2,6 @@
 
 from .address import KafkaAddress as KafkaAddress
 from .log import KafkaLog as KafkaLog
-from .readonly import ReadOnlyKafkaLog as ReadOnlyKafkaLog
+from .log import ReadOnlyKafkaLog as ReadOnlyKafkaLog
 
 __all__ = ["KafkaAddress", "KafkaLog", "ReadOnlyKafkaLog"]

@@ -1,4 +1,9 @@
-"""Everything of aiokafka that this room uses, in one place: the library has no type information of its own."""
+"""Everything of aiokafka that this folder uses, in one place: the library has no type information of its own.
+
+The private attributes `_client` of a consumer and `_metadata_update` of a client are used because aiokafka 0.12 to 0.14 has no
+public way: a consumer gives out neither its client nor a request for new metadata, and no option makes a client ask the
+bootstrap servers again (KIP-899) once the brokers that it knows are gone; tests/system/kafka/test_broker_moves.py shows it.
+"""
 
 # pyright: reportMissingTypeStubs=false
 
@@ -41,34 +46,33 @@ get_ip_port_afi = _conn.get_ip_port_afi
 
 
 class AIOKafkaConsumer(_Consumer):
-    """A consumer that finds brokers again whose addresses all changed."""
+    """A consumer that finds brokers again after all of their addresses changed."""
 
     def __init__(self, *topics: str, **options: Any) -> None:
         super().__init__(*topics, **options)  # pyright: ignore[reportUnknownMemberType]
-        _ask_bootstrap_again(self._client)
+        _rebootstrap(self._client)
 
     def update_metadata(self) -> None:
-        """Ask the brokers now who leads which partition; does not wait for the answer."""
+        """Request the leaders of the partitions from the brokers; does not wait for the answer."""
         self._client.force_metadata_update()
 
 
 class AIOKafkaProducer(_Producer):
-    """A producer that finds brokers again whose addresses all changed."""
+    """A producer that finds brokers again after all of their addresses changed."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType]
-        _ask_bootstrap_again(self.client)
+        _rebootstrap(self.client)
 
 
 METADATA_SECONDS = 2.0
 METADATA_TRIES = 3
 
 
-def _ask_bootstrap_again(client: Any) -> None:
-    """The library asks the brokers that it knows, one after the other in any order, and no other ones.
+def _rebootstrap(client: Any) -> None:
+    """Where no known broker answers a metadata request, request it from the bootstrap servers, as other clients do.
 
-    A broker that does not answer delays that by a few seconds at most here. Where none of them answers, the servers of the
-    address are asked again, as other clients do.
+    aiokafka requests metadata from known brokers only. A broker that does not answer delays it by a few seconds at most.
     """
     update: Callable[[Any, Any], Awaitable[bool]] = client._metadata_update
 

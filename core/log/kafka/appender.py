@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ...errors import LogError, StorageError, UnknownOutcome
 from ..append_checks import PendingAppend
-from ..interface import Ack
+from ..interface import Ack, NewRecord
 from .address import KafkaAddress
 from .aiokafka_api import (
     AIOKafkaProducer,
@@ -23,8 +23,7 @@ from .aiokafka_api import (
     RecordListTooLargeError,
     TopicAuthorizationFailedError,
 )
-from .follower import stop_quietly
-from .record_codec import headers_out, millis
+from .partition_reader import MICROS, stop_quietly
 from .topic_setup import MAX_BLOB_BYTES
 
 logger = logging.getLogger(__name__)
@@ -37,6 +36,18 @@ TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 
 BATCH_OVERHEAD_BYTES = 64 << 10
 """What a batch may have beside its values."""
+
+
+def headers_out(record: NewRecord) -> list[tuple[str, bytes]]:
+    """The headers of the Kafka record; readable in any tool."""
+    headers = [(name, text.encode()) for name, text in record.headers]
+    headers.append((MICROS, b"%d" % record.timestamp_us))
+    return headers
+
+
+def millis(record: NewRecord) -> int:
+    """Kafka's time stamp: milliseconds since 1970, never negative."""
+    return min(max(record.timestamp_us // 1000, 0), 1 << 42)
 
 
 class Producer:

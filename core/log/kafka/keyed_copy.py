@@ -29,9 +29,7 @@ from ..topics import TOPICS
 from .address import KafkaAddress
 from .aiokafka_api import KafkaError, OffsetOutOfRangeError, TopicPartition
 from .end_offsets import Ends
-from .follower import stop_quietly
-from .partition_reader import LONG_FETCH_MS, make_consumer
-from .record_codec import record_in
+from .partition_reader import LONG_FETCH_MS, make_consumer, record_in, stop_quietly
 
 logger = logging.getLogger(__name__)
 

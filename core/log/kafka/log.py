@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,22 @@ from ..topics import BLOBS, CONTROL, FACTS, SPANS, TASKS, TOPICS, partition_of
 from .address import KafkaAddress
 from .aiokafka_api import KafkaError, TopicPartition
 from .appender import BATCH_OVERHEAD_BYTES, Appender, Producer, answer
+from .consumer_group import GroupLag, KafkaMember, lags
 from .end_offsets import Ends, OnEnd
-from .follower import PartitionFollower, bounded, stop_quietly
-from .group_member import KafkaMember
 from .keyed_copy import KeyedCopy, KeyedTable, ScratchFolder
-from .log_identity import FORMAT, Identity, Verified, digest_of, identify, identity_reader, write_identity
+from .log_identity import (
+    FORMAT,
+    Identity,
+    Verified,
+    digest_of,
+    identify,
+    identity_reader,
+    read_identity,
+    verify,
+    write_identity,
+)
 from .offset_index import KeyedPartition
-from .partition_reader import PartitionReader
+from .partition_reader import PartitionFollower, PartitionReader, bounded, stop_quietly
 from .preflight import enter, unreachable
 from .topic_setup import MAX_BLOB_BYTES, MAX_MESSAGE_BYTES, Survey, survey
 
@@ -51,6 +61,7 @@ ANSWER_SECONDS = 1.0
 """How long the broker may take to answer when the log is closed, before it counts as away."""
 DRAIN_SECONDS = 10.0
 FOLLOW_SECONDS = 5.0
+GROUPS_SECONDS = 60.0
 _RECORD_BYTES = 256
 """About what a published record has beside key and value."""
 
@@ -469,3 +480,78 @@ class KafkaLog(Log):
             bounded(self._blob_producer.stop()),
             bounded(self._ends.stop()),
         )
+
+
+
+class ReadOnlyKafkaLog(KafkaLog):
+    """A log on Kafka that this process only looks at, also while others write it.
+
+    It shows every topic as the broker has it: older records of a key until they are compacted away, and `tasks` and
+    `facts` as they were published. `log_id` is empty before the log was opened for writing once.
+    """
+
+    def __init__(self, address: str | KafkaAddress) -> None:
+        self.findings: tuple[str, ...] = ()
+        parsed = address if isinstance(address, KafkaAddress) else KafkaAddress.parse(address)
+        # Copies that a running node keeps in `state` are its own.
+        super().__init__(replace(parsed, state=None))
+
+    async def _insist(self) -> str:
+        """Whoever only looks is told at once that the broker is away."""
+        return await self._open()
+
+    async def _identify(self, reader: Any, found: Survey) -> Verified:
+        """What is not whole is told and shown as it is; `findings` has it for `agl log check`."""
+        known = await read_identity(self.address, reader)
+        if known is None:
+            return Verified("", found.partitions, {})
+        verified = await verify(self.address, reader, known, found.partitions, adopt=False)
+        self.findings = verified.problems
+        return verified
+
+    def _tell(self) -> None:
+        for finding in self.findings:
+            logger.warning("The log is not whole: %s", finding)
+
+    def partitions(self, topic: str) -> int:
+        """See `Log.partitions`; `tasks` and `facts` too."""
+        self._known(topic)
+        return self._partitions[topic]
+
+    def _known(self, topic: str) -> None:
+        if topic not in TOPICS:
+            raise InvalidInput(f"There is no topic {topic!r}; topics are {', '.join(TOPICS)}")
+
+    def _check_place(self, topic: str, partition: int) -> None:
+        self._known(topic)
+        if not 0 <= partition < self._partitions[topic]:
+            raise InvalidInput(f"there is no partition {partition}; {topic} has {self._partitions[topic]}")
+
+    def read(
+        self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
+    ) -> Sequence[Record]:
+        self._check_place(topic, partition)
+        check_offset(offset)
+        self._check_open()
+        return self._loop.call(self._reader(topic, partition).read(offset, max_records))
+
+    async def _ends_of(self, topic: str, partition: int) -> tuple[int, int]:
+        place = self._place(topic, partition)
+        return await self._ends.first(place), await self._ends.end(place)
+
+    def groups(self) -> list[GroupLag]:
+        """Every consumer group that reads topics of this log, and how far behind it is; sorted by name."""
+        self._check_open()
+        return self._loop.call(lags(self.address), GROUPS_SECONDS)
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """Raises `InvalidInput`, always: this log is only read."""
+        raise InvalidInput(f"{self.url} is open for reading only")
+
+    def publish(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """Raises `InvalidInput`, always: this log is only read."""
+        raise InvalidInput(f"{self.url} is open for reading only")
+
+    def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
+        """Raises `InvalidInput`, always: who only looks moves nobody's partitions."""
+        raise InvalidInput(f"{self.url} is open for reading only; members of a group open it for writing")

@@ -21,9 +21,7 @@ from ..interface import KeyRange, NewRecord, Record
 from .address import KafkaAddress
 from .aiokafka_api import KafkaError, OffsetOutOfRangeError, TopicPartition
 from .end_offsets import Ends
-from .follower import stop_quietly
-from .partition_reader import IDLE_FETCH_MS, READ_SECONDS, insisting, make_consumer
-from .record_codec import record_in
+from .partition_reader import IDLE_FETCH_MS, READ_SECONDS, insisting, make_consumer, record_in, stop_quietly
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,57 @@
-"""Reading a partition by offset: one consumer a partition, without a group, that refuses to skip what is lost."""
+"""Reading a partition by offset and following it: a consumer without a group, which never skips a missing offset.
+
+`record_in` makes a record of a consumed message; `appender` has its reverse.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ...errors import OffsetLost, StorageError
+from ...errors import LogError, OffsetLost, StorageError
 from ..interface import Record
+from ..local.follower import Follower
 from .address import KafkaAddress
 from .aiokafka_api import AIOKafkaConsumer, KafkaError, OffsetOutOfRangeError, TopicPartition
 from .end_offsets import Ends
-from .record_codec import record_in
+
+logger = logging.getLogger(__name__)
+
+MICROS = "us"
+"""Header with the writer's clock in microseconds: Kafka's own time stamp has milliseconds, from 1970 on."""
+
+
+def record_in(topic: str, message: Any) -> Record:
+    """A consumed message as a record. Foreign records, which any Kafka tool may write, are read as far as they go."""
+    stamp = message.timestamp * 1000
+    headers: list[tuple[str, str]] = []
+    for name, raw in message.headers:
+        text = raw.decode("utf-8", "replace") if raw is not None else ""
+        if name == MICROS:
+            stamp = _number(text, stamp)
+        else:
+            headers.append((name, text))
+    key = message.key
+    return Record(
+        topic,
+        message.partition,
+        message.offset,
+        key.decode("utf-8", "replace") if key is not None else "",
+        message.value if message.value is not None else b"",
+        stamp,
+        tuple(headers),
+    )
+
+
+def _number(text: str, otherwise: int) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return otherwise
+
 
 FETCH_BYTES = 8 << 20
 RETRY_SECONDS = 0.25
@@ -111,3 +151,95 @@ class PartitionReader:
         consumer, self._consumer, self._end = self._consumer, None, 0
         if consumer is not None:
             await consumer.stop()
+
+
+FOLLOW_RECORDS = 2048
+POLL_MS = 1000
+STOP_SECONDS = 3.0
+
+
+class PartitionFollower:
+    """Follows one partition that keeps all its records; any hole in its offsets is an `OffsetLost`."""
+
+    def __init__(
+        self,
+        address: KafkaAddress,
+        topic: str,
+        place: TopicPartition,
+        follower: Follower,
+        ended: Callable[[PartitionFollower], None],
+    ) -> None:
+        self.follower = follower
+        self.place = place
+        self._address = address
+        self._topic = topic
+        self._ended = ended
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"agl-follow-{topic}")
+        self.task = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        consumer: Any = None
+        try:
+            while not self.follower.closed:
+                try:
+                    if consumer is None:
+                        consumer = make_consumer(self._address, fetch_max_wait_ms=LONG_FETCH_MS)
+                        await consumer.start()
+                        consumer.assign([self.place])
+                        consumer.seek(self.place, self.follower.next)
+                    await self._step(consumer)
+                except OffsetOutOfRangeError:
+                    raise self._lost() from None
+                except (KafkaError, OSError) as error:
+                    logger.warning("Following %s failed (%s); it goes on as soon as the broker answers.", self._topic, error)
+                    await stop_quietly(consumer)
+                    consumer = None
+                    await asyncio.sleep(0.5)
+        except LogError as error:
+            await self._deliver(self.follower.fail, error)
+        finally:
+            await stop_quietly(consumer)
+            self._executor.shutdown(wait=False)
+            self._ended(self)
+
+    def _lost(self) -> OffsetLost:
+        where = f"{self.place.topic}[{self.place.partition}]"
+        offset = self.follower.next
+        return OffsetLost(f"{where} has no offset {offset}: it got shorter, or is another topic", offset=offset)
+
+    async def _step(self, consumer: Any) -> None:
+        fetched = await consumer.getmany(self.place, timeout_ms=POLL_MS, max_records=FOLLOW_RECORDS)
+        messages = fetched.get(self.place, ())
+        if not messages or self.follower.closed:
+            return
+        first, last = self.follower.next, messages[-1].offset
+        if messages[0].offset != first or last - first != len(messages) - 1:
+            raise OffsetLost(f"{self.place.topic}[{self.place.partition}] has a hole at offset {first}", offset=first)
+        if last < self.follower.known_below:
+            self.follower.next = last + 1  # our own records, applied when they were acknowledged
+            return
+        await self._deliver(self.follower.deliver, [record_in(self._topic, message) for message in messages])
+
+    async def _deliver(self, take: Callable[[Any], None], what: Any) -> None:
+        """In a thread of its own, whatever it does: the loop goes on writing meanwhile."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, take, what)
+
+    async def reach(self, end: int, timeout_seconds: float) -> None:
+        """Wait until everything below `end` was handed over."""
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        while self.follower.next < end and not self.follower.closed and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.005)
+
+
+async def stop_quietly(client: Any) -> None:
+    """Stop a client that may have failed before; its error then is no news."""
+    if client is not None:
+        await bounded(client.stop())
+
+
+async def bounded(stopping: Awaitable[Any]) -> None:
+    """Wait some seconds at most for what stops: its broker may be away, and the connections end with their loop."""
+    try:
+        await asyncio.wait_for(stopping, STOP_SECONDS)
+    except (KafkaError, OSError, asyncio.TimeoutError) as error:
+        logger.debug("A client of the broker did not stop cleanly: %r", error)

@@ -11,7 +11,7 @@ import ssl
 from typing import Any
 
 from ...errors import AccessRefused, StorageError
-from .address import KafkaAddress
+from .address import ENVIRONMENT, MECHANISMS, KafkaAddress
 from .aiokafka_api import (
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
@@ -25,7 +25,6 @@ from .aiokafka_api import (
     create_conn,
     get_ip_port_afi,
 )
-from .security import ENVIRONMENT, MECHANISMS
 
 TRY_SECONDS = 5.0
 """How long a server may take to show how it wants to be spoken to."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import InvalidInput, LogCorrupt, StorageError
-from ..topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
+from ..topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS, TOPICS
 from .address import KafkaAddress
 from .aiokafka_api import (
     AIOKafkaAdminClient,
@@ -19,10 +19,12 @@ from .aiokafka_api import (
     NewTopic,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
+    TopicPartition,
     for_code,
 )
-from .follower import stop_quietly
+from .end_offsets import Ends
 from .log_identity import META, identity_reader, read_identity, verify
+from .partition_reader import PartitionReader, stop_quietly
 from .preflight import enter, unreachable
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,8 @@ _NEWEST_OF_A_WEEK = {"cleanup.policy": "compact,delete", "retention.ms": str(7 *
 # A writer's clock is informative: one that runs ahead must not make the broker refuse its events.
 _ANY_CLOCK = {"message.timestamp.after.max.ms": str((1 << 63) - 1)}
 SHOWN_SECONDS = 30.0
+HOLE_RECORDS = 2000
+"""Records at each end of a control partition in which `make_topics` looks for holes; `agl log check` reads all of them."""
 MAX_MESSAGE_BYTES = 8 << 20
 MAX_BLOB_BYTES = 72 << 20
 
@@ -73,6 +77,22 @@ class Survey:
     notices: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TopicReport:
+    """One topic after `make_topics`. `asked`: the partitions that the caller asked for; `made`: it was not there before."""
+
+    topic: str
+    name: str
+    partitions: int
+    made: bool
+    asked: int | None
+
+    @property
+    def differs(self) -> bool:
+        """Another number of partitions was asked for than the topic has."""
+        return self.asked is not None and self.asked != self.partitions
+
+
 def partitions_of(counts: dict[str, int] | None) -> dict[str, int]:
     """Topic -> partitions for a new log. Raises `InvalidInput` for unknown topics and counts below one."""
     chosen = {name: setup.partitions for name, setup in SETUPS.items()}
@@ -83,6 +103,62 @@ def partitions_of(counts: dict[str, int] | None) -> dict[str, int]:
             raise InvalidInput(f"{name} cannot have {count} partitions; it takes 1 to 1024")
         chosen[name] = count
     return chosen
+
+
+async def make_topics(
+    address: KafkaAddress, counts: Mapping[str, int] | None = None, replication: int | None = None
+) -> tuple[list[TopicReport], tuple[str, ...]]:
+    """Make the topics of a log that are missing, check the others, and return (topics, notices as of `KafkaLog`).
+
+    As `create`; also raises `InvalidInput` for a control topic whose offsets have holes, as transactions leave them.
+    """
+    made = await create(address, dict(counts or {}), replication)
+    reader = identity_reader(address)
+    try:
+        found = await survey(address)
+        await reader.start()
+        known = await read_identity(address, reader)
+        verified = None if known is None else await verify(address, reader, known, found.partitions, adopt=False)
+        partitions = {**found.partitions, **(verified.partitions if verified else {})}
+        await _refuse_holes(address, partitions[CONTROL])
+    except (KafkaError, OSError) as error:
+        raise unreachable(address, error) from error
+    finally:
+        await stop_quietly(reader)
+    rows = [
+        TopicReport(topic, address.topic(topic), partitions[topic], address.topic(topic) in made, (counts or {}).get(topic))
+        for topic in TOPICS
+    ]
+    return rows, (*found.notices, *(verified.notices if verified else ()))
+
+
+async def _refuse_holes(address: KafkaAddress, partitions: int) -> None:
+    ends = Ends(address)
+    try:
+        await ends.start()
+        for place in (TopicPartition(address.topic(CONTROL), partition) for partition in range(partitions)):
+            first, end = await ends.first(place), await ends.end(place)
+            reader = PartitionReader(address, CONTROL, place, ends)
+            for low, high in ((first, min(end, first + HOLE_RECORDS)), (max(first, end - HOLE_RECORDS), end)):
+                hole = 0 if first > 0 else await _first_hole(reader, low, high)
+                if hole is not None:
+                    raise InvalidInput(
+                        f"topic {place.topic} has no record at offset {hole} of partition {place.partition}: a transaction was "
+                        "written to it, or records were removed, and no log can be kept in it. Choose another prefix"
+                    )
+            await reader.close()
+    finally:
+        await stop_quietly(ends)
+
+
+async def _first_hole(reader: PartitionReader, offset: int, end: int) -> int | None:
+    while offset < end:
+        records = await reader.read(offset, end - offset)
+        hole = next((at for at, record in enumerate(records, offset) if record.offset != at), None)
+        if hole is not None or not records:
+            return hole if hole is not None else offset
+        offset = records[-1].offset + 1
+    return None
 
 
 async def create(address: KafkaAddress, counts: dict[str, int] | None = None, replication: int | None = None) -> list[str]:

@@ -11,8 +11,8 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
 from agentlightning.core.log.kafka import KafkaAddress
-from agentlightning.core.log.kafka import group_member as membership
-from agentlightning.core.log.kafka.group_member import KafkaMember
+from agentlightning.core.log.kafka import consumer_group as membership
+from agentlightning.core.log.kafka.consumer_group import KafkaMember
 
 PLACE, OTHER = TopicPartition("p.facts", 0), TopicPartition("p.facts", 1)
 
