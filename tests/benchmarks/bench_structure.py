@@ -70,7 +70,6 @@ def span(rollout: Any) -> agl.Span:
 
 async def calls() -> None:
     """Five calls over HTTP on a log in memory."""
-    Entered.watch()
     server = agl.LightningStoreServer(agl.InMemoryLightningStore(thread_safe=True), host="127.0.0.1", port=0)
     await server.start()
     client = agl.LightningStoreClient(server.endpoint)
@@ -126,6 +125,31 @@ async def attempts() -> None:
                 print(*(f"    {file}" for file in files), sep="\n")
 
 
+def fits() -> None:
+    """From `Trainer.fit` to the first line of the user's algorithm, in the process that calls it."""
+
+    @agl.rollout
+    def agent(task: str) -> float:
+        return 1.0
+
+    for strategy in ("shm", "cs"):
+        files: list[str] = []
+
+        @agl.algo
+        def algorithm(files: list[str] = files) -> None:
+            files += sorted(file for file in entered.files if file.startswith("algorithms"))
+
+        store = agl.InMemoryLightningStore(thread_safe=True)
+        trainer = agl.Trainer(algorithm=algorithm, strategy=strategy, store=store)
+        with Entered() as entered:
+            trainer.fit(agent)
+        print(f"{'fit, ' + strategy:20} {len(files):>6} of algorithms/")
+        if "-v" in sys.argv:
+            print(*(f"    {file}" for file in files), sep="\n")
+
+
 if __name__ == "__main__":
+    Entered.watch()
+    fits()
     asyncio.run(calls())
     asyncio.run(attempts())

@@ -53,25 +53,23 @@ def test_fit_finds_the_better_prompt_and_keeps_its_run_in_the_default_log(tmp_pa
     assert run["algorithm"] == "__main__:search" and run["agent"] == "__main__:agent"
 
 
-@pytest.mark.parametrize("strategy", ["cs", "shm"])
-def test_fit_works_on_a_store_in_memory(tmp_path: Path, strategy: str) -> None:
-    with program(FIT, tmp_path, f"strategy={strategy!r}, store=agl.InMemoryLightningStore()") as fit:
+# With runners in processes: test_fit_everywhere.py.
+def test_fit_in_threads_works_on_a_store_in_memory(tmp_path: Path) -> None:
+    with program(FIT, tmp_path, "strategy='shm', store=agl.InMemoryLightningStore()") as fit:
         check(fit.result())
     assert not (tmp_path / ".agl").exists()
 
 
-@pytest.mark.parametrize("strategy", ["cs", "shm"])
-def test_fit_works_on_a_store_that_serves(tmp_path: Path, strategy: str) -> None:
+def test_fit_in_threads_works_on_a_store_that_serves(tmp_path: Path) -> None:
     with running("store", "--port", "0", "--log", "sqlite:///./served.db", cwd=tmp_path) as store:
         address = re.findall(r"http://\S+", store.wait_for(store.err, "Serving"))[0]
-        with program(FIT, tmp_path, f"strategy={strategy!r}, store={address!r}") as fit:
+        with program(FIT, tmp_path, f"strategy='shm', store={address!r}") as fit:
             check(fit.result())
 
 
-@pytest.mark.parametrize("strategy", ["cs", "shm"])
-def test_fit_works_on_kafka(tmp_path: Path, kafka_url: str, strategy: str) -> None:
+def test_fit_in_threads_works_on_kafka(tmp_path: Path, kafka_url: str) -> None:
     assert document("kafka", "init", "--log", kafka_url) is not None
-    with program(FIT, tmp_path, f"strategy={strategy!r}, store={kafka_url!r}") as fit:
+    with program(FIT, tmp_path, f"strategy='shm', store={kafka_url!r}") as fit:
         check(fit.result())
 
 
