@@ -143,28 +143,33 @@ def check_client(text: str) -> None:
 
 
 SLOW_CLIENT = """
-import time
+import os, time
 from agentlightning import setup_logging
+from agentlightning.compat.worker_pool import LegacyJob
 from agentlightning.litagent import LitAgent
 from agentlightning.trainer import Trainer
 
 class SlowAgent(LitAgent):
     def training_rollout(self, task, rollout_id, resources):
         print("Working on", rollout_id, flush=True)
-        time.sleep({seconds})
+        if not os.path.exists("worked"):
+            open("worked", "w").close()
+            time.sleep({seconds})
         return 0.5
 
 setup_logging()
+LegacyJob.orphan_seconds = 1.0
 agent = SlowAgent()
 trainer = Trainer(n_workers=2)
 trainer.fit(agent, backend="http://127.0.0.1:{port}")
 print("After fit", flush=True)
 """
-"""As the tutorial prints it: no ``if __name__ == "__main__"`` around the call that starts processes."""
+"""As the tutorial prints it: no ``if __name__ == "__main__"`` around the call that starts processes. The first task is slow."""
 
 
 def slow_client(folder: Path, port: int, seconds: float) -> Path:
     path = folder / "slow_client.py"
+    (folder / "worked").unlink(missing_ok=True)
     path.write_text(SLOW_CLIENT.format(seconds=seconds, port=port), encoding="utf-8")
     return path
 
@@ -213,10 +218,10 @@ def test_ctrl_c_waits_for_the_task_a_second_one_does_not_and_no_process_stays(tm
     env = environment()
     server = Terminal(on_port("server", port, tmp_path), cwd=tmp_path, env=env)
     try:
-        client = Terminal(str(slow_client(tmp_path, port, 3.0)), cwd=tmp_path, env=env)
+        client = Terminal(str(slow_client(tmp_path, port, 2.0)), cwd=tmp_path, env=env)
         client.says("Working on")
         assert client.interrupt() == 0, client.text
-        assert "Completed in 3." in client.text and "Traceback" not in client.text, client.text
+        assert "Completed in 2." in client.text and "Traceback" not in client.text, client.text
         client = Terminal(str(slow_client(tmp_path, port, 60.0)), cwd=tmp_path, env=env)
         client.says("Working on")
         workers = workers_of(client)

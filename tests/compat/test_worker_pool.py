@@ -36,10 +36,12 @@ class Agent(agl.LitAgent):
         return 0.5
 
 if __name__ == "__main__":
+    from agentlightning.runners.pool import supervisor
+    supervisor.FIRST_PAUSE_SECONDS = 0.01
     agl.setup_logging(color=False)
     loader = agl.DevTaskLoader([{tasks}], {{"p": agl.PromptTemplate(template="x", engine="f-string")}})
     try:
-        agl.Trainer(n_runners=2, max_rollouts=3, tracer=agl.OtelTracer()).fit(Agent(), backend=loader)
+        agl.Trainer(n_runners=2, max_rollouts=3, tracer=agl.OtelTracer(instrument_managed=False)).fit(Agent(), backend=loader)
     except agl.AgentLightningError as error:
         print("FAILED", error)
     print("After fit")
@@ -91,7 +93,7 @@ def main():
 
     agl.setup_logging(color=False)
     loader = agl.DevTaskLoader(["ok"], {"p": agl.PromptTemplate(template="x", engine="f-string")})
-    agl.Trainer(n_runners=2, max_rollouts=1, tracer=agl.OtelTracer()).fit(Agent(), backend=loader)
+    agl.Trainer(n_runners=2, max_rollouts=1, tracer=agl.OtelTracer(instrument_managed=False)).fit(Agent(), backend=loader)
 
 if __name__ == "__main__":
     main()
@@ -154,7 +156,7 @@ async def test_a_server_that_goes_away_in_the_middle_costs_that_time(tmp_path: P
         rollout_id = await server.queue_task(1.0, mode="train")
         await claimed(server, rollout_id)
         await server.stop()
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(1.5)  # the task takes 1 s: its result meets no server
         server = agl.AgentLightningServer(port=port, store=url)
         await server.start()
         result = await server.poll_completed_rollout(rollout_id, timeout=20)
