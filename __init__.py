@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from .algorithms.trainer.result import FitResult as FitResult
     from .algorithms.trainer.trainer import Trainer as Trainer
     from .compat.client import AgentLightningClient as AgentLightningClient
-    from .compat.dev_tasks import DevTaskLoader as DevTaskLoader
+    from .compat.client import DevTaskLoader as DevTaskLoader
     from .compat.lightning_cli import lightning_cli as lightning_cli
     from .compat.runner import LegacyAgentRunner as LegacyAgentRunner
     from .compat.server import AgentLightningServer as AgentLightningServer
@@ -183,8 +183,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.trainer.components": ("build_component",),
     "algorithms.trainer.result": ("FitResult",),
     "algorithms.trainer.trainer": ("Trainer",),
-    "compat.client": ("AgentLightningClient",),
-    "compat.dev_tasks": ("DevTaskLoader",),
+    "compat.client": ("AgentLightningClient", "DevTaskLoader"),
     "compat.lightning_cli": ("lightning_cli",),
     "compat.runner": ("LegacyAgentRunner",),
     "compat.server": ("AgentLightningServer",),

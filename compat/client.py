@@ -1,4 +1,4 @@
-"""AgentLightningClient: asks a server of the first protocol for tasks and posts what became of them."""
+"""Clients of the first protocol: AgentLightningClient asks a server for tasks, DevTaskLoader has a list of them."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from pydantic import ValidationError
 
 from ..core.credentials import mask_text
 from ..core.errors import InvalidInput
-from ..core.model.resources import ResourcesUpdate
+from ..core.model.resources import NamedResources, ResourcesUpdate, validate_resources
 from ..runners.stop_events import StopSignal
 from .task_protocol import RolloutLegacy, Task, TaskIfAny
 
-__all__ = ["INCARNATION_HEADER", "WORKER_HEADER", "AgentLightningClient"]
+__all__ = ["AgentLightningClient", "DevTaskLoader", "INCARNATION_HEADER", "WORKER_HEADER"]
 
 _log = logging.getLogger(__name__)
 WORKER_HEADER = "x-agentlightning-worker"
 """The worker that asks for a task, as the store knows it."""
 INCARNATION_HEADER = "x-agentlightning-incarnation"
-"""Its process: who sends it sends heartbeats too, and loses its task when they stop."""
+"""The incarnation of that worker: a client that sends it sends heartbeats too, and loses its task when they stop."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LONGEST_WAIT_SECONDS = 2.0
 """How long one request may wait for a task; a worker that is asked to stop notices it after that time."""
 _PIECE_SECONDS = 0.2
+_LOCAL = "local"
 
 
 class AgentLightningClient:
-    """Talks to `AgentLightningServer`, or to any server of the first protocol, at `endpoint` (http or https).
+    """A client of `AgentLightningServer`, or of any server of the first protocol, at `endpoint` (http or https).
 
-    Every method has a twin `..._async`. What goes wrong on the way is logged at DEBUG and answered with None: a client
-    outlives its server. `poll_interval`: seconds between two questions where nothing is to do; `timeout`: seconds that
-    one request may take; `token`: what a server that serves other machines asks for. `task_count` counts tasks received.
+    Every method has a twin `..._async`. Errors of a request are logged at DEBUG, and the method returns None: a client
+    outlives its server. `poll_interval`: seconds between two polls without a task; `timeout`: seconds that
+    one request may take; `token`: required by a server that serves other machines. `task_count` counts tasks received.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class AgentLightningClient:
         self._waiting = False
 
     def as_worker(self, worker_id: str) -> None:
-        """Ask for tasks under this name from now on, in a life of its own; :meth:`beat` has to follow every few seconds.
+        """Ask for tasks under this name from now on, as a new incarnation; :meth:`beat` has to follow every few seconds.
 
-        A task whose worker is silent for 10 seconds is given to another one.
+        A task whose worker sends no heartbeat for 10 seconds is handed to another one.
         """
         self._worker = (worker_id, uuid.uuid4().hex)
 
@@ -90,7 +91,7 @@ class AgentLightningClient:
         return None
 
     def _pauses(self, began: float, stop: StopSignal | None) -> bool:
-        # A server that held the question open (ours does) has used up the pause already.
+        # A server that holds the request open, as ours does, has waited already.
         return time.monotonic() - began < self.poll_interval and not (stop is not None and stop.is_set())
 
     def _next_task(self) -> Task | None:
@@ -111,7 +112,7 @@ class AgentLightningClient:
         return offered.task
 
     def _note_waiting(self, waiting: bool) -> None:
-        """Say it, once: whoever starts the client first wants to know what it waits for."""
+        """Log it once: a client may be started before its server."""
         if waiting and not self._waiting:
             _log.info("No server answers at %s; waiting for it.", mask_text(self.endpoint))
         elif self._waiting and not waiting:
@@ -121,13 +122,13 @@ class AgentLightningClient:
     # Resources
 
     def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
-        """Resources under their id; asked for once, then remembered. None where the server has none."""
+        """Resources by their id, which are cached. None where the server has none."""
         known = self._resources.get(resources_id)
-        return known or self._remembered(self._request("GET", f"/resources/{urllib.parse.quote(resources_id, safe='')}"))
+        return known or self._cached(self._request("GET", f"/resources/{urllib.parse.quote(resources_id, safe='')}"))
 
     def get_latest_resources(self) -> ResourcesUpdate | None:
         """The newest resources; None where there are none yet."""
-        return self._remembered(self._request("GET", "/resources/latest"))
+        return self._cached(self._request("GET", "/resources/latest"))
 
     async def get_resources_by_id_async(self, resources_id: str) -> ResourcesUpdate | None:
         """As :meth:`get_resources_by_id`."""
@@ -137,7 +138,7 @@ class AgentLightningClient:
         """As :meth:`get_latest_resources`."""
         return await asyncio.to_thread(self.get_latest_resources)
 
-    def _remembered(self, answer: Any) -> ResourcesUpdate | None:
+    def _cached(self, answer: Any) -> ResourcesUpdate | None:
         if answer is None:
             return None
         try:
@@ -152,9 +153,9 @@ class AgentLightningClient:
     # Results
 
     def post_rollout(self, rollout: RolloutLegacy) -> dict[str, Any] | None:
-        """Send what became of a task; the server's answer, or None where it did not arrive or was refused.
+        """Send the result of a task; the server's answer, or None where it did not arrive or was refused.
 
-        :attr:`refused` says whether it was refused: then trying again is no use.
+        :attr:`refused` is True where it was refused: another attempt would be too.
         """
         status, answer = self._exchange("POST", "/rollout", rollout.model_dump_json().encode())
         self.refused = 400 <= status < 500
@@ -164,10 +165,10 @@ class AgentLightningClient:
         """As :meth:`post_rollout`."""
         return await asyncio.to_thread(self.post_rollout, rollout)
 
-    # Signs of life: routes that servers of the first generation do not have
+    # Heartbeats: routes that servers of the first generation do not have
 
     def beat(self, running: Sequence[tuple[str, str]]) -> bool:
-        """Say that this worker lives and what it runs, (rollout id, attempt id); False where nobody took it."""
+        """Report that this worker is alive and what it runs, (rollout id, attempt id); False where the server refused."""
         return self._worker is not None and self._request("POST", "/heartbeat", json.dumps(list(running)).encode()) is not None
 
     def give_back(self, rollout_id: str, attempt_id: str) -> bool:
@@ -208,7 +209,7 @@ class AgentLightningClient:
 
 
 def _is_address(endpoint: str) -> bool:
-    """Whether a server may be there. A port that is no port would be waited for without end."""
+    """Whether this is an address; the client would wait for ever at a port that is none."""
     try:
         parts = urllib.parse.urlsplit(endpoint)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -221,3 +222,74 @@ def _opener(endpoint: str) -> urllib.request.OpenerDirector:
     if urllib.parse.urlsplit(endpoint).hostname in _LOOPBACK:
         return urllib.request.build_opener(urllib.request.ProxyHandler({}))
     return urllib.request.build_opener()
+
+
+class DevTaskLoader(AgentLightningClient):
+    """Hands out `tasks` over and over, and keeps what is posted in :attr:`rollouts`; use it with ``max_tasks``.
+
+    `tasks`: inputs, or :class:`Task` objects; both together, an empty list and one text are a ValueError. Inputs get the
+    ids ``local_task_001`` and so on, and no mode. A text among `resources` stands for a prompt template. Worker processes
+    have copies, and keep their rollouts.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Any], resources: NamedResources | Mapping[str, Any] | ResourcesUpdate, **kwargs: Any
+    ) -> None:
+        super().__init__("http://local", **kwargs)
+        self.endpoint = "local://"
+        if isinstance(tasks, (str, bytes)):
+            raise InvalidInput("DevTaskLoader takes a list of tasks, and a text would be one task for each character")
+        if not tasks:
+            raise InvalidInput("DevTaskLoader needs at least one task")
+        if len({isinstance(task, Task) for task in tasks}) > 1:
+            raise InvalidInput("The tasks are all Task objects or all inputs, not a mix")
+        self._tasks = list(tasks)
+        if not isinstance(resources, ResourcesUpdate):
+            update: dict[str, Any] = {"create_time": 0.0, "update_time": 0.0, "version": 1}
+            update["resources"] = validate_resources(resources)
+            resources = ResourcesUpdate.model_validate({"resources_id": _LOCAL, **update})
+        self._update = resources
+        self.rollouts: list[RolloutLegacy] = []
+
+    def poll_next_task(self, stop: StopSignal | None = None) -> Task | None:
+        """The next task, at once."""
+        if stop is not None and stop.is_set():
+            return None
+        task = self._tasks[self.task_count % len(self._tasks)]
+        self.task_count += 1
+        if not isinstance(task, Task):
+            name = f"local_task_{self.task_count:03d}"
+            task = Task(rollout_id=name, input=task, resources_id=self._update.resources_id)
+        _log.info("[Task %d Received] ID: %s", self.task_count, task.rollout_id)
+        return task
+
+    async def poll_next_task_async(self, stop: StopSignal | None = None) -> Task | None:
+        """As :meth:`poll_next_task`."""
+        return self.poll_next_task(stop)
+
+    def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
+        """The resources; ValueError for another id than theirs."""
+        if resources_id != self._update.resources_id:
+            raise InvalidInput(f"There are no resources {resources_id!r} here, only {self._update.resources_id!r}")
+        return self._update
+
+    def get_latest_resources(self) -> ResourcesUpdate | None:
+        """The resources."""
+        return self._update
+
+    def post_rollout(self, rollout: RolloutLegacy) -> dict[str, Any] | None:
+        """Keep it."""
+        self.rollouts.append(rollout)
+        return {"status": "received", "rollout_id": rollout.rollout_id}
+
+    def beat(self, running: Sequence[tuple[str, str]]) -> bool:
+        """There is no server."""
+        return False
+
+    def give_back(self, rollout_id: str, attempt_id: str) -> bool:
+        """There is no queue."""
+        return False
+
+    def give_back_of(self, worker_id: str) -> str | None:
+        """There is no queue."""
+        return None

@@ -1,4 +1,4 @@
-"""LegacyAgentRunner: runs an agent on the tasks of a server of the first generation."""
+"""LegacyAgentRunner: runs an agent on the tasks of a server of the first generation, and posts what it returned."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 from ..core.errors import AttemptTimedOut
 from ..core.model.resources import NamedResources, with_keys
-from ..core.model.span import Span
+from ..core.model.rollout import Triplet
+from ..core.model.scalars import number
+from ..core.model.span import Span, reads_like_a_span
+from ..core.spans.readers import find_final_reward
 from ..runners.agent.decorators import as_agent
 from ..runners.agent.litagent import LitAgent, call_for
 from ..runners.stop_events import StopSignal
 from ..runners.tracing.base import Tracer
 from ..runners.worker.agent_call import AgentExecutor, Watchdog, call_agent, error_text, log_failure
-from .agent_values import as_posted
 from .client import AgentLightningClient
-from .results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY
-from .task_protocol import RolloutLegacy, Task
+from .results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY, as_trace
+from .task_protocol import RolloutLegacy, Task, check_posted
 
-__all__ = ["LegacyAgentRunner"]
+__all__ = ["LegacyAgentRunner", "as_posted"]
 
 _log = logging.getLogger(__name__)
 BEAT_SECONDS = 2.0
@@ -38,12 +40,12 @@ class LegacyAgentRunner:
     """Takes one task after the other from `client`, runs `agent` on it inside a trace, and posts the result.
 
     Methods of an agent may have the first generation's parameters (``task, rollout_id, resources``) or today's
-    (``task, resources, rollout``). What the agent raises is logged and posted as ``metadata["error"]``.
+    (``task, resources, rollout``). An exception of the agent is logged and posted as ``metadata["error"]``.
 
     Args:
         tracer: one whose ``init_worker`` was called.
         triplet_exporter: an adapter that makes triplets of spans; None makes none.
-        worker_id: number of the worker, for log lines; ``name`` is what the server calls it.
+        worker_id: number of the worker, for log lines; ``name`` is its name at the server.
         max_tasks: how many tasks :meth:`iter` takes; None for no limit.
         stop: once it is set no further task is taken.
         done: called after every task.
@@ -76,10 +78,10 @@ class LegacyAgentRunner:
         self._watchdog = Watchdog(on_hang, lambda prefix: on_hang())
         self._executor = AgentExecutor()
         self._running: list[tuple[str, str]] = []
-        self._beats: _Beats | None = None
+        self._heartbeat: _Heartbeat | None = None
         if name is not None:
             client.as_worker(name)
-            self._beats = _Beats(client, self._running)
+            self._heartbeat = _Heartbeat(client, self._running)
 
     def run(self) -> bool:
         """Wait for one task and execute it; False where it could not be executed, or none came before the stop."""
@@ -100,8 +102,7 @@ class LegacyAgentRunner:
         limit = "unlimited" if self.max_tasks is None else str(self.max_tasks)
         _log.info("%s Started %s rollouts (max: %s).", self._prefix(), kind, limit)
         count = 0
-        beats = self._beats or nullcontext()
-        with beats:
+        with self._heartbeat or nullcontext():
             while (self.max_tasks is None or count < self.max_tasks) and not self._stopped():
                 if not await self.run_async():
                     continue
@@ -121,12 +122,12 @@ class LegacyAgentRunner:
             return False
         attempt_id = str(task.metadata.get(ATTEMPT_KEY, ""))
         self._running[:] = [(task.rollout_id, attempt_id)] if attempt_id else []
-        if self._beats is not None:
-            self._beats.now()
+        if self._heartbeat is not None:
+            self._heartbeat.now()
         try:
             return await self._serve(task)
         except asyncio.CancelledError:
-            # Somebody else can do it: no result is better than one that says "cancelled".
+            # Another worker can execute it: no result is better than one that says "cancelled".
             if attempt_id and self.client.give_back(task.rollout_id, attempt_id):
                 _log.warning("%s Cancelled; the task is given back.", self._prefix(task.rollout_id))
             raise
@@ -149,7 +150,7 @@ class LegacyAgentRunner:
             resources = await self._resources(task)
             result = await self._execute(task, resources)
         except AttemptTimedOut as error:
-            # The server has handed the task to somebody else by now, whose result is the one that counts.
+            # The server has handed the task to another worker by now, whose result counts.
             _log.error("%s %s. The server has handed it out again.", prefix, error)
             return True
         except Exception as error:
@@ -230,8 +231,8 @@ class LegacyAgentRunner:
         _log.error("%s The result could not be posted; the server will hand the task out again.", prefix)
 
 
-class _Beats:
-    """Signs of life from a thread, every two seconds and when asked, while the block runs."""
+class _Heartbeat:
+    """Heartbeats from a thread, every two seconds and on :meth:`now`, while the block runs."""
 
     def __init__(self, client: AgentLightningClient, running: list[tuple[str, str]]) -> None:
         self._client = client
@@ -249,7 +250,7 @@ class _Beats:
         self._wake.set()
 
     def now(self) -> None:
-        """Beat without waiting for the next turn: the server wants to know that a task arrived."""
+        """Send one at once: it confirms to the server that a task arrived."""
         self._wake.set()
 
     def _beat(self) -> None:
@@ -257,3 +258,69 @@ class _Beats:
             self._client.beat(list(self._running))
             self._wake.wait(BEAT_SECONDS)
             self._wake.clear()
+
+
+def as_posted(value: Any, task: Task, spans: Sequence[Span], exporter: Any, prefix: str) -> RolloutLegacy:
+    """What the agent returned, as the rollout to post: a number, triplets, spans or their dicts, `RolloutLegacy`, or None.
+
+    `spans` are what the tracer recorded; they are the trace unless the agent returned one, and triplets are made of
+    them unless the agent returned some. Without a reward of its own the rollout has that of its last triplet, or the
+    last one that was emitted. TypeError for anything else, ValueError for NaN and infinities as rewards.
+    """
+    rollout = RolloutLegacy(rollout_id=task.rollout_id, task=task)
+    returned: Sequence[Any] = ()
+    if isinstance(value, RolloutLegacy):
+        rollout = value.model_copy(update={"rollout_id": task.rollout_id, "task": task})
+    elif number(value) is not None:
+        if isinstance(value, bool):
+            _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
+        rollout.final_reward = number(value)
+    elif isinstance(value, list):
+        items = cast("list[Any]", value)
+        if items and all(isinstance(item, Triplet) for item in items):
+            rollout.triplets = items
+        else:
+            rollout.trace, returned = _trace(items, task)
+    elif value is not None:
+        raise TypeError(
+            "Invalid raw result type. It's expected to be none, a number, or a list of triplets or spans, "
+            f"but got: {type(value).__name__}"
+        )
+    if rollout.trace is None and spans:
+        rollout.trace, returned = _trace(list(spans), task)
+    if returned and rollout.triplets is None:
+        rollout.triplets = _triplets(returned, exporter, prefix)
+    if rollout.final_reward is None:
+        last = rollout.triplets[-1].reward if rollout.triplets else None
+        rollout.final_reward = last if last is not None else find_final_reward(spans)
+    check_posted(rollout)
+    return rollout
+
+
+def _trace(items: list[Any], task: Task) -> tuple[list[dict[str, Any]], list[Any]]:
+    """The spans as dicts, and those of them that an adapter can read."""
+    dicts: list[dict[str, Any]] = []
+    readable: list[Any] = []
+    for item in items:
+        if not isinstance(item, Span) and reads_like_a_span(item):
+            item = Span.from_opentelemetry(item, task.rollout_id, "", len(dicts))
+        if isinstance(item, Span):
+            dicts += as_trace([item])
+            readable.append(item)
+        elif isinstance(item, dict):
+            dicts.append(cast("dict[str, Any]", item))
+        else:
+            raise TypeError(f"A list of results holds triplets or spans of one kind, not {type(item).__name__}")
+    return dicts, readable
+
+
+def _triplets(spans: Sequence[Any], exporter: Any, prefix: str) -> list[Triplet] | None:
+    if exporter is None:
+        return None
+    convert = getattr(exporter, "adapt", None) or exporter.export
+    try:
+        return convert(spans)
+    except Exception as error:
+        # The reward and the trace are posted without them.
+        _log.warning("%s No triplets: %s: %s", prefix, type(error).__name__, error)
+        return None

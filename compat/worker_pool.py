@@ -19,8 +19,7 @@ from ..runners.stop_events import InterruptHandler, StopSignal
 from ..runners.tracing.agentops import AgentOpsTracer
 from ..runners.tracing.base import Tracer
 from ..runners.worker.agent_call import run_agents_here
-from .client import AgentLightningClient
-from .dev_tasks import DevTaskLoader
+from .client import AgentLightningClient, DevTaskLoader
 from .runner import LegacyAgentRunner
 
 __all__ = ["fit_v0"]

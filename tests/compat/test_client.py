@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import agentlightning as agl
-from agentlightning.compat.dev_tasks import DevTaskLoader
+from agentlightning.compat.client import DevTaskLoader
 from agentlightning.compat.runner import LegacyAgentRunner
 from agentlightning.compat.task_protocol import RolloutLegacy, Task
 from agentlightning.core.model.rollout import Triplet

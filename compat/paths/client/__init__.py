@@ -1,4 +1,4 @@
 """The import path agentlightning.client of the older releases."""
 
 from agentlightning.compat.client import AgentLightningClient as AgentLightningClient
-from agentlightning.compat.dev_tasks import DevTaskLoader as DevTaskLoader
+from agentlightning.compat.client import DevTaskLoader as DevTaskLoader
