@@ -13,7 +13,7 @@
 
 - agents: `rollout`, `LitAgent`, `emit_reward`, `emit_annotation`, `operation`
 - what is tuned: `PromptTemplate`, `LLM`, `NamedResources`
-- training: `Trainer`, `algo`, `Algorithm`, `Baseline`, `TracerTraceToTriplet`, `TraceToMessages`
+- training: `Trainer`, `algo`, `Algorithm`, `Baseline`, `SuccessiveHalving`, `TracerTraceToTriplet`, `TraceToMessages`
 - the store: `open_store`, `LightningStore`, `LightningStoreClient`, `LightningStoreServer`, `subscriber`
 - what runs agents: `LitAgentRunner`, `OtelTracer`, `AgentOpsTracer`; in a terminal `agl --help`
 
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .algorithms.execution.env_vars import resolve_int_env_var as resolve_int_env_var
     from .algorithms.execution.env_vars import resolve_str_env_var as resolve_str_env_var
     from .algorithms.execution.shared_memory import SharedMemoryExecutionStrategy as SharedMemoryExecutionStrategy
+    from .algorithms.optimizers.successive_halving import SuccessiveHalving as SuccessiveHalving
     from .algorithms.runs.replayer import Replayer as Replayer
     from .algorithms.runs.replayer import ReplayReport as ReplayReport
     from .algorithms.subscribers.decorator import subscriber as subscriber
@@ -178,6 +179,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "algorithms.execution.client_server": ("ClientServerExecutionStrategy",),
     "algorithms.execution.env_vars": ("LightningEnvVar", "resolve_bool_env_var", "resolve_int_env_var", "resolve_str_env_var"),
     "algorithms.execution.shared_memory": ("SharedMemoryExecutionStrategy",),
+    "algorithms.optimizers.successive_halving": ("SuccessiveHalving",),
     "algorithms.runs.replayer": ("ReplayReport", "Replayer"),
     "algorithms.subscribers.decorator": ("subscriber",),
     "algorithms.trainer.components": ("build_component",),

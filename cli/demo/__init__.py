@@ -1,1 +1,1 @@
-"""The demonstration: two runners, a small language model, and a log that proves what happened."""
+"""The demonstration: a small language model, two runners, and the best of nine prompts."""

@@ -1,23 +1,44 @@
-"""`agl demo`: a small language model on this machine, nine prompts, and a log that proves what happened."""
+"""`agl demo`: a small language model on this machine, nine prompts, two runners, and the log of what happened."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import signal
+import logging
+import os
+import sys
+import time
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..terminal import examples, own_command
+from ..terminal import counted, echo_json, examples, json_option, own_command, table
 
 if TYPE_CHECKING:
-    from .run import Finished, Options
-    from .screen import Screen
+    from collections.abc import Generator
+
+    from ...algorithms.optimizers.scores import Score
+    from ...algorithms.optimizers.successive_halving import SuccessiveHalving
+    from ...algorithms.trainer.result import FitResult
 
 _INTERRUPTED = 130
 """Exit code after Ctrl+C, as shells have it."""
+RUNNERS = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is asked: `rounds` of the search, held-out reviews, and only the first so many prompts."""
+
+    rounds: tuple[tuple[int, int], ...]
+    held_out: int
+    prompts: int | None = None
+
+
+FULL = Plan(((12, 4), (24, 2), (48, 1)), 80)
+SHORT = Plan(((2, 2), (4, 1)), 4, 3)
+"""For tests: enough to pass through every step, too little to mean anything."""
 
 
 @click.command(
@@ -29,20 +50,12 @@ _INTERRUPTED = 130
 @click.option("--model", help="The model's name at that endpoint.")
 @click.option("--api-key-env", default="OPENAI_API_KEY", show_default=True, help="Environment variable with its key.")
 @click.option("--chat", is_flag=True, help="Ask by chat message, where the endpoint offers no text completion.")
-@click.option("--fresh", is_flag=True, help="Begin a new run, even if the last one was interrupted.")
 @click.option("--short", is_flag=True, help="A few questions only: shows that it works, and nothing about prompts.")
 @click.option("--dir", "folder", type=click.Path(file_okay=False, path_type=Path), default=Path(".agl/demo"),
-              show_default=True, help="Where the log and the processes' output are kept.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end and nothing else.")
+              show_default=True, help="Where the log and the model's output are kept.")  # fmt: skip
+@json_option
 def demo(
-    base_url: str | None,
-    model: str | None,
-    api_key_env: str,
-    chat: bool,
-    fresh: bool,
-    short: bool,
-    folder: Path,
-    as_json: bool,
+    base_url: str | None, model: str | None, api_key_env: str, chat: bool, short: bool, folder: Path, as_json: bool
 ) -> None:
     """Find the best of nine prompts by asking a real language model.
 
@@ -52,11 +65,11 @@ def demo(
     80 reviews that no choice was made by. The nine were written beforehand, with an eye on the validation reviews, so
     their mean rewards flatter them; the held-out accuracy does not.
 
-    What it shows: everything went through the event log, and a second process that folds the log from its first event
-    finds the same state. What it does not show: a clever model (it has 135 million parameters and knows little) or a
-    clever algorithm (it writes no prompt, it only compares). Prompts whose intervals overlap may differ by luck.
+    The program is what a user would write: a Trainer, the algorithm SuccessiveHalving, and an agent. What it does not
+    show: a clever model (it has 135 million parameters and knows little) or a clever algorithm (it writes no prompt, it
+    only compares). Prompts whose intervals overlap may differ by luck.
 
-    Ctrl+C loses nothing: the next start keeps the rewards that are there.
+    Ctrl+C keeps every rollout in the log; the next start is a new run beside it.
     """
     if (base_url is None) != (model is None):
         raise click.UsageError("--base-url and --model go together")
@@ -64,121 +77,147 @@ def demo(
         raise click.UsageError(
             "--chat is for --base-url: the model on this machine follows examples in plain text only"
         )
-    from .model import MODEL_NAME
-    from .run import Options
-    from .search import FULL, SHORT
+    from ...core.log.private_files import make_folder
+    from .model import MODEL_NAME, local_model
 
-    plan = SHORT if short else FULL
-    options = Options(folder, plan, base_url, model or MODEL_NAME, api_key_env, chat, fresh)
-    click.get_current_context().exit(_run(options, as_json))
-
-
-def _run(options: Options, as_json: bool) -> int:
-    from rich.console import Console
-
-    from .screen import LiveScreen, Screen
-
-    console = Console(quiet=as_json)
-    screen = LiveScreen(console) if console.is_terminal and not as_json else Screen(console)
-    try:
-        with screen:
-            finished = asyncio.run(_interruptible(options, screen))
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        click.echo(
-            f"stopped; every reward so far is in {options.folder / 'log.db'}, the next `{own_command()} demo` goes on", err=True
-        )
-        return _INTERRUPTED
-    except OSError as error:
-        raise click.ClickException(str(error)) from error
-    if as_json:
-        click.echo(json.dumps(_as_json(options, finished)))
-    else:
-        _report(screen, options, finished)
-    return 1 if finished.difference else 0
-
-
-async def _interruptible(options: Options, screen: Screen) -> Finished:
-    """Runs the demo as a task that Ctrl+C and SIGTERM cancel once; what comes after the first is ignored."""
-    from .run import run_demo
-
-    running = asyncio.ensure_future(run_demo(options, screen))
-    stopping = False
-
-    def stop() -> None:
-        nonlocal stopping
-        if not stopping:
-            stopping = True
-            running.cancel()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, stop)
-        except (NotImplementedError, RuntimeError):
-            # Windows, or not the main thread: Ctrl+C then raises KeyboardInterrupt, which asyncio turns into the same.
-            break
-    return await running
-
-
-def _report(screen: Screen, options: Options, finished: Finished) -> None:
-    from .screen import report
-
-    board, live, folded = finished.board, finished.live, finished.folded
-    report(screen, board, finished.outcome.seed, finished.outcome.best)
-    screen.say("")
-    asked = board.answered - board.recalled
-    again = f", {board.recalled} known from before" if board.recalled else ""
-    screen.say(f"{asked} questions asked{again}; the log holds {live.position} control events and {folded.spans} spans")
-    if finished.difference:
-        screen.say(f"NOT PROVED: {finished.difference}")
-        return
-    screen.say(
-        f"proved: a second process folded the log from its first event to the same state, fingerprint "
-        f"{folded.fingerprint}, and found the same {len(live.rewards)} rewards"
+    make_folder(folder)
+    url = f"sqlite:///{folder / 'log.db'}"
+    serving: AbstractContextManager[str] = (
+        local_model(folder / "model.log") if base_url is None else nullcontext(base_url)
     )
-    screen.say(f"look inside: {own_command()} replay {options.url}")
-    if live.rewards:
-        screen.say(f"             {own_command()} show {list(live.rewards)[-1]} --log {options.url}")
+    began = time.monotonic()
+    with serving as address, _lines(began, quiet=as_json):
+        if not as_json:
+            click.echo(f"model {model or MODEL_NAME} at {address}, {RUNNERS} runners, log {url}")
+        search, result = fit(
+            url, address, model or MODEL_NAME, api_key_env, SHORT if short else FULL, chat, not as_json
+        )
+    if result.outcome == "interrupted":
+        click.echo(
+            f"stopped; every rollout so far is in the log: {own_command()} show {result.run_id} --log {url}", err=True
+        )
+        click.get_current_context().exit(_INTERRUPTED)
+    report = _report(url, model or MODEL_NAME, search, result, time.monotonic() - began)
+    if as_json:
+        echo_json(report)
+    else:
+        _print(report)
 
 
-def _as_json(options: Options, finished: Finished) -> dict[str, Any]:
-    from .wilson import estimate
+def fit(
+    url: str, address: str, model: str, api_key_env: str, plan: Plan, chat: bool, progress: bool
+) -> tuple[SuccessiveHalving, FitResult]:
+    """The program: what a user of this package writes to find the best prompt for an agent."""
+    from ...algorithms.optimizers.successive_halving import SuccessiveHalving
+    from ...algorithms.trainer.trainer import Trainer
+    from ...core.model.resources import LLM
+    from ...core.model.rollout import RolloutConfig
+    from ...runners.tracing.otel import OtelTracer
+    from .agent import API_KEY_NAME, agent, chat_agent
+    from .candidates import candidates
+    from .reviews import tasks_of
 
-    board = finished.board
-    ends = {"seed": finished.outcome.seed, "best": finished.outcome.best}
-    test = {end: estimate(list(board.test.get(c.name, {}).values())) for end, c in ends.items()}
+    os.environ[API_KEY_NAME] = api_key_env  # for the runners, which are processes of this one
+    search = SuccessiveHalving({one.name: one.template for one in candidates()[: plan.prompts]}, rounds=plan.rounds)
+    trainer = Trainer(
+        name="demo",
+        algorithm=search,
+        store=url,
+        n_runners=RUNNERS,
+        tracer=OtelTracer(),
+        initial_resources={
+            "llm": LLM(
+                endpoint=address, model=model, sampling_parameters={"temperature": 0, "max_tokens": 2, "stop": ["\n"]}
+            )
+        },
+        rollout_config=RolloutConfig(
+            max_attempts=2, retry_condition=["failed", "timeout", "unresponsive"], timeout_seconds=120.0
+        ),
+        progress=progress,
+    )
+    result = trainer.fit(
+        chat_agent if chat else agent, tasks_of("validation"), val_dataset=tasks_of("test")[: plan.held_out]
+    )
+    return search, result
+
+
+@contextmanager
+def _lines(began: float, *, quiet: bool) -> Generator[None, None, None]:
+    """Print what the algorithm logs, with the seconds since the start."""
+    logger = logging.getLogger("agentlightning.algorithms.optimizers")
+    before = logger.level, logger.propagate
+    handler = logging.Handler()
+    clear = "\x1b[2K" if sys.stdout.isatty() else ""  # the progress of the fit stands in this line
+    handler.emit = lambda record: click.echo(f"{clear}{time.monotonic() - began:5.1f} s  {record.getMessage()}")
+    if not quiet:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+def _report(url: str, model: str, search: SuccessiveHalving, result: FitResult, seconds: float) -> dict[str, Any]:
+    """What came of it; the document of `--json`."""
+    best, seed = search.results[0], next(iter(search.given))
+
     return {
-        "log": options.url,
-        "plan": options.plan.name,
-        "model": options.model,
+        "log": url,
+        "run": result.run_id,
+        "model": model,
         "candidates": [
             {
-                "name": row.candidate.name,
-                "mean": row.estimate.mean if row.estimate.count else None,
-                "low": row.estimate.low,
-                "high": row.estimate.high,
-                "answers": row.estimate.count,
-                "missing": row.missing,
-                "dropped_in_round": row.dropped_in,
+                "name": one.name,
+                **_figures(search.score(one)),
+                "missing": one.missing,
+                "dropped_in_round": one.dropped_in,
             }
-            for row in board.ranking()
+            for one in search.results
         ],
-        "best": {"name": ends["best"].name, "template": ends["best"].template},
+        "best": {"name": best.name, "template": getattr(best.resources["prompt_template"], "template", "")},
         "held_out": {
-            end: {
-                "prompt": ends[end].name,
-                "accuracy": t.mean if t.count else None,
-                "low": t.low,
-                "high": t.high,
-                "answers": t.count,
-            }
-            for end, t in test.items()
-        },  # fmt: skip
-        "questions": {"asked": board.answered - board.recalled, "known_before": board.recalled},
-        "first_reward_seconds": finished.first_reward_seconds,
-        "control_events": finished.live.position,
-        "spans": finished.folded.spans,
-        "fingerprint": {"live": finished.live.fingerprint, "folded": finished.folded.fingerprint},
-        "proved": not finished.difference,
-        "difference": finished.difference,
+            end: {"name": name, **_figures(search.held_out[name])}
+            for end, name in (("seed", seed), ("best", best.name))
+        },
+        "rollouts": len(result.statuses),
+        "seconds": round(seconds, 1),
+        "rollout": next(reversed(result.statuses), ""),
     }
+
+
+def _figures(score: Score) -> dict[str, Any]:
+    return {"mean": score.mean if score.count else None, "low": score.low, "high": score.high, "answers": score.count}
+
+
+def _print(report: dict[str, Any]) -> None:
+    rows: list[list[str]] = []
+    for one in report["candidates"]:
+        known = one["mean"] is not None
+        out = f"out, round {one['dropped_in_round']}" if one["dropped_in_round"] else ""
+        answers = f"{one['answers']} ({one['missing']} missing)" if one["missing"] else str(one["answers"])
+        mean, interval = (f"{one['mean']:.2f}", f"{one['low']:.2f} to {one['high']:.2f}") if known else ("-", "-")
+        rows.append([one["name"], mean, interval, answers, out])
+    click.echo()
+    for line in table(rows, ["prompt", "mean reward", "95 % interval", "answers", ""]):
+        click.echo(line)
+    click.echo(f"\nbest prompt: {report['best']['name']}\n")
+    for line in report["best"]["template"].splitlines():
+        click.echo(f"  | {line}".rstrip())
+    click.echo("\nheld-out accuracy, on reviews that no choice was made by")
+    for when, end in (("before", "seed"), ("after", "best")):
+        one = report["held_out"][end]
+        worth = (
+            "unknown: no answers"
+            if one["mean"] is None
+            else (f"{one['mean']:.2f} ({one['low']:.2f} to {one['high']:.2f}, n = {one['answers']})")
+        )
+        click.echo(f"  {when:6}  {worth}   {one['name']}")
+    agl, log = own_command(), f"--log {report['log']}"
+    click.echo(f"\n{counted(report['rollouts'], 'rollout')} in {report['seconds']:.0f} s, all of them in the log:")
+    click.echo(f"  {agl} show {report['run']} {log}")
+    click.echo(f"  {agl} show {report['rollout']} {log}")
+    click.echo(f"  {agl} replay {report['run']} {log}")
+    click.echo(f"  {agl} log check {log}")

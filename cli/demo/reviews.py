@@ -36,3 +36,8 @@ def load_reviews() -> tuple[Review, ...]:
 def of_split(split: Split) -> tuple[Review, ...]:
     """The reviews of one split, in file order."""
     return tuple(review for review in load_reviews() if review.split == split)
+
+
+def tasks_of(split: Split) -> list[dict[str, str]]:
+    """The reviews of one split as the agent takes them."""
+    return [{"id": one.review_id, "text": one.text, "label": one.label} for one in of_split(split)]

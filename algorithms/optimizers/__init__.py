@@ -1,0 +1,1 @@
+"""Algorithms that search for better resources, each a file."""
