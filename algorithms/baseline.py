@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ..core.errors import AgentLightningError, InvalidInput, InvalidPayload, PayloadTooLarge
 from ..core.model.rollout import AttemptedRollout, Dataset, Rollout, RolloutMode
 from ..core.model.span import Span
+from ..core.model.status import QUEUING
 from ..core.model.store_interface import LightningStore, is_finished
 from ..core.retry import patiently
 from ..core.spans.readers import attempt_spans, find_final_reward
@@ -139,7 +140,7 @@ class Baseline(FastAlgorithm):
         while True:
             mark = changes.mark()
             waiting = await patiently(
-                lambda: store.query_rollouts(status_in=["queuing", "requeuing"], limit=1), "The queue"
+                lambda: store.query_rollouts(status_in=sorted(QUEUING), limit=1), "The queue"
             )
             if waiting.total <= self.max_queue_length:
                 return

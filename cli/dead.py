@@ -160,7 +160,7 @@ async def _writable(url: str, token: str | None) -> AsyncGenerator[Any, None]:
     address = address_of(url)
     if address.startswith("sqlite:"):
         from ..core.log.open_log import path_of
-        from ..core.log.sqlite.readonly import check_there
+        from ..core.log.sqlite.log import check_there
 
         check_there(path_of(address))  # a store would begin a log where there is none
     try:

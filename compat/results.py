@@ -16,6 +16,7 @@ from ..core.ids import span_id as new_span_id
 from ..core.model.rollout import Attempt, AttemptedRollout, AttemptStatus, Rollout
 from ..core.model.semconv import AGL_OBJECT, LightningSpanAttributes, RewardAttributes
 from ..core.model.span import Span, TraceStatus
+from ..core.model.status import FINISHED, QUEUING
 from ..core.model.store_interface import LightningStore
 from ..core.spans.rewards import check_reward_attributes
 from .task_protocol import RolloutLegacy, check_posted
@@ -33,7 +34,6 @@ ERROR_KEY = "error"
 _RESULT_KEY = "agentlightning.result"
 _TYPE = "agentlightning.RolloutLegacy"
 _REWARD = f"{LightningSpanAttributes.REWARD.value}.0."
-_FINISHED = ("succeeded", "failed", "cancelled")
 
 
 async def keep_result(store: LightningStore, posted: RolloutLegacy) -> bool:
@@ -47,7 +47,7 @@ async def keep_result(store: LightningStore, posted: RolloutLegacy) -> bool:
     rollout = await store.get_rollout_by_id(posted.rollout_id)
     if rollout is None:
         raise NotFound.rollout(posted.rollout_id)
-    before = rollout.status in _FINISHED
+    before = rollout.status in FINISHED
     attempt = await _attempt_of(store, rollout, posted)
     spans: list[Span] = []
     unreadable: list[dict[str, Any]] = []
@@ -83,11 +83,11 @@ async def _end(store: LightningStore, rollout_id: str, attempt: Attempt, posted:
         notes[ERROR_KEY] = str(error)
     await store.update_attempt(rollout_id, attempt.attempt_id, status=status, metadata=notes)
     rollout = await store.get_rollout_by_id(rollout_id)
-    if rollout is None or rollout.status in _FINISHED:
+    if rollout is None or rollout.status in FINISHED:
         return
     # The attempt had been given up before, and the task was on offer again or with somebody else by now.
     notes["agentlightning.result_of"] = attempt.attempt_id
-    if rollout.status in ("queuing", "requeuing") or not isinstance(rollout, AttemptedRollout):
+    if rollout.status in QUEUING or not isinstance(rollout, AttemptedRollout):
         rollout = await store.start_attempt(rollout_id)
     await store.update_attempt(rollout_id, rollout.attempt.attempt_id, status=status, metadata=notes)
 

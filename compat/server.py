@@ -23,6 +23,7 @@ from ..core.model.rollout import (
     Triplet,
 )
 from ..core.model.span import Span
+from ..core.model.status import ATTEMPT_EXPIRED, FINISHED, MODES
 from ..core.model.store_interface import LightningStore
 from ..core.spans.readers import attempt_spans, find_final_reward
 from ..projections.replica import validation
@@ -158,7 +159,7 @@ class AgentLightningServer:
         config = RolloutConfig(
             timeout_seconds=self._timeout,
             max_attempts=MAX_ATTEMPTS,
-            retry_condition=["timeout", "unresponsive"],
+            retry_condition=sorted(ATTEMPT_EXPIRED),
         )
         store = self.store
         if isinstance(store, EventLogStore):
@@ -197,7 +198,7 @@ class AgentLightningServer:
 
     async def retrieve_completed_rollouts(self) -> list[RolloutLegacy]:
         """What became of all tasks that are finished and were not handed out yet, in the order of their creation."""
-        finished = await self.store.query_rollouts(status_in=["succeeded", "failed", "cancelled"])
+        finished = await self.store.query_rollouts(status_in=sorted(FINISHED))
         results = [await self.get_completed_rollout(rollout.rollout_id) for rollout in finished]
         return [result for result in results if result is not None]
 
@@ -250,7 +251,7 @@ async def _enqueue(
     new = schema.NewRollout(
         rollout_id,
         payload.inline(await blobs.settle(blobs.encode(sample, "the sample"))),
-        validation.one_of(mode, validation.MODES, "mode"),
+        validation.one_of(mode, MODES, "mode"),
         validation.id_or_none(resources_id, "resources_id"),
         config_in(config),
         payload.inline(await blobs.settle(blobs.encode(notes, "the metadata")) if notes else None),

@@ -11,8 +11,9 @@ from typing import Any, cast
 from ...core.errors import Departed, RecordEnds
 from ...core.events import fact, payload
 from ...core.events.run_events import run_of
-from ...core.fold.state import FINISHED, State
+from ...core.fold.state import State
 from ...core.log.interface import Log
+from ...core.model.status import FINISHED
 from ...projections.history.replay import replay
 from ...projections.history.run_index import Decision, Run, RunBook, created_by
 from .run_store import BEST, ENQUEUED, PUBLISHED, STARTED

@@ -23,8 +23,8 @@ from ...core.events import payload
 from ...core.events.run_events import RUN_ID
 from ...core.ids import uuid7_hex
 from ...core.model.resources import validate_resources
-from ...core.model.rollout import RolloutStatus
 from ...core.model.scalars import model_data
+from ...core.model.status import QUEUING, RUNNING
 from ...core.model.store_interface import LightningStore
 from .run_store import RecordedStore, position_of
 
@@ -36,7 +36,6 @@ MOST_LEFTOVERS = 10_000
 ALIVE_SECONDS = 4.0
 """How often the owner of a run shows over HTTP that it is there; the store misses it after 20 s."""
 MOST_NAMED = 3
-_OPEN: list[RolloutStatus] = ["queuing", "requeuing", "preparing", "running"]
 _SOURCES = frozenset({"train_dataset", "val_dataset", "initial_resources"})
 
 
@@ -232,7 +231,7 @@ async def leftovers(store: LightningStore, run_id: str) -> str:
 
     At most `MOST_LEFTOVERS` are counted.
     """
-    page = await store.query_rollouts(status_in=_OPEN, limit=MOST_LEFTOVERS)
+    page = await store.query_rollouts(status_in=sorted(QUEUING | RUNNING), limit=MOST_LEFTOVERS)
     of_runs = Counter((one.metadata or {}).get(RUN_ID) for one in page)
     if not of_runs:
         return ""

@@ -15,15 +15,15 @@ from typing import Annotated, Literal, Union
 
 import msgspec
 
+from ..model.status import AttemptStatus as AttemptStatus
+from ..model.status import RolloutMode as Mode
+from ..model.status import RolloutStatus as RolloutStatus
 from .payload import ABSENT
 
 Int = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 """Every number of an event fits into 64 bits with room for sums, so no record can make a snapshot fail."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
-RolloutStatus = Literal["queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing"]
-AttemptStatus = Literal["preparing", "running", "failed", "succeeded", "unresponsive", "timeout"]
-Mode = Literal["train", "val", "test"]
 ExpiryKind = Literal["timeout", "unresponsive", "worker_lost"]
 Edge = Literal["running", "confirmed"]
 

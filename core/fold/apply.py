@@ -20,10 +20,9 @@ import msgspec
 
 from ..events.codec import Undecodable, UnknownEvent, decode
 from ..events.schema import AttemptClaimed, AttemptStarted, Proposal
-from .archival import archive_due
 from .deduplication import PRINT_BYTES, Reason, Verdict
 from .rules import RULES
-from .state import Rollout, State
+from .state import Rollout, State, archive_due
 from .state_machine import Facts
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -38,6 +38,7 @@ def key_of(rollout_id: str) -> int:
     digest = blake2b(rollout_id.encode("utf-8", "backslashreplace"), digest_size=KEY_BYTES).digest()
     return int.from_bytes(digest, "big")
 
+
 _by_key = itemgetter(0)
 
 

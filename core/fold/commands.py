@@ -15,7 +15,8 @@ from ..errors import Archived, NotFound
 from ..events import schema
 from ..events.payload import inline
 from ..events.run_events import AlgorithmDecided, RunClosed, RunOpened
-from .state import OVER, QUEUED, Attempt, Rollout, State
+from ..model.status import ATTEMPT_FINAL, QUEUING
+from .state import Attempt, Rollout, State
 
 
 def rollout_id_of(command_id: str, index: int = 0) -> str:
@@ -65,11 +66,6 @@ def open_log(window: int, archive_after: int, fold_version: int) -> schema.LogOp
     return schema.LogOpened(fold_version=fold_version, window=window, archive_after=archive_after)
 
 
-def activate_fold(version: int) -> schema.FoldActivated:
-    """Switch the semantics of everything that follows."""
-    return schema.FoldActivated(version=version)
-
-
 def enqueue(rollouts: Sequence[schema.NewRollout]) -> schema.RolloutsEnqueued:
     """Queue new rollouts, in order."""
     return schema.RolloutsEnqueued(rollouts=tuple(rollouts))
@@ -115,7 +111,7 @@ def observe(
     rollout: Rollout, attempt: Attempt, edge: schema.Edge, beat_us: int | None
 ) -> schema.AttemptObserved | None:
     """The edge that a sign of life makes, or None where it changes nothing."""
-    if attempt.status in OVER or (attempt.status == "running" and attempt.confirmed):
+    if attempt.status in ATTEMPT_FINAL or (attempt.status == "running" and attempt.confirmed):
         return None
     if attempt.status == "running" or (edge == "confirmed" and attempt.status == "preparing"):
         if attempt.confirmed:
@@ -123,7 +119,7 @@ def observe(
         edge = "confirmed"
     elif attempt.status == "unresponsive":
         latest = attempt.sequence_id == len(rollout.attempts) and attempt.generation == rollout.generation
-        if not latest or rollout.status not in QUEUED:
+        if not latest or rollout.status not in QUEUING:
             return None
     return schema.AttemptObserved(
         rollout_id=rollout.rollout_id,

@@ -13,9 +13,9 @@ import msgspec
 
 from ..events import fact, schema
 from ..events.payload import outline
-from .archival import hash_of, unpack
+from ..model.status import ATTEMPT_FINAL, FINISHED, QUEUING, RUNNING
 from .deduplication import Reason
-from .state import FINISHED, FOLD_VERSION, OVER, QUEUED, Attempt, ResourcesVersion, Rollout, State
+from .state import FOLD_VERSION, Attempt, ResourcesVersion, Rollout, State, hash_of, unpack
 from .state_machine import (
     Facts,
     create_rollout,
@@ -133,7 +133,7 @@ def attempt_started(state: State, event: schema.AttemptStarted, time_us: int, fa
         return "stale_generation"
     if event.sequence_id != len(rollout.attempts) + 1:
         return "stale_attempt"
-    if rollout.status not in QUEUED:
+    if rollout.status not in QUEUING:
         reopen(rollout, facts)
     open_attempt(state, rollout, event.claim, time_us, facts)
     return ""
@@ -161,7 +161,7 @@ def attempt_observed(state: State, event: schema.AttemptObserved, time_us: int, 
     if isinstance(found, str):
         return found
     rollout, attempt = found
-    if attempt.status in OVER:
+    if attempt.status in ATTEMPT_FINAL:
         return "late"
     if event.edge == "confirmed" and attempt.status != "unresponsive":
         if attempt.confirmed:
@@ -189,9 +189,9 @@ def attempt_updated(state: State, event: schema.AttemptUpdated, time_us: int, fa
     if isinstance(found, str):
         return found
     rollout, attempt = found
-    if event.status is not None and attempt.status in OVER and event.status != attempt.status:
+    if event.status is not None and attempt.status in ATTEMPT_FINAL and event.status != attempt.status:
         return "late"
-    if event.status in ("preparing", "running") and attempt.status == "unresponsive" and not governs(rollout, attempt):
+    if event.status in RUNNING and attempt.status == "unresponsive" and not governs(rollout, attempt):
         return "late"
     metadata = outline(event.metadata)
     if metadata is not None:
@@ -225,7 +225,7 @@ def attempt_expired(state: State, event: schema.AttemptExpired, time_us: int, fa
     if isinstance(found, str):
         return found
     rollout, attempt = found
-    if attempt.status not in ("preparing", "running"):
+    if attempt.status not in RUNNING:
         return "not_open"
     if event.revivals != attempt.revivals or event.config_version != rollout.config_version:
         return "changed"

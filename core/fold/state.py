@@ -1,26 +1,25 @@
 """The state that the fold keeps of one log: rollouts, attempts, queue, resources, workers, clock, verdicts.
 
-Only the fold changes it (rules.py, transitions.py); everybody else reads it under the node's lock or takes copies. It
+Only the fold changes it (rules.py, state_machine.py); others read it under the node's lock or takes copies. It
 holds what follows from the control log and nothing else: no heartbeat times, no spans, no wall clock.
+
+A finished rollout leaves it for the archive by log position alone (`archive_due`), so that replicas of any size agree about
+every later event.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from copy import copy
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
 from ..events.schema import AttemptStatus, Config, Mode, RolloutStatus
-from .archive import ArchiveTable
+from ..model.status import FINISHED
+from .archive import HASH_BYTES, ArchiveTable
 from .deduplication import VerdictTable
-
-FINISHED: frozenset[str] = frozenset({"failed", "succeeded", "cancelled"})
-"""Statuses in which a rollout has its outcome."""
-OVER: frozenset[str] = frozenset({"failed", "succeeded", "timeout"})
-"""Statuses from which an attempt never comes back; `unresponsive` is not one of them."""
-QUEUED: frozenset[str] = frozenset({"queuing", "requeuing"})
 
 FOLD_VERSION = 1
 """The newest semantics this release knows."""
@@ -228,3 +227,47 @@ def load(data: bytes) -> State:
     state.leaving = deque(image.leaving)
     state.created, state.refused, state.skipped = image.created, image.refused, image.skipped
     return state
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Rollout).decode
+
+
+def pack(rollout: Rollout) -> bytes:
+    """The bytes of a rollout with its attempts; equal rollouts give equal bytes."""
+    return _encode(rollout)
+
+
+def unpack(body: bytes) -> Rollout | None:
+    """What `pack` packed, or None where the bytes are something else."""
+    try:
+        return _decode(body)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+        return None
+
+
+def hash_of(body: bytes) -> bytes:
+    """The 8-byte hash that stays in the fold."""
+    return blake2b(body, digest_size=HASH_BYTES).digest()
+
+
+def archive_due(state: State) -> list[tuple[Rollout, bytes]]:
+    """Take the rollouts out of hot state whose outcome lies `archive_after` records back; return them, packed.
+
+    A rollout that was reopened or finished anew since then stays; its later outcome has an entry of its own.
+    """
+    leaving = state.leaving
+    limit = state.position - state.archive_after
+    if not leaving or leaving[0][0] > limit:
+        return []
+    gone: list[tuple[Rollout, bytes]] = []
+    while leaving and leaving[0][0] <= limit:
+        position, rollout_id = leaving.popleft()
+        rollout = state.rollouts.get(rollout_id)
+        if rollout is None or rollout.finished_at != position or rollout.status not in FINISHED:
+            continue
+        body = pack(rollout)
+        state.archived.put(rollout_id, hash_of(body))
+        del state.rollouts[rollout_id]
+        gone.append((rollout, body))
+    return gone

@@ -12,7 +12,8 @@ from ..events import fact
 from ..events.payload import outline
 from ..events.run_events import run_of
 from ..events.schema import AttemptStatus, Claim, NewRollout, RolloutStatus
-from .state import FINISHED, OVER, QUEUED, Attempt, Rollout, State, Worker
+from ..model.status import ATTEMPT_FINAL, ATTEMPT_REPORTED, FINISHED, QUEUING, RUNNING
+from .state import Attempt, Rollout, State, Worker
 
 LAG_LIMIT_MS = 10_000
 """Two ticks of a timekeeper: no claim starts further ahead of the log's clock than it can be behind."""
@@ -116,12 +117,12 @@ def sync_worker(state: State, rollout: Rollout, attempt: Attempt, time_us: int) 
     if not attempt.worker_id:
         return
     worker = _worker(state, attempt.worker_id)
-    if attempt.status in ("preparing", "running"):
+    if attempt.status in RUNNING:
         _occupy(state, worker, rollout, attempt, time_us)
         return
     if worker.attempt_id not in (None, attempt.attempt_id):
         return
-    status = "idle" if attempt.status in ("succeeded", "failed") else "unknown"
+    status = "idle" if attempt.status in ATTEMPT_REPORTED else "unknown"
     if worker.status != status:
         worker.idle_us = time_us
     worker.status = status
@@ -155,7 +156,7 @@ def set_attempt_status(
     """Change an attempt that is not over yet; its end is never before its start."""
     attempt.status = status
     attempt.confirmed = True
-    if status in ("succeeded", "failed"):
+    if status in ATTEMPT_REPORTED:
         attempt.ended_us = max(time_us, attempt.started_us)
     facts.append(fact.OF_ATTEMPT[status](*ids_of(rollout, attempt)))
     sync_worker(state, rollout, attempt, time_us)
@@ -167,9 +168,9 @@ def propagate(
     """Let the rollout follow its attempt, where the attempt governs it; else a final status is a late result."""
     status = attempt.status
     if not governs(rollout, attempt):
-        if status in OVER:
+        if status in ATTEMPT_FINAL:
             facts.append(fact.AttemptLate(*ids_of(rollout, attempt), status=status))
-    elif status in ("preparing", "running"):
+    elif status in RUNNING:
         if rollout.status != status:
             rollout.status = status
             rollout.due_ms = None
@@ -245,14 +246,14 @@ def reopen(rollout: Rollout, facts: Facts) -> None:
 def set_rollout_status(state: State, rollout: Rollout, status: RolloutStatus, time_us: int, facts: Facts) -> None:
     """Apply a status that somebody asked for outright."""
     was_finished = rollout.status in FINISHED
-    if status == rollout.status and not (status in QUEUED and rollout.due_ms is not None):
+    if status == rollout.status and not (status in QUEUING and rollout.due_ms is not None):
         return
     if status in FINISHED:
         if was_finished:
             reopen(rollout, facts)
         finish(state, rollout, status, time_us, facts)
-    elif status in QUEUED:
-        if rollout.status not in QUEUED:
+    elif status in QUEUING:
+        if rollout.status not in QUEUING:
             reopen(rollout, facts)
         rollout.status = status
         make_claimable(state, rollout, status, facts)

@@ -1,16 +1,24 @@
-"""The words a rollout, an attempt and a worker can be described with."""
+"""The statuses of rollouts, attempts and workers, and the sets of them that decide what may happen next."""
 
-from typing import Any, Literal
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
 
 __all__ = [
-    "ATTEMPT_ENDED",
+    "ATTEMPT_EXPIRED",
+    "ATTEMPT_FINAL",
+    "ATTEMPT_REPORTED",
+    "ATTEMPT_STATUSES",
     "FINISHED",
+    "MODES",
     "QUEUING",
+    "ROLLOUT_STATUSES",
     "RUNNING",
     "AttemptStatus",
     "RolloutMode",
     "RolloutStatus",
     "TaskInput",
+    "WORKER_STATUSES",
     "WorkerStatus",
 ]
 
@@ -21,10 +29,20 @@ AttemptStatus = Literal["preparing", "running", "failed", "succeeded", "unrespon
 RolloutMode = Literal["train", "val", "test"]
 WorkerStatus = Literal["idle", "busy", "unknown"]
 
-# Rollouts: in the queue; claimed by a worker; over.
-QUEUING: frozenset[str] = frozenset(("queuing", "requeuing"))
-RUNNING: frozenset[str] = frozenset(("preparing", "running"))
-FINISHED: frozenset[str] = frozenset(("failed", "succeeded", "cancelled"))
+ROLLOUT_STATUSES: frozenset[str] = frozenset(get_args(RolloutStatus))
+ATTEMPT_STATUSES: frozenset[str] = frozenset(get_args(AttemptStatus))
+WORKER_STATUSES: frozenset[str] = frozenset(get_args(WorkerStatus))
+MODES: frozenset[str | None] = frozenset((None, *get_args(RolloutMode)))
 
-# Attempts whose worker reported an end; timeout and unresponsive are the store's judgement.
-ATTEMPT_ENDED: frozenset[str] = frozenset(("failed", "succeeded"))
+QUEUING: frozenset[RolloutStatus] = frozenset(("queuing", "requeuing"))
+"""Rollouts that are in the queue or wait for the end of a back-off."""
+RUNNING: frozenset[Literal["preparing", "running"]] = frozenset(("preparing", "running"))
+"""Rollouts that a worker has claimed, and attempts that are under way."""
+FINISHED: frozenset[RolloutStatus] = frozenset(("failed", "succeeded", "cancelled"))
+"""Rollouts that have their outcome."""
+ATTEMPT_REPORTED: frozenset[AttemptStatus] = frozenset(("failed", "succeeded"))
+"""Attempts whose worker reported the end."""
+ATTEMPT_EXPIRED: frozenset[AttemptStatus] = frozenset(("timeout", "unresponsive"))
+"""Attempts that the store ended."""
+ATTEMPT_FINAL: frozenset[AttemptStatus] = frozenset(("failed", "succeeded", "timeout"))
+"""Attempts whose status never changes again; one that is `unresponsive` may come back."""

@@ -13,8 +13,7 @@ import time
 
 from ...core.errors import LogError, Rebuilding, StorageError
 from ...core.fold.apply import apply
-from ...core.fold.archival import hash_of
-from ...core.fold.state import Rollout, State
+from ...core.fold.state import Rollout, State, hash_of
 from ...core.log.interface import Log
 from ...core.log.topics import CONTROL
 from ..replica.node import Node

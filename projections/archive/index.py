@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import Rebuilding, StorageError
-from ...core.fold.archival import hash_of, unpack
-from ...core.fold.state import FINISHED, Rollout
+from ...core.fold.state import Rollout, hash_of, unpack
 from ...core.log.private_files import make_private
+from ...core.model.status import FINISHED
 
 SCHEMA = """
 CREATE TABLE rollouts (

@@ -16,10 +16,11 @@ from ...core.errors import Refused
 from ...core.events import payload
 from ...core.events.fact import RolloutRestored
 from ...core.fold.apply import apply
-from ...core.fold.state import FINISHED, Attempt, Rollout, State
+from ...core.fold.state import Attempt, Rollout, State
 from ...core.log.interface import EVERYWHERE, Log
 from ...core.log.topics import CONTROL, SPANS, partition_of
 from ...core.model.span import Span
+from ...core.model.status import FINISHED
 from ..archive.index import ColdIndex
 from ..facts.derived_topic import FactBatch, batch_of
 from ..spans.blobs import Blobs

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from ...core.errors import InvalidInput, PositionUnknown
 from ...core.events.schema import RolloutRestored
 from ...core.fold.apply import Outcome, apply
-from ...core.fold.archival import unpack
-from ...core.fold.state import State
+from ...core.fold.state import State, unpack
 from ...core.log.interface import Log, Record
 from ...core.log.topics import CONTROL
 

@@ -11,8 +11,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ...core.fold.apply import apply
-from ...core.fold.archival import hash_of, unpack
-from ...core.fold.state import Rollout, State
+from ...core.fold.state import Rollout, State, hash_of, unpack
 from ...core.log.interface import Log
 from ..archive.index import FORM, has_these_tables_only
 from ..replica.snapshots import read_snapshot

@@ -23,6 +23,7 @@ from ...core.fold.apply import Outcome
 from ...core.fold.state import Attempt, Rollout
 from ...core.fold.state_machine import governs
 from ...core.ids import uuid7_hex
+from ...core.model.status import RUNNING
 from ..replica.node import Done, Node
 from ..spans.span_log import SpanBook
 from .cluster import Peers
@@ -92,7 +93,7 @@ class Timekeeper:
         """Watch what is open of a rollout that was read back: superseded attempts too, as before; under the lock."""
         for attempt in rollout.attempts:
             key = (rollout.rollout_id, attempt.sequence_id)
-            if attempt.status in ("preparing", "running") and key not in self._liveness.open:
+            if attempt.status in RUNNING and key not in self._liveness.open:
                 self._liveness.expect(attempt.worker_id, attempt.incarnation, self.now())
                 self.opened(key, attempt.incarnation)
 
@@ -267,7 +268,7 @@ class Timekeeper:
         if rollout is None or key[1] > len(rollout.attempts):
             return None
         attempt = rollout.attempts[key[1] - 1]
-        return (rollout, attempt) if attempt.status in ("preparing", "running") else None
+        return (rollout, attempt) if attempt.status in RUNNING else None
 
     def _deadline(
         self, watched: OpenAttempt, rollout: Rollout, attempt: Attempt

@@ -19,10 +19,6 @@ from ...core.model.scalars import plain_scalar
 from ...core.model.span import Span
 from ...core.spans.rewards import check_reward_attributes
 
-ROLLOUT_STATUSES = frozenset(("queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing"))
-WORKER_STATUSES = frozenset(("busy", "idle", "unknown"))
-ATTEMPT_STATUSES = frozenset(("preparing", "running", "failed", "succeeded", "unresponsive", "timeout"))
-MODES = frozenset((None, "train", "val", "test"))
 NAME_LIMIT = 1000
 """Characters of an id or name: they travel in every record, in headers and as keys."""
 SEQUENCE_LIMIT = 2**53 - 1

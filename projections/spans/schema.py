@@ -8,8 +8,9 @@ from typing import Annotated
 import msgspec
 
 from ...core.errors import LogCorrupt
-from ...core.fold.state import FINISHED, Rollout
+from ...core.fold.state import Rollout
 from ...core.log.interface import KeyRange, Record
+from ...core.model.status import FINISHED
 
 Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 

@@ -19,6 +19,7 @@ from ...core.fold.deduplication import Verdict
 from ...core.fold.state import State
 from ...core.ids import uuid7_hex
 from ...core.model import rollout as model
+from ...core.model.status import ATTEMPT_EXPIRED
 from ...core.model.store_interface import LightningStore
 from ..replica import validation
 from ..replica.command_context import Call, CommandIds, current_call
@@ -41,8 +42,6 @@ Unclaim = Callable[[Claimed], None]
 
 
 MOST_ANSWERED = 10_000
-TAKEN_BACK = frozenset({"unresponsive", "timeout"})
-"""Statuses of an attempt that its claimer, who was never answered, may not run any more."""
 
 
 class Returns:
@@ -243,7 +242,7 @@ class ClaimMethods(LightningStore):
                 ids.refused(verdict.reason)
                 continue
             rollout = await self.engine.resolve(found.rollout_id, found.peeked)
-            if rollout is not None and rollout.attempts[found.sequence_id - 1].status not in TAKEN_BACK:
+            if rollout is not None and rollout.attempts[found.sequence_id - 1].status not in ATTEMPT_EXPIRED:
                 return found._replace(peeked=rollout)
             ids.advance()
 

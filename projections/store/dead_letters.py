@@ -17,8 +17,7 @@ import msgspec
 from ...core.errors import InvalidInput, InvalidPayload, LogError
 from ...core.events.fact import RolloutRestored
 from ...core.fold.apply import apply
-from ...core.fold.archival import unpack
-from ...core.fold.state import Rollout, State
+from ...core.fold.state import Rollout, State, unpack
 from ...core.log.dead_letter import (
     RECORD,
     ROLLOUT,
@@ -30,7 +29,7 @@ from ...core.log.dead_letter import (
 )
 from ...core.log.interface import Ack, Log, Record
 from ...core.log.topics import DEAD, partition_of
-from ...core.model.status import FINISHED
+from ...core.model.status import ATTEMPT_EXPIRED, FINISHED
 from ..archive.index import Where
 from ..facts.published import MOST_MB, reason_of
 from ..history.replay import control_records
@@ -42,7 +41,6 @@ READ_RECORDS = 1024
 LATEST_SECONDS = 2**42
 REQUEUED, HANDLED = "requeued", "handled"
 REQUEUED_AT_ONCE = 500
-_ENDS = frozenset({"failed", "timeout", "unresponsive"})
 
 
 class DeadEntry(msgspec.Struct, frozen=True):
@@ -103,7 +101,7 @@ def _derived(log: Log) -> list[DeadLetter]:
 def _letters_of(rollout: Rollout, blobs: Blobs) -> list[DeadLetter]:
     """The letter of a rollout whose last attempt was the last one, as the leader on Kafka writes it; of others none."""
     last = rollout.attempts[-1] if rollout.attempts else None
-    if rollout.status != "failed" or last is None or last.status not in _ENDS:
+    if rollout.status != "failed" or last is None or last.status not in {"failed", *ATTEMPT_EXPIRED}:
         return []
     return [
         DeadLetter(

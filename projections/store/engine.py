@@ -18,11 +18,12 @@ from ...core.events.run_events import RunEvent
 from ...core.events.schema import AnyEvent, AttemptClaimed, Edge, TimePassed
 from ...core.fold import commands
 from ...core.fold.apply import Outcome, check_basis
-from ...core.fold.state import FINISHED, Attempt, Rollout, State
+from ...core.fold.state import Attempt, Rollout, State
 from ...core.ids import uuid7_hex
 from ...core.log.interface import KeyRange, Log
 from ...core.log.log_copy import refuse_unfinished
 from ...core.log.topics import CONTROL, SPANS
+from ...core.model.status import FINISHED
 from ..archive.backfill import Refill
 from ..archive.index import ColdIndex, Mark
 from ..facts.feed import FactFeed

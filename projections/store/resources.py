@@ -15,7 +15,7 @@ from ...core.model.query import page
 from ...core.model.resources import ResourcesUpdate, refuse_masked, validate_resources
 from ...core.model.rollout import PaginatedResult, Worker
 from ...core.model.scalars import model_data
-from ...core.model.status import WorkerStatus
+from ...core.model.status import WORKER_STATUSES, WorkerStatus
 from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
 from ..liveness.heartbeats import WorkerBeat
 from ..replica import validation
@@ -187,7 +187,7 @@ class WorkerMethods(LightningStore):
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Worker]:
-        checked = validation.some_of(status_in, validation.WORKER_STATUSES, "status_in")
+        checked = validation.some_of(status_in, WORKER_STATUSES, "status_in")
         status_in = cast("Sequence[WorkerStatus] | None", checked)
         with self.engine.node.lock:
             known = dict.fromkeys([*self.engine.node.state.workers, *self.engine.liveness.workers])

@@ -11,10 +11,10 @@ from operator import itemgetter
 from typing import Any
 
 from ...core.errors import Rebuilding
-from ...core.fold.archival import unpack
-from ...core.fold.state import FINISHED, Rollout
+from ...core.fold.state import Rollout, unpack
 from ...core.model import rollout as model
 from ...core.model.query import IncompletePage, compile_filter, page
+from ...core.model.status import FINISHED
 from ..archive.index import MOST, SORT_KEYS, ColdRows, Where
 from .engine import Engine
 from .views import shown

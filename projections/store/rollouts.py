@@ -10,10 +10,11 @@ from typing import Any, Literal, TypeVar
 from ...core.errors import InvalidInput, NotFound, Refused
 from ...core.events import codec, payload, schema
 from ...core.fold import commands
-from ...core.fold.state import FINISHED, Rollout, State
+from ...core.fold.state import Rollout, State
 from ...core.model import rollout as model
 from ...core.model.query import page
 from ...core.model.scalars import plain_scalar
+from ...core.model.status import ATTEMPT_STATUSES, FINISHED, MODES, ROLLOUT_STATUSES
 from ...core.model.store_interface import UNSET, FilterLogic, LightningStore, SortOrder, Unset
 from ..replica import validation
 from ..replica.command_context import current_call
@@ -45,7 +46,7 @@ class RolloutMethods(LightningStore):
     ) -> Callable[[str], schema.NewRollout]:
         """Validate and encode; returns what makes the rollout once its id is known."""
         blobs = self.engine.blobs
-        checked_mode = validation.one_of(mode, validation.MODES, "mode")
+        checked_mode = validation.one_of(mode, MODES, "mode")
         carried = config_in(None if config is None else validation.config(config))
         metadata = validation.mapping_or_none(metadata, "metadata")
         resources_id = validation.id_or_none(resources_id, "resources_id")
@@ -171,11 +172,11 @@ class RolloutMethods(LightningStore):
         rollout_id = validation.text(rollout_id, "rollout_id")
         given: dict[str, Any] = {}
         if not isinstance(mode, Unset):
-            given["mode"] = validation.one_of(mode, validation.MODES, "mode")
+            given["mode"] = validation.one_of(mode, MODES, "mode")
         if not isinstance(resources_id, Unset):
             given["resources_id"] = validation.id_or_none(resources_id, "resources_id")
         if not isinstance(status, Unset):
-            given["status"] = validation.one_of(status, validation.ROLLOUT_STATUSES, "status")
+            given["status"] = validation.one_of(status, ROLLOUT_STATUSES, "status")
         if not isinstance(config, Unset):
             given["config"] = config_in(validation.config(config))
         if not isinstance(metadata, Unset):
@@ -206,7 +207,7 @@ class RolloutMethods(LightningStore):
         blobs, engine = self.engine.blobs, self.engine
         rollout_id = validation.text(rollout_id, "rollout_id")
         attempt_id = validation.text(attempt_id, "attempt_id")
-        new_status = None if isinstance(status, Unset) else validation.one_of(status, validation.ATTEMPT_STATUSES, "status")
+        new_status = None if isinstance(status, Unset) else validation.one_of(status, ATTEMPT_STATUSES, "status")
         # "" stands for nobody: None in the event leaves the worker as it is
         worker = None if isinstance(worker_id, Unset) else validation.text_or_none(worker_id, "worker_id") or ""
         told_us = None
@@ -352,7 +353,7 @@ class RolloutMethods(LightningStore):
         if status is not None:
             warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
         asked = status_in if status_in is not None else status
-        statuses = validation.some_of(asked, validation.ROLLOUT_STATUSES, "status_in")
+        statuses = validation.some_of(asked, ROLLOUT_STATUSES, "status_in")
         ids = validation.texts_or_none(rollout_id_in if rollout_id_in is not None else rollout_ids, "rollout_ids")
         contains = validation.text_or_none(rollout_id_contains, "rollout_id_contains")
         limit, offset = plain_scalar(limit), plain_scalar(offset)

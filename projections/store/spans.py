@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from ...core.errors import InvalidInput, NotFound
 from ...core.events.schema import AnyEvent
 from ...core.fold import commands
-from ...core.fold.state import FINISHED, Rollout, State
+from ...core.fold.state import Rollout, State
 from ...core.model.query import page
 from ...core.model.rollout import PaginatedResult
 from ...core.model.span import Span, reads_like_a_span
+from ...core.model.status import FINISHED
 from ...core.model.store_interface import FilterLogic, LightningStore, SortOrder
 from ..replica import validation
 from ..replica.command_context import current_call

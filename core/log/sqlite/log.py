@@ -1,4 +1,8 @@
-"""Writing the file: one process, one committer thread, one transaction and one fsync for all that is waiting."""
+"""The log in one SQLite file: `SqliteLog` for the process that writes it, `ReadOnlyLog` for every other one.
+
+Writing: one committer thread, one transaction and one fsync for all that is waiting. A checkpoint moves pages of the
+write-ahead log into the file beside the commits, so that no commit waits for it.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,94 @@ import contextlib
 import logging
 import os
 import sqlite3
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ...errors import LogError, LogFull, StorageError, UnknownOutcome
-from ..append_checks import PendingAppend, PendingCommit
-from ..interface import EVERYWHERE, Ack, KeyRange, Record
+from ...errors import InvalidInput, LogClosed, LogError, LogFull, OffsetLost, StorageError, UnknownOutcome
+from ..append_checks import PendingAppend, PendingCommit, check_topic
+from ..interface import (
+    EVERYWHERE,
+    Ack,
+    Done,
+    KeyRange,
+    Log,
+    Membership,
+    NewRecord,
+    OnProblem,
+    OnRecords,
+    Record,
+    Subscription,
+)
+from ..local.follower import Follower
 from ..local.group_commit import EmbeddedLog, check_offset
 from ..private_files import make_folder, make_private
 from ..topics import STORED, TOPICS
-from .checkpoint import Checkpointer, pages_of
 from .read_pool import Reader
-from .readonly import ReadOnlyLog
 from .schema import MOST_OFFSET, Row, altered, check_kind, checksum, gone, opening_failed, prepare, storage_error, table
-from .writer_lock import WriterLock
+from .writer_lock import WriterLock, is_held
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT_PAGES = 4_000
+"""Pages (4 kB) written between two checkpoints. The file is synced with each, so fewer would cost throughput."""
+RESTART_PAGES = 16_000
+"""A write-ahead log of so many pages is begun anew by the committer itself, which waits for that: 64 MB."""
+_PAGE_BYTES = 4096
+
+
+class Checkpointer:
+    """Counts what is committed and starts a thread when it is time. `wrote` and `overgrown` are the committer's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pages = 0
+        self._thread: threading.Thread | None = None
+        self.overgrown = False
+        """Commits outran the checkpoints: the log can be begun anew only while nobody writes."""
+
+    def wrote(self, pages: int) -> None:
+        """So many pages were committed."""
+        self._pages += pages
+        running = self._thread
+        if self._pages >= CHECKPOINT_PAGES and (running is None or not running.is_alive()):
+            self._pages = 0
+            self._thread = threading.Thread(target=self._run, name="agl-log-checkpoint", daemon=True)
+            self._thread.start()
+
+    def restart(self, db: sqlite3.Connection) -> None:
+        """Move the rest and begin the write-ahead log anew; a reader in the way puts it off."""
+        self.overgrown = False
+        try:
+            db.execute("PRAGMA busy_timeout = 0")
+            db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+        except sqlite3.Error as error:
+            logger.warning("The write-ahead log of %s keeps growing: %s", self._path, error)
+        finally:
+            db.execute("PRAGMA busy_timeout = 10000")
+
+    def wait(self) -> None:
+        """Return when no checkpoint is under way."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            db = sqlite3.connect(self._path, isolation_level=None, timeout=1)
+            try:
+                _, written, _ = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self.overgrown = written >= RESTART_PAGES
+            finally:
+                db.close()
+        except sqlite3.Error as error:  # the pages stay where they are, and the next checkpoint takes them
+            logger.warning("A checkpoint of %s failed: %s", self._path, error)
+
+
+def pages_of(rows: Sequence[Row], indexed: bool) -> int:
+    """About how many pages a commit of these rows writes: their bytes, and a page of the index for each key."""
+    size = sum(len(row[4]) + len(row[3]) + 64 for row in rows)
+    return 2 + size // _PAGE_BYTES + (len(rows) if indexed else 0)
+
 
 Commit = Callable[[sqlite3.Connection], None]
 _ROWS = 32
@@ -272,3 +348,126 @@ def _insert(db: sqlite3.Connection, topic: str, rows: Sequence[Row]) -> None:
 
 
 _PLACES = ", ".join(["(?, ?, ?, ?, ?, ?)"] * _ROWS)
+
+
+WATCH_SECONDS = 0.05
+"""How often a follower asks SQLite whether another process has written."""
+_PAGE = 1024
+
+
+def check_there(path: Path) -> None:
+    """Raise `InvalidInput` with what to do instead unless `path` is a file that may be a log and may be read."""
+    if not path.is_dir() and not path.is_file():
+        raise InvalidInput(f"there is no log at {path}; `agl store` begins one, and every command takes another's address")
+    check_kind(path)
+
+
+class ReadOnlyLog(Log):
+    """A log file that this process only looks at: no lock, nothing written to it, also while its owner runs.
+
+    Beside the file of a killed store, or a copy with its write-ahead log, SQLite makes its `-shm` file anew.
+    """
+
+    def __init__(self, path: Path, url: str | None = None) -> None:
+        check_there(path)
+        self.path = Path(os.path.realpath(path))
+        if os.stat(self.path).st_nlink > 1 and not os.path.exists(f"{self.path}-wal"):
+            logger.warning(
+                "%s has another name (a hard link); what a store wrote under that one may be missing here.", self.path
+            )
+        self.url = url or f"sqlite:///{path}"
+        self._reader = Reader(self.path, owned=False)
+        self.log_id = self._reader.meta()["log_id"]
+        self._stop = threading.Event()
+
+    def partitions(self, topic: str) -> int:
+        check_topic(topic)
+        return 1
+
+    def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """Raises `InvalidInput`, always: this log is only read."""
+        raise InvalidInput(f"{self.path} is open for reading only")
+
+    def read(
+        self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True
+    ) -> Sequence[Record]:
+        self._check_place(topic, partition)
+        check_offset(offset)
+        return self._reader.read(topic, offset, max_records, headers)
+
+    def read_key(
+        self, topic: str, key: str, *, after: int = -1, max_records: int | None = None, within: KeyRange = EVERYWHERE
+    ) -> Sequence[Record]:
+        check_topic(topic)
+        if not TOPICS[topic].by_key:
+            raise InvalidInput(f"topic {topic!r} is not read by key")
+        return self._reader.read_key(topic, key, after, max_records)
+
+    def ends(self, topic: str, partition: int) -> tuple[int, int]:
+        self._check_place(topic, partition)
+        return self._reader.ends(topic)
+
+    def follow(
+        self, topic: str, partition: int, offset: int, on_records: OnRecords, on_problem: OnProblem
+    ) -> Subscription:
+        self._check_place(topic, partition)
+        check_offset(offset)
+        if self._stop.is_set():
+            raise LogClosed("the log was closed")
+        follower = Follower(f"{topic}[{partition}]", offset, on_records, on_problem, _nothing_to_forget)
+        threading.Thread(
+            target=_watch,
+            args=(follower, topic, Reader(self.path, owned=False), self.log_id, self._stop),
+            name=f"agl-log-watch-{topic}",
+            daemon=True,
+        ).start()
+        return follower
+
+    def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
+        """Raises `InvalidInput`, always: a group's offsets are kept by the process that writes."""
+        raise InvalidInput(f"{self.path} is open for reading only; a group needs the process that writes it")
+
+    def is_written(self) -> bool:
+        """Whether a process has the log open for writing now."""
+        return is_held(self.path)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._reader.close()
+
+    def _check_place(self, topic: str, partition: int) -> None:
+        check_topic(topic)
+        if partition != 0:
+            raise InvalidInput(f"there is no partition {partition}; this log has 1")
+
+
+def _nothing_to_forget(follower: Follower) -> None:
+    """Its thread ends by itself."""
+
+
+def _watch(follower: Follower, topic: str, reader: Reader, log_id: str, stop: threading.Event) -> None:
+    """Read what another process appends, until the follower or its log is closed."""
+    seen: tuple[int, ...] | None = None
+    try:
+        while not follower.closed:
+            if stop.is_set():
+                raise LogClosed("the log was closed")
+            version = reader.version()
+            if version == seen:
+                stop.wait(WATCH_SECONDS)
+                continue
+            seen = version
+            if reader.meta()["log_id"] != log_id:
+                raise OffsetLost(f"{reader.path} is another log now", offset=follower.next)
+            end = reader.ends(topic)[1]
+            if follower.next > end:
+                raise OffsetLost(f"{topic} ends at offset {end}", offset=follower.next)
+            while not follower.closed and not stop.is_set():
+                found = reader.read(topic, follower.next, _PAGE, True)
+                if not found:
+                    break
+                follower.deliver(found)
+    except LogError as error:
+        follower.fail(error)
+    finally:
+        reader.close()

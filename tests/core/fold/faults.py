@@ -14,9 +14,9 @@ from unittest.mock import patch
 import msgspec
 
 from agentlightning.core.events import schema
-from agentlightning.core.fold import apply, archival, rules, state_machine
+from agentlightning.core.fold import apply, rules, state_machine
 from agentlightning.core.fold.deduplication import VerdictTable
-from agentlightning.core.fold.state import State
+from agentlightning.core.fold.state import State, archive_due
 
 WRITER = frozenset({"trust_the_acknowledgement", "fresh_basis_on_retry"})
 """Faults of those who write, not of the fold."""
@@ -112,7 +112,7 @@ def _archive_by_memory() -> Any:
         room = sizes.setdefault(id(state), 3 if len(sizes) % 2 else 1000)
         state.archive_after, kept = (0 if len(state.rollouts) > room else 1 << 40), state.archive_after
         try:
-            return archival.archive_due(state)
+            return archive_due(state)
         finally:
             state.archive_after = kept
 

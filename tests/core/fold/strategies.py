@@ -15,7 +15,8 @@ from agentlightning.core.events.payload import ABSENT
 from agentlightning.core.events.schema import AnyEvent, Claim, Config, NewRollout, Proposal
 from agentlightning.core.fold import commands
 from agentlightning.core.fold.apply import apply
-from agentlightning.core.fold.state import FINISHED, OVER, QUEUED, State
+from agentlightning.core.fold.state import State
+from agentlightning.core.model.status import ATTEMPT_FINAL, FINISHED, QUEUING
 
 WINDOW = 40
 ARCHIVE_AFTER = 25
@@ -219,7 +220,7 @@ class Watch:
                 raise AssertionError("an outcome was left without a new generation")
 
     def _rollouts(self, state: State) -> None:
-        claimable = {key for key, ro in state.rollouts.items() if ro.status in QUEUED and ro.due_ms is None}
+        claimable = {key for key, ro in state.rollouts.items() if ro.status in QUEUING and ro.due_ms is None}
         assert set(state.queue) == claimable, "queue"
         for rollout in state.rollouts.values():
             finished = rollout.status in FINISHED
@@ -234,8 +235,8 @@ class Watch:
                 assert attempt.started_us >= rollout.created_us
                 later = rollout.attempts[number : number + 1]
                 if later and later[0].generation == attempt.generation:
-                    assert attempt.status in (*OVER, "unresponsive"), "one open attempt in a generation"
-            if not finished and rollout.status not in QUEUED:
+                    assert attempt.status in (*ATTEMPT_FINAL, "unresponsive"), "one open attempt in a generation"
+            if not finished and rollout.status not in QUEUING:
                 self._budget(rollout)
 
     def _budget(self, rollout: object) -> None:

@@ -122,8 +122,8 @@ def test_33_an_activation_halts_the_older_release_before_the_first_new_event() -
     desk = Desk()
     desk.enqueue()
     with patch.object(rules, "FOLD_VERSION", 2):
-        assert desk.reason(commands.activate_fold(2)) == ""
-        assert desk.reason(commands.activate_fold(2)) == "already_active"
+        assert desk.reason(events.FoldActivated(version=2)) == ""
+        assert desk.reason(events.FoldActivated(version=2)) == "already_active"
         desk.say(PUBLISHED)
     with the_older_release():
         older = fold(desk.values)

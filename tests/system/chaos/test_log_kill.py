@@ -16,10 +16,11 @@ from agentlightning.core.log.topics import BLOBS, CONTROL, LIVENESS, SPANS
 WRITER = """
 import sys, threading
 from agentlightning.core.log.interface import Ack, NewRecord
-from agentlightning.core.log.sqlite import SqliteLog, checkpoint
+from agentlightning.core.log.sqlite import SqliteLog
+from agentlightning.core.log.sqlite import log as sqlite_log
 
-checkpoint.CHECKPOINT_PAGES = 50  # so that the kill hits checkpoints too
-checkpoint.RESTART_PAGES = 200
+sqlite_log.CHECKPOINT_PAGES = 50  # so that the kill hits checkpoints too
+sqlite_log.RESTART_PAGES = 200
 log = SqliteLog(sys.argv[1])
 room = threading.Semaphore(64)
 out = sys.stdout.buffer

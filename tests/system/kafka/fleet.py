@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO
 
 from agentlightning.core.fold.apply import apply
-from agentlightning.core.fold.state import FINISHED, State
+from agentlightning.core.fold.state import State
 from agentlightning.core.log.interface import Log
 from agentlightning.core.log.topics import CONTROL
+from agentlightning.core.model.status import FINISHED
 
 AGENT = """
 import asyncio

@@ -16,7 +16,8 @@ import pytest
 
 from agentlightning.core.errors import InvalidInput, LogClosed, LogCorrupt, LogLocked
 from agentlightning.core.log.interface import Ack, Log
-from agentlightning.core.log.sqlite import SqliteLog, check_file, checkpoint
+from agentlightning.core.log.sqlite import SqliteLog, check_file
+from agentlightning.core.log.sqlite import log as sqlite_log
 from agentlightning.core.log.topics import BLOBS, CONTROL, LIVENESS, SPANS
 
 from ..group_contract import GroupContract, poll
@@ -118,8 +119,8 @@ def test_a_file_without_a_later_topic_gets_it(path: Path) -> None:
 
 
 def test_the_write_ahead_log_stays_small_under_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_PAGES", 100)
-    monkeypatch.setattr(checkpoint, "RESTART_PAGES", 400)
+    monkeypatch.setattr(sqlite_log, "CHECKPOINT_PAGES", 100)
+    monkeypatch.setattr(sqlite_log, "RESTART_PAGES", 400)
     with SqliteLog(path) as log:
         for number in range(3000):
             log.append(CONTROL, 0, [new(bytes(10_000))], Answer())
