@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
+import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
+import httptools
 import msgspec
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
@@ -18,11 +23,12 @@ from ...core.credentials import mask_text
 from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
 from ...projections.replica.positions import joined, number_of, raised, split
 from ..api import encoding
-from ..api.routes import CALLS_PATH, EVENTS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
-from .connection import Connections, NotPlain
+from ..api.routes import CALLS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
 
 log = logging.getLogger("agentlightning.store.client")
 
+IDLE_SECONDS = 30.0
+"""Below the server's 75: a connection that was idle for longer may be closed from the other side at this moment."""
 MAX_FLIGHTS = 2
 MAX_BATCH_CALLS = 256
 MAX_BATCH_BYTES = 4_000_000
@@ -95,7 +101,9 @@ class Seen:
         if self.token == token and (self.token is not None or self.basis is not None or self.greeted):
             self.token = self.basis = None
             self.greeted, self.position, self._spans = False, -1, {}
-            log.warning("the store at %s has another history than before (%s); going on with what it holds now", address, error)
+            log.warning(
+                "the store at %s has another history than before (%s); going on with what it holds now", address, error
+            )
 
 
 class Transient(StoreUnreachable):
@@ -104,6 +112,175 @@ class Transient(StoreUnreachable):
     def __init__(self, message: str = "", *, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Lost(ConnectionError):
+    """The connection ended before the answer was complete. `idle`: before its first byte."""
+
+    def __init__(self, reason: str, *, idle: bool) -> None:
+        super().__init__(reason)
+        self.idle = idle
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole answer; header names are in lower case."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+
+
+class Connection(asyncio.Protocol):
+    """One connection; one request at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer = Answer()
+        self._chunks: list[bytes] = []
+        self._begun = False
+        self._future: asyncio.Future[Answer] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._idle_since = time.monotonic()
+        self._open = True
+
+    @property
+    def usable(self) -> bool:
+        """Open, and not idle for so long that the server may just be closing it."""
+        return self._open and time.monotonic() - self._idle_since < IDLE_SECONDS
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        # No isinstance: the transports of other event loops (uvloop) have the methods and none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self._open = False
+        self._fail(Lost(str(exc or "the connection was closed"), idle=not self._begun))
+
+    async def request(self, data: bytes, timeout_seconds: float) -> Answer:
+        """Send one request. Raises `Lost` and asyncio.TimeoutError, after which it is closed."""
+        assert self._transport is not None
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._future = future
+        self._begun = False
+        self._transport.write(data)
+        timer = self._loop.call_later(timeout_seconds, self._fail, asyncio.TimeoutError())
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            self._idle_since = time.monotonic()
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                self.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        self._begun = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Lost(f"the answer is not HTTP: {error}", idle=False))
+            self.close()
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        self._answer = Answer()
+        self._chunks = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._chunks.append(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        answer = self._answer
+        answer.status = self._parser.get_status_code()
+        if answer.status < 200:
+            return  # 100 Continue and others: the answer comes later
+        answer.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        if not self._parser.should_keep_alive():
+            self.close()
+        future, self._future = self._future, None
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def _fail(self, error: BaseException) -> None:
+        future, self._future = self._future, None
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def close(self) -> None:
+        """Close without waiting."""
+        self._open = False
+        if self._transport is not None:
+            self._transport.close()
+
+
+class Connections:
+    """Connections to one address, opened when none is idle."""
+
+    def __init__(self, base: str, token: str | None, connect_seconds: float) -> None:
+        parts = urlsplit(base)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if self._tls else 80)
+        self._connect_seconds = connect_seconds
+        self._idle: list[Connection] = []
+        lines = [
+            f"POST {parts.path}{CALLS_PATH} HTTP/1.1",
+            f"Host: {parts.netloc.rpartition('@')[2]}",
+            "Content-Type: application/msgpack",
+        ]
+        if token is not None:
+            lines.append(f"Authorization: Bearer {token}")
+        elif parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode("latin-1")
+            lines.append(f"Authorization: Basic {base64.b64encode(user).decode()}")
+        self._head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
+
+    async def exchange(self, body: bytes, extra: bytes, timeout_seconds: float) -> Answer:
+        """Send one request and read its answer. `extra`: header lines, each with its line end.
+
+        A connection that turns out to be closed before a byte of an answer is replaced once: the server ended it
+        while it was idle, and every call has an id that makes a repetition harmless. Raises as `Connection.request`.
+        """
+        data = b"%bContent-Length: %d\r\n%b\r\n%b" % (self._head, len(body), extra, body)
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.usable:
+                connection.close()
+                continue
+            try:
+                return await self._on(connection, data, timeout_seconds)
+            except Lost as error:
+                if not error.idle:
+                    raise
+                break
+        return await self._on(await self._connect(), data, timeout_seconds)
+
+    async def _on(self, connection: Connection, data: bytes, timeout_seconds: float) -> Answer:
+        answer = await connection.request(data, timeout_seconds)
+        if connection.usable:
+            self._idle.append(connection)
+        return answer
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        opening = loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
+        _, connection = await asyncio.wait_for(opening, self._connect_seconds)
+        return connection
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        while self._idle:
+            self._idle.pop().close()
 
 
 @dataclass(slots=True)
@@ -121,12 +298,9 @@ class Lane:
         self.base = base
         self.shown = mask_text(base)
         self._seen = seen
-        self._urls = {path: URL(base + path) for path in (CALLS_PATH, EVENTS_PATH, HEALTH_PATH)}
         self._request_timeout = request_timeout
-        self._connection_timeout = connection_timeout
         self._timeout = aiohttp.ClientTimeout(total=request_timeout, sock_connect=connection_timeout)
         self._connections = Connections(base, token, connection_timeout)
-        self._plain = "@" not in base
         self._loop = asyncio.get_running_loop()
         self._pending: list[_Waiting] = []
         self._flights: set[asyncio.Task[None]] = set()
@@ -195,34 +369,21 @@ class Lane:
         """Send calls in one request; the list of [status, result]. With `hold_seconds` the server may take that long."""
         body = msgspec.msgpack.encode([msgspec.Raw(frame) for frame in frames])
         timeout_seconds = self._request_timeout + (hold_seconds or 0.0)
-        own = hold_seconds is not None
-        status, fields, data = await self._send(body, timeout_seconds, own)
-        if status != 200:
-            raise self.refusal(status, data)
-        plain = fields.get("content-type", "").startswith("application/msgpack")
-        answers = encoding.as_list(encoding.unpack(data, counted=False)) if plain else None
+        answer = await self._send(body, timeout_seconds)
+        if answer.status != 200:
+            raise self.refusal(answer.status, answer.body)
+        packed = answer.headers.get("content-type", "").startswith("application/msgpack")
+        answers = encoding.as_list(encoding.unpack(answer.body, counted=False)) if packed else None
         if answers is None or len(answers) != len(frames):
             raise AgentLightningError(f"what answers at {self.shown} is not a store of this package")
-        self._seen.note(fields)
+        self._seen.note(answer.headers)
         return answers
 
-    async def _send(self, body: bytes, timeout_seconds: float, own: bool) -> tuple[int, Mapping[str, str], bytes]:
+    async def _send(self, body: bytes, timeout_seconds: float) -> Answer:
         token = self._seen.token
+        position = b"" if token is None else f"{POSITION_HEADER}: {token}\r\n".encode("latin-1")
         try:
-            if self._plain and not own:
-                extra = b"" if token is None else f"{POSITION_HEADER}: {token}\r\n".encode("latin-1")
-                try:
-                    answer = await self._connections.exchange(body, extra, timeout_seconds)
-                except NotPlain:
-                    self._plain = False
-                else:
-                    return answer.status, answer.headers, answer.body
-            headers = None if token is None else {POSITION_HEADER: token}
-            timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=self._connection_timeout)
-            async with self.session.post(self._urls[CALLS_PATH], data=body, headers=headers, timeout=timeout) as found:
-                return found.status, found.headers, await found.read()
-        except aiohttp.InvalidURL as error:
-            raise AgentLightningError(f"{self.shown} is not an address: {mask_text(str(error))}") from None
+            return await self._connections.exchange(body, position, timeout_seconds)
         except TRANSPORT_ERRORS as error:
             raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
 
@@ -244,7 +405,7 @@ class Lane:
         token = self._seen.token
         headers = None if token is None else {POSITION_HEADER: token}
         try:
-            async with self.session.get(self._urls[HEALTH_PATH], headers=headers, timeout=self._timeout) as answer:
+            async with self.session.get(self.base + HEALTH_PATH, headers=headers, timeout=self._timeout) as answer:
                 data = await answer.read()
         except aiohttp.InvalidURL as error:
             raise AgentLightningError(f"{self.shown} is not an address: {mask_text(str(error))}") from None

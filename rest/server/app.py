@@ -125,15 +125,6 @@ class Door:
                 raise
             await self._refuse(scope, send, StoreUnreachable("the store is shutting down"), began)
 
-    def admits(self, scope: Scope) -> bool:
-        """Whether :meth:`enter` would let this request in; for a server that wants to know before it reads the body."""
-        try:
-            self._policy.admit(scope)
-            self._authorize(scope)
-        except AgentLightningError:
-            return False
-        return True
-
     def stop(self) -> None:
         """End held calls and event streams; their callers come again."""
         self.calls.stop()

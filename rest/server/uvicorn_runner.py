@@ -1,4 +1,4 @@
-"""Uvicorn, started and stopped: in this event loop, or in a thread with a loop of its own."""
+"""Uvicorn: its connections with deadlines, and its start and stop in this event loop or in a thread with its own."""
 
 from __future__ import annotations
 
@@ -7,21 +7,39 @@ import errno
 import logging
 import math
 import socket
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...core.errors import AgentLightningError, InvalidInput, UnsafeBind
 from ...core.loop_thread import LoopTask
 from ..api.routes import DEFAULT_PORT
 from .access_policy import is_loopback
-from .fast_protocol import IDLE_SECONDS, StoreProtocol
+from .asgi import Receive, Scope, Send
 
 log = logging.getLogger("agentlightning.store.server")
 
 STARTUP_SECONDS = 60.0
 GRACE_SECONDS = 2
 TELL_FULL_SECONDS = 60.0
+
+IDLE_SECONDS = 75
+"""How long a connection may be open between two requests, and before its first one."""
+HEAD_SECONDS = 20.0
+MAX_HEAD_BYTES = 32_768
+"""Of a head that arrives in pieces: the parser has no bound of its own."""
+BODY_SECONDS = 30.0
+BODY_BYTES_PER_SECOND = 50_000
+"""A body has `BODY_SECONDS`, and a second more for so many bytes of it that arrived."""
+UNREAD_SECONDS = 60.0
+"""How long a client may take nothing at all of an answer that is ready for it."""
+MAX_PIPELINED = 64
+_TIMEOUT = b'{"detail":"the request did not arrive in time","error_type":"RequestTimeout","code":"request_timeout"}'
+_TIMEOUT_ANSWER = (
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_TIMEOUT), _TIMEOUT)
+)
 
 
 def check_bind(host: str, token: str | None) -> None:
@@ -75,6 +93,114 @@ def access_host(host: str) -> str:
         return "127.0.0.1"
     finally:
         probe.close()
+
+
+class StoreProtocol(HttpToolsProtocol):
+    """Uvicorn's connection, with deadlines and bounds that it lacks. Requests on it are answered one after the other.
+
+    `check_deadlines` is called once a second for each connection: no timer has to be set for each request. When the
+    client leaves, the work for its request is cancelled.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._application: Any = self.app
+        self.app = cast(Any, self._run)
+        self._task: asyncio.Task[Any] | None = None
+        self._phase = "idle"
+        self._since = self.loop.time()
+        self._arrived = 0
+        self._unread = 0
+        self._unread_since = math.inf
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
+        self._arrived += len(data)
+        super().data_received(data)
+        if self._phase == "head" and self._arrived > MAX_HEAD_BYTES:
+            self.send_400_response("The head of the request is too large.")
+        elif len(self.pipeline) > MAX_PIPELINED:
+            # Uvicorn reads on after each answer, however many requests are waiting.
+            self.transport.abort()
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._enter("head")
+
+    def on_headers_complete(self) -> None:
+        """The head of a request."""
+        self._enter("body")
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        self._enter("answer")
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """An answer was written. The rest of a body that nobody waits for ends the connection."""
+        if self._phase == "body" and not self.pipeline:
+            self.transport.close()
+        super().on_response_complete()
+        if not self.pipeline:
+            self._enter("idle" if self._phase == "answer" else self._phase)
+
+    def _enter(self, phase: str) -> None:
+        self._phase, self._since, self._arrived = phase, self.loop.time(), 0
+
+    def check_deadlines(self, now: float) -> None:
+        """Close the connection where the client has made the server wait for too long."""
+        if self.flow.write_paused or self.transport.is_closing():
+            self._check_reader(now)
+            return
+        self._unread_since = math.inf
+        waited = now - self._since
+        if self._phase == "idle" and waited > IDLE_SECONDS:
+            self.transport.close()
+        elif self._phase == "head" and waited > HEAD_SECONDS and self._answered():
+            self._time_out()
+        elif self._phase == "body" and not self.flow.read_paused:
+            if waited > BODY_SECONDS + self._arrived / BODY_BYTES_PER_SECOND:
+                self._time_out()
+
+    def _answered(self) -> bool:
+        cycle = cast(Any, self.cycle)
+        return cycle is None or cycle.response_complete
+
+    def _check_reader(self, now: float) -> None:
+        left = self.transport.get_write_buffer_size()
+        if self._unread_since == math.inf or left < self._unread:
+            self._unread_since = now
+        elif now - self._unread_since > UNREAD_SECONDS:
+            where = "%s:%s" % (self.client or ("-", 0))
+            log.warning("%s read nothing of its answer for %d s and was cut off", where, UNREAD_SECONDS)
+            self.transport.abort()
+        self._unread = left
+
+    def _time_out(self) -> None:
+        if self._answered() or not self.cycle.response_started:
+            self.transport.write(_TIMEOUT_ANSWER)
+        self.transport.close()
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application; it is cancelled when the connection is lost, and its end is no error then."""
+        self._task = asyncio.current_task()
+        try:
+            await self._application(scope, receive, send)
+        except asyncio.CancelledError:
+            # Lost, or cut off because the server's grace time is over: in both cases nobody is answered.
+            cast(Any, receive).__self__.disconnected = True
+            self.transport.abort()
+        finally:
+            if self._task is asyncio.current_task():  # else the next request on this connection has begun
+                self._task = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone: what was done for it is not needed any more."""
+        super().connection_lost(exc)
+        if self._task is not None:
+            self._task.cancel()
 
 
 class Serving:
@@ -194,7 +320,7 @@ class _QuietServer(uvicorn.Server):
             now = asyncio.get_running_loop().time()
             for connection in tuple(self.server_state.connections):
                 if isinstance(connection, StoreProtocol):
-                    connection.look(now)
+                    connection.check_deadlines(now)
         return await super().on_tick(counter)
 
     def install_signal_handlers(self) -> None:

@@ -17,7 +17,7 @@ from agentlightning.rest.client.client import LightningStoreClient
 from agentlightning.rest.open_store import open_store
 from agentlightning.rest.server.server import LightningStoreServer, PythonServerLauncherArgs
 
-UNDER_BOTH = ("test_client.py", "test_fast_protocol.py", "test_server.py")
+UNDER_BOTH = ("test_client.py", "test_server.py", "test_uvicorn_runner.py")
 """The modules in which a client or the server meets transports."""
 
 

@@ -22,7 +22,7 @@ from agentlightning.core.model.store_interface import LightningStore
 from agentlightning.rest.api import encoding
 from agentlightning.rest.client import remote_log
 from agentlightning.rest.client.client import LightningStoreClient
-from agentlightning.rest.server import app, fast_protocol
+from agentlightning.rest.server import app, uvicorn_runner
 from agentlightning.rest.server.server import LightningStoreServer
 from agentlightning.rest.server.uvicorn_runner import _QuietServer  # pyright: ignore[reportPrivateUsage]
 
@@ -218,7 +218,7 @@ async def test_a_request_that_does_not_arrive_loses_its_connection(
     store: LightningStore, monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
     for name in ("IDLE_SECONDS", "HEAD_SECONDS", "BODY_SECONDS"):
-        monkeypatch.setattr(fast_protocol, name, 0.2)
+        monkeypatch.setattr(uvicorn_runner, name, 0.2)
     server = LightningStoreServer(store, port=0, token=token)
     await server.start()
     try:
@@ -254,7 +254,7 @@ async def _until_closed(port: int, sent: bytes) -> bytes:
 async def test_a_reader_that_reads_nothing_is_cut_off_with_a_sentence(
     store: LightningStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fast_protocol, "UNREAD_SECONDS", 1.0)
+    monkeypatch.setattr(uvicorn_runner, "UNREAD_SECONDS", 1.0)
     server = LightningStoreServer(store, port=0)
     await server.start()
     try:

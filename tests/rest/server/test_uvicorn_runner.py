@@ -1,4 +1,4 @@
-"""The short cut for batched calls takes what it understands, and hands everything else to the general parser."""
+"""The server's end of a connection: requests in pieces, pipelined, malformed and too large; the client's after a restart."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from agentlightning.core.model.store_interface import LightningStore
 from agentlightning.rest.client.client import LightningStoreClient
-from agentlightning.rest.server.fast_protocol import parse_head
 from agentlightning.rest.server.server import LightningStoreServer
 
 pytestmark = pytest.mark.parametrize("store", ["memory"], indirect=True)
@@ -59,7 +58,7 @@ async def test_requests_may_arrive_in_pieces_and_several_at_once(raw: Raw) -> No
     assert _inputs((await raw.answer())[1]) == [4]
 
 
-async def test_another_request_on_the_connection_takes_the_general_way(raw: Raw) -> None:
+async def test_requests_for_several_paths_share_a_connection(raw: Raw) -> None:
     raw.writer.write(request(1))
     assert (await raw.answer())[0] == 200
     raw.writer.write(b"GET /v1/agl/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -68,7 +67,7 @@ async def test_another_request_on_the_connection_takes_the_general_way(raw: Raw)
     assert _inputs((await raw.answer())[1]) == [2]
 
 
-async def test_a_chunked_body_takes_the_general_way(raw: Raw) -> None:
+async def test_a_chunked_body_is_read(raw: Raw) -> None:
     body = msgspec.msgpack.encode([["c", "enqueue_rollout", {"input": 7}, None]])
     raw.writer.write(
         FIRST + b"Host: localhost\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
@@ -97,13 +96,29 @@ async def test_close_is_obeyed(raw: Raw) -> None:
 @pytest.mark.parametrize(
     "lines",
     [
-        b"Content-Length: 1\r\nContent-Length: 2", b"Content-Length: +1", b"Content-Length: 1_0", b"Host: localhost",
+        b"Content-Length: 1\r\nContent-Length: 2", b"Content-Length: +1", b"Content-Length: 1_0",
         b"Transfer-Encoding: chunked\r\nContent-Length: 1", b"Content-Length : 1", b" folded: 1\r\nContent-Length: 1",
-        b"Content-Length: 99999999999", b"Expect: 100-continue\r\nContent-Length: 1", b"a\nContent-Length: 1",
+        b"Content-Length: 99999999999999999999999", b"a\nContent-Length: 1", b"a: \x00\r\nContent-Length: 1",
     ],
 )  # fmt: skip
-def test_a_head_that_is_not_plain_is_left_to_the_general_parser(store: LightningStore, lines: bytes) -> None:
-    assert parse_head(FIRST + lines) is None
+async def test_a_malformed_head_is_refused_and_ends_the_connection(raw: Raw, lines: bytes) -> None:
+    raw.writer.write(FIRST + b"Host: localhost\r\n" + lines + b"\r\n\r\n" + b"0\r\n\r\n" + request(1))
+    answer = await asyncio.wait_for(raw.reader.read(), 5)
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+
+
+async def test_a_head_without_an_end_is_refused(raw: Raw) -> None:
+    raw.writer.write(FIRST)
+    await asyncio.sleep(0.05)
+    raw.writer.write(b"x: %b" % (b"x" * 33_000))
+    assert b" 400 " in (await asyncio.wait_for(raw.reader.readuntil(b"\r\n"), 5))
+
+
+async def test_requests_without_end_are_not_kept(raw: Raw) -> None:
+    raw.writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1_000)
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        for _ in range(1_000):
+            await raw.answer()
 
 
 async def test_a_connection_closed_while_idle_is_replaced_unseen(
