@@ -94,7 +94,7 @@ class LightningStoreClient(StoreCaller, LightningStore):
 
     async def health(self) -> bool:
         """True once the store answers. Raises as every call does."""
-        await self._policy.run(self._hello)
+        await self._retry.run(self._hello)
         return True
 
     async def remote_fingerprint(self) -> tuple[int, str]:
@@ -333,7 +333,7 @@ class LightningStoreClient(StoreCaller, LightningStore):
 
     def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:
         wanted = [types] if isinstance(types, str) else None if types is None else list(types)
-        return follow(self.lane, self._policy, wanted, since)
+        return follow(self.lane, self._retry, wanted, since)
 
     # Resources and workers
 

@@ -11,25 +11,25 @@ import aiohttp
 
 from ...core.errors import AgentLightningError
 from ...core.model.rollout import Fact
+from ...core.retry import Retry
 from ..api.routes import EVENTS_PATH, POSITION_HEADER
 from .batcher import TRANSPORT_ERRORS, Lane, Transient
-from .transport import Delays, Patience
 
 SILENCE_SECONDS = 45.0
 """Three times the server's interval of comments: after that long the connection is taken for dead."""
 
 
 async def follow(
-    lane: Callable[[], Lane], policy: Patience | Delays, types: Sequence[str] | None, since: int | None
+    lane: Callable[[], Lane], retry: Retry, types: Sequence[str] | None, since: int | None
 ) -> AsyncIterator[Fact]:
     """Every fact behind `since` once and in order.
 
-    Raises `StoreUnreachable` when the policy gives up, and `ForeignPosition` where the store has another history than the
+    Raises `StoreUnreachable` when `retry` gives up, and `ForeignPosition` where the store has another history than the
     one that was followed: which of its facts are new cannot be known.
     """
     cursor = _Cursor(since)
     while True:
-        answer = await policy.run(lambda: _open(lane(), types, cursor.resume(), cursor.token))
+        answer = await retry.run(lambda: _open(lane(), types, cursor.resume(), cursor.token))
         cursor.token = answer.headers.get(POSITION_HEADER, cursor.token)
         try:
             async for name, value in _fields(answer):

@@ -8,97 +8,18 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from ...core.credentials import mask_text
 from ...core.errors import AgentLightningError, Expired, ForeignPosition, InvalidInput, StoreUnreachable
 from ...core.ids import uuid7_hex
+from ...core.retry import CALL_BACKOFF, Retry
 from ..api import encoding
 from ..api.routes import METHODS, Method
 from .batcher import RETRY_STATUSES, Lane, Seen, Transient, answered_error
-
-T = TypeVar("T")
-
-log = logging.getLogger("agentlightning.store.client")
-
-FIRST_PAUSE_SECONDS = 0.05
-LONGEST_PAUSE_SECONDS = 1.0
-
-
-class Patience:
-    """Repeats what failed without an answer for up to `seconds`, and says so in one line for all callers together."""
-
-    def __init__(self, address: str, seconds: float) -> None:
-        self._address = address
-        self._seconds = seconds
-        self._down = False
-
-    async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The first answer. Raises `StoreUnreachable` when the patience is over, other errors at once."""
-        pause = FIRST_PAUSE_SECONDS
-        began: float | None = None
-        while True:
-            try:
-                result = await attempt()
-            except Transient as error:
-                now = time.monotonic()
-                began = now if began is None else began
-                left = self._seconds - (now - began)
-                if left <= 0:
-                    raise StoreUnreachable(f"{error} (waited {now - began:.0f} s)") from error
-                if not self._down:
-                    self._down = True
-                    log.warning("waiting for the store at %s", self._address)
-            else:
-                if self._down:
-                    self._down = False
-                    log.warning("the store at %s is there again", self._address)
-                return result
-            await asyncio.sleep(min(pause, left))
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-
-class Delays:
-    """Repeats after each of the given delays, as long as the store says in between that it is healthy."""
-
-    def __init__(
-        self, delays: Sequence[float], health_delays: Sequence[float], healthy: Callable[[], Awaitable[Any]]
-    ) -> None:
-        self._delays = tuple(delays)
-        self._health_delays = tuple(health_delays)
-        self._healthy = healthy
-
-    async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The first answer. Raises `StoreUnreachable` after the last delay, other errors at once."""
-        for delay in self._delays:
-            try:
-                return await attempt()
-            except Transient as error:
-                if not await self._is_healthy():
-                    raise StoreUnreachable(str(error)) from error
-            await asyncio.sleep(delay)
-        try:
-            return await attempt()
-        except Transient as error:
-            raise StoreUnreachable(str(error)) from error
-
-    async def _is_healthy(self) -> bool:
-        if not self._health_delays:
-            return True
-        for delay in (*self._health_delays, None):
-            try:
-                await self._healthy()
-            except Transient:
-                if delay is None:
-                    return False
-                await asyncio.sleep(delay)
-            else:
-                return True
-        return False
-
 
 log = logging.getLogger("agentlightning.store.client")
 
@@ -157,12 +78,14 @@ class StoreCaller:
         self._lock = threading.Lock()
         self._claims: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._confirming: set[asyncio.Task[Any]] = set()
-        self._policy: Patience | Delays = Patience(mask_text(self.server_address_root), self.patience_seconds)
+        store = f"the store at {mask_text(self.server_address_root)}"
+        self._retry = Retry(store, CALL_BACKOFF, limit_seconds=self.patience_seconds, logger=log)
         if self.retry_delays is not None:
-            self._policy = Delays(self.retry_delays, self.health_retry_delays, self._hello)
+            self._health = Retry(store, self.health_retry_delays, logger=log)
+            self._retry = Retry(store, self.retry_delays, healthy=self._healthy, logger=log)
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_seen", "_lanes", "_lock", "_claims", "_confirming", "_policy")
+        hidden = ("_seen", "_lanes", "_lock", "_claims", "_confirming", "_retry", "_health")
         return {key: value for key, value in self.__dict__.items() if key not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -184,6 +107,14 @@ class StoreCaller:
     async def _hello(self) -> None:
         await self.lane().hello()
 
+    async def _healthy(self) -> bool:
+        if self.health_retry_delays:
+            try:
+                await self._health.run(self._hello)
+            except StoreUnreachable:
+                return False
+        return True
+
     async def call(
         self, name: str, args: Arguments, *, command_id: str | None = None, hold: Callable[[], float] | None = None
     ) -> Any:
@@ -197,13 +128,13 @@ class StoreCaller:
         for fresh in range(FRESH_TRIES):
             tries = _Tries(self, method, args, command_id or uuid7_hex(), hold)
             try:
-                result = await self._policy.run(tries.once)
+                result = await self._retry.run(tries.once)
             except Expired:
                 # Refused as too old at its only try, so nothing happened: what it was based on was old, as after an
                 # idle hour. It goes out again as a new command. After a lost answer nobody could know that.
                 if tries.count > 1 or command_id is not None or fresh == FRESH_TRIES - 1:
                     raise
-                await self._policy.run(self._hello)
+                await self._retry.run(self._hello)
                 continue
             break
         else:

@@ -353,7 +353,7 @@ async def test_a_store_that_is_away_is_waited_for_and_a_wrong_token_is_not(
     for name in ("dequeue_rollout", "get_resources_by_id", "add_many_spans", "update_attempt"):
         flaky(name)
     assert (await run_one(store, lambda task: 1.0)).status == "succeeded"
-    assert caplog.text.count("waiting for it") >= 4
+    assert caplog.text.count("waiting for the store") >= 4
 
     failures = [Unauthorized("wrong token")]
     flaky("dequeue_rollout")
