@@ -21,7 +21,7 @@ _APO = "APO is not part of this release: write the search as a function with @ag
 _VERL = "VERL is not part of this release: read the spans with agl.TracerTraceToTriplet and call your trainer."
 _LOGS = "Stores are event logs here: use agl.open_store(url) or agl.EventLogStore(log)."
 _PATCHES = "agentlightning.instrumentation.instrument_all() patches the OpenAI client and LiteLLM."
-_METRICS = "There are no metrics backends here: store.statistics() and `agl log` say what a store did."
+_METRICS = "There are no metrics backends here: store.statistics() and `agl log` show what a store did."
 _OTLP = "Spans reach a store through its OTLP route, store.otlp_traces_endpoint(), or store.add_otel_span(...)."
 _SERVERS = "A store is served by agl.LightningStoreServer(store, ...).start()."
 

@@ -1,4 +1,4 @@
-"""What a client of the first protocol posted, as spans and an outcome in the log, and back."""
+"""Results of the first protocol: what a client posted, as spans and a final status in the log, and back."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def _attempt_of(store: LightningStore, rollout: Rollout, posted: RolloutLe
                 return attempt
     if isinstance(rollout, AttemptedRollout):
         return rollout.attempt
-    # Nobody claimed it: whoever posts did the work all the same.
+    # It was not claimed: the client that posts did the work all the same.
     return (await store.start_attempt(rollout.rollout_id)).attempt
 
 
@@ -85,7 +85,7 @@ async def _end(store: LightningStore, rollout_id: str, attempt: Attempt, posted:
     rollout = await store.get_rollout_by_id(rollout_id)
     if rollout is None or rollout.status in FINISHED:
         return
-    # The attempt had been given up before, and the task was on offer again or with somebody else by now.
+    # The attempt had expired, and the task is queued again or claimed by another worker by now.
     notes["agentlightning.result_of"] = attempt.attempt_id
     if rollout.status in QUEUING or not isinstance(rollout, AttemptedRollout):
         rollout = await store.start_attempt(rollout_id)
@@ -99,7 +99,7 @@ def _result_span(posted: RolloutLegacy, unreadable: list[dict[str, Any]], attemp
         LightningSpanAttributes.OBJECT_JSON.value: rest.model_dump_json(),
     }
     if posted.final_reward is not None:
-        # Readers of rewards find the final one here, behind all spans of the client.
+        # Readers of rewards find the final one here, after all spans of the client.
         attributes[_REWARD + RewardAttributes.REWARD_NAME.value] = "primary"
         attributes[_REWARD + RewardAttributes.REWARD_VALUE.value] = posted.final_reward
     now = time.time()

@@ -1,4 +1,4 @@
-"""AgentLightningServer: the first generation's server, which queues tasks and hands back what became of them."""
+"""AgentLightningServer: the first generation's server, which queues tasks and returns their results."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class AgentLightningServer:
 
     @property
     def store(self) -> LightningStore:
-        """The store behind the server."""
+        """The store of the server."""
         if self._store is None:
             raise RuntimeError("Store not initialized. The server may not be running.")
         return self._store

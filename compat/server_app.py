@@ -1,4 +1,4 @@
-"""The HTTP door of the first protocol: /task, /resources and /rollout, in front of the routes of today."""
+"""The HTTP routes of the first protocol: /task, /resources and /rollout, in front of the routes of today."""
 
 from __future__ import annotations
 
@@ -87,15 +87,15 @@ class LegacyApp:
 
     async def _task(self, request: Request) -> Response:
         """The next task; with `wait_seconds` (ours) the answer waits that long for one."""
-        worker, life = request.headers.get(WORKER_HEADER), request.headers.get(INCARNATION_HEADER)
+        worker, incarnation = request.headers.get(WORKER_HEADER), request.headers.get(INCARNATION_HEADER)
         try:
             seconds = max(0.0, float(request.query_params.get("wait_seconds", 0)))
         except ValueError:
             raise InvalidInput("wait_seconds is a number of seconds") from None
-        args: dict[str, Any] = {"worker_id": worker, "incarnation": life, "wait_seconds": seconds}
+        args: dict[str, Any] = {"worker_id": worker, "incarnation": incarnation, "wait_seconds": seconds}
         calls = self.door.calls
-        # Only who sends heartbeats can confirm that the answer arrived.
-        work = calls.run(METHODS["dequeue_rollout"], args, Call(uuid7_hex(), remote=life is not None))
+        # Only a client that sends heartbeats can confirm that the answer arrived.
+        work = calls.run(METHODS["dequeue_rollout"], args, Call(uuid7_hex(), remote=incarnation is not None))
         receive = request.receive
         claimed = await (calls.held(work, lambda: until_gone(receive)) if seconds else work)
         answer = (
@@ -111,7 +111,7 @@ class LegacyApp:
         return _found(await self._store.get_resources_by_id(wanted), f"Resource ID '{wanted}' not found.")
 
     async def _heartbeat(self, request: Request) -> Response:
-        """Ours: a worker says that it lives, and what it runs. No access line: every worker asks every two seconds."""
+        """Not in the first protocol: the heartbeat of a worker. It has no access line, since each worker sends one every two seconds."""
         worker = {"worker_id": request.headers.get(WORKER_HEADER), "incarnation": request.headers.get(INCARNATION_HEADER)}
         body = await read_body(request.scope, request.receive, self.door.body_limit)
         args = {**worker, "attempts": wire.as_list(wire.from_json(body))}

@@ -27,9 +27,9 @@ __all__ = ["fit_v0"]
 _log = logging.getLogger("agentlightning.trainer")
 
 GRACE_SECONDS = 10.0
-"""How long a worker may go on with its task once Ctrl+C was pressed."""
+"""How long a worker may go on with its task after Ctrl+C."""
 HASTY_SECONDS = 5.0
-"""A worker that dies sooner after its start has not worked; so many of them in a row, and no more are started."""
+"""A worker that ends sooner after its start has not worked: a failed start."""
 TASK_DONE = "task done"
 """The message of a worker after every task."""
 
@@ -49,7 +49,7 @@ def fit_v0(
 
     One worker runs in this process, more are processes of their own, spawned, or forked where the agent cannot be pickled
     or the script has no ``if __name__ == "__main__"``. One that dies is replaced, and
-    its task is given to another one; AgentLightningError when none of them lives long enough to work. `backend` may be a
+    its task is given to another one; AgentLightningError when they end again and again before they work. `backend` may be a
     client too, such as a `DevTaskLoader`, of which each worker process has a copy. ValueError for what is no address.
     """
     exit_if_importing()  # as the tutorial's does, whose script calls fit() without a guard
@@ -175,7 +175,7 @@ def _work_here(job: LegacyJob, max_tasks: int | None) -> None:
 
 
 class WorkerPool(Supervisor):
-    """Workers that take ``max_tasks`` each, counted over all lives of a worker."""
+    """Workers that take ``max_tasks`` each, counted over all processes of a worker."""
 
     def __init__(self, job: LegacyJob, n_workers: int, max_tasks: int | None, daemon: bool) -> None:
         self._legacy = job

@@ -1,4 +1,4 @@
-"""LitAgent: the class behind every agent, whether written as a class or as a function."""
+"""LitAgent: the class of every agent, whether written as a class or as a function."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def load_agent(spec: str) -> LitAgent[Any]:
 
     The agent is a LitAgent, a class of one (made without arguments) or a function; the name may
     be dotted. A module is looked for in the working directory too. InvalidInput (a ValueError)
-    says what is missing, and what the module raised while it was imported, with file and line.
+    names what is missing, and what the module raised while it was imported, with file and line.
     """
     value = find(spec, "An agent", "agent")
     if isinstance(value, type) and issubclass(value, LitAgent):
@@ -54,7 +54,7 @@ async def run_agent(
 ) -> int:
     """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done.
 
-    Returns how many agents did not end in time and were left behind. ``slots``, ``group``, ``worker_name`` and
+    Returns how many agents did not end in time and were abandoned. ``slots``, ``group``, ``worker_name`` and
     ``on_stuck`` as in :class:`LitAgentRunner`, ``on_execute`` as in its :meth:`~LitAgentRunner.configure`;
     ``on_ready`` is called when all is loaded.
     """

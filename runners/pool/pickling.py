@@ -21,7 +21,7 @@ T = TypeVar("T")
 def pickled(value: Any) -> bytes:
     """``value`` for another process, which reads it with ``pickle.loads``.
 
-    Beyond what pickle does: a decorated function goes by its name, and so does the function behind it; weak
+    Beyond what pickle does: a decorated function is pickled by its name, and so is the function that it wraps; weak
     references arrive as None. Raises InvalidInput where that is not possible: something that was defined inside a
     function or in an interpreter, or an open file or lock among its attributes.
     """

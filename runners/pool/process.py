@@ -132,7 +132,7 @@ def work(assignment: Assignment, link: Connection, parents_end: Connection | Non
 
 
 def exit_process(code: int) -> None:
-    """End this process now: threads that an agent left behind would keep it."""
+    """End this process now: threads of an agent would keep it."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -12,16 +12,16 @@ from .otel import OtelTracer
 __all__ = ["AgentOpsTracer"]
 
 _log = logging.getLogger(__name__)
-# Where nothing listens: the SDK asks for an address, and its own would be on the network.
+# An address without a server: the SDK needs one, and its default is on the network.
 _NOWHERE = "http://127.0.0.1:9"
 
 
 class AgentOpsTracer(OtelTracer):
-    """Records what agents do; spans go to the store and to nobody else.
+    """Records what agents do; spans go to the store only.
 
     With the extra ``agentops`` installed the SDK is set up with its network cut off, and what it
     traces is recorded beside what the OpenAI instrumentation records. Without it the tracer is
-    an :class:`OtelTracer` and says so once.
+    an :class:`OtelTracer` and logs that once.
 
     Args:
         agentops_managed: set up the SDK, where it is installed.
@@ -34,7 +34,7 @@ class AgentOpsTracer(OtelTracer):
     def __init__(self, *, agentops_managed: bool = True, instrument_managed: bool = True, daemon: bool = True) -> None:
         super().__init__(instrument_managed=instrument_managed)
         self._agentops_managed = agentops_managed
-        self._said = False
+        self._logged = False
         self.daemon = daemon
 
     def init_worker(self, worker_id: int, store: LightningStore | None = None, *args: Any, **kwargs: Any) -> None:
@@ -49,11 +49,11 @@ class AgentOpsTracer(OtelTracer):
         except ImportError as error:
             if error.name != "agentops":
                 _log.warning("[Worker %s] The AgentOps SDK is installed and cannot be imported: %s", worker_id, error)
-            elif not self._said:
+            elif not self._logged:
                 _log.info(
                     "[Worker %s] The AgentOps SDK is not installed; spans are recorded by OpenTelemetry.", worker_id
                 )
-                self._said = True
+                self._logged = True
             return
         try:
             _cut_off(agentops)

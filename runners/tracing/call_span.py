@@ -1,4 +1,4 @@
-"""The span of one call of a model: open from the question until the answer was read, in whatever form that is done."""
+"""The span of one model call: open from the request until the response was read, in whatever form."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ModelCall:
                 self._take([plain(answer)])
                 self.finish()
         except Exception as error:
-            # It is a good answer all the same, perhaps of a client that is not the one we know.
+            # The answer itself is valid, perhaps from another version of the client.
             _log.warning("The answer of a model call could not be recorded: %r", error)
             self._end(None)
         return answer
@@ -82,7 +82,7 @@ class ModelCall:
                 self._take(plain(one) for one in (body,))
 
     def _watch(self, response: Any) -> None:
-        """Read along with whoever reads the body: by pieces or as bytes, in this thread or another, or not at all."""
+        """Record the body while the program reads it: by pieces or as bytes, in this thread or another, or not at all."""
         self._pieces = EventPieces("text/event-stream" in str(response.headers.get("content-type", "")))
         if response.is_closed:
             self._feed(response.content)
@@ -159,12 +159,12 @@ class ModelCall:
             _log.warning("A part of a model's answer could not be recorded: %r", error)
 
     def attributes(self) -> Attributes:
-        """What the answer says so far."""
+        """The attributes of the answer so far."""
         with self._lock:
             try:
                 found = self._answer.attributes()
             except Exception as error:
-                # What is odd in an answer costs neither the span nor who reads the answer.
+                # An unexpected answer must fail neither the span nor its reader.
                 _log.warning("The answer of a model call could not be recorded: %r", error)
                 return {}
             if self._pieces.events and self._first is not None:
@@ -179,8 +179,8 @@ class ModelCall:
             self._span.set_attribute("error.type", type(error).__name__)
             try:
                 self._span.record_exception(error)
-            except Exception as odd:
-                _log.debug("An exception of a model call has no message: %r", odd)
+            except Exception as error_of_text:
+                _log.debug("An exception of a model call has no message: %r", error_of_text)
         self._end(message_of(error))
 
     def finish(self) -> None:

@@ -187,7 +187,7 @@ class Answer:
     def __init__(self) -> None:
         self.pieces = 0
         self.error: str | None = None
-        """What the body says that went wrong."""
+        """The error in the body."""
         self._head: Attributes = {}
         self._prompt: list[int] = []
 
@@ -215,7 +215,7 @@ class Answer:
             self._prompt = _ids(_field(body, "prompt_token_ids"))
 
     def attributes(self) -> Attributes:
-        """What the span of the call says of it."""
+        """The attributes of the answer on the span of the call."""
         return {**self._head, **({"prompt_token_ids": self._prompt} if self._prompt else {})}
 
 
@@ -407,7 +407,7 @@ class EventPieces:
         self.events = events
         self._rest = bytearray()
         self.done = False
-        """Whether the stream has said that it is over."""
+        """Whether the stream has sent its end marker."""
 
     def split(self, data: bytes) -> list[bytes]:
         """``data`` with the events apart, so that none is taken for read because it arrived together with another."""

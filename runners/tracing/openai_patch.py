@@ -1,4 +1,4 @@
-"""Records calls of the OpenAI client as spans, whatever form the answer is asked for in, and takes the patch back."""
+"""Records calls of the OpenAI client as spans, whatever the form of the answer, and removes the patch."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _patchable() -> Iterator[tuple[str, type[Any], str]]:
         except ImportError:
             continue
         for name in [prefix + owner for owner in _OWNERS for prefix in ("", "Async")]:
-            owner = getattr(found, name, None)  # not vars(): the client loads its classes when they are asked for
+            owner = getattr(found, name, None)  # not vars(): the client loads its classes on first access
             for method in _METHODS:
                 if isinstance(owner, type) and method in vars(owner):
                     yield module, owner, method
@@ -133,7 +133,7 @@ def _recorded(method: Callable[..., Any], asynchronous: bool, module: str, trace
 
 
 def _begin(module: str, tracer: Tracer, owner: Any, kwargs: dict[str, Any]) -> ModelCall | None:
-    """None where the call is part of another one, or somebody asked OpenTelemetry to leave it out.
+    """None where the call is part of another one, or OpenTelemetry instrumentation is suppressed.
 
     Iterators in ``kwargs`` become lists, so that the client can read them too.
     """
@@ -157,7 +157,7 @@ def _begin(module: str, tracer: Tracer, owner: Any, kwargs: dict[str, Any]) -> M
             attributes["gen_ai.headers"] = str({key: "***" for key in headers})
         attributes.update(request_attributes(asked))
     except Exception as error:
-        # The client says what is wrong with the arguments; it must not be said by us.
+        # The client itself raises about wrong arguments.
         _log.debug("The arguments of a model call could not be recorded: %r", error)
     return ModelCall(tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes), answer())
 

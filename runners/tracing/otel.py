@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _NANOSECONDS = 1_000_000_000
 CANCELLED_SECONDS = 5.0
 """How long the spans of a cancelled attempt may take to be stored."""
-# Read by the instrumentation: record prompts and answers whatever the environment says.
+# Read by the instrumentation: record prompts and answers whatever the environment variables are.
 _CONTENT_KEY = "override_enable_content_tracing"
 
 
@@ -123,7 +123,7 @@ class OtelTracer(Tracer):
             with self._session(name, buffer):
                 yield process_tracer()
         except asyncio.CancelledError:
-            # Whoever cancels does not want to wait for a store that does not answer.
+            # A cancellation must not wait for a store that does not answer.
             limit = CANCELLED_SECONDS
             raise
         finally:
@@ -232,7 +232,7 @@ class _OtelRecordingContext:
         try:
             self._span.record_exception(exception)
         except Exception:
-            # OpenTelemetry asks for the message, and the exception has none.
+            # OpenTelemetry reads the message, and the exception has none.
             self._span.add_event("exception", format_exception_attributes(exception))
 
     def record_attributes(self, attributes: Attributes) -> None:

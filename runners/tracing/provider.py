@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 class LightningSpanProcessor(SpanProcessor):
     """Hands every ended span to the buffer of the context in which it started.
 
-    Spans that start outside of an attempt are none of its business.
+    Spans that start outside of an attempt are ignored.
     """
 
     def __init__(self) -> None:
@@ -85,18 +85,18 @@ class LightningSpanProcessor(SpanProcessor):
             try:
                 stored = Span.from_opentelemetry(span, buffer.rollout_id, buffer.attempt_id, 0)
                 call = getattr(live, CALL, None)
-                if isinstance(call, ModelCall):  # of an answer that nobody read to its end
+                if isinstance(call, ModelCall):  # of an answer that was not read to its end
                     stored.attributes = {**call.attributes(), **stored.attributes}
                 stored.resource.attributes = {**stored.resource.attributes, **buffer.resource_attributes}
                 spans = normalised(stored) if stored.name in SPAN_NAMES else [stored]
             except Exception as error:
-                # It would be raised where the agent ends its span, which is none of its fault.
+                # It would be raised in the agent's code, where the span ends.
                 _log.error("Span %r of %s cannot be recorded: %s", span.name, buffer.rollout_id, error)
             else:
                 buffer.add(spans)
 
     def shutdown(self) -> None:
-        """Nothing to release: recordings are closed by whoever opened them."""
+        """Nothing to release: the tracer closes its buffers."""
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Always True: spans are stored when their attempt closes."""
@@ -142,9 +142,9 @@ class LightningSpanProcessor(SpanProcessor):
 
 
 class UnlimitedTracerProvider(TracerProvider):
-    """A provider whose spans are recorded whole, whatever the environment says about OpenTelemetry.
+    """A provider whose spans are recorded whole, whatever the ``OTEL_`` environment variables are.
 
-    The ``OTEL_`` variables are meant for what a program exports. Rewards and prompts are read from these spans: one that is
+    Those variables are meant for what a program exports. Rewards and prompts are read from these spans: one that is
     sampled away or cut off at 128 attributes changes what is learned.
     """
 
@@ -189,7 +189,7 @@ def process_tracer() -> trace.Tracer:
 def watch_global_provider() -> TracerProvider:
     """Record what agents trace through OpenTelemetry's global functions; the provider whose spans these are.
 
-    An SDK provider that somebody else installed stays and is watched too. Only where there is
+    An SDK provider that the program installed stays and is watched too. Only where there is
     none does ours become the global one, since nothing else reaches ``trace.get_tracer()``.
     """
     provider, processor = process_provider()
@@ -211,7 +211,7 @@ _log = logging.getLogger(__name__)
 
 
 def get_tracer_provider(inspect: bool = True) -> TracerProvider:
-    """The provider of this process whose spans are recorded: the global one where somebody set one up.
+    """The provider of this process whose spans are recorded: the global one where the program set one up.
 
     ``inspect`` logs which one it is, at DEBUG.
     """
@@ -224,7 +224,7 @@ def get_tracer_provider(inspect: bool = True) -> TracerProvider:
 
 
 def get_tracer(use_active_span_processor: bool = True) -> trace.Tracer:
-    """A tracer whose spans are recorded; with False one whose spans nobody receives."""
+    """A tracer whose spans are recorded; with False one whose spans are not recorded."""
     if use_active_span_processor:
         return process_tracer()
     return UnlimitedTracerProvider({}).get_tracer("agentlightning")

@@ -1,4 +1,4 @@
-"""The spans of one attempt on their way to the store: collected as they end, sent in batches, in order."""
+"""Span buffer: the spans of one attempt, collected as they end and sent to the store in batches, in order."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ BATCH_SPANS = 256
 class SpanBuffer:
     """Takes spans from any thread; sends them from the event loop on which it was opened.
 
-    Without a store the spans are only kept. ``spans`` holds those that the store answered for,
-    as it stored them. ``open`` holds OpenTelemetry spans that have not ended, by span id.
+    Without a store the spans are only kept. ``spans`` holds the stored ones,
+    as the store returned them. ``open`` holds OpenTelemetry spans that have not ended, by span id.
     """
 
     def __init__(self, rollout_id: str, attempt_id: str, store: LightningStore | None) -> None:
@@ -66,7 +66,7 @@ class SpanBuffer:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     def all(self) -> list[Span]:
-        """``spans``, and behind them those that are on their way to the store, whose ``sequence_id`` is 0."""
+        """``spans``, and after them those that are being sent to the store, whose ``sequence_id`` is 0."""
         with self._lock:
             return [*self.spans, *self._sent, *self._waiting]
 
@@ -75,7 +75,7 @@ class SpanBuffer:
         with self._lock:
             self.closed = True
         async with self._sending:
-            # Nobody sends now, so the cancellation cannot hit a call of the store.
+            # Nothing is being sent, so the cancellation cannot hit a call of the store.
             if self._task is not None:
                 self._task.cancel()
             await self._send()
@@ -89,7 +89,7 @@ class SpanBuffer:
                 try:
                     await self._send()
                 except Exception as error:
-                    # The spans stay queued: close() sends them again and answers to the runner.
+                    # The spans stay queued: close() sends them again, and raises.
                     _log.debug("Spans of %s could not be stored yet: %s", self.rollout_id, error)
                     return
 
@@ -120,11 +120,11 @@ class SpanBuffer:
             if len(batch) == 1:
                 _log.error("The store refuses span %r of %s: %s", batch[0].name, self.rollout_id, error)
                 return []
-            # One span that cannot be stored must not cost the others.
+            # One span that is refused must not keep the others from being stored.
             return [span for one in batch for span in await self._store([one])]
         answered = {span.span_id: span for span in stored}
         return [answered.get(span.span_id, span) for span in batch]
 
 
 CURRENT_BUFFER: ContextVar[SpanBuffer | None] = ContextVar("agentlightning_recording", default=None)
-"""The recording of the attempt that this task or thread works for."""
+"""The buffer of the attempt that this task or thread works for."""

@@ -520,7 +520,7 @@ def error_text(error: BaseException) -> str:
 def log_failure(error: BaseException, prefix: str, where: str) -> None:
     """One line at ERROR, with the line of the agent's code that failed; the traceback at DEBUG.
 
-    A run has hundreds of attempts, and many fail. ``where`` says how to see the whole traceback of this one.
+    A run has hundreds of attempts, and many fail. ``where`` is the hint how to see the whole traceback.
     """
     executor = _place(error) or (_place(error.__cause__) if error.__cause__ is not None else "")
     _log.error("%s Exception during rollout. %s%s. %s", prefix, _line(error_text(error)), executor, where)

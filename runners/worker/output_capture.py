@@ -113,7 +113,7 @@ class _TeeStream:
         return iter(self._stream)
 
     def write(self, text: Any) -> Any:
-        """Write through, after the copy: a stream that is closed or broken must not hide what was said."""
+        """Write through, after the copy: a stream that is closed or broken must not lose the text."""
         output = None if _LOGGING.get() else _current()
         if output is not None:
             output.add(self._source, text if isinstance(text, str) else bytes(text))
@@ -153,7 +153,7 @@ def _open(output: OutputCapture) -> None:
         if len(_OPEN) == 1:
             for name in ("stdout", "stderr"):
                 stream: TextIO | None = getattr(sys, name)
-                # None in a process without a console; ours where somebody put it back after its attempt.
+                # None in a process without a console; ours where a program restored it after its attempt.
                 if stream is not None and not isinstance(stream, _TeeStream):
                     setattr(sys, name, _TeeStream(stream, name))
             logging.Logger.callHandlers = _call_handlers
@@ -167,7 +167,7 @@ def _close(output: OutputCapture) -> None:
             return
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
-            # Somebody else's stream that was put there meanwhile is left alone, and may go on to use ours.
+            # A stream that the program put there meanwhile stays, and may still write to ours.
             if isinstance(stream, _TeeStream):
                 setattr(sys, name, stream._stream)  # pyright: ignore[reportPrivateUsage]
         if logging.Logger.callHandlers is _call_handlers:
@@ -184,7 +184,7 @@ def _call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
         try:
             output.add("log", _FORMAT.format(record) + "\n")
         except (TypeError, ValueError) as error:
-            # Arguments that do not fit the message: the handlers say so as they always did.
+            # Arguments that do not fit the message: the handlers report it as always.
             output.add("log", f"{record.levelname} {record.name}: {record.msg!r} ({error})\n")
     token = _LOGGING.set(True)
     try:
