@@ -111,7 +111,7 @@ class LegacyApp:
         return _found(await self._store.get_resources_by_id(wanted), f"Resource ID '{wanted}' not found.")
 
     async def _heartbeat(self, request: Request) -> Response:
-        """Not in the first protocol: the heartbeat of a worker. It has no access line, since each worker sends one every two seconds."""
+        """A heartbeat, an addition to the protocol. It has no access line: each worker sends one every two seconds."""
         worker = {"worker_id": request.headers.get(WORKER_HEADER), "incarnation": request.headers.get(INCARNATION_HEADER)}
         body = await read_body(request.scope, request.receive, self.door.body_limit)
         args = {**worker, "attempts": wire.as_list(wire.from_json(body))}

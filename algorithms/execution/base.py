@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from numbers import Integral
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ...core.errors import InvalidInput
 from ...core.model.store_interface import LightningStore
@@ -13,9 +14,12 @@ from ...runners.stop_events import ExecutionEvent
 __all__ = [
     "AlgorithmBundle",
     "ExecutionStrategy",
+    "ManagedAlgorithm",
+    "ManagedRunner",
     "RunnerBundle",
-    "seconds_or_more",
+    "ends_with_runners",
     "report_failure",
+    "seconds_or_more",
     "whole_number",
 ]
 
@@ -28,12 +32,40 @@ class AlgorithmBundle(Protocol):
         ...
 
 
+@runtime_checkable
+class ManagedAlgorithm(AlgorithmBundle, Protocol):
+    """The optional members of an algorithm bundle, all or none; a Trainer's has them."""
+
+    runners_failed: bool
+    """Set before the stop of a run whose runners cannot work: it closes as failed and not as interrupted."""
+
+    @property
+    def ends_with_runners(self) -> bool:
+        """Whether the run is over when all runners have done their rollouts."""
+        ...
+
+
 class RunnerBundle(Protocol):
     """One worker's side: executes rollouts of ``store`` until ``event`` is set."""
 
     async def __call__(self, store: LightningStore, worker_id: int, event: ExecutionEvent) -> None:
         """Run as worker ``worker_id``, counted from 0."""
         ...
+
+
+@runtime_checkable
+class ManagedRunner(RunnerBundle, Protocol):
+    """The optional members of a runner bundle, all or none; a Trainer's has them, for a pool of processes to set."""
+
+    agent: Any
+    make: Callable[[], Any]
+    run_id: str | None
+    worker_name: str | None
+    max_rollouts: int | None
+    given_up: int
+    on_stuck: Callable[[str], None] | None
+    on_execute: Callable[[str, bool], None] | None
+    on_ready: Callable[[], None] | None
 
 
 class ExecutionStrategy(ABC):
@@ -64,6 +96,11 @@ def seconds_or_more(name: str, value: Any) -> None:
 
 
 def report_failure(algorithm: AlgorithmBundle) -> None:
-    """Before the stop of a run whose runners cannot work: it is to be closed as failed and not as interrupted."""
-    if hasattr(algorithm, "runners_failed"):
-        algorithm.runners_failed = True  # pyright: ignore[reportAttributeAccessIssue]
+    """See :class:`ManagedAlgorithm`."""
+    if isinstance(algorithm, ManagedAlgorithm):
+        algorithm.runners_failed = True
+
+
+def ends_with_runners(algorithm: AlgorithmBundle) -> bool:
+    """See :class:`ManagedAlgorithm`."""
+    return isinstance(algorithm, ManagedAlgorithm) and algorithm.ends_with_runners

@@ -26,7 +26,9 @@ from ..runs.recorder import claims_for_runs
 from .base import (
     AlgorithmBundle,
     ExecutionStrategy,
+    ManagedRunner,
     RunnerBundle,
+    ends_with_runners,
     report_failure,
     seconds_or_more,
     whole_number,
@@ -201,9 +203,9 @@ class _Execution:
             run_id = self._found_run(store)
             if self._event.is_set():
                 return
-            bound = hasattr(self._runner, "run_id") and not getattr(self._algorithm, "ends_with_runners", False)
-            if bound and claims_for_runs(store):
-                cast(Any, self._runner).run_id = run_id
+            runner = self._runner
+            if isinstance(runner, ManagedRunner) and not ends_with_runners(self._algorithm) and claims_for_runs(store):
+                runner.run_id = run_id
             stop = ThreadingEvent()
             goes_on = threading.Event()
             if run_id is not None:
@@ -230,8 +232,8 @@ class _Execution:
         self._end_pool(None)
 
     def _run_here(self, store: LightningStore, event: ExecutionEvent) -> None:
-        if getattr(self._runner, "worker_name", "") is None:
-            cast(Any, self._runner).worker_name = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
+        if isinstance(self._runner, ManagedRunner) and self._runner.worker_name is None:
+            self._runner.worker_name = f"{_host()}-{os.getpid()}-{secrets.token_hex(3)}"
         seen = pickled_copy(store) if self._strategy.managed_store else store
         part = LoopTask("runner-0", lambda: self._then_close(self._runner(seen, 0, event), seen))
         threading.Thread(target=self._cancel_late, args=(part, event), name="agl-stopper", daemon=True).start()
@@ -339,7 +341,7 @@ class _Execution:
         if pool.failure is not None:
             report_failure(self._algorithm)
             self._event.set()
-        elif getattr(self._algorithm, "ends_with_runners", False):
+        elif ends_with_runners(self._algorithm):
             self._event.set()
         elif not self._event.is_set():
             _log.warning("All runners have done their max_rollouts; the algorithm goes on without them.")
@@ -361,7 +363,7 @@ class _Execution:
 
     def _runner_in_main(self, algorithm: LoopTask, store: LightningStore) -> None:
         event = self._event
-        alone = getattr(self._algorithm, "ends_with_runners", False)
+        alone = ends_with_runners(self._algorithm)
         runner = LoopTask(
             "runner-0", lambda: self._runner(store, 0, event), lambda part: event.set() if part.error or alone else None
         )

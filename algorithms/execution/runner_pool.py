@@ -29,6 +29,7 @@ from ...runners.pool.process import (
 )
 from ...runners.pool.supervisor import TERMINATE, Supervisor, WorkerProcess
 from ...runners.worker.agent_call import run_agents_here
+from .base import ManagedRunner, RunnerBundle
 
 __all__ = ["CountingPool", "RunnerPool", "ending", "leave_stuck", "report_execution"]
 
@@ -87,7 +88,7 @@ class RunnerPool(CountingPool):
 
     def __init__(
         self,
-        bundle: Any,
+        bundle: RunnerBundle,
         count: int,
         store: Any,
         start_method: str | None,
@@ -95,7 +96,7 @@ class RunnerPool(CountingPool):
         prefix: str | None = None,
     ) -> None:
         self._given = Given(store, prefix)
-        most = getattr(getattr(bundle, "make", None), "max_rollouts", None)
+        most = getattr(bundle.make, "max_rollouts", None) if isinstance(bundle, ManagedRunner) else None
         super().__init__(RunnerJob(bundle), count, most, ended, start_method)
 
     def stop(self, grace_seconds: float, step_seconds: float, hurry: threading.Event) -> list[int | None]:
@@ -141,11 +142,11 @@ class Given:
 class RunnerJob(Job):
     """Runs a runner bundle in an event loop of its own."""
 
-    bundle: Any
+    bundle: RunnerBundle
 
     def work(self, worker: WorkerContext) -> int:
         """See :class:`Job`; agents run in the main thread, where signals may be handled."""
-        agent = getattr(self.bundle, "agent", None)
+        agent = self.bundle.agent if isinstance(self.bundle, ManagedRunner) else None
         if isinstance(agent, LitAgent) and agent.is_async():
             return self._serve(worker)
         return run_agents_here(lambda: self._serve(worker), lambda code: exit_process(code.result()))
@@ -153,14 +154,14 @@ class RunnerJob(Job):
     def _serve(self, worker: WorkerContext) -> int:
         """What the bundle raises is reported as permanent: another process would raise it again."""
         bundle, given = self.bundle, worker.given
-        if hasattr(bundle, "on_stuck"):
+        if isinstance(bundle, ManagedRunner):
             bundle.on_stuck = leave_stuck
             bundle.max_rollouts = given.left
             bundle.on_execute = partial(report_execution, worker)
             bundle.on_ready = partial(worker.send, LOADED)
             bundle.worker_name = f"{given.prefix}-{os.getpid()}-{secrets.token_hex(3)}" if given.prefix else None
         else:
-            worker.send(LOADED)  # a bundle of somebody else's does not say when it has loaded everything
+            worker.send(LOADED)  # a bundle without these members does not report when it has loaded everything
         part = LoopTask(f"runner-{worker.number}", lambda: _on_store(bundle, worker))
         worker.on_cancel(part.cancel)
         part.run()
@@ -168,7 +169,7 @@ class RunnerJob(Job):
             _log.error("Runner %d failed.", worker.number, exc_info=part.error)
             worker.send(FAILED, f"{type(part.error).__name__}: {part.error}")
             return EXIT_PERMANENT
-        if getattr(bundle, "given_up", 0) and not worker.stop.is_set():
+        if isinstance(bundle, ManagedRunner) and bundle.given_up and not worker.stop.is_set():
             return EXIT_STUCK
         worker.send(DONE)
         return 0

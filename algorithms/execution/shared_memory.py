@@ -15,6 +15,7 @@ from .base import (
     AlgorithmBundle,
     ExecutionStrategy,
     RunnerBundle,
+    ends_with_runners,
     report_failure,
     seconds_or_more,
     whole_number,
@@ -102,7 +103,7 @@ class _Execution:
         self._given_up = threading.Event()
         event = self._event
         self._bundle = algorithm
-        self._alone = bool(getattr(algorithm, "ends_with_runners", False))
+        self._alone = ends_with_runners(algorithm)
         self._algorithm = LoopTask("algorithm", lambda: algorithm(store, event), self._ended)
         self._runners = [
             LoopTask(f"runner-{number}", lambda number=number: runner(store, number, event), self._ended)

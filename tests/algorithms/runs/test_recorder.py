@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +17,7 @@ from agentlightning.algorithms.execution import runner_pool
 from agentlightning.algorithms.execution.runner_pool import RunnerPool, ending
 from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
 from agentlightning.algorithms.trainer import algorithm_task, progress
+from agentlightning.algorithms.trainer.algorithm_task import RunnerTask
 from agentlightning.projections.store.runs import cancel_run
 from agentlightning.runners.pool.supervisor import WorkerProcess
 
@@ -195,16 +196,14 @@ def test_a_fit_that_starts_its_runners_serves_on_a_free_port_unless_one_was_chos
         assert strategy.serve(store).launcher_args.port == port
 
 
-class Bundle:
-    """What a pool sends to its processes."""
-
-    make = SimpleNamespace(max_rollouts=2)
+BUNDLE = RunnerTask(agent=None, hooks=(), make=cast(Any, SimpleNamespace(max_rollouts=2)), trainer=None)
+"""What a pool sends to its processes."""
 
 
 def test_a_process_that_replaces_another_goes_on_with_its_count_and_the_lost_rollout_is_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    pool = RunnerPool(Bundle(), 1, None, None, lambda: None)
+    pool = RunnerPool(BUNDLE, 1, None, None, lambda: None)
     worker = WorkerProcess(0, "runner-0")
     assert pool.given(worker).left == 2
     for rollout_id in ("ro-1", "ro-2"):
@@ -287,7 +286,7 @@ class Running:
 
 def test_no_more_processes_load_at_once_than_there_are_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_pool, "_processors", lambda: 2)
-    pool = RunnerPool(Bundle(), 4, None, None, lambda: None)
+    pool = RunnerPool(BUNDLE, 4, None, None, lambda: None)
     started: list[WorkerProcess] = []
 
     def start(worker: WorkerProcess) -> None:
