@@ -17,7 +17,7 @@ THREADS_SECONDS = 3.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `agl` with `argv` (the process's own arguments when None) and return its exit code.
 
-    0: done. 1: it failed, said in one line. 2: wrong usage. 130: ended by Ctrl+C. Never raises what a user can cause.
+    0: done. 1: it failed, reported in one line. 2: wrong usage. 130: ended by Ctrl+C. Never raises what a user can cause.
     """
     from .app import run
 
@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_threads(code: int) -> None:
-    """End the process soon although threads run on that somebody's agent started and Python would wait for."""
+    """End the process soon although threads go on that an agent started and that Python would wait for."""
     if any(not one.daemon and one is not threading.main_thread() for one in threading.enumerate()):
         threading.Thread(target=_end, args=(code,), name="agl-end", daemon=True).start()
 
 
 def _end(code: int) -> None:
-    """Only gets as far as its message where Python still waits: else this thread ends with the process."""
+    """The message is printed only where Python still waits: else this daemon thread ends with the process."""
     time.sleep(THREADS_SECONDS)
     print("agl: ended in spite of threads that do not end; an agent started them", file=sys.stderr, flush=True)
     os._exit(code)

@@ -14,14 +14,14 @@ import click
 from ..core.errors import AgentLightningError, HistoryChanged, printable
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "best": ("show_run", "best", "The best prompt or model of a run, and what it is worth; saves it to a file."),
-    "cancel": ("cancel", "cancel", "Cancel what is open of a run."),
+    "best": ("runs", "best", "The best prompt or model of a run, and what it is worth; saves it to a file."),
+    "cancel": ("runs", "cancel", "Cancel what is open of a run."),
     "dead": ("dead", "dead", "Dead letters: what was given up and why; try it again."),
     "demo": ("demo.command", "demo", "A real language model on this machine, two runners, the best prompt of several."),
     "kafka": ("kafka", "kafka", "Make the topics of a log on Apache Kafka."),
     "lag": ("lag", "lag", "How far the consumer groups of a log on Kafka are behind."),
     "log": ("log", "log", "Look at the log: topics, tail, show, grep, check, copy."),
-    "ps": ("ps", "ps", "The runs of a log or a store: what was fitted, how far it is, and what it reached."),
+    "ps": ("runs", "ps", "The runs of a log or a store: what was fitted, how far it is, and what it reached."),
     "replay": ("replay", "replay", "Fold a log to its state then; play a run again, or play it to an algorithm."),
     "runner": ("runner", "runner", "Run an agent on the rollouts of a store."),
     "show": ("show", "show", "One run, one rollout or the versions of resources, as a person wants to read it."),
@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 GONE = {
     "agentops": "none is needed: agl.AgentOpsTracer records without a server of its own",
-    "prometheus": "there are no metrics backends here: `agl log topics` and store.statistics() say what a store did",
+    "prometheus": "there are no metrics backends here: `agl log topics` and store.statistics() show what a store did",
     "vllm": "start the server with vLLM's own command, and give agents an agl.LLM resource with its endpoint",
 }
 """Commands of older releases that have no successor, and what to do instead."""
@@ -107,7 +107,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         code = _say(error.message or str(error), error.code, as_json)
         return HISTORY_CHANGED if isinstance(error, HistoryChanged) else code
     except OSError as error:
-        # A disk that is full, a folder nobody may write: what the operating system says, without our stack.
+        # A disk that is full, a folder without permission to write: the message of the operating system, without a traceback.
         return _say(_of_the_system(error), "system", as_json)
     except SystemExit as closed:
         # click's answer to a reader of our output that has seen enough, such as `head`: quiet, and no success.

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
 from typing import Any
 
 import click
 import msgspec
 
-from ..core.errors import InvalidInput, LogLocked
+from ..algorithms.subscribers.delivery import redeliver
+from ..core.errors import InvalidInput
 from ..core.log.dead_letter import ROLLOUT, SUBSCRIBER, DeadLetter
-from .finding_runs import LOOKING_SECONDS
-from .reading import address_of, log_option, open_reading
+from ..projections.store.dead_letters import (
+    HANDLED,
+    REQUEUED,
+    DeadEntry,
+    dead_letters,
+    entries_from,
+    find_letter,
+    requeue,
+    requeue_run,
+)
+from .log_source import LOOKING_SECONDS, log_option, open_reading, open_writing
 from .terminal import counted, echo_json, examples, json_option, plain, printable, short, table, when
 
 
 @click.group()
 def dead() -> None:
-    """Dead letters: rollouts that were given up, facts that a subscriber did not take, records that nobody can read."""
+    """Dead letters: rollouts that were given up, facts that a subscriber did not take, records that cannot be decoded."""
 
 
 @dead.command(
@@ -63,7 +70,7 @@ def ls(settled: bool, kind: str | None, url: str, token: str | None, as_json: bo
 @json_option
 def show(name: str, url: str, token: str | None, as_json: bool) -> None:
     """One letter in full. ID is its id, the beginning of it, or the rollout that it is about."""
-    entry = _find(_read(url, token), name)
+    entry = find_letter(_read(url, token), name)
     if as_json:
         echo_json(msgspec.to_builtins(entry))
         return
@@ -119,9 +126,30 @@ def retry(name: str | None, run: str | None, function: str | None, url: str, tok
         click.echo(f"{printable(letter.id)} was handled.")
 
 
-def _read(url: str, token: str | None) -> list[Any]:
-    from ..projections.store.dead_letters import dead_letters, entries_from
+async def _retry(name: str, function: str | None, url: str, token: str | None) -> tuple[str, DeadLetter]:
+    """REQUEUED or HANDLED, and the letter that `name` stands for."""
+    async with open_writing(url, token) as store:
+        letter = find_letter(entries_from(await store.query_dead_letters()), name).letter
+        if letter.settled:
+            raise InvalidInput(f"{letter.id} was {letter.settled} already")
+        if letter.kind == ROLLOUT:
+            await requeue(store, letter)
+            return REQUEUED, letter
+        if letter.kind != SUBSCRIBER:
+            raise InvalidInput(
+                f"{letter.id} is a record that this release cannot read; it stays where it is, and a release that can read "
+                "it needs no retry"
+            )
+        await redeliver(store, letter, function)
+        return HANDLED, letter
 
+
+async def _retry_run(run: str, url: str, token: str | None) -> dict[str, Any]:
+    async with open_writing(url, token) as store:
+        return await requeue_run(store, run)
+
+
+def _read(url: str, token: str | None) -> list[DeadEntry]:
     if not url.startswith(("http://", "https://")):
         with open_reading(url) as log:
             return dead_letters(log)
@@ -136,88 +164,3 @@ def _read(url: str, token: str | None) -> list[Any]:
             await client.close()
 
     return entries_from(asyncio.run(ask()))
-
-
-def _find(entries: Sequence[Any], name: str) -> Any:
-    """The one letter that is meant. Raises `InvalidInput` for none and for several."""
-    whole = [one for one in entries if one.letter.id == name or one.letter.rollout_id == name and one.letter.kind == ROLLOUT]
-    found = whole[-1:] or [
-        one for one in entries if one.letter.id.startswith(name) or (one.letter.rollout_id or "").startswith(name)
-    ]
-    if not found:
-        raise InvalidInput(f"there is no dead letter {name!r}; `agl dead ls --all` lists them")
-    if len(found) > 1:
-        ids = ", ".join(one.letter.id for one in found[:5]) + (", ..." if len(found) > 5 else "")
-        raise InvalidInput(f"{name!r} may be any of {len(found)} dead letters: {ids}")
-    return found[0]
-
-
-@asynccontextmanager
-async def _writable(url: str, token: str | None) -> AsyncGenerator[Any, None]:
-    """The store of a log that is there; where a process serves the file, that process."""
-    from ..rest.open_store import open_store
-
-    address = address_of(url)
-    if address.startswith("sqlite:"):
-        from ..core.log.open_log import path_of
-        from ..core.log.sqlite.log import check_there
-
-        check_there(path_of(address))  # a store would begin a log where there is none
-    try:
-        store: Any = await asyncio.to_thread(open_store, address, token=token, environment=os.environ)
-    except LogLocked as locked:
-        if locked.address is None:
-            raise
-        store = open_store(locked.address, token=token)
-    try:
-        yield store
-    finally:
-        closed = store.close()
-        if closed is not None:
-            await closed
-
-
-async def _retry_run(run: str, url: str, token: str | None) -> dict[str, Any]:
-    from ..projections.store.dead_letters import requeue_run
-
-    async with _writable(url, token) as store:
-        return await requeue_run(store, run)
-
-
-async def _retry(name: str, function: str | None, url: str, token: str | None) -> tuple[str, DeadLetter]:
-    from ..projections.store.dead_letters import HANDLED, REQUEUED, entries_from, requeue, settle
-
-    async with _writable(url, token) as store:
-        letter: DeadLetter = _find(entries_from(await store.query_dead_letters()), name).letter
-        if letter.settled:
-            raise InvalidInput(f"{letter.id} was {letter.settled} already")
-        if letter.kind == ROLLOUT:
-            await requeue(store, letter)
-            return REQUEUED, letter
-        if letter.kind != SUBSCRIBER:
-            raise InvalidInput(
-                f"{letter.id} is a record that this release cannot read; it stays where it is, and a release that can read "
-                "it needs no retry"
-            )
-        await _hand_over(store, letter, function)
-        await settle(store, letter, HANDLED)
-        return HANDLED, letter
-
-
-async def _hand_over(store: Any, letter: DeadLetter, function: str | None) -> None:
-    """The fact to its function, once. Raises `InvalidInput` with what the function raised."""
-    from ..algorithms.subscribers.decorator import load_subscriber
-    from ..core.model.rollout import Fact
-
-    spec = function or letter.data.get("function")
-    if not isinstance(spec, str):
-        raise InvalidInput(f"{letter.id} does not say which function it failed in; name one with --function")
-    found = load_subscriber(spec)
-    try:
-        fact = Fact.model_validate(letter.data.get("fact"))
-    except ValueError as error:
-        raise InvalidInput(f"{letter.id} holds no fact: {error}") from error
-    try:
-        await found.take(fact, store)
-    except Exception as error:  # the user's function: the letter stays as it is
-        raise InvalidInput(f"{spec} did not take it: {type(error).__name__}: {error}") from error

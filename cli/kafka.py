@@ -12,7 +12,7 @@ import click
 
 from ..core.errors import InvalidInput
 from ..core.log.open_log import shown
-from .reading import quieten_clients
+from .log_source import quieten_clients
 from .terminal import announce, echo_json, examples, json_option, table
 
 

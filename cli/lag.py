@@ -10,7 +10,7 @@ import msgspec
 
 from ..core.errors import InvalidInput
 from ..core.log.open_log import shown
-from .reading import open_reading
+from .log_source import open_reading
 from .terminal import counted, echo_json, examples, json_lines_option, printable, table
 
 
@@ -21,7 +21,7 @@ from .terminal import counted, echo_json, examples, json_lines_option, printable
 )
 @click.option("--log", "--store", "url", required=True, metavar="URL", help="The log on Kafka: kafka://host:9092/prefix.")
 @click.option("--group", metavar="GROUP", help="One group only: runners, timekeeper, or a subscriber's.")
-@click.option("-f", "--follow", is_flag=True, help="Say it again and again, until Ctrl+C.")
+@click.option("-f", "--follow", is_flag=True, help="Print it again and again, until Ctrl+C.")
 @click.option("--every", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between with --follow.")
 @json_lines_option
 def lag(url: str, group: str | None, follow: bool, every: float, as_json: bool) -> None:
@@ -50,7 +50,7 @@ def _report(source: Any, group: str | None, must_exist: bool) -> dict[str, Any]:
         known = [one.group for one in found]
         found = [one for one in found if one.group == group]
         if not found and must_exist:
-            has = f"its groups are {', '.join(known)}" if known else "nobody has joined one yet"
+            has = f"its groups are {', '.join(known)}" if known else "no process has joined one yet"
             raise InvalidInput(f"{source.url} has no group {group!r}; {has}")
     return {"log": source.url, "time": time.time(), "groups": msgspec.to_builtins(found)}
 

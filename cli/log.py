@@ -8,23 +8,22 @@ import re
 from typing import Any
 
 import click
+import msgspec
 
 from ..core.errors import InvalidInput
+from ..core.events import fact
+from ..core.events.fact import FactData
+from ..core.events.run_events import RunClosed, RunOpened
 from ..core.log.interface import Log, Record
-from ..core.log.topics import CONTROL, FACTS, SPANS, TOPICS
-from .activity import follow_activities, last_activities
-from .reading import (
-    Bound,
-    BoundType,
-    Filters,
-    TopicReader,
-    address_of,
-    log_option,
-    on_broker,
-    open_reading,
-    token_option,
-)
-from .records import View, summary
+from ..core.log.log_copy import copy_log, copy_to_file
+from ..core.log.open_log import open_log, path_of, shown
+from ..core.log.topics import CONTROL, DEAD, FACTS, SPANS, TASKS, TOPICS
+from ..core.model.scalars import mapping
+from ..projections.history.log_check import check_file, check_log
+from ..projections.history.record_view import View
+from ..projections.history.timelines import follow_activities, last_activities
+from ..projections.history.topic_reader import Bound, Filters, TopicReader, on_broker
+from .log_source import BoundType, address_of, log_option, open_reading, token_option
 from .terminal import (
     counted,
     echo_json,
@@ -36,6 +35,7 @@ from .terminal import (
     plain,
     printable,
     short,
+    status,
     table,
     when,
 )
@@ -104,7 +104,7 @@ def topics(published: bool, url: str, token: str | None, as_json: bool) -> None:
 
 
 def _topic_row(source: Log, name: str, published: bool) -> dict[str, Any]:
-    """What `topics` says of one topic. `records` counts up to the end of a compacted topic those that are still there."""
+    """The row of `topics` for one topic. `records` counts up to the end of a compacted topic those that are still there."""
     topic = TOPICS[name]
     derived = topic.derived and not published
     kept = "derived from control" if derived else "the newest of a key" if topic.compacted else "for ever"
@@ -198,10 +198,43 @@ def tail(
 def _tail_activities(source: Log, filters: Filters, lines: int, follow: bool) -> None:
     filters.check_type(CONTROL, FACTS)
     found, reader = last_activities(source, filters, lines)
-    for one in found:
-        click.echo(fit(one.line()))
+    for view in found:
+        _echo_activity(view)
     if follow:
-        follow_activities(reader, filters, lambda one: click.echo(fit(one.line())))
+        follow_activities(reader, filters, _echo_activity)
+
+
+def _echo_activity(view: View) -> None:
+    rollout = view.rollouts[0] if view.rollouts else "-"
+    text = _of_fact(view.body) if isinstance(view.body, FactData) else _of_run(view.body)
+    click.echo(fit(f"{view.position:>8,}  {when(view.time)}  {printable(rollout):15}  {text}"))
+
+
+def _of_run(event: Any) -> str:
+    if isinstance(event, RunOpened):
+        return f"run {printable(event.run_id)} {printable(event.name)} opened, algorithm {printable(event.algorithm) or '-'}"
+    if isinstance(event, RunClosed):
+        return f"run {printable(event.run_id)} closed: {status(printable(event.outcome))}"
+    return f"run {printable(event.run_id)} decided {printable(event.kind)}"
+
+
+def _of_fact(one: FactData) -> str:
+    match one:
+        case fact.RolloutEnqueued():
+            return "in the queue"
+        case fact.AttemptClaimed():
+            return f"attempt {one.sequence_id} claimed by {printable(one.worker_id or 'a worker without a name')}"
+        case fact.AttemptLate():
+            return f"attempt {one.sequence_id} reported too late: {one.status}"
+        case fact.RolloutCompleted():
+            reward = "no reward" if one.reward is None else f"reward {one.reward:.4g}"
+            return f"{status(one.status)}, {reward}" if one.attempt_id else status(one.status)
+        case fact.RolloutReopened():
+            return "restarted, a new generation"
+        case fact.ResourcesPublished():
+            return f"resources {printable(one.resources_id)} version {one.version} published"
+        case _:
+            return f"attempt {one.sequence_id} {status(one.type.removeprefix('attempt.'))}"
 
 
 @log.command(
@@ -308,19 +341,21 @@ def check(url: str, token: str | None, as_json: bool) -> int:
 
     On a Kafka it reads every topic to its end: settings of the control topic, gaps, and whether the control log folds.
     """
-    from .checking import examine
-
-    report = examine(url, token)
-    if as_json:
-        echo_json(report)
-    elif report["sound"]:
-        events = counted(sum(report["records"].values()), "record")
-        click.echo(f"{report['path']} is sound: {events}, position {report['position']}, fingerprint {report['fingerprint']}")
+    if url.startswith(("kafka://", "http://", "https://")):
+        with open_reading(url, token) as source:
+            report = check_log(source)
     else:
-        click.echo(f"{report['path']} is not sound:")
-        for finding in report["findings"]:
+        report = check_file(path_of(address_of(url)))
+    if as_json:
+        echo_json(msgspec.to_builtins(report))
+    elif report.sound:
+        events = counted(sum(report.records.values()), "record")
+        click.echo(f"{report.path} is sound: {events}, position {report.position}, fingerprint {report.fingerprint}")
+    else:
+        click.echo(f"{report.path} is not sound:")
+        for finding in report.findings:
             click.echo(f"  {printable(finding)}")
-    return 0 if report["sound"] else 1
+    return 0 if report.sound else 1
 
 
 @log.command(
@@ -338,9 +373,6 @@ def copy(source: str, destination: str, token: str | None, as_json: bool) -> Non
     before, and have to be empty. A file has its name as soon as it is complete, and topics are marked until then: no store
     opens a part of a copy.
     """
-    from ..core.log.log_copy import copy_log, copy_to_file
-    from ..core.log.open_log import open_log, path_of, shown
-
     address = address_of(destination)
     with open_reading(source, token) as log_from:
         if address.startswith("sqlite:"):
@@ -369,7 +401,25 @@ def _echo(record: Record, view: View, raw: bool, as_json: bool, with_topic: bool
         return
     where = f"{view.partition}:{view.position}" if view.partition else str(view.position)
     who = " ".join(view.rollouts[:2]) + (f" and {len(view.rollouts) - 2} more" if len(view.rollouts) > 2 else "")
-    what = record.value.hex() if raw else summary(view)
+    what = record.value.hex() if raw else _summary(view)
     parts = [f"{view.topic:8}" if with_topic else "", f"{where:>6}", when(view.time), f"{view.type:18}"]
     named = printable(who) if who else short(view.key, 60)
     click.echo(fit("  ".join(part for part in [*parts, f"{named:15}", what] if part).rstrip()))
+
+
+def _summary(view: View) -> str:
+    """The body in one line: an event without its envelope, a span by its name."""
+    if view.problem:
+        return f"cannot be read: {short(view.problem)}"
+    body: Any = view.body
+    if view.topic == CONTROL:
+        event = {key: item for key, item in body["event"].items() if key not in ("t", "rollout_id")}
+        return short(event) if event else ""
+    if view.type == "span":
+        span = mapping(body["span"]) or {}
+        return short(f"{span.get('name', '?')} ({body['span_id']})")
+    if view.topic == DEAD:
+        return short(body.get("settled") or body["reason"])
+    if view.topic in (FACTS, TASKS):
+        return short(body["data"]) if body["data"] else ""
+    return short(body)

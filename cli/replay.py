@@ -1,20 +1,42 @@
-"""`agl replay`: the state of a log at a position, and the fingerprint that proves it; or a run as it happened."""
+"""`agl replay`: the state of a log at a position and its fingerprint; a run in order; or a run played to an algorithm."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from typing import Any
+import sys
+import time
+from typing import Any, cast
 
 import click
 
-from ..core.errors import NotFound
+from ..core.errors import InvalidInput, NotFound
+from ..core.events.run_events import AlgorithmDecided, RunClosed, RunOpened
 from ..core.fold.state import State
 from ..core.log.interface import Log
+from ..projections.history.record_view import Decoder
 from ..projections.history.replay import Replayed, position_at
 from ..projections.history.replay import replay as fold_log
-from .finding_runs import located
-from .reading import DEFAULT_LOG, Bound, BoundType, log_option, open_reading
-from .terminal import by_status, counted, echo_json, examples, json_lines_option, printable, when
+from ..projections.history.run_table import runs_in
+from ..projections.history.timelines import RunStep, run_timeline
+from ..projections.history.topic_reader import Bound
+from .log_source import DEFAULT_LOG, BoundType, located, log_option, open_reading
+from .terminal import (
+    by_status,
+    counted,
+    echo_json,
+    examples,
+    fit,
+    json_lines_option,
+    no_records,
+    printable,
+    short,
+    status,
+    when,
+)
+
+DEPARTED = 1
 
 
 @click.command(
@@ -63,8 +85,6 @@ def replay(
         if asked:
             raise click.UsageError("name a RUN; the address of its log goes to --log")
         return _fold(what or url or DEFAULT_LOG, token, to, as_json)
-    from .replay_run import play, play_to
-
     try:
         with located(what, url, token, ("run",)) as place:
             assert place.run is not None
@@ -145,3 +165,117 @@ def _print(report: dict[str, Any]) -> None:
         click.echo(f"{'resources':12} {printable(entry['resources_id'])}: {counted(entry['versions'], 'version')}{latest}")
     if report["halted"]:
         click.echo(f"{'halted':12} {report['halted']}")
+
+
+def play(log: Log, name: str, to: int | None, speed: float | None, as_json: bool) -> int:
+    """Print what happened in the run up to position `to`, `speed` times as fast as it was; None: at once."""
+    (found,) = runs_in(log, only=name)
+    run, decoder = found.run, Decoder(log)
+    before: float | None = None
+    count = 0
+    for step in run_timeline(log, run.run_id, set(run.rollout_ids), run.closed_at):
+        if to is not None and step.position >= to:
+            break
+        if speed is not None and before is not None and step.time > before:
+            sys.stdout.flush()
+            time.sleep((step.time - before) / speed)
+        before = step.time
+        count += 1
+        if as_json:
+            echo_json({key: getattr(step, key) for key in ("position", "time", "type", "rollouts", "detail")})
+        else:
+            text = _text(step, decoder)
+            click.echo(fit(f"{step.position:>8,}  {step.time - run.opened_time:>+10.3f} s  {step.type:20} {text}".rstrip()))
+    if not count and as_json:
+        no_records()
+    elif not count:
+        click.echo(f"Nothing of {printable(run.run_id)} happened before position {to}.")
+    return 0
+
+
+def _text(step: RunStep, decoder: Decoder) -> str:
+    event, detail = step.event, step.detail
+    if isinstance(event, RunOpened):
+        words = (event.name, event.algorithm, "" if event.seed is None else f"seed {event.seed}")
+        return ", ".join(printable(word) for word in words if word)
+    if isinstance(event, AlgorithmDecided):
+        return f"{printable(event.kind)} {short(detail.get('content'), 100)}"
+    if isinstance(event, RunClosed):
+        best = f", best {event.resources_id} version {event.resources_version or '-'}" if event.resources_id else ""
+        return status(printable(event.outcome)) + printable(best)
+    verdict = detail["verdict"]
+    judged = {"accepted": "", "duplicate": "a duplicate"}.get(verdict, f"refused: {verdict}")
+    kinds = (fact["type"] for fact in detail["facts"])
+    followed = dict.fromkeys(kind for kind in kinds if kind not in (step.type, "rollout.enqueued"))
+    return ", ".join(filter(None, (_subject(event, step.rollouts, decoder), judged, *followed)))
+
+
+def _subject(event: Any, about: list[str], decoder: Decoder) -> str:
+    if hasattr(event, "resources"):
+        return f"{printable(event.resources_id)} {short(decoder.payload(bytes(event.resources)), 100)}"
+    several = getattr(event, "rollouts", None)
+    if several is not None:
+        first = short(decoder.payload(bytes(several[0].input)), 80)
+        return f"{printable(about[0])} {first}" if len(several) == 1 else f"{len(about)} rollouts from {printable(about[0])} on"
+    claim = getattr(event, "claim", None)
+    worker = f" by {printable(claim.worker_id)}" if claim is not None and claim.worker_id else ""
+    number = getattr(event, "sequence_id", None)
+    word = getattr(event, "status", None)
+    attempt = f" attempt {number}" if number else ""
+    return f"{printable(about[0])}{attempt}{worker}" + (f" {status(str(word))}" if word else "")
+
+
+def play_to(log: Log, name: str, spec: str, datasets: tuple[str | None, str | None], as_json: bool) -> int:
+    """Play the run to the algorithm or subscriber that `spec` names; 1 where it departs from the record."""
+    from ..algorithms.runs.replayer import Replayer
+
+    algorithm = load_algorithm(spec)
+    train, val = (None if one is None else _dataset(one) for one in datasets)
+    # What the algorithm prints is not part of the one JSON document.
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        report = asyncio.run(Replayer(log).replay(name, algorithm, train_dataset=train, val_dataset=val))
+    departed, ended = report.departed, report.ended
+    if as_json:
+        echo_json(
+            {
+                "run_id": report.run_id,
+                "same": report.same,
+                "decisions": report.decisions,
+                "recorded": report.recorded,
+                "departed": departed and {key: getattr(departed, key) for key in ("position", "expected", "got")},
+                "ended": ended and {"position": ended.position, "why": str(ended)},
+            }
+        )
+    elif departed is not None:
+        where = f"position {departed.position:,}" if departed.position >= 0 else "the end of the record"
+        click.echo(f"{spec} departs from {report.run_id} at {where}, after {report.decisions:,} equal decisions.")
+        click.echo(f"  expected  {printable(departed.expected)}")
+        click.echo(f"  got       {printable(departed.got)}")
+    else:
+        rest = f" as far as the record goes: {printable(str(ended))}" if ended is not None else ""
+        click.echo(f"{spec} makes the same decisions as {report.run_id}: {report.decisions:,} of {report.recorded:,}{rest}.")
+    return 0 if report.same else DEPARTED
+
+
+def load_algorithm(spec: str) -> Any:
+    """An `Algorithm`, an instance of a class of such, or a subscriber. Raises `InvalidInput` for anything else."""
+    from ..algorithms.algorithm import Algorithm
+    from ..algorithms.subscribers.decorator import Subscriber
+    from ..core.importing import find
+
+    found = find(spec, "An algorithm", "algo")
+    if isinstance(found, type) and issubclass(found, Algorithm):
+        try:
+            found = found()
+        except TypeError as error:
+            raise InvalidInput(f"{spec} is a class that needs arguments ({error}); name an instance of it") from error
+    if not isinstance(found, (Algorithm, Subscriber)):
+        raise InvalidInput(f"{spec} is neither an algorithm (mark it with @agl.algo) nor a subscriber")
+    return cast("Any", found)
+
+
+def _dataset(spec: str) -> Any:
+    from ..core.importing import find
+
+    found = find(spec, "A dataset", "name")
+    return found() if callable(found) else found

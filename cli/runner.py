@@ -37,7 +37,7 @@ from ..runners.pool.process import (
 from ..runners.pool.supervisor import TERMINATE, WorkerProcess
 from ..runners.stop_events import InterruptHandler, ThreadingEvent, until_set
 from ..runners.worker.agent_call import run_agents_here
-from .reading import refuse_bare_port
+from .log_source import refuse_bare_port
 from .terminal import announce, echo_json, examples, json_option, log_level_option
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ TOKEN_VARIABLE = "AGL_TOKEN"
 GRACE_SECONDS = 10.0
 LONGEST_HOST = 40
 IDLE_SECONDS = 1.0
-"""Twice as long as a runner that was asked to stop needs to look up from its wait for work."""
+"""Twice as long as a runner needs to notice a stop request while it waits for work."""
 _STOPPING = "Stopping after the rollouts that run; press Ctrl+C again to end at once."
 logger = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ async def _opened(url: str, token: str | None) -> AsyncGenerator[LightningStore,
 
 
 class Busy(Hook):
-    """Knows whether a rollout is being executed. The end of one may be heard without its start, where that failed."""
+    """Whether a rollout is being executed. The end of one may be reported without its start, where that failed."""
 
     def __init__(self) -> None:
         self._running: set[tuple[str, str]] = set()
@@ -222,7 +222,7 @@ class Busy(Hook):
 async def _finish(work: asyncio.Future[int], busy: Busy) -> int:
     """Wait for the runner to end; how many agents it gave up.
 
-    One that is asked to end and only waits, perhaps for a store that is away, is cancelled.
+    One that was asked to end and only waits, perhaps for a store that does not answer, is cancelled.
     """
     while True:
         # Twice: a rollout may have been claimed just before its hook is called.
@@ -315,7 +315,7 @@ async def _supervise(
     finally:
         for wait in waits:
             wait.cancel()
-        # Who asked may ask again, which ends this process and with it the others; else nobody would ever.
+        # After a signal a second signal ends all processes, so there is no time limit; otherwise the processes are terminated.
         steps = [(STOP, math.inf)] if stop.is_set() else [(STOP, GRACE_SECONDS), (TERMINATE, GRACE_SECONDS)]
         await asyncio.to_thread(pool.end, steps, GRACE_SECONDS, threading.Event())
     if pool.failure is not None:

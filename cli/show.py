@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import difflib
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from ..algorithms.runs.report import LogReader
-from ..core.events.codec import type_of
-from ..core.fold.state import Attempt
-from ..core.log.interface import Log
+from ..core.model.scalars import items, mapping
 from ..core.model.span import Span
-from ..projections.history.rollout_history import History, Step, history_of
-from ..projections.spans.blobs import Blobs
-from ..projections.spans.schema import key_range
-from ..projections.spans.span_log import SpanBook
+from ..core.spans.conventions import completion_of, listed, prompt_of
+from ..core.spans.readers import get_reward_value
+from ..projections.history.rollout_history import rollout_report
 from ..projections.store.views import seconds
-from .conversation import as_text, exchange
-from .ending import ending_lines, ending_of
-from .finding_runs import NO_LIMIT_MB, Located, located
-from .reading import log_option
-from .records import Decoder
-from .show_run import content_lines, show_run
-from .span_tree import lines_of
-from .terminal import counted, duration, echo_json, examples, json_option, printable, short, status, table, when
+from ..runners.worker.agent_result import FINDINGS
+from .log_source import Located, located, log_option
+from .runs import content_lines, show_run
+from .terminal import (
+    as_text,
+    counted,
+    duration,
+    echo_json,
+    examples,
+    json_option,
+    plain,
+    printable,
+    short,
+    status,
+    table,
+    when,
+)
 
-LATE = "attempt.late"
+SHOWN_LINES = 12
+"""Lines of a traceback, and of an output, that are shown without `--full`: the last ones."""
+DEEPEST = 40
+"""Deeper levels of spans are not indented further, so that lines stay readable."""
 
 
 @click.command(
@@ -52,19 +63,34 @@ def show(name: str, url: str | None, token: str | None, full: bool, as_json: boo
 
 
 def _show_rollout(place: Located, full: bool, as_json: bool) -> None:
-    history = history_of(place.log, place.id)
-    spans = SpanBook(place.log, Blobs(place.log, NO_LIMIT_MB)).read(place.id, within=key_range(history.rollout))
-    found = _gather(place.log, history, spans)
+    found = rollout_report(place.log, place.id)
+    for attempt in found["attempts"]:
+        attempt["findings"] = _findings(attempt["metadata"])
     if as_json:
         echo_json(found)
         return
+    spans = [Span.model_validate(fields) for fields in found["spans"]]
     _print_head(found, full)
     _print_attempts(found)
     _print_events(found)
-    _print_spans(spans, found)
-    _print_talk(found, full)
     for attempt in found["attempts"]:
-        click.echo("".join(f"{line}\n" for line in ending_lines(attempt, full)), nl=False)
+        own = [span for span in spans if span.attempt_id == attempt["attempt_id"]]
+        if own:
+            click.echo(f"\nSpans of attempt {attempt['sequence_id']}")
+            click.echo("\n".join(f"  {line}" for line in span_tree(own)))
+    _print_messages(spans, full)
+    for attempt in found["attempts"]:
+        click.echo("".join(f"{line}\n" for line in _result_lines(attempt, full)), nl=False)
+
+
+def _findings(metadata: Any) -> list[str]:
+    """What the runner noted about the trace of an attempt, as sentences."""
+    known = mapping(metadata) or {}
+    codes, placeholders = known.get("trace_lint"), known.get("lost_placeholders")
+    found = [FINDINGS.get(str(code), str(code)) for code in items(codes) or ()]
+    if items(placeholders) is not None:
+        found.append("lost placeholders: " + ", ".join(map(str, items(placeholders) or ())))
+    return found
 
 
 def _show_resources(place: Located, as_json: bool) -> None:
@@ -91,93 +117,6 @@ def _show_resources(place: Located, as_json: bool) -> None:
             if not line.startswith(("---", "+++", "@@")):
                 click.echo(f"  {click.style(line, fg={'+': 'green', '-': 'red'}.get(line[:1]))}")
         before = lines
-
-
-def _gather(log: Log, history: History, spans: list[Span]) -> dict[str, Any]:
-    """The document of `--json`, which is also what the text is written from."""
-    rollout = history.rollout
-    decoder = Decoder(log)
-    ordered = sorted(spans, key=lambda span: span.sequence_id)
-    return {
-        "rollout_id": rollout.rollout_id,
-        "status": rollout.status,
-        "mode": rollout.mode,
-        "input": decoder.payload(rollout.input),
-        "metadata": decoder.payload(rollout.metadata),
-        "resources_id": rollout.resources_id,
-        "resources_version": rollout.resources_version,
-        "start_time": seconds(rollout.created_us),
-        "end_time": seconds(rollout.ended_us),
-        "max_attempts": rollout.config.max_attempts,
-        "retry_condition": list(rollout.config.retry_condition),
-        "attempts": [_attempt(attempt, history, ordered, decoder) for attempt in rollout.attempts],
-        "events": [_event(step, history) for step in history.steps],
-        "rewards": _rewards(ordered),
-        "spans": [span.model_dump() for span in ordered],
-    }
-
-
-def _attempt(attempt: Attempt, history: History, spans: list[Span], decoder: Decoder) -> dict[str, Any]:
-    from ..core.spans.readers import attempt_spans, find_final_reward
-
-    own = attempt_spans(spans, attempt.attempt_id)
-    mine = [step for step in history.steps if getattr(step.proposal.event, "sequence_id", None) == attempt.sequence_id]
-    return {
-        "attempt_id": attempt.attempt_id,
-        "sequence_id": attempt.sequence_id,
-        "generation": attempt.generation,
-        "status": attempt.status,
-        "worker_id": attempt.worker_id,
-        "start_time": seconds(attempt.started_us),
-        "end_time": seconds(attempt.ended_us),
-        "counted": attempt.counted,
-        "metadata": decoder.payload(attempt.metadata),
-        "spans": len(own),
-        "reward": find_final_reward(own),
-        "refused": [_remark(step) for step in mine if step.reason and not step.duplicate and _is_result(step)],
-        "late": [_remark(step) for step in mine if any(fact.type == LATE for fact in step.facts)],
-        **ending_of(own, decoder.payload(attempt.metadata)),
-    }
-
-
-def _is_result(step: Step) -> bool:
-    """A refused race of two claimers says nothing about the attempt; a refused update, expiry or sign of life does."""
-    return getattr(step.proposal.event, "claim", None) is None
-
-
-def _remark(step: Step) -> dict[str, Any]:
-    return {
-        "position": step.position,
-        "type": type_of(step.proposal.event),
-        "status": getattr(step.proposal.event, "status", None),
-        "reason": step.reason,
-    }
-
-
-def _event(step: Step, history: History) -> dict[str, Any]:
-    return {
-        "position": step.position,
-        "time": step.proposal.time_us / 1_000_000,
-        "type": type_of(step.proposal.event),
-        "command_id": step.proposal.id,
-        "sequence_id": getattr(step.proposal.event, "sequence_id", None),
-        "verdict": "duplicate" if step.duplicate else f"refused: {step.reason}" if step.reason else "accepted",
-        "facts": [{"id": fact.id, "type": fact.type, "data": fact.data} for fact in step.facts],
-    }
-
-
-def _rewards(spans: list[Span]) -> list[dict[str, Any]]:
-    from ..core.spans.readers import get_reward_value, get_rewards_from_span
-
-    found: list[dict[str, Any]] = []
-    for span in spans:
-        value = get_reward_value(span)
-        if value is not None:
-            named = {reward.name: reward.value for reward in get_rewards_from_span(span)}
-            found.append(
-                {"attempt_id": span.attempt_id, "sequence_id": span.sequence_id, "value": value, "dimensions": named}
-            )
-    return found
 
 
 def _print_head(found: dict[str, Any], full: bool) -> None:
@@ -244,20 +183,118 @@ def _print_events(found: dict[str, Any]) -> None:
     click.echo("\n".join(table(rows, ("position", "time", "event", "verdict", "what followed"), indent="  ")))
 
 
-def _print_spans(spans: list[Span], found: dict[str, Any]) -> None:
-    for attempt in found["attempts"]:
-        own = [span for span in spans if span.attempt_id == attempt["attempt_id"]]
-        if own:
-            click.echo(f"\nSpans of attempt {attempt['sequence_id']}")
-            click.echo("\n".join(f"  {line}" for line in lines_of(own)))
-
-
-def _print_talk(found: dict[str, Any], full: bool) -> None:
-    said = [(span, exchange(span)) for span in found["spans"]]
-    talk = [(span, lines) for span, lines in said if lines]
-    if talk:
+def _print_messages(spans: list[Span], full: bool) -> None:
+    exchanges = [(span, messages) for span in spans if (messages := _messages(span))]
+    if exchanges:
         click.echo("\nPrompts and completions")
-    for span, lines in talk:
-        click.echo(f"  {printable(span['name'])} (span {span['sequence_id']})")
-        for role, text in lines:
+    for span, messages in exchanges:
+        click.echo(f"  {printable(span.name)} (span {span.sequence_id})")
+        for role, text in messages:
             click.echo(f"    {printable(role):10} {as_text(text, indent=15) if full else short(text)}")
+
+
+def _messages(span: Span) -> list[tuple[str, str]]:
+    """(role, text) of the messages of a model call, in order; empty for spans that are none."""
+    found: list[tuple[str, str]] = []
+    for messages, otherwise in ((prompt_of(span), "user"), (completion_of(span), "assistant")):
+        for message in map(mapping, listed(messages)):
+            if message is not None and (text := _text(message.get("content")) or _calls(message)):
+                found.append((str(message.get("role") or otherwise), text))
+    return found
+
+
+def _calls(message: Mapping[str, Any]) -> str:
+    """The tools that an answer without a text calls."""
+    calls = [mapping(call) or {} for call in listed(message.get("tool_calls"))]
+    functions = [mapping(call.get("function")) or call for call in calls]
+    return "\n".join(f"{one.get('name', '')}({_text(one.get('arguments'))})" for one in functions)
+
+
+def _text(value: Any) -> str:
+    """A text, or the texts of a message's parts; anything else as JSON."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    parts = [mapping(part) for part in items(value) or ()]
+    texts = [str(part.get("content") or part.get("text") or "") for part in parts if part is not None]
+    if texts and len(texts) == len(parts):
+        return "\n".join(text for text in texts if text)
+    return json.dumps(plain(value))
+
+
+def span_tree(spans: Sequence[Span]) -> list[str]:
+    """One line a span, in the order of sequence ids, children below their parent; every span is printed exactly once."""
+    ordered = sorted(spans, key=lambda span: (span.sequence_id, span.start_time or 0.0))
+    known = {span.span_id for span in ordered}
+    children: dict[str | None, list[Span]] = {}
+    for span in ordered:
+        parent = span.parent_id if span.parent_id in known and span.parent_id != span.span_id else None
+        children.setdefault(parent, []).append(span)
+    rows: list[tuple[str, ...]] = []
+    printed: set[int] = set()
+    # A stack of our own: foreign spans may nest as deep as they like, or even in circles.
+    stack = [(span, 0) for span in reversed(children.get(None, []))]
+    left = iter(ordered)
+    while True:
+        if not stack:
+            rest = next((span for span in left if id(span) not in printed), None)
+            if rest is None:
+                break
+            stack.append((rest, 0))
+        span, depth = stack.pop()
+        if id(span) in printed:
+            continue
+        printed.add(id(span))
+        rows.append(_row(span, depth))
+        stack += [(child, depth + 1) for child in reversed(children.get(span.span_id, []))]
+    return table(rows, ("no", "span", "took", ""))
+
+
+def _row(span: Span, depth: int) -> tuple[str, ...]:
+    took = span.end_time - span.start_time if span.start_time is not None and span.end_time is not None else None
+    notes: list[str] = []
+    if span.status.status_code == "ERROR":
+        why = f": {short(span.status.description, 80)}" if span.status.description else ""
+        notes.append(click.style(f"error{why}", fg="red"))
+    reward = get_reward_value(span)
+    if reward is not None:
+        notes.append(click.style(f"reward {reward:g}", fg="green"))
+    model = span.attributes.get("gen_ai.response.model") or span.attributes.get("gen_ai.request.model")
+    if isinstance(model, str):
+        notes.append(printable(model))
+    tokens = [span.attributes.get(f"gen_ai.usage.{side}_tokens") for side in ("input", "output")]
+    if any(isinstance(count, int) for count in tokens):
+        notes.append(f"{tokens[0] or 0}+{tokens[1] or 0} tokens")
+    return str(span.sequence_id), "  " * min(depth, DEEPEST) + printable(span.name), duration(took), ", ".join(notes)
+
+
+def _result_lines(attempt: dict[str, Any], full: bool) -> list[str]:
+    """What to print for one attempt of the document; nothing where nothing happened."""
+    lines: list[str] = []
+    number = attempt["sequence_id"]
+    for finding in attempt["findings"]:
+        lines.append(click.style(f"  attempt {number}: {printable(finding)}", fg="yellow"))
+    if lines:
+        lines.insert(0, "\nTrace lint")
+    if attempt["error"] and not attempt["exceptions"]:
+        lines += [f"\nError of attempt {number}", f"  {printable(str(attempt['error']))}"]
+    for exception in attempt["exceptions"]:
+        lines.append(f"\nException of attempt {number}")
+        stack = str(exception["stacktrace"] or f"{exception['type']}: {exception['message']}")
+        lines += _last(stack, full)
+    output = attempt["output"]
+    if output is not None:
+        lines.append(f"\nOutput of attempt {number} ({counted(output['total_bytes'] or 0, 'byte')})")
+        dropped = output["dropped_bytes"]
+        lines += _last(str(output["head"] or ""), full)
+        if dropped:
+            lines.append(click.style(f"  ... {counted(dropped, 'byte')} left out ...", dim=True))
+            lines += _last(str(output["tail"] or ""), full)
+    return lines
+
+
+def _last(text: str, full: bool) -> list[str]:
+    """The lines of a text, indented; only the last few unless `full`."""
+    lines = [f"  {printable(line)}" for line in text.splitlines()]
+    if full or len(lines) <= SHOWN_LINES:
+        return lines
+    return [f"  ... {counted(len(lines) - SHOWN_LINES, 'line')} above, see --full ...", *lines[-SHOWN_LINES:]]

@@ -1,4 +1,4 @@
-"""`agl store`: opens the log, serves the store over HTTP, and says at its start what it opened."""
+"""`agl store`: opens the log, serves the store over HTTP, and reports at its start what it opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..core.errors import AgentLightningError, InvalidInput
 from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
 from ..runners.stop_events import InterruptHandler, ThreadingEvent, until_set
-from .reading import DEFAULT_LOG, address_of
+from .log_source import DEFAULT_LOG, address_of
 from .terminal import by_status, counted, duration, echo_json, examples, json_option, log_level_option
 
 logger = logging.getLogger(__name__)
@@ -136,11 +136,11 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool, stop: Thr
         await server.start()
     except RuntimeError as error:
         raise CannotServe(str(error)) from None
-    # Whoever is refused the file is told where it is served; a log in memory has nobody to refuse.
-    tell_address: Callable[[str], None] | None = getattr(opened.engine.log, "set_address", None)
-    if tell_address is not None:
-        tell_address(server.endpoint)
-    _tell_start(opened.report(), server.endpoint, time.perf_counter() - began, as_json)
+    # Another process that opens the file gets this address in its error; a log in memory has no file.
+    set_address: Callable[[str], None] | None = getattr(opened.engine.log, "set_address", None)
+    if set_address is not None:
+        set_address(server.endpoint)
+    _report_start(opened.report(), server.endpoint, time.perf_counter() - began, as_json)
     await until_set(stop)
     await server.stop()
     if ended:
@@ -155,7 +155,7 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool, stop: Thr
         logger.info("Stopped at position %d, fingerprint %s", position, fingerprint)
 
 
-def _tell_start(report: dict[str, Any], endpoint: str, seconds: float, as_json: bool) -> None:
+def _report_start(report: dict[str, Any], endpoint: str, seconds: float, as_json: bool) -> None:
     if as_json:
         echo_json({"event": "serving", "endpoint": endpoint, "seconds_to_serve": seconds, **report})
         return

@@ -16,7 +16,7 @@ from ..core.errors import InvalidInput
 from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
 from ..runners.stop_events import InterruptHandler, ThreadingEvent, until_set
-from .reading import refuse_bare_port
+from .log_source import refuse_bare_port
 from .terminal import announce, echo_json, examples, json_option, log_level_option
 
 DEFAULT_STORE = "http://127.0.0.1:4747"
@@ -171,7 +171,7 @@ async def _recorded(store: Any, options: Options, cursor: Any = None) -> Any:
 
     since = -1
     if cursor is not None:
-        await store.statistics()  # an HTTP store says where it is with its first answer
+        await store.statistics()  # an HTTP client knows the position after the first answer
         since = await asyncio.to_thread(cursor.open, str(store.position()).partition(":")[0])
     recorder = recorder_for(store)
     start = RunStart(options.run, options.spec, parameters={"group": options.group, "since": since})
@@ -204,7 +204,7 @@ async def _on_kafka(subscriber: Any, options: Options, stop: ThreadingEvent) -> 
 
 
 async def _ended(work: asyncio.Future[None], delivery: Any, stop: ThreadingEvent) -> None:
-    """Wait for the loop. One that is asked to end and only waits for a store that is away is cancelled."""
+    """Wait for the loop. One that was asked to end and only waits for a store that does not answer is cancelled."""
     stopped = asyncio.ensure_future(until_set(stop))
     try:
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)

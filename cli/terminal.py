@@ -11,11 +11,12 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
 from ..core.errors import printable
+from ..core.model.scalars import items, mapping
 
 COLORS = {
     "succeeded": "green",
@@ -95,16 +96,6 @@ def log_level_option(command: Any) -> Any:
     return click.option("--log-level", type=choice, default="INFO", show_default=True, help="What is worth a line.")(command)
 
 
-def mapping(value: Any) -> Mapping[Any, Any] | None:
-    """The value where it is a mapping, else None: decoded data has no types of its own."""
-    return cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else None
-
-
-def items(value: Any) -> Sequence[Any] | None:
-    """The value where it is a list or a tuple, else None."""
-    return cast("Sequence[Any]", value) if isinstance(value, (list, tuple)) else None
-
-
 def plain(value: Any) -> Any:
     """A value that json.dumps takes: bytes as hex, keys as texts, NaN and infinities as texts."""
     tree, several = mapping(value), items(value)
@@ -159,7 +150,7 @@ def when(seconds: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 12 ms, 3.4 s, 5 min 2 s, 3 h 10 min."""
+    """Seconds as people write them: 12 ms, 3.4 s, 5 min 2 s, 3 h 10 min."""
     if seconds is None:
         return "-"
     if abs(seconds) < 1:
@@ -222,3 +213,9 @@ def counted(number: int, noun: str) -> str:
 def by_status(counts: Mapping[str, int]) -> str:
     """`3 queuing, 2 succeeded`, or `none`."""
     return ", ".join(f"{count:,} {word}" for word, count in counts.items()) or "none"
+
+
+def as_text(value: Any, indent: int = 13) -> str:
+    """A value in full: the lines of a text below each other, everything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(plain(value), indent=2, ensure_ascii=False)
+    return ("\n" + " " * indent).join(printable(line) for line in text.splitlines())

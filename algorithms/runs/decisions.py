@@ -88,7 +88,7 @@ def recordings(log: Log, book: RunBook) -> dict[str, Recording]:
             elif isinstance(one, fact.RolloutClaimable) and statuses.get(str(rollout_id)) in FINISHED:
                 del statuses[str(rollout_id)]
 
-    state, _ = replay(log, heard=heard)
+    state, _ = replay(log, on_outcome=heard)
     made: dict[str, Recording] = {}
     for run_id, run in runs.items():
         ids = members[run_id]

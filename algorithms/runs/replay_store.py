@@ -322,7 +322,7 @@ class ReplayStore(PastStore):
 
     async def _facts(self, wanted: frozenset[str] | None, since: int) -> AsyncIterator[Fact]:
         """Ends where the run ended: nothing follows in the record."""
-        heard, index = self.past.heard, 0
+        heard, index = self.past.batches, 0
         while True:
             while index < len(heard):
                 one = heard[index]

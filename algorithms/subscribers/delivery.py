@@ -8,11 +8,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...core.errors import AgentLightningError
+from ...core.errors import AgentLightningError, InvalidInput
 from ...core.log.dead_letter import SUBSCRIBER, DeadLetter, subscriber_letter_id
 from ...core.model.rollout import Fact
+from ...projections.store.dead_letters import HANDLED, settle
 from ...runners.stop_events import StopSignal, until_set
-from .decorator import Subscriber
+from .decorator import Subscriber, load_subscriber
 
 logger = logging.getLogger(__name__)
 
@@ -138,3 +139,20 @@ class Delivery:
         if self._on_delivered is not None:
             self._on_delivered(delivered)
         return delivered
+
+
+async def redeliver(store: Any, letter: DeadLetter, function: str | None) -> None:
+    """Give the fact of a letter to its function once more, and settle the letter. Raises `InvalidInput` where that fails."""
+    spec = function or letter.data.get("function")
+    if not isinstance(spec, str):
+        raise InvalidInput(f"{letter.id} does not say which function it failed in; name one with --function")
+    found = load_subscriber(spec)
+    try:
+        fact = Fact.model_validate(letter.data.get("fact"))
+    except ValueError as error:
+        raise InvalidInput(f"{letter.id} holds no fact: {error}") from error
+    try:
+        await found.take(fact, store)
+    except Exception as error:  # the user's function: the letter stays as it is
+        raise InvalidInput(f"{spec} did not take it: {type(error).__name__}: {error}") from error
+    await settle(store, letter, HANDLED)

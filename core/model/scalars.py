@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from numbers import Real
 from typing import Any, cast
 
 from pydantic import BaseModel
 
-__all__ = ["escaped", "model_data", "number", "plain_data", "plain_scalar"]
+__all__ = ["escaped", "items", "mapping", "model_data", "number", "plain_data", "plain_scalar"]
 
 _EXACT: frozenset[type] = frozenset((str, bool, int, float, bytes, type(None)))
 _TIMES: frozenset[type] = frozenset((datetime.datetime, datetime.date, datetime.time, datetime.timedelta))
@@ -113,3 +113,13 @@ def number(value: Any) -> float | None:
         return float("inf") if cast(Any, plain) > 0 else float("-inf")
     except ValueError:  # a signalling NaN of Decimal
         return float("nan")
+
+
+def mapping(value: Any) -> Mapping[Any, Any] | None:
+    """The value where it is a mapping, else None: decoded data has no types of its own."""
+    return cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else None
+
+
+def items(value: Any) -> Sequence[Any] | None:
+    """The value where it is a list or a tuple, else None."""
+    return cast("Sequence[Any]", value) if isinstance(value, (list, tuple)) else None

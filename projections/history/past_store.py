@@ -23,7 +23,7 @@ from ...core.model.span import Span
 from ...core.model.status import FINISHED
 from ..archive.index import ColdIndex
 from ..facts.derived_topic import FactBatch, batch_of
-from ..spans.blobs import Blobs
+from ..spans.blobs import NO_LIMIT_MB, Blobs
 from ..spans.schema import decode, fold_spans, key_range
 from ..spans.span_log import spans_of
 from ..store.engine import Engine
@@ -33,7 +33,6 @@ from ..store.spans import SpanMethods
 from ..store.views import Views
 
 CHUNK = 1024
-_NO_LIMIT_MB = 1e9
 
 
 class PastSpans:
@@ -70,11 +69,11 @@ class PastEngine(Views):
     def __init__(self, log: Log) -> None:
         self.log = log
         self.node = SimpleNamespace(lock=threading.RLock(), state=State())
-        self.blobs = Blobs(log, _NO_LIMIT_MB)
+        self.blobs = Blobs(log, NO_LIMIT_MB)
         self.cold = ColdIndex(None, log.log_id)
         self.spans = PastSpans(log, self)
         self.liveness = SimpleNamespace(workers={})
-        self.heard: list[FactBatch] = []
+        self.batches: list[FactBatch] = []
         self.time_us = 0
         self._offset = 0
         self._ended = False
@@ -102,7 +101,7 @@ class PastEngine(Views):
             self.cold.remove(str(outcome.facts[0].rollout_id), outcome.position + 1, state.fingerprint)
         batch = batch_of(outcome)
         if batch is not None:
-            self.heard.append(batch)
+            self.batches.append(batch)
 
     def is_finished(self, rollout_id: str) -> bool | None:
         """Whether the rollout had its outcome; None for one that was not there yet."""

@@ -64,11 +64,11 @@ def position_at(log: Log, time: float) -> int:
 def replay(
     log: Log,
     to: int | None = None,
-    heard: Callable[[Outcome, State], None] | None = None,
+    on_outcome: Callable[[Outcome, State], None] | None = None,
 ) -> tuple[State, Replayed]:
     """The state after the first `to` records of the log (None: all that are there) and what was met on the way.
 
-    `heard` is called with each outcome right after its record was folded. Raises `InvalidInput` for a negative `to`,
+    `on_outcome` is called with each outcome right after its record was folded. Raises `InvalidInput` for a negative `to`,
     `PositionUnknown` where the log is shorter, `LogCorrupt` where a record is damaged.
     """
     if to is not None and to < 0:
@@ -81,8 +81,8 @@ def replay(
             break
         outcome = apply(state, record.value)
         _count(outcome, met, refused, archived)
-        if heard is not None:
-            heard(outcome, state)
+        if on_outcome is not None:
+            on_outcome(outcome, state)
     if to is not None and state.position < to and state.halted is None:
         raise PositionUnknown(f"the log ends at position {state.position}; there is no position {to} in it yet")
     malformed = state.refused - sum(refused.values())  # they have no verdict, so only the fold's own count knows them

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ...core.errors import InvalidInput, NotFound
 from ...core.events import codec
-from ...core.events.codec import Undecodable, UnknownEvent, decode
+from ...core.events.codec import Undecodable, UnknownEvent, decode, type_of
+from ...core.events.fact import AttemptLate
 from ...core.events.schema import AnyEvent, Claim, Proposal, RolloutsEnqueued, RolloutStarted
 from ...core.fold.apply import Outcome, apply
-from ...core.fold.state import Rollout, State
+from ...core.fold.state import Attempt, Rollout, State
 from ...core.log.interface import Log
 from ...core.model.rollout import Fact
+from ...core.model.scalars import mapping
+from ...core.model.semconv import AGL_EXCEPTION, AGL_OUTPUT
+from ...core.model.span import Span
+from ...core.spans.readers import attempt_spans, find_final_reward, get_reward_value, get_rewards_from_span
 from ..facts.derived_topic import batch_of, facts_of
 from ..replica.snapshots import read_snapshot
+from ..spans.blobs import NO_LIMIT_MB, Blobs
+from ..spans.schema import key_range
+from ..spans.span_log import SpanBook
+from ..store.views import seconds
+from .record_view import Decoder
 from .replay import control_records
+from .rollout_lookup import end_of
 
 MOST_NAMED = 10
 
@@ -86,6 +98,17 @@ def find_rollout(log: Log, prefix: str) -> str:
     return next(iter(wanted))
 
 
+def find_resources(log: Log, name: str) -> str | None:
+    """The resources id that is `name`, or the only one that begins so; None without any. Raises `InvalidInput` for several."""
+    known = end_of(log, ())[1].resources
+    if name in known:
+        return name
+    found = [one for one in known if name.startswith("rs-") and one.startswith(name)]
+    if len(found) > 1:
+        raise InvalidInput(f"{name} may be any of {len(found)} resources: {', '.join(found[:MOST_NAMED])}")
+    return found[0] if found else None
+
+
 def history_of(log: Log, rollout_id: str) -> History:
     """Fold the log and keep what is about this rollout. Raises `NotFound`, `LogCorrupt`.
 
@@ -95,7 +118,7 @@ def history_of(log: Log, rollout_id: str) -> History:
     steps: list[Step] = []
     last: Rollout | None = None
 
-    def heard(outcome: Outcome, state: State) -> None:
+    def keep(outcome: Outcome) -> None:
         nonlocal last
         last = next((gone for gone, _ in outcome.archived if gone.rollout_id == rollout_id), last)
         proposal, verdict = outcome.proposal, outcome.verdict
@@ -106,7 +129,7 @@ def history_of(log: Log, rollout_id: str) -> History:
 
     state, offset = _before(log, rollout_id)
     for record in control_records(log, offset):
-        heard(apply(state, record.value), state)
+        keep(apply(state, record.value))
         if state.halted is not None:
             break
     rollout = state.rollouts.get(rollout_id, last)
@@ -130,3 +153,100 @@ def _before(log: Log, rollout_id: str) -> tuple[State, int]:
         if needle in record.value:
             return State(), 0
     return state, restored.next_offset
+
+
+def rollout_report(log: Log, rollout_id: str) -> dict[str, Any]:
+    """One rollout in plain data: its fields, attempts, events with their verdicts, rewards and spans. Raises `NotFound`."""
+    history = history_of(log, rollout_id)
+    rollout = history.rollout
+    spans = SpanBook(log, Blobs(log, NO_LIMIT_MB)).read(rollout_id, within=key_range(rollout))
+    decoder = Decoder(log)
+    ordered = sorted(spans, key=lambda span: span.sequence_id)
+    return {
+        "rollout_id": rollout.rollout_id,
+        "status": rollout.status,
+        "mode": rollout.mode,
+        "input": decoder.payload(rollout.input),
+        "metadata": decoder.payload(rollout.metadata),
+        "resources_id": rollout.resources_id,
+        "resources_version": rollout.resources_version,
+        "start_time": seconds(rollout.created_us),
+        "end_time": seconds(rollout.ended_us),
+        "max_attempts": rollout.config.max_attempts,
+        "retry_condition": list(rollout.config.retry_condition),
+        "attempts": [_attempt(attempt, history, ordered, decoder) for attempt in rollout.attempts],
+        "events": [_event(step, history) for step in history.steps],
+        "rewards": _rewards(ordered),
+        "spans": [span.model_dump() for span in ordered],
+    }
+
+
+def _attempt(attempt: Attempt, history: History, spans: list[Span], decoder: Decoder) -> dict[str, Any]:
+    own = attempt_spans(spans, attempt.attempt_id)
+    metadata: Any = decoder.payload(attempt.metadata)
+    mine = [step for step in history.steps if getattr(step.proposal.event, "sequence_id", None) == attempt.sequence_id]
+    return {
+        "attempt_id": attempt.attempt_id,
+        "sequence_id": attempt.sequence_id,
+        "generation": attempt.generation,
+        "status": attempt.status,
+        "worker_id": attempt.worker_id,
+        "start_time": seconds(attempt.started_us),
+        "end_time": seconds(attempt.ended_us),
+        "counted": attempt.counted,
+        "metadata": metadata,
+        "spans": len(own),
+        "reward": find_final_reward(own),
+        "refused": [_remark(step) for step in mine if step.reason and not step.duplicate and _is_result(step)],
+        "late": [_remark(step) for step in mine if any(fact.type == AttemptLate.type for fact in step.facts)],
+        "error": (mapping(metadata) or {}).get("error"),
+        "exceptions": [_exception(span) for span in own if span.name == AGL_EXCEPTION],
+        "output": next((_output(span) for span in own if span.name == AGL_OUTPUT), None),
+    }
+
+
+def _is_result(step: Step) -> bool:
+    """A refused race of two claimers is no result of the attempt; a refused update, expiry or heartbeat is."""
+    return getattr(step.proposal.event, "claim", None) is None
+
+
+def _remark(step: Step) -> dict[str, Any]:
+    return {
+        "position": step.position,
+        "type": type_of(step.proposal.event),
+        "status": getattr(step.proposal.event, "status", None),
+        "reason": step.reason,
+    }
+
+
+def _event(step: Step, history: History) -> dict[str, Any]:
+    return {
+        "position": step.position,
+        "time": step.proposal.time_us / 1_000_000,
+        "type": type_of(step.proposal.event),
+        "command_id": step.proposal.id,
+        "sequence_id": getattr(step.proposal.event, "sequence_id", None),
+        "verdict": "duplicate" if step.duplicate else f"refused: {step.reason}" if step.reason else "accepted",
+        "facts": [{"id": fact.id, "type": fact.type, "data": fact.data} for fact in step.facts],
+    }
+
+
+def _rewards(spans: list[Span]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for span in spans:
+        value = get_reward_value(span)
+        if value is not None:
+            named = {reward.name: reward.value for reward in get_rewards_from_span(span)}
+            found.append(
+                {"attempt_id": span.attempt_id, "sequence_id": span.sequence_id, "value": value, "dimensions": named}
+            )
+    return found
+
+
+def _exception(span: Span) -> dict[str, Any]:
+    return {part: span.attributes.get(f"exception.{part}") for part in ("type", "message", "stacktrace")}
+
+
+def _output(span: Span) -> dict[str, Any]:
+    sources = ("head", "tail", "total_bytes", "dropped_bytes", "stdout_bytes", "stderr_bytes", "log_bytes")
+    return {part: span.attributes.get(f"{AGL_OUTPUT}.{part}") for part in sources}

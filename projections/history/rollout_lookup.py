@@ -1,7 +1,7 @@
 """How some rollouts stand at the end of a log, for who only looks at it: from the newest snapshot where there is one.
 
 What lies behind the snapshot is folded. Rollouts that were archived before it are looked up in the index beside the log,
-whose bytes count only where the fold's own hash of them says so. Where anything is missing, everything is folded.
+whose bytes count only where the fold's own hash of them matches. Where anything is missing, everything is folded.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _indexed(log: Log, rollout_ids: Sequence[str]) -> dict[str, bytes]:
     if path is None or not Path(path).is_file():
         return {}
     written = Path(f"{path}-wal")
-    # Without its write-ahead log nobody writes it, and SQLite needs no file beside it.
+    # Without a write-ahead log no process writes it, and SQLite needs no file beside it.
     still = "" if written.is_file() and written.stat().st_size else "&immutable=1"
     found: dict[str, bytes] = {}
     try:

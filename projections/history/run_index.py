@@ -48,8 +48,8 @@ class Run(msgspec.Struct):
     """One fit. Positions are those of its records, times Unix seconds; what is None has not happened.
 
     `rollout_ids` are in the order in which they were created; those of a proposal that the log refused are among them
-    until somebody who folded the log leaves them out. `decisions` are in log order, `decided` is their number, also
-    where they were not asked for. `outcome` is `lost` where the owner was gone; `closed_at` is None there while that is not
+    until a reader that folded the log leaves them out. `decisions` are in log order, `decided` is their number, also
+    where they were not requested. `outcome` is `lost` where the owner was gone; `closed_at` is None there while that is not
     in the log yet, and `closed_time` is that of the last sign of life. `own_runners`: only its own runners get its rollouts.
     """
 
@@ -105,7 +105,7 @@ class RunBook:
             return self.runs
 
     def _look_for_lost(self) -> None:
-        """Open runs whose owner ended with the process that wrote the file: the next one that writes it will say so."""
+        """Open runs whose owner ended with the process that wrote the file: the next process that writes it records that."""
         is_written: Callable[[], bool] | None = getattr(self._log, "is_written", None)
         left = {run.run_id for run in self.runs.values() if run.closed_at is None}
         if not left or is_written is None or is_written():
@@ -119,18 +119,18 @@ class RunBook:
     def read(self, position: int, value: bytes, offset: int) -> None:
         """Take one control record."""
         if any(mark in value for mark in MARKS):
-            said = decode_run(value)
-            if said is not None:
-                if said.id not in self._seen:  # a repeated command is in the log twice and happened once
-                    self._seen.add(said.id)
-                    self._said(position, said, offset)
+            run = decode_run(value)
+            if run is not None:
+                if run.id not in self._seen:  # a repeated command is in the log twice and happened once
+                    self._seen.add(run.id)
+                    self._run_event(position, run, offset)
                 return
         if _RUN_ID in value:
             self._created(value, self._joins)
         elif value[:1] == b"{":  # in JSON the metadata are in base64; runs of golden logs do not list what those name
             self._created(value, self.early.setdefault)
 
-    def _said(self, position: int, record: RunRecord, offset: int) -> None:
+    def _run_event(self, position: int, record: RunRecord, offset: int) -> None:
         event, time = record.event, record.time_us / 1_000_000
         if isinstance(event, RunOpened):
             if event.run_id not in self.runs:
@@ -200,9 +200,9 @@ def datasets_of(log: Log, run: Run, fetch: Callable[[payload.Reference], bytes])
     """What the run was recorded with, by `train`, `val` and `initial_resources`, as far as it was. Blocks for the I/O."""
     offset = run.opened_offset
     for record in log.read(CONTROL, 0, offset, 1, headers=False):
-        said = decode_run(record.value)
-        if said is not None and isinstance(said.event, RunOpened):
-            found = payload.decode(payload.outline(said.event.datasets) or payload.NULL, fetch)
+        opened = decode_run(record.value)
+        if opened is not None and isinstance(opened.event, RunOpened):
+            found = payload.decode(payload.outline(opened.event.datasets) or payload.NULL, fetch)
             return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
     return {}
 

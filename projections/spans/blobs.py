@@ -11,6 +11,9 @@ from ...core.log.interface import Ack, Log, NewRecord
 from ...core.log.topics import BLOBS, partition_of
 from ..replica.command_context import Delivery
 
+NO_LIMIT_MB = 1e9
+"""For readers: the limit is one on what is written."""
+
 
 class Blobs:
     """Stores and fetches payloads by content hash. Storing the same content twice is harmless."""

@@ -223,6 +223,20 @@ def entries_from(rows: Sequence[Mapping[str, Any]]) -> list[DeadEntry]:
         raise InvalidInput(f"the store's dead letters cannot be read: {error}") from error
 
 
+def find_letter(entries: Sequence[DeadEntry], name: str) -> DeadEntry:
+    """The letter of this id, of this rollout, or whose id begins so. Raises `InvalidInput` for none and for several."""
+    whole = [one for one in entries if one.letter.id == name or one.letter.rollout_id == name and one.letter.kind == ROLLOUT]
+    found = whole[-1:] or [
+        one for one in entries if one.letter.id.startswith(name) or (one.letter.rollout_id or "").startswith(name)
+    ]
+    if not found:
+        raise InvalidInput(f"there is no dead letter {name!r}; `agl dead ls --all` lists them")
+    if len(found) > 1:
+        ids = ", ".join(one.letter.id for one in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise InvalidInput(f"{name!r} may be any of {len(found)} dead letters: {ids}")
+    return found[0]
+
+
 async def requeue(store: Any, letter: DeadLetter) -> None:
     """Put a rollout that was given up back into the queue: a new generation of it, which has its attempts before it.
 

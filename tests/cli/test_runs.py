@@ -15,12 +15,11 @@ import pytest
 import agentlightning as agl
 from agentlightning.algorithms.runs.recorder import RunStart, recorder_for
 from agentlightning.algorithms.runs.report import line_of
-from agentlightning.cli.finding_runs import RunSummary
-from agentlightning.cli.ps import _row
-from agentlightning.cli.show_run import _reward_line
+from agentlightning.cli.runs import _reward_line, _row
 from agentlightning.core.log.open_log import open_log
 from agentlightning.projections.history.replay import replay
 from agentlightning.projections.history.run_index import Run
+from agentlightning.projections.history.run_table import RunSummary
 
 from .support import document, documents, invoke
 
@@ -68,8 +67,8 @@ def other():
 
 
 if __name__ == "__main__":
-    trainer = agl.Trainer(algorithm=search, n_runners=2, strategy="cs", seed=5, name=sys.argv[1])
-    print(trainer.fit(agent, TASKS).run_id)
+    for name in sys.argv[1:]:
+        print(agl.Trainer(algorithm=search, n_runners=1, strategy="cs", seed=5, name=name).fit(agent, TASKS).run_id)
 '''
 
 
@@ -78,13 +77,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A folder with a program and the log of two fits of it."""
     folder = tmp_path_factory.mktemp("runs")
     (folder / "app.py").write_text(APP, encoding="utf-8")
-    ids: list[str] = []
-    for name in ("capitals", "colours"):
-        done = subprocess.run(
-            [sys.executable, "app.py", name], cwd=folder, capture_output=True, text=True, check=False, timeout=120
-        )
-        assert done.returncode == 0, done.stderr
-        ids.append(done.stdout.split()[-1])
+    done = subprocess.run(
+        [sys.executable, "app.py", "capitals", "colours"], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    ids = done.stdout.split()
     return {"folder": folder, "ids": ids, "log": str(folder / ".agl" / "log.db")}
 
 
@@ -246,7 +243,7 @@ def test_replay_of_the_log_stays_what_it_was(made: dict[str, Any]) -> None:
 def test_the_log_commands_read_events_of_runs(made: dict[str, Any]) -> None:
     rows = documents("log", "grep", "", "--type", "run", "--log", made["log"])
     assert [row["type"] for row in rows] == ["run.opened", "run.closed"] * 2
-    assert rows[0]["body"]["event"]["parameters"]["n_runners"] == 2
+    assert rows[0]["body"]["event"]["parameters"]["n_runners"] == 1
 
 
 def test_the_line_of_a_traceback_is_found_however_many_empty_lines_it_has() -> None:

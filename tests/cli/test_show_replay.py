@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentlightning.cli.span_tree import lines_of
+from agentlightning.cli.show import span_tree
 from agentlightning.core.errors import InvalidInput, PositionUnknown
 from agentlightning.core.fold.state import dump
 from agentlightning.core.log.open_log import open_log
@@ -114,7 +114,7 @@ def test_every_span_is_in_the_tree_once_also_in_a_circle() -> None:
     chain = [span("ro-1", "at-1", "deep-0")]
     for depth in range(1, 2000):
         chain.append(span("ro-1", "at-1", f"deep-{depth}", chain[-1].span_id))
-    text = "\n".join(lines_of([one, two, alone, *chain]))
+    text = "\n".join(span_tree([one, two, alone, *chain]))
     assert sum(text.count(name) for name in ("one", "two")) >= 2
     for name in ("alone", "deep-0", "deep-1999"):
         assert len([line for line in text.splitlines() if name in line.split()]) == 1

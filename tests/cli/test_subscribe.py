@@ -41,9 +41,14 @@ async def picky(fact, store):
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[str]:
     """The address of a served store."""
-    with running("store", "--port", "0", "--json", "--log", "sqlite:///log.db", cwd=tmp_path) as process:
-        yield json.loads(Process.wait_for(process.out, "serving"))["endpoint"]
-        assert process.end() == 130
+    served: Any = agl.open_store(f"sqlite:///{tmp_path}/log.db")
+    server = agl.LightningStoreServer(served, host="127.0.0.1", port=0)
+    asyncio.run(server.start())
+    try:
+        yield server.endpoint
+    finally:
+        asyncio.run(server.stop())
+        served.close()
 
 
 def write_subscriber(folder: Path, pause: float = 0.0) -> Path:

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from agentlightning.cli.checking import examine
 from agentlightning.core.errors import InvalidInput, LogCorrupt, StorageError
 from agentlightning.core.log import log_copy as copying
 from agentlightning.core.log.interface import Done, NewRecord
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.log_copy import copy_log, copy_mark, copy_to_file
 from agentlightning.core.log.open_log import open_log
-from agentlightning.projections.history.references import broken_references
+from agentlightning.projections.history.log_check import broken_references, check_file
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.open_store import open_store
 
@@ -62,8 +61,8 @@ def test_a_copy_is_whole_and_opens(path: Path, tmp_path: Path) -> None:
             copy_to_file(source, copy)
     assert sorted(one.name for one in tmp_path.glob("copy*")) == ["copy.db"]
     assert os.stat(copy).st_nlink == 1
-    report = examine(str(copy))
-    assert report["sound"] and report["fingerprint"] == examine(str(path))["fingerprint"]
+    report = check_file(copy)
+    assert report.sound and report.fingerprint == check_file(path).fingerprint
     open_store(f"sqlite:///{copy}").close()  # type: ignore[attr-defined]
 
 
@@ -94,12 +93,12 @@ def test_a_copy_that_ends_early_leaves_no_file_of_that_name(
                 copy_to_file(source, copy)
         part = tmp_path / "copy.db.incomplete"
         assert part.exists() and not copy.exists()
-        assert not examine(str(part))["sound"]
+        assert not check_file(part).sound
         with pytest.raises(LogCorrupt, match="ended before everything was copied"):
             open_store(f"sqlite:///{part}")
         left = -1
         copy_to_file(source, copy)
-    assert sorted(one.name for one in tmp_path.glob("copy*")) == ["copy.db"] and examine(str(copy))["sound"]
+    assert sorted(one.name for one in tmp_path.glob("copy*")) == ["copy.db"] and check_file(copy).sound
 
 
 def test_a_target_without_a_name_is_marked_until_it_is_complete(path: Path) -> None:
@@ -140,9 +139,9 @@ def test_the_check_misses_what_events_refer_to(path: Path, statement: str, findi
     with sqlite3.connect(path) as db:
         db.execute(statement)
     db.close()
-    report = examine(str(path))
-    assert not report["sound"]
-    assert any(finding in one for one in report["findings"]), report["findings"]
+    report = check_file(path)
+    assert not report.sound
+    assert any(finding in one for one in report.findings), report.findings
 
 
 def test_a_copy_into_another_number_of_partitions_is_sound(path: Path) -> None:

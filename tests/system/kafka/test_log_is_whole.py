@@ -13,12 +13,13 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from agentlightning.cli.checking import examine
 from agentlightning.cli.kafka import make_topics
 from agentlightning.core.errors import InvalidInput, LogCorrupt
 from agentlightning.core.log.kafka import KafkaAddress, KafkaLog, ReadOnlyKafkaLog
 from agentlightning.core.log.kafka.log_identity import Identity, beginning, merged
+from agentlightning.core.log.open_log import open_log
 from agentlightning.core.log.topics import CONTROL, SPANS, partition_of
+from agentlightning.projections.history.log_check import check_log
 from tests.core.log.log_contract import append, new
 
 from .broker import admin, apart
@@ -77,8 +78,9 @@ def test_a_control_topic_that_was_deleted_is_not_made_again_nor_opened_once_it_w
     assert "is empty and had events: it was deleted and made again" in _refused(log_url)
     with pytest.raises(LogCorrupt, match="deleted and made again"):
         make_topics(log_url)
-    report = examine(log_url)
-    assert not report["sound"] and "deleted and made again" in report["findings"][0]
+    with open_log(log_url, readonly=True) as log:
+        report = check_log(log)
+    assert not report.sound and "deleted and made again" in report.findings[0]
     _write(log_url, CONTROL, ("", b"another", 0))
     assert "begins with another event" in _refused(log_url)
 

@@ -1,4 +1,4 @@
-"""Records as text and JSON: what each topic carries, decoded with the very code that the store reads it by."""
+"""Records decoded for people: what each topic carries, read with the same code as in the store."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from typing import Any
 
 import msgspec
 
-from ..core.errors import AgentLightningError
-from ..core.events import codec, payload
-from ..core.events.run_events import decode_run
-from ..core.log.dead_letter import decode_letter
-from ..core.log.interface import Log, Record
-from ..core.log.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
-from ..core.model.resources import mask_models
-from ..projections.facts.publisher import Cursor
-from ..projections.liveness.heartbeats import WorkerBeat
-from ..projections.replica.snapshots import Manifest
-from ..projections.spans import schema
-from ..projections.spans.blobs import Blobs
-from .terminal import items, mapping, short
+from ...core.errors import AgentLightningError
+from ...core.events import codec, payload
+from ...core.events.run_events import decode_run
+from ...core.log.dead_letter import decode_letter
+from ...core.log.interface import Log, Record
+from ...core.log.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
+from ...core.model.resources import mask_models
+from ...core.model.scalars import items, mapping
+from ..facts.publisher import Cursor
+from ..liveness.heartbeats import WorkerBeat
+from ..replica.snapshots import Manifest
+from ..spans import schema
+from ..spans.blobs import NO_LIMIT_MB, Blobs
 
 _PAYLOADS = frozenset(
     {"input", "metadata", "resources", "stats", "body", "parameters", "datasets", "summary", "content"}
 )
 """Fields of events that hold user data in the form of core/events/payload.py."""
-_MAX_PAYLOAD_MB = 1e9
 
 
 @dataclass
@@ -70,7 +69,7 @@ class Decoder:
     def __init__(self, log: Log, fetch_blobs: bool = True) -> None:
         self._fetch: Callable[[payload.Reference], bytes] | None = None
         if fetch_blobs:
-            self._fetch = Blobs(log, _MAX_PAYLOAD_MB).fetch
+            self._fetch = Blobs(log, NO_LIMIT_MB).fetch
         self._readers: dict[str, Callable[[Record, View], None]] = {
             CONTROL: self._control,
             SPANS: self._span,
@@ -103,12 +102,12 @@ class Decoder:
         return seen
 
     def payload(self, data: bytes | None) -> Any:
-        """User data, decoded; one that is unreadable or not fetched is told in words."""
+        """User data, decoded; one that is unreadable or not fetched is described in words."""
         if data is None or data == b"":
             return None
         if payload.is_reference(data) and self._fetch is None:
-            told = payload.reference(data)
-            return f"<blob {told.digest[:12]}, {told.size:,} bytes>"
+            reference = payload.reference(data)
+            return f"<blob {reference.digest[:12]}, {reference.size:,} bytes>"
         try:
             return mask_models(payload.decode(data, self._fetch))
         except AgentLightningError as error:
@@ -207,20 +206,3 @@ def _collect(tree: Any, seen: View) -> None:
     for item in items(tree) or ():
         _collect(item, seen)
 
-
-def summary(view: View) -> str:
-    """The body in one line: an event without its envelope, a span by its name."""
-    if view.problem:
-        return f"cannot be read: {short(view.problem)}"
-    body: Any = view.body
-    if view.topic == CONTROL:
-        event = {key: item for key, item in body["event"].items() if key not in ("t", "rollout_id")}
-        return short(event) if event else ""
-    if view.type == "span":
-        span = mapping(body["span"]) or {}
-        return short(f"{span.get('name', '?')} ({body['span_id']})")
-    if view.topic == DEAD:
-        return short(body.get("settled") or body["reason"])
-    if view.topic in (FACTS, TASKS):
-        return short(body["data"]) if body["data"] else ""
-    return short(body)

@@ -9,7 +9,7 @@ from agentlightning.core.events.schema import NewRollout, Proposal
 from agentlightning.core.fold import commands
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL
-from agentlightning.projections.history.references import broken_references
+from agentlightning.projections.history.log_check import broken_references
 from tests.core.log.log_contract import try_append
 
 

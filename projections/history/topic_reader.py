@@ -1,103 +1,25 @@
-"""Reading topics for the commands: opening a log only to look at it, filters, the last records, and following."""
+"""Topics read for people: filters, the last records, and following, whether a topic is stored or derived."""
 
 from __future__ import annotations
 
-import datetime
-import logging
-import os
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-import click
+from ...core.errors import InvalidInput
+from ...core.events.codec import TYPES
+from ...core.events.run_events import CLOSED, DECIDED, OPENED
+from ...core.log.dead_letter import RECORD, ROLLOUT, SUBSCRIBER
+from ...core.log.interface import Log, Record
+from ...core.log.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS, TOPICS
+from ...core.model.status import AttemptStatus, RolloutStatus
+from ..facts.derived_topic import DerivedTopic
+from .record_view import Decoder, View
 
-from ..core.errors import InvalidInput
-from ..core.events.codec import TYPES
-from ..core.events.run_events import CLOSED, DECIDED, OPENED
-from ..core.log.dead_letter import RECORD, ROLLOUT, SUBSCRIBER
-from ..core.log.interface import Log, Record
-from ..core.log.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS, TOPICS
-from ..core.model.status import AttemptStatus, RolloutStatus
-from ..projections.facts.derived_topic import DerivedTopic
-from .records import Decoder, View
-
-DEFAULT_FOLDER = ".agl"
-DEFAULT_FILE = f"{DEFAULT_FOLDER}/log.db"
-DEFAULT_LOG = f"sqlite:///./{DEFAULT_FILE}"
 POLL_SECONDS = 0.2
 CHUNK = 2048
-
-
-def token_option(command: Any) -> Any:
-    """`--token` for a store at http://."""
-    return click.option(
-        "--token", envvar="AGL_TOKEN", metavar="TOKEN", help="The token of a store at http://; also read from AGL_TOKEN."
-    )(command)
-
-
-def log_option(default: str | None = DEFAULT_LOG) -> Any:
-    """`--log`, with `--store` as another name of it, and `--token`: they reach the command as `url` and `token`."""
-    where = "all logs in ./.agl/ if left out" if default is None else f"{DEFAULT_LOG} if left out"
-
-    def add(command: Any) -> Any:
-        command = token_option(command)
-        return click.option(
-            "--log", "--store", "url", default=default, metavar="URL",
-            help=f"The log (a file or kafka://) or the store (http://) to look at; {where}.",
-        )(command)  # fmt: skip
-
-    return add
-
-
-def address_of(log: str) -> str:
-    """The address that was meant: an address itself, or the path of a file. Raises `InvalidInput` for host:port."""
-    if "://" not in log:
-        refuse_bare_port(log)
-    return log if "://" in log else f"sqlite:///{log}"
-
-
-def refuse_bare_port(address: str) -> None:
-    """Raise `InvalidInput` for `localhost:4747`, which lacks http:// and would be taken for the name of a file."""
-    if re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):\d{1,5}(/.*)?", address) and not os.path.exists(address):
-        raise InvalidInput(
-            f"{address!r} is not the address of a log or a store; for the store at that port write http://{address}"
-        )
-
-
-def open_reading(url: str, token: str | None = None) -> Log:
-    """Open a log only to look at it: an address, or simply the path of a file. Works while a store writes it.
-
-    That of a store at http:// is read through the store, which `token` is for.
-    """
-    from ..core.log.open_log import open_log
-
-    url = address_of(url)
-    if url.startswith("memory:"):
-        raise InvalidInput("a log in memory:// belongs to the process that made it; give the address of a file or a store")
-    if url.startswith(("http://", "https://")):
-        from ..rest.client.remote_log import RemoteLog
-
-        return RemoteLog(url, token)
-    quieten_clients()
-    return open_log(url, readonly=True, environment=os.environ)
-
-
-def logs_here(url: str | None) -> list[str]:
-    """The log that was named; without a name every log in `./.agl/`, the default one first, or where that would be."""
-    if url is not None:
-        return [url]
-    found = sorted(path.as_posix() for path in Path(DEFAULT_FOLDER).glob("*.db"))
-    others = [path for path in found if path != DEFAULT_FILE]
-    return [f"sqlite:///./{path}" for path in ([DEFAULT_FILE] if DEFAULT_FILE in found or not others else []) + others]
-
-
-def quieten_clients() -> None:
-    """What a broker's client logs about a broker that is away is told by our own error, in one line."""
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 def on_broker(log: Log) -> bool:
@@ -111,26 +33,6 @@ class Bound:
 
     position: int | None = None
     time: float | None = None
-
-
-class BoundType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] (generic in the newest click only)
-    """A number is a position; everything else is a date and time in ISO form, local where it names no zone."""
-
-    name = "position or time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Bound:
-        """Click's hook."""
-        if isinstance(value, Bound):
-            return value
-        text = str(value)
-        if text.isdecimal() and len(text) < 20:
-            return Bound(position=int(text))
-        # Python 3.10 knows no Z for UTC.
-        iso = text[:-1] + "+00:00" if text.endswith(("Z", "z")) else text
-        try:
-            return Bound(time=datetime.datetime.fromisoformat(iso).timestamp())
-        except (ValueError, OverflowError, OSError):
-            self.fail(f"{text!r} is neither a position nor a time such as 2026-01-31T12:00", param, ctx)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
-"""`agl show RUN` and `agl best RUN`: what a run reached, candidate by candidate, and why some of its rollouts failed."""
+"""`agl ps`, `agl best`, `agl cancel`, and the run of `agl show`: what was fitted, how far it is, and what it reached."""
 
 from __future__ import annotations
 
+import asyncio
+import datetime
 import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +17,13 @@ import msgspec
 from ..algorithms.runs.report import Candidate, Failure, LogReader, RolloutRow, RunReport
 from ..core.errors import NotFound
 from ..core.log.open_log import shown
+from ..core.model.scalars import mapping
+from ..core.model.status import FINISHED
 from ..projections.history.run_index import Decision, datasets_of
-from ..projections.spans.blobs import Blobs
-from .finding_runs import NO_LIMIT_MB, Located, RunSummary, located
-from .reading import log_option
+from ..projections.history.run_table import RunSummary, runs_in
+from ..projections.spans.blobs import NO_LIMIT_MB, Blobs
+from ..projections.store.runs import cancel_run
+from .log_source import Located, located, log_option, logs_here, open_reading, open_writing
 from .terminal import (
     by_status,
     counted,
@@ -23,7 +31,6 @@ from .terminal import (
     echo_json,
     examples,
     json_option,
-    mapping,
     plain,
     printable,
     short,
@@ -35,6 +42,92 @@ from .terminal import (
 MOST_LINES = 20
 MOST_TASKS = 3
 """Inputs that are shown of a group of failures."""
+NAME_WIDTH = 40
+
+
+@click.command(epilog=examples("agl ps", "agl ps --log runs.db --json", "agl ps --log http://127.0.0.1:4747"))
+@log_option(default=None)
+@json_option
+def ps(url: str | None, token: str | None, as_json: bool) -> None:
+    """Every run, the oldest first: its id, name, algorithm, state, rollouts, mean reward, and when it began.
+
+    The mean is over finished rollouts that have a reward; n is the number of rollouts, 4/6 while only 4 are finished. A log is
+    read while a store writes it. With --json one list.
+    """
+    urls = logs_here(url)
+    found: list[RunSummary] = []
+    for each in urls:
+        with open_reading(each, token) as log:
+            found += [replace(one, url=each) for one in runs_in(log)]
+    if as_json:
+        echo_json([one.summary() for one in found])
+        return
+    if not found:
+        click.echo(f"No runs in {', '.join(shown(one) for one in urls)}")
+        return
+    heads = ["run", "name", "algorithm", "state", "n", "reward", "began", "took"]
+    rows = [_row(one) for one in found]
+    if len(urls) > 1:
+        heads.append("log")
+        rows = [[*row, printable(shown(one.url))] for row, one in zip(rows, found)]
+    click.echo("\n".join(table(rows, heads)))
+
+
+def _row(found: RunSummary) -> list[str]:
+    run = found.run
+    ended = run.closed_time if run.closed_time is not None else time.time()
+    reward = found.mean_reward
+    missing = f" ({found.missing_rewards} without)" if found.missing_rewards else ""
+    return [
+        printable(run.run_id),
+        short(run.name, NAME_WIDTH) or "-",
+        short(run.algorithm, NAME_WIDTH) or "-",
+        status(printable(found.state)),
+        _count(found.statuses),
+        "-" if reward is None else f"{reward:.3f}" + missing,
+        _began(run.opened_time),
+        duration(max(ended - run.opened_time, 0.0)),
+    ]
+
+
+def _count(statuses: Mapping[str, str]) -> str:
+    """`6`, `4/6` while some are not finished, `6, 2 failed`."""
+    over = sum(word in FINISHED for word in statuses.values())
+    failed = sum(word == "failed" for word in statuses.values())
+    counts = f"{over:,}" if over == len(statuses) else f"{over:,}/{len(statuses):,}"
+    return counts + (f", {failed:,} failed" if failed else "")
+
+
+def _began(seconds: float) -> str:
+    """Date and time to the minute; without the year where it is this year."""
+    text = when(seconds)[:16]
+    return text.removeprefix(f"{datetime.date.today().year}-")
+
+
+@click.command(epilog=examples("agl cancel run-1f3c", "agl cancel capitals --store http://127.0.0.1:4747 --json"))
+@click.argument("name", metavar="RUN")
+@log_option(None)
+@json_option
+def cancel(name: str, url: str | None, token: str | None, as_json: bool) -> None:
+    """Cancel every rollout of RUN that is not over: those that wait in the queue, and those that runners work on.
+
+    RUN is the id of a run, the beginning of it, or its name. The run itself stays in the log with all its results. The
+    store has to be reachable for writing: give its http:// address where a process serves the file.
+    """
+    with located(name, url, token, ("run",)) as found:
+        found_url, run_id = found.url, found.id
+
+    async def cancel_all() -> dict[str, Any]:
+        async with open_writing(found_url, token) as store:
+            return await cancel_run(store, run_id)
+
+    done = asyncio.run(cancel_all())
+    if as_json:
+        echo_json({"event": "cancelled", **done})
+        return
+    ids = done["rollout_ids"]
+    what = f"{counted(len(ids), 'rollout')} cancelled." if ids else "nothing was open."
+    click.echo(f"{printable(done['run_id'])}: {what}")
 
 
 def show_run(place: Located, full: bool, as_json: bool) -> None:
@@ -74,31 +167,14 @@ def _document(place: Located, report: RunReport, summary: RunSummary) -> dict[st
         "failures": [
             {"error": one.error, "line": one.line, "rollout_ids": one.rollout_ids} for one in report.failures
         ],
-        "rollouts": [
-            {
-                "rollout_id": row.rollout_id, "status": row.status, "mode": row.mode, "resources_id": row.resources_id,
-                "resources_version": row.resources_version, "input": row.input, "reward": row.reward,
-                "answer": row.answer, "error": row.error, "line": row.line,
-            }
-            for row in report.rows
-        ],
+        "rollouts": [asdict(row) for row in report.rows],
         "decisions": [msgspec.to_builtins(one) for one in run.decisions],
-    }  # fmt: skip
+    }
 
 
 def _candidate(one: Candidate) -> dict[str, Any]:
-    return {
-        "resources_id": one.resources_id,
-        "version": one.version,
-        "rollouts": one.rollouts,
-        "rewarded": one.rewarded,
-        "missing": one.missing,
-        "failed": one.failed,
-        "mean_reward": one.mean,
-        "half_width": one.half_width,
-        "best": one.best,
-        "resources": one.content,
-    }
+    found = asdict(one)
+    return {**found, "mean_reward": found.pop("mean"), "resources": found.pop("content")}
 
 
 def _print_head(report: RunReport, summary: RunSummary) -> None:

@@ -1,31 +1,116 @@
-"""Whether everything that a log refers to is in it: payloads in blobs, and spans up to the watermarks of ended attempts.
+"""Whether a log is sound: a file by SQLite and our check sums, a Kafka or a store by its offsets, the fold, and its references.
 
-A copy that ended early, or a log whose parts were put together, folds without an error. What its events refer to shows it.
+References are payloads in blobs, and spans up to the watermarks of ended attempts. A copy that ended early, or a log whose
+parts were put together, folds without an error. What its events refer to shows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 
-from ...core.errors import InvalidPayload, LogCorrupt
+from ...core.errors import AgentLightningError, InvalidPayload, LogCorrupt
 from ...core.events import payload
 from ...core.events.codec import Undecodable, UnknownEvent
 from ...core.events.codec import decode as decode_proposal
 from ...core.events.run_events import decode_run
 from ...core.log.interface import Log
 from ...core.log.log_copy import copy_mark
-from ...core.log.topics import BLOBS, CONTROL, SPANS, partition_of
+from ...core.log.open_log import open_log
+from ...core.log.topics import BLOBS, CONTROL, SPANS, STORED, TOPICS, partition_of
 from ..spans.schema import SpanAdded
 from ..spans.schema import decode as decode_span
+from .replay import replay
 
 READ_RECORDS = 2048
 READ_BLOBS = 8
 """Blobs have up to 64 MB each."""
 MOST_NAMED = 10
 """Missing blobs that are named one by one; the others are counted."""
+
+
+class LogCheck(msgspec.Struct):
+    """The result of a check. `findings`: sentences; `records`: number by topic; `fingerprint`: hex, of the control log."""
+
+    path: str
+    log_id: str
+    sound: bool = False
+    findings: list[str] = []
+    records: dict[str, int] = {}
+    position: int = 0
+    fingerprint: str = ""
+
+
+def check_file(path: Path) -> LogCheck:
+    """Check the log in a file. Damage is a finding, never an exception. Raises `InvalidInput` where there is no log."""
+    from ...core.log import sqlite
+
+    sqlite.check_there(path)
+    report = sqlite.check_file(path)
+    made = LogCheck(str(path), report.log_id, findings=list(report.findings), records=report.records)
+    if not made.findings:
+        try:
+            with open_log(f"sqlite:///{path}", readonly=True) as log:
+                _check_content(log, made)
+        except AgentLightningError as error:
+            made.findings.append(error.message or str(error))
+    made.sound = not made.findings
+    return made
+
+
+def check_log(log: Log) -> LogCheck:
+    """Check an open log, all topics to their ends as they are now. Blocks; changes nothing."""
+    made = LogCheck(log.url, log.log_id, findings=list(getattr(log, "findings", ())), records=dict.fromkeys(STORED, 0))
+    try:
+        for topic in STORED:
+            for partition in range(log.partitions(topic)):
+                made.records[topic] += _walk(log, topic, partition, made.findings)
+        if not made.findings:
+            _check_content(log, made)
+    except AgentLightningError as error:
+        made.findings.append(error.message or str(error))
+    made.sound = not made.findings
+    return made
+
+
+def _check_content(log: Log, made: LogCheck) -> None:
+    """The fold and the references."""
+    state, met = replay(log)
+    made.position, made.fingerprint = met.position, met.fingerprint
+    if state.halted is not None:
+        made.findings.append(f"control: {state.halted}")
+    if met.refused.get("malformed"):
+        made.findings.append(f"control: {met.refused['malformed']} records are no events; readers pass over them")
+    departed = sorted(position for positions in met.departed.values() for position in positions)
+    if departed:
+        made.findings.append(
+            f"control: {len(departed)} records continue another history, the first at position {departed[0]}: records were "
+            "changed, removed or copied from elsewhere, or the releases that wrote and read them disagree"
+        )
+    made.findings += broken_references(log)
+
+
+def _walk(log: Log, topic: str, partition: int, findings: list[str]) -> int:
+    """Read a partition to its end as it is now, which checks the batches' check sums; return its number of records."""
+    first, end = log.ends(topic, partition)
+    if topic == CONTROL and first > 0:
+        findings.append(f"{topic}[{partition}]: the records below offset {first} were removed")
+    count, offset = 0, first
+    while offset < end:
+        records = log.read(topic, partition, offset, READ_BLOBS if topic == BLOBS else READ_RECORDS)
+        if not records:
+            break
+        count += len(records)
+        if not TOPICS[topic].compacted and records[-1].offset + 1 - offset != len(records):
+            hole = next(at for at, record in enumerate(records, offset) if record.offset != at)
+            findings.append(f"{topic}[{partition}]: there is no record at offset {hole}")
+        offset = records[-1].offset + 1
+    if offset < end and not TOPICS[topic].compacted:
+        findings.append(f"{topic}[{partition}]: there is no record at offset {offset}")
+    return count
 
 
 def broken_references(log: Log) -> list[str]:
