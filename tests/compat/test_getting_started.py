@@ -147,6 +147,7 @@ import os, time
 from agentlightning import setup_logging
 from agentlightning.compat.worker_pool import LegacyJob
 from agentlightning.litagent import LitAgent
+from agentlightning.tracer import OtelTracer
 from agentlightning.trainer import Trainer
 
 class SlowAgent(LitAgent):
@@ -160,11 +161,12 @@ class SlowAgent(LitAgent):
 setup_logging()
 LegacyJob.orphan_seconds = 1.0
 agent = SlowAgent()
-trainer = Trainer(n_workers=2)
+trainer = Trainer(n_workers=2, tracer=OtelTracer(instrument_managed=False))
 trainer.fit(agent, backend="http://127.0.0.1:{port}")
 print("After fit", flush=True)
 """
-"""As the tutorial prints it: no ``if __name__ == "__main__"`` around the call that starts processes. The first task is slow."""
+"""As the tutorial prints it: no ``if __name__ == "__main__"`` around the call that starts processes. The first task is slow;
+no worker loads the model client."""
 
 
 def slow_client(folder: Path, port: int, seconds: float) -> Path:
