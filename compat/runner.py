@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,12 +15,14 @@ from ..core.model.resources import NamedResources, with_keys
 from ..core.model.rollout import Triplet
 from ..core.model.scalars import number
 from ..core.model.span import Span, reads_like_a_span
+from ..core.model.store_interface import LightningStoreCapabilities
 from ..core.spans.readers import find_final_reward
 from ..runners.agent.decorators import as_agent
 from ..runners.agent.litagent import LitAgent, call_for
 from ..runners.stop_events import StopSignal
 from ..runners.tracing.base import Tracer
 from ..runners.worker.agent_call import AgentExecutor, Watchdog, call_agent, error_text, log_failure
+from ..runners.worker.heartbeat import Heartbeat, HeartbeatSource
 from .client import AgentLightningClient
 from .results import ATTEMPT_KEY, ERROR_KEY, LIMIT_KEY, as_trace
 from .task_protocol import RolloutLegacy, Task, check_posted
@@ -34,6 +35,19 @@ HANG_FACTOR = 2.0
 """An agent that exceeds the time of its task may still finish it first; after so many times that, it hangs."""
 POST_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 """Pauses between attempts to post a result; after the last it is lost, and the task is executed again."""
+
+
+class _Heartbeats:
+    """What a :class:`Heartbeat` needs of a store, for a client of the first protocol."""
+
+    capabilities = LightningStoreCapabilities(thread_safe=True)
+
+    def __init__(self, client: AgentLightningClient) -> None:
+        self._client = client
+
+    async def update_worker(self, worker_id: str, snapshot: object, *, incarnation: str, attempts: Any) -> None:
+        """Send one heartbeat; the client knows its worker and incarnation."""
+        await asyncio.to_thread(self._client.beat, attempts)
 
 
 class LegacyAgentRunner:
@@ -78,10 +92,9 @@ class LegacyAgentRunner:
         self._watchdog = Watchdog(on_hang, lambda prefix: on_hang())
         self._executor = AgentExecutor()
         self._running: list[tuple[str, str]] = []
-        self._heartbeat: _Heartbeat | None = None
+        self._name = name
         if name is not None:
             client.as_worker(name)
-            self._heartbeat = _Heartbeat(client, self._running)
 
     def run(self) -> bool:
         """Wait for one task and execute it; False where it could not be executed, or none came before the stop."""
@@ -102,7 +115,11 @@ class LegacyAgentRunner:
         limit = "unlimited" if self.max_tasks is None else str(self.max_tasks)
         _log.info("%s Started %s rollouts (max: %s).", self._prefix(), kind, limit)
         count = 0
-        with self._heartbeat or nullcontext():
+        source = HeartbeatSource(self._name or "", "", lambda: self._running)
+        store: Any = _Heartbeats(self.client)
+        heartbeat = Heartbeat(store, [source], interval=0 if self._name is None else BEAT_SECONDS)
+        heartbeat.start()
+        try:
             while (self.max_tasks is None or count < self.max_tasks) and not self._stopped():
                 if not await self.run_async():
                     continue
@@ -111,6 +128,8 @@ class LegacyAgentRunner:
                     self._done()
                 if count == 1 or count % 10 == 0:
                     _log.info("%s Progress: %d/%s", self._prefix(), count, limit)
+        finally:
+            await heartbeat.stop()
         _log.info("%s Finished %s rollouts. Processed %d tasks.", self._prefix(), kind, count)
         return count
 
@@ -122,8 +141,6 @@ class LegacyAgentRunner:
             return False
         attempt_id = str(task.metadata.get(ATTEMPT_KEY, ""))
         self._running[:] = [(task.rollout_id, attempt_id)] if attempt_id else []
-        if self._heartbeat is not None:
-            self._heartbeat.now()
         try:
             return await self._serve(task)
         except asyncio.CancelledError:
@@ -229,35 +246,6 @@ class LegacyAgentRunner:
             _log.warning("%s The server does not take the result; trying again in %g s.", prefix, pause)
             await asyncio.sleep(pause)
         _log.error("%s The result could not be posted; the server will hand the task out again.", prefix)
-
-
-class _Heartbeat:
-    """Heartbeats from a thread, every two seconds and on :meth:`now`, while the block runs."""
-
-    def __init__(self, client: AgentLightningClient, running: list[tuple[str, str]]) -> None:
-        self._client = client
-        self._running = running
-        self._wake = threading.Event()
-        self._over = False
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> None:
-        self._thread = threading.Thread(target=self._beat, name="agl-legacy-beat", daemon=True)
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over = True
-        self._wake.set()
-
-    def now(self) -> None:
-        """Send one at once: it confirms to the server that a task arrived."""
-        self._wake.set()
-
-    def _beat(self) -> None:
-        while not self._over:
-            self._client.beat(list(self._running))
-            self._wake.wait(BEAT_SECONDS)
-            self._wake.clear()
 
 
 def as_posted(value: Any, task: Task, spans: Sequence[Span], exporter: Any, prefix: str) -> RolloutLegacy:
