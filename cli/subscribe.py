@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..algorithms.subscribers.consumers import SubscriberOptions, run_subscriber
+from ..algorithms.subscribers.decorator import load_subscriber
+from ..algorithms.subscribers.delivery import Delivered
 from ..core.errors import InvalidInput
 from ..core.log.open_log import shown
 from ..core.logging_setup import setup_logging
@@ -23,21 +25,6 @@ DEFAULT_STORE = "http://127.0.0.1:4747"
 DEFAULT_STATE = "./.agl/subscribers"
 TAKEN_GROUPS = frozenset({"runners", "timekeeper"})
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}").fullmatch
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the loops need to know: see the command's options of these names."""
-
-    spec: str
-    url: str
-    group: str
-    retries: int
-    backoff_seconds: float
-    state: Path
-    token: str | None
-    as_json: bool
-    run: str | None = None
 
 
 @click.command(
@@ -75,8 +62,6 @@ def subscribe(
     or in a file (sqlite:///) gives a group one process. Ctrl+C ends after the fact that is being handled.
     """
     setup_logging(log_level)
-    from ..algorithms.subscribers.decorator import load_subscriber
-
     refuse_bare_port(url)
     if not url.startswith(("http://", "https://", "kafka://", "sqlite:///")):
         raise InvalidInput(
@@ -86,10 +71,10 @@ def subscribe(
     if not _GROUP(name) or name in TAKEN_GROUPS:
         raise InvalidInput(f"{name!r} cannot name a group of subscribers; letters, digits, dots and dashes do, but not runners")
     found = load_subscriber(spec)
-    options = Options(spec, url, name, retries, backoff_seconds, state, token, as_json, run)
+    options = SubscriberOptions(spec, url, name, retries, backoff_seconds, state, token, run, os.environ)
     stop = ThreadingEvent()
     with InterruptHandler(stop.set) as interrupts:
-        asyncio.run(_run(found, options, stop))
+        asyncio.run(_run(found, options, stop, _echo_delivered if as_json else None))
     if as_json:
         echo_json({"event": "stopped", "exit_code": interrupts.exit_code})
     return interrupts.exit_code
@@ -102,9 +87,11 @@ def _name_of(spec: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{module}.{function}").strip("-.") or "subscriber"
 
 
-async def _run(subscriber: Any, options: Options, stop: ThreadingEvent) -> None:
+async def _run(
+    subscriber: Any, options: SubscriberOptions, stop: ThreadingEvent, on_delivered: Callable[[Delivered], None] | None
+) -> None:
     """Until ``stop`` is set."""
-    work = asyncio.ensure_future((_on_kafka if options.url.startswith("kafka://") else _on_store)(subscriber, options, stop))
+    work = asyncio.ensure_future(run_subscriber(subscriber, options, stop, on_delivered))
     stopped = asyncio.ensure_future(until_set(stop))
     try:
         await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -115,105 +102,8 @@ async def _run(subscriber: Any, options: Options, stop: ThreadingEvent) -> None:
         stopped.cancel()
 
 
-def _delivery(subscriber: Any, options: Options, stop: ThreadingEvent, add_dead_letter: Any, store: Any) -> Any:
-    from ..algorithms.subscribers.delivery import Delivered, Delivery
-
-    def on_delivered(delivered: Delivered) -> None:
-        if options.as_json:
-            event = "given_up" if delivered.error else "handled"
-            more = {"reason": delivered.error} if delivered.error else {}
-            fact = delivered.fact.model_dump(mode="json")
-            echo_json({"event": event, "fact": fact, "tries": delivered.tries, "seconds": delivered.seconds, **more})
-
-    return Delivery(
-        subscriber,
-        name=options.spec,
-        group=options.group,
-        stop=stop,
-        add_dead_letter=add_dead_letter,
-        store=store,
-        retries=options.retries,
-        backoff_seconds=options.backoff_seconds,
-        on_delivered=on_delivered,
-    )
-
-
-async def _on_store(subscriber: Any, options: Options, stop: ThreadingEvent) -> None:
-    from ..algorithms.subscribers.consumers import Cursor, follow_store
-    from ..rest.client.client import LightningStoreClient
-    from ..rest.open_store import open_store
-
-    cursor = Cursor(options.state, options.group)
-    try:
-        if options.url.startswith("sqlite:"):
-            store: Any = await asyncio.to_thread(open_store, options.url)
-        else:
-            store = LightningStoreClient(options.url, token=options.token, patience_seconds=math.inf)
-        mine = await _recorded(store, options, cursor)
-        delivery = _delivery(subscriber, options, stop, store.add_dead_letter, mine)
-        following = asyncio.ensure_future(follow_store(store, delivery, cursor))
-        try:
-            await _ended(following, delivery, stop)
-        finally:
-            closed = store.close()
-            if closed is not None:
-                await closed
-    finally:
-        cursor.close()
-
-
-async def _recorded(store: Any, options: Options, cursor: Any = None) -> Any:
-    """The store for the function: one that records, where a run was named. A second start goes on with the same run."""
-    if options.run is None:
-        return store
-    from ..algorithms.runs.recorder import RunStart, recorder_for
-    from ..core.fold.commands import run_id_of
-
-    since = -1
-    if cursor is not None:
-        await store.statistics()  # an HTTP client knows the position after the first answer
-        since = await asyncio.to_thread(cursor.open, str(store.position()).partition(":")[0])
-    recorder = recorder_for(store)
-    start = RunStart(options.run, options.spec, parameters={"group": options.group, "since": since})
-    return recorder.bind(await recorder.opened(start, run_id_of(f"subscriber/{options.run}")))
-
-
-async def _on_kafka(subscriber: Any, options: Options, stop: ThreadingEvent) -> None:
-    from ..algorithms.subscribers.consumers import GroupFollower
-    from ..core.log.dead_letter import DeadLetter
-    from ..core.log.open_log import open_log
-    from ..projections.store.dead_letters import write_letter
-    from ..rest.open_store import open_store
-
-    log = await asyncio.to_thread(open_log, options.url, environment=os.environ)
-    store: Any = None
-    try:
-        if subscriber.wants_store:  # a folding node of its own, for nothing where the function needs none
-            store = await asyncio.to_thread(open_store, options.url, environment=os.environ)
-
-        async def add_dead_letter(letter: DeadLetter) -> None:
-            await write_letter(log, letter)
-
-        mine = await _recorded(store, options) if store is not None else None
-        delivery = _delivery(subscriber, options, stop, add_dead_letter, mine)
-        await GroupFollower(log, delivery, f"{options.group}-{os.getpid()}").run()
-    finally:
-        if store is not None:
-            await asyncio.to_thread(store.close)
-        await asyncio.to_thread(log.close)
-
-
-async def _ended(work: asyncio.Future[None], delivery: Any, stop: ThreadingEvent) -> None:
-    """Wait for the loop. One that was asked to end and only waits for a store that does not answer is cancelled."""
-    stopped = asyncio.ensure_future(until_set(stop))
-    try:
-        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        while not work.done():
-            await asyncio.wait({work}, timeout=2.0)
-            if not work.done() and not delivery.busy:
-                work.cancel()
-                await asyncio.wait({work})
-                return
-        work.result()
-    finally:
-        stopped.cancel()
+def _echo_delivered(delivered: Delivered) -> None:
+    event = "given_up" if delivered.error else "handled"
+    more = {"reason": delivered.error} if delivered.error else {}
+    fact = delivered.fact.model_dump(mode="json")
+    echo_json({"event": event, "fact": fact, "tries": delivered.tries, "seconds": delivered.seconds, **more})

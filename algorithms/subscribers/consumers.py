@@ -5,21 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import InvalidInput, LogError, LogLocked, StorageError
 from ...core.log.dead_letter import RECORD, DeadLetter, record_letter_id
 from ...core.log.interface import Log, Membership, Record
+from ...core.log.open_log import open_log
 from ...core.log.private_files import make_folder, make_private
 from ...core.log.sqlite.writer_lock import WriterLock
 from ...core.log.topics import FACTS
 from ...core.model.rollout import Fact
-from ...runners.stop_events import until_set
-from .delivery import Delivery, Stopped
+from ...projections.store.dead_letters import write_letter
+from ...rest.client.client import LightningStoreClient
+from ...rest.open_store import open_store
+from ...runners.stop_events import ThreadingEvent, until_set
+from .decorator import Subscriber
+from .delivery import AddDeadLetter, Delivered, Delivery, Stopped
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +34,9 @@ BATCH_FACTS = 64
 POLL_SECONDS = 0.5
 STAY_SECONDS = 30.0
 """A member that polls nothing for five minutes loses its partitions; a function that takes long must not cost them."""
+
+MakeDelivery = Callable[[AddDeadLetter, Any], Delivery]
+"""Of a delivery with its dead letters and the store that is given to the function."""
 
 
 class Cursor:
@@ -220,3 +230,119 @@ def _unreadable(record: Record, error: Exception) -> DeadLetter:
         time=time.time(),
         data={"topic": record.topic, "offset": record.offset, "value": record.value.hex()[:20_000]},
     )
+
+
+@dataclass(frozen=True)
+class SubscriberOptions:
+    """A subscriber on a store.
+
+    `spec`: names the function in logs and dead letters. `url`: of a store (http://, sqlite:///) or its Kafka, `token` for the
+    former, `environment` for the secrets of the latter. `group`: the name under which the position is kept, in the folder
+    `state` or by the Kafka. `run`: record what the function enqueues and publishes as the run of this name.
+    """
+
+    spec: str
+    url: str
+    group: str
+    retries: int = 5
+    backoff_seconds: float = 0.5
+    state: Path = Path(".agl/subscribers")
+    token: str | None = None
+    run: str | None = None
+    environment: Mapping[str, str] | None = None
+
+
+async def run_subscriber(
+    subscriber: Subscriber[Any],
+    options: SubscriberOptions,
+    stop: ThreadingEvent,
+    on_delivered: Callable[[Delivered], None] | None = None,
+) -> None:
+    """Deliver facts to the function until `stop` is set; the fact that is being handled then is finished."""
+
+    def delivery(add_dead_letter: AddDeadLetter, store: Any) -> Delivery:
+        return Delivery(
+            subscriber,
+            name=options.spec,
+            group=options.group,
+            stop=stop,
+            add_dead_letter=add_dead_letter,
+            store=store,
+            retries=options.retries,
+            backoff_seconds=options.backoff_seconds,
+            on_delivered=on_delivered,
+        )
+
+    if options.url.startswith("kafka://"):
+        await _on_kafka(subscriber, options, delivery)
+    else:
+        await _on_store(options, delivery, stop)
+
+
+async def _on_store(options: SubscriberOptions, make: MakeDelivery, stop: ThreadingEvent) -> None:
+    cursor = Cursor(options.state, options.group)
+    try:
+        if options.url.startswith("sqlite:"):
+            store: Any = await asyncio.to_thread(open_store, options.url)
+        else:
+            store = LightningStoreClient(options.url, token=options.token, patience_seconds=math.inf)
+        delivery = make(store.add_dead_letter, await _recorded(store, options, cursor))
+        following = asyncio.ensure_future(follow_store(store, delivery, cursor))
+        try:
+            await _ended(following, delivery, stop)
+        finally:
+            closed = store.close()
+            if closed is not None:
+                await closed
+    finally:
+        cursor.close()
+
+
+async def _recorded(store: Any, options: SubscriberOptions, cursor: Any = None) -> Any:
+    """The store for the function: one that records, where a run was named. A second start goes on with the same run."""
+    if options.run is None:
+        return store
+    from ...core.fold.commands import run_id_of
+    from ..runs.recorder import RunStart, recorder_for
+
+    since = -1
+    if cursor is not None:
+        await store.statistics()  # an HTTP client knows the position after the first answer
+        since = await asyncio.to_thread(cursor.open, str(store.position()).partition(":")[0])
+    recorder = recorder_for(store)
+    start = RunStart(options.run, options.spec, parameters={"group": options.group, "since": since})
+    return recorder.bind(await recorder.opened(start, run_id_of(f"subscriber/{options.run}")))
+
+
+async def _on_kafka(subscriber: Subscriber[Any], options: SubscriberOptions, make: MakeDelivery) -> None:
+    log = await asyncio.to_thread(open_log, options.url, environment=options.environment)
+    store: Any = None
+    try:
+        if subscriber.wants_store:  # which folds the whole log: only for a function that needs it
+            store = await asyncio.to_thread(open_store, options.url, environment=options.environment)
+
+        async def add_dead_letter(letter: DeadLetter) -> None:
+            await write_letter(log, letter)
+
+        mine = await _recorded(store, options) if store is not None else None
+        await GroupFollower(log, make(add_dead_letter, mine), f"{options.group}-{os.getpid()}").run()
+    finally:
+        if store is not None:
+            await asyncio.to_thread(store.close)
+        await asyncio.to_thread(log.close)
+
+
+async def _ended(work: asyncio.Future[None], delivery: Any, stop: ThreadingEvent) -> None:
+    """Wait for the loop. One that was asked to end and only waits for a store that does not answer is cancelled."""
+    stopped = asyncio.ensure_future(until_set(stop))
+    try:
+        await asyncio.wait({work, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        while not work.done():
+            await asyncio.wait({work}, timeout=2.0)
+            if not work.done() and not delivery.busy:
+                work.cancel()
+                await asyncio.wait({work})
+                return
+        work.result()
+    finally:
+        stopped.cancel()
