@@ -102,7 +102,7 @@ async def run_runner(
         finally:
             stopped.cancel()
     if given_up:
-        _log.warning("%d agent(s) did not end in time and were left behind in their threads.", given_up)
+        _log.warning("%d agent(s) did not end in time and were given up.", given_up)
     return EXIT_STUCK if given_up and worker is not None and not stop.is_set() else 0
 
 

@@ -268,7 +268,7 @@ class RunnerTask:
     on_ready: Callable[[], None] | None = None
     """Called when all is loaded, before the first rollout is asked for."""
     given_up: int = 0
-    """How many agents were left behind; of more use in a process that ends because of them."""
+    """How many agents were given up; of more use in a process that ends because of them."""
 
     async def __call__(self, store: LightningStore, worker_id: int, event: ExecutionEvent) -> None:
         """Execute rollouts as worker ``worker_id``."""

@@ -54,7 +54,7 @@ async def run_agent(
 ) -> int:
     """Execute rollouts of ``store`` with ``agent`` until ``event`` is set or ``max_rollouts`` are done.
 
-    Returns how many agents did not end in time and were abandoned. ``slots``, ``group``, ``worker_name`` and
+    Returns how many agents did not end in time and were given up. ``slots``, ``group``, ``worker_name`` and
     ``on_stuck`` as in :class:`LitAgentRunner`, ``on_execute`` as in its :meth:`~LitAgentRunner.configure`;
     ``on_ready`` is called when all is loaded.
     """

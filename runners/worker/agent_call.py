@@ -91,7 +91,7 @@ class AgentExecutor:
             self._task = _AgentTask()
         return self._task.run(call)
 
-    def abandon(self) -> None:
+    def give_up(self) -> None:
         """Use another thread or task from now on: an agent that does not end occupies these."""
         if self._thread is not None:
             self._thread.end()
@@ -103,7 +103,7 @@ class AgentExecutor:
         """End the thread and the task, which run nothing; a shared thread may be used by another slot."""
         if self._thread is not None:
             self._thread.release()
-        self.abandon()
+        self.give_up()
 
 
 class _AgentThread:
@@ -387,28 +387,28 @@ def _guard(loop: asyncio.AbstractEventLoop) -> None:
 
 
 class Watchdog:
-    """Counts abandoned agents, and detects an event loop that an agent blocks past its time limit.
+    """Counts the agents that are given up, and detects an event loop that an agent blocks past its time limit.
 
-    Nothing can end a thread, or a coroutine that swallows its cancellation: it is abandoned, and what it records and
-    prints belongs to no attempt any more. ``on_abandoned`` is called for each unexpected one. ``on_stuck`` is called, in
+    Nothing can end a thread, or a coroutine that swallows its cancellation: it is given up, and what it records and
+    prints belongs to no attempt any more. ``on_given_up`` is called for each unexpected one. ``on_stuck`` is called, in
     a thread of its own, when the event loop is blocked.
     """
 
-    def __init__(self, on_abandoned: Callable[[], None], on_stuck: Callable[[str], None]) -> None:
+    def __init__(self, on_given_up: Callable[[], None], on_stuck: Callable[[str], None]) -> None:
         self.count = 0
-        self._on_abandoned = on_abandoned
+        self._on_given_up = on_given_up
         self._on_stuck = on_stuck
         self._deadlines: dict[object, tuple[float, str, int]] = {}
         self._lock = threading.Lock()
         self._watching = False
 
-    def abandoned(self, prefix: str, *, expected: bool = False) -> None:
+    def given_up(self, prefix: str, *, expected: bool = False) -> None:
         """Count one more; ``expected`` where the runner itself is cancelled: then it is no error."""
         self.count += 1
         level = logging.DEBUG if expected else logging.ERROR
-        _log.log(level, "%s The agent does not end and is left behind; %d so far in this process.", prefix, self.count)
+        _log.log(level, "%s The agent does not end and is given up; %d so far in this process.", prefix, self.count)
         if not expected:
-            self._on_abandoned()
+            self._on_given_up()
 
     @contextmanager
     def watched(self, limit_seconds: float | None, prefix: str) -> Generator[None, None, None]:
@@ -458,7 +458,7 @@ async def call_agent(
     """What ``call()`` returns, or its exception; AttemptTimedOut after ``limit`` seconds.
 
     A cancellation of the caller, and the time limit, cancel an asynchronous agent. One that does not end within
-    CANCEL_SECONDS, or a synchronous one, is abandoned. ``cancelled()`` returns when the rollout was cancelled
+    CANCEL_SECONDS, or a synchronous one, is given up. ``cancelled()`` returns when the rollout was cancelled
     elsewhere: an asynchronous agent is cancelled then (RolloutCancelled); a synchronous one may end by itself.
     """
     agent_call = executor.run_coroutine(call) if asynchronous else executor.run_function(call)
@@ -496,7 +496,7 @@ def _traceback(frames: Sequence[FrameType]) -> TracebackType | None:
 async def _end(
     call: AgentCall, executor: AgentExecutor, asynchronous: bool, watchdog: Watchdog, prefix: str, *, expected: bool = False
 ) -> None:
-    """Cancel, and abandon what does not end; its result or exception is dropped."""
+    """Cancel, and give up what does not end; its result or exception is dropped."""
     work = call.future
     if work.done():
         return
@@ -507,8 +507,8 @@ async def _end(
             if not work.cancelled():
                 work.exception()
             return
-    executor.abandon()
-    watchdog.abandoned(prefix, expected=expected)
+    executor.give_up()
+    watchdog.given_up(prefix, expected=expected)
 
 
 def error_text(error: BaseException) -> str:

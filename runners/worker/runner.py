@@ -124,7 +124,7 @@ class LitAgentRunner(Runner[T]):
         worker_name: name in the store and in log lines instead of the worker's number.
         on_stuck: called, in a thread of its own, with the log prefix of an attempt that is long past its time
             limit and still blocks the event loop. With it :meth:`iter` also ends, after the running attempts, once an
-            agent was abandoned: for processes under a supervisor.
+            agent was given up: for processes under a supervisor.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class LitAgentRunner(Runner[T]):
 
     @property
     def given_up(self) -> int:
-        """How many agents did not end in time and were abandoned, since the runner was made."""
+        """How many agents did not end in time and were given up, since the runner was made."""
         return self._watchdog.count
 
     def init(self, agent: Any, *, hooks: Sequence[Hook] | None = None, **kwargs: Any) -> None:

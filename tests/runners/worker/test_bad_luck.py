@@ -96,7 +96,7 @@ async def test_an_agent_that_hangs_in_its_thread_is_given_up_and_counted(
     release.set()
     assert attempt.status == "timeout" and "ran longer than the 0.5 s" in told(spans)["message"]
     assert "release.wait(30)" in told(spans)["stacktrace"] and "(test_bad_luck.py, line " in caplog.text
-    assert runner.given_up == 1 and "left behind; 1 so far" in caplog.text
+    assert runner.given_up == 1 and "given up; 1 so far" in caplog.text
     assert beats[-1]["agents_given_up"] == 1
     await asyncio.sleep(0.1)
     assert not [span for span in await store.query_spans(attempt.rollout_id) if span.name == "agentlightning.message"]
