@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from functools import wraps
 from typing import Any
 
 import click
@@ -22,7 +23,7 @@ from ..core.model.scalars import mapping
 from ..projections.history.log_check import check_file, check_log
 from ..projections.history.record_view import View
 from ..projections.history.timelines import follow_activities, last_activities
-from ..projections.history.topic_reader import Bound, Filters, TopicReader, on_broker
+from ..projections.history.topic_reader import Bound, Filters, TopicReader, topic_summary
 from .log_source import BoundType, address_of, log_option, open_reading, token_option
 from .terminal import (
     counted,
@@ -40,9 +41,6 @@ from .terminal import (
     when,
 )
 
-DERIVE_LIMIT = 200_000
-"""Control records up to which `topics` folds the log to count its derived topics; some seconds."""
-
 published_option = click.option(
     "--published", is_flag=True, help="Tasks and facts as the Kafka has them, instead of derived from control."
 )
@@ -55,6 +53,13 @@ def log() -> None:
 
 def _filters(command: Any) -> Any:
     """The filters that `tail` and `grep` share; they reach the command as `filters`."""
+
+    @wraps(command)
+    def call(
+        rollout: str | None, attempt: str | None, kind: str | None, since: Bound | None, until: Bound | None, **options: Any
+    ) -> Any:
+        return command(filters=Filters(rollout, attempt, kind, since or Bound(), until or Bound()), **options)
+
     bound = BoundType()
     for option in (
         click.option("--until", type=bound, metavar="POSITION|TIME", help="Nothing from here on."),
@@ -63,12 +68,8 @@ def _filters(command: Any) -> Any:
         click.option("--attempt", metavar="ID", help="Records about an attempt (the beginning of its id is enough)."),
         click.option("--rollout", metavar="ID", help="Records about a rollout (the beginning of its id is enough)."),
     ):
-        command = option(command)
-    return command
-
-
-def _given(rollout: str | None, attempt: str | None, kind: str | None, since: Bound | None, until: Bound | None) -> Filters:
-    return Filters(rollout, attempt, kind, since or Bound(), until or Bound())
+        call = option(call)
+    return call
 
 
 @log.command(
@@ -84,7 +85,7 @@ def topics(published: bool, url: str, token: str | None, as_json: bool) -> None:
     On a Kafka, the records of topics that keep the newest of a key are not counted: that means to read all of them.
     """
     with open_reading(url, token) as source:
-        rows = [_topic_row(source, name, published) for name in TOPICS]
+        rows = [topic_summary(source, name, published) for name in TOPICS]
     if as_json:
         echo_json(rows)
         return
@@ -101,46 +102,6 @@ def topics(published: bool, url: str, token: str | None, as_json: bool) -> None:
         for row in rows
     ]
     click.echo("\n".join(table(lines, heads)))
-
-
-def _topic_row(source: Log, name: str, published: bool) -> dict[str, Any]:
-    """The row of `topics` for one topic. `records` counts up to the end of a compacted topic those that are still there."""
-    topic = TOPICS[name]
-    derived = topic.derived and not published
-    kept = "derived from control" if derived else "the newest of a key" if topic.compacted else "for ever"
-    if topic.derived and published:
-        kept = "as the topic is set"
-    row: dict[str, Any] = {"topic": name, "partitions": 1, "records": None, "next": None, "last_time": None, "kept": kept}
-    reader = TopicReader(source, name, fetch_blobs=False, published=published)
-    if derived:
-        row["partitions"] = source.partitions(CONTROL)
-        if sum(source.ends(CONTROL, part)[1] for part in range(row["partitions"])) <= DERIVE_LIMIT:
-            count, last = 0, None
-            for _, view in reader.records(Filters()):
-                count, last = count + 1, view.time
-            row.update(records=count, next=count, last_time=last)
-        return row
-    row["partitions"] = source.partitions(name)
-    ends = [source.ends(name, part) for part in range(row["partitions"])]
-    row["next"] = sum(end for _, end in ends)
-    if not topic.compacted:
-        row["records"] = sum(end - first for first, end in ends)
-    elif not on_broker(source):
-        row["records"] = _present(source, name)
-    newest = reader.last(Filters(), 1)
-    row["last_time"] = newest[-1][1].time if newest else None
-    return row
-
-
-def _present(source: Log, name: str) -> int:
-    """The records of a compacted topic that are still there, counted."""
-    count = 0
-    for partition in range(source.partitions(name)):
-        offset = 0
-        while found := source.read(name, partition, offset, 256, headers=False):
-            count += len(found)
-            offset = found[-1].offset + 1
-    return count
 
 
 @log.command(
@@ -164,18 +125,13 @@ def tail(
     url: str,
     token: str | None,
     as_json: bool,
-    rollout: str | None,
-    attempt: str | None,
-    kind: str | None,
-    since: Bound | None,
-    until: Bound | None,
+    filters: Filters,
 ) -> None:
     """What happened last: rollouts queued, claimed and completed with their rewards, resources, runs.
 
     With TOPIC, and with --json (then control), the last records of that topic which match the filters. Positions are offsets
     in the topic; those of facts and tasks are the positions of the control records they follow from.
     """
-    filters = _given(rollout, attempt, kind, since, until)
     with open_reading(url, token) as source:
         if topic is None and not (as_json or raw or published):
             _tail_activities(source, filters, lines, follow)
@@ -205,7 +161,7 @@ def _tail_activities(source: Log, filters: Filters, lines: int, follow: bool) ->
 
 
 def _echo_activity(view: View) -> None:
-    rollout = view.rollouts[0] if view.rollouts else "-"
+    rollout = view.rollout_ids[0] if view.rollout_ids else "-"
     text = _of_fact(view.body) if isinstance(view.body, FactData) else _of_run(view.body)
     click.echo(fit(f"{view.position:>8,}  {when(view.time)}  {printable(rollout):15}  {text}"))
 
@@ -294,11 +250,7 @@ def grep(
     url: str,
     token: str | None,
     as_json: bool,
-    rollout: str | None,
-    attempt: str | None,
-    kind: str | None,
-    since: Bound | None,
-    until: Bound | None,
+    filters: Filters,
 ) -> int:
     """Records whose key, type, headers or decoded content match PATTERN, a regular expression.
 
@@ -308,7 +260,6 @@ def grep(
         wanted = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
     except re.error as error:
         raise click.BadParameter(f"{pattern!r} is no regular expression: {error}", param_hint="PATTERN") from None
-    filters = _given(rollout, attempt, kind, since, until)
     hits = 0
     with open_reading(url, token) as source:
         topics = topic_names or (CONTROL, SPANS)
@@ -400,7 +351,7 @@ def _echo(record: Record, view: View, raw: bool, as_json: bool, with_topic: bool
         echo_json(_as_dict(record, view, raw))
         return
     where = f"{view.partition}:{view.position}" if view.partition else str(view.position)
-    who = " ".join(view.rollouts[:2]) + (f" and {len(view.rollouts) - 2} more" if len(view.rollouts) > 2 else "")
+    who = " ".join(view.rollout_ids[:2]) + (f" and {len(view.rollout_ids) - 2} more" if len(view.rollout_ids) > 2 else "")
     what = record.value.hex() if raw else _summary(view)
     parts = [f"{view.topic:8}" if with_topic else "", f"{where:>6}", when(view.time), f"{view.type:18}"]
     named = printable(who) if who else short(view.key, 60)

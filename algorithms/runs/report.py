@@ -19,7 +19,7 @@ from ...core.model.semconv import AGL_EXCEPTION
 from ...core.model.span import Span
 from ...core.model.status import FINISHED
 from ...core.spans.readers import attempt_spans, find_final_reward
-from ...projections.history.rollout_lookup import end_of
+from ...projections.history.rollout_lookup import fold_to_end
 from ...projections.history.run_index import Run, RunBook
 from ...projections.spans.blobs import Blobs
 from ...projections.spans.schema import key_range
@@ -127,7 +127,7 @@ class LogReader:
     def report(self, book: RunBook, run: Run) -> RunReport:
         """Fold the log to its end and read the spans of the run's finished rollouts."""
         wanted = [*run.rollout_ids, *(one for one, run_id in book.early.items() if run_id == run.run_id)]
-        rollouts, state = end_of(self.log, wanted)
+        rollouts, state = fold_to_end(self.log, wanted)
         rows = [self._row(rollout) for rollout in rollouts.values()]
         used = [(row.resources_id, row.resources_version) for row in rows if row.resources_id]
         best = (run.best_resources_id, run.best_resources_version)
@@ -141,7 +141,7 @@ class LogReader:
 
     def resources(self) -> dict[str, list[tuple[ResourcesVersion, Mapping[str, Any]]]]:
         """Every version of every resources id, the oldest first, with its decoded content."""
-        _, state = end_of(self.log, ())
+        _, state = fold_to_end(self.log, ())
         return {
             name: [(one, self._decoded(one.resources) or {}) for one in versions]
             for name, versions in state.resources.items()

@@ -118,7 +118,7 @@ class PastEngine(Views):
         return self.blobs.fetch(reference)
 
     def beat_us(self, rollout: Rollout, attempt: Attempt) -> int | None:
-        """No sign of life is known but those of the events."""
+        """No heartbeat is known but those of the events."""
         return None
 
     def close(self) -> None:

@@ -39,28 +39,15 @@ class View:
     time: float | None
     key: str
     type: str
-    rollouts: list[str] = field(default_factory=lambda: list[str]())
-    attempts: list[str] = field(default_factory=lambda: list[str]())
+    rollout_ids: list[str] = field(default_factory=lambda: list[str]())
+    attempt_ids: list[str] = field(default_factory=lambda: list[str]())
+    size: int = 0
     body: Any = None
     problem: str = ""
-    size: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """The form of `--json`; the keys are stable."""
-        made: dict[str, Any] = {
-            "topic": self.topic,
-            "partition": self.partition,
-            "offset": self.offset,
-            "position": self.position,
-            "time": self.time,
-            "key": self.key,
-            "type": self.type,
-            "rollout_ids": self.rollouts,
-            "attempt_ids": self.attempts,
-            "size": self.size,
-            "body": self.body,
-        }
-        return {**made, "problem": self.problem} if self.problem else made
+        return {name: value for name, value in vars(self).items() if name != "problem" or value}
 
 
 class Decoder:
@@ -131,13 +118,13 @@ class Decoder:
 
     def _span(self, record: Record, seen: View) -> None:
         decoded = schema.decode(record.value, record.offset)
-        seen.rollouts = [decoded.rollout_id]
+        seen.rollout_ids = [decoded.rollout_id]
         if isinstance(decoded, schema.SequenceReserved):
             seen.type = "sequence"
             seen.body = {"count": decoded.count}
             return
         seen.type = "span"
-        seen.attempts = [decoded.attempt_id]
+        seen.attempt_ids = [decoded.attempt_id]
         content = self.payload(bytes(decoded.body))
         seen.body = {"span_id": decoded.span_id, "sequence_id": decoded.sequence_id, "span": content}
         fields = mapping(content)
@@ -198,7 +185,7 @@ def _collect(tree: Any, seen: View) -> None:
     fields = mapping(tree)
     if fields is not None:
         for key, item in fields.items():
-            found = {"rollout_id": seen.rollouts, "attempt_id": seen.attempts}.get(key)
+            found = {"rollout_id": seen.rollout_ids, "attempt_id": seen.attempt_ids}.get(key)
             if found is not None and isinstance(item, str) and item not in found:
                 found.append(item)
             elif key not in _PAYLOADS:

@@ -27,7 +27,7 @@ from ..spans.span_log import SpanBook
 from ..store.views import seconds
 from .record_view import Decoder
 from .replay import control_records
-from .rollout_lookup import end_of
+from .rollout_lookup import fold_to_end
 
 MOST_NAMED = 10
 
@@ -100,7 +100,7 @@ def find_rollout(log: Log, prefix: str) -> str:
 
 def find_resources(log: Log, name: str) -> str | None:
     """The resources id that is `name`, or the only one that begins so; None without any. Raises `InvalidInput` for several."""
-    known = end_of(log, ())[1].resources
+    known = fold_to_end(log, ())[1].resources
     if name in known:
         return name
     found = [one for one in known if name.startswith("rs-") and one.startswith(name)]

@@ -20,16 +20,16 @@ from .replay import control_records
 AT_ONCE = 500
 
 
-def standing(log: Log, wanted: Collection[str]) -> dict[str, Rollout]:
+def rollouts_at_end(log: Log, wanted: Collection[str]) -> dict[str, Rollout]:
     """The rollouts of these ids that the log accepted, as they are after its last record; in order of creation.
 
     Blocks for the I/O, and writes nothing. A log that this release cannot fold on stands where it stops.
     """
-    return end_of(log, wanted)[0] if wanted else {}
+    return fold_to_end(log, wanted)[0] if wanted else {}
 
 
-def end_of(log: Log, wanted: Collection[str]) -> tuple[dict[str, Rollout], State]:
-    """As `standing`, with the whole state at the end of the log, which has every version of every resources id."""
+def fold_to_end(log: Log, wanted: Collection[str]) -> tuple[dict[str, Rollout], State]:
+    """As `rollouts_at_end`, with the whole state at the end of the log, which has every version of every resources id."""
     restored = read_snapshot(log)
     found = None
     state = State()

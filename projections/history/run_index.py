@@ -27,6 +27,11 @@ MOST_NAMED = 10
 LATEST = "latest"
 """The name under which every command finds the run that was opened last."""
 _RUN_ID = RUN_ID.encode()
+_OF_OPENING = (
+    "run_id", "name", "algorithm", "agent", "seed", "resources_id", "resources_version", "train_size", "val_size",
+    "own_runners",
+)  # fmt: skip
+"""Fields that `RunOpened` and `Run` share."""
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -50,7 +55,7 @@ class Run(msgspec.Struct):
     `rollout_ids` are in the order in which they were created; those of a proposal that the log refused are among them
     until a reader that folded the log leaves them out. `decisions` are in log order, `decided` is their number, also
     where they were not requested. `outcome` is `lost` where the owner was gone; `closed_at` is None there while that is not
-    in the log yet, and `closed_time` is that of the last sign of life. `own_runners`: only its own runners get its rollouts.
+    in the log yet, and `closed_time` is that of its last heartbeat. `own_runners`: only its own runners get its rollouts.
     """
 
     run_id: str
@@ -152,22 +157,8 @@ class RunBook:
             self._joins(rollout_id, event.run_id)
 
     def _opened(self, event: RunOpened, position: int, time: float, offset: int) -> Run:
-        return Run(
-            run_id=event.run_id,
-            opened_at=position,
-            opened_time=time,
-            name=event.name,
-            algorithm=event.algorithm,
-            agent=event.agent,
-            parameters=self._user(event.parameters),
-            seed=event.seed,
-            resources_id=event.resources_id,
-            resources_version=event.resources_version,
-            train_size=event.train_size,
-            val_size=event.val_size,
-            own_runners=event.own_runners,
-            opened_offset=offset,
-        )
+        same = {name: getattr(event, name) for name in _OF_OPENING}
+        return Run(opened_at=position, opened_time=time, opened_offset=offset, parameters=self._user(event.parameters), **same)
 
     def _user(self, field: msgspec.Raw) -> Any:
         """User data; of one that cannot be read the reason, since one bad run must not hide the others."""

@@ -14,7 +14,7 @@ from ...core.spans.readers import final_reward
 from ..spans.blobs import NO_LIMIT_MB, Blobs
 from ..spans.schema import key_range
 from ..spans.span_log import SpanBook
-from .rollout_lookup import standing
+from .rollout_lookup import rollouts_at_end
 from .run_index import Run, RunBook, find_run
 
 
@@ -49,15 +49,9 @@ class RunSummary:
         return {
             "run_id": run.run_id,
             "log": shown(self.url),
-            "name": run.name,
-            "algorithm": run.algorithm,
-            "agent": run.agent,
-            "seed": run.seed,
+            **{name: getattr(run, name) for name in ("name", "algorithm", "agent", "seed")},
             "state": self.state,
-            "opened_time": run.opened_time,
-            "closed_time": run.closed_time,
-            "opened_at": run.opened_at,
-            "closed_at": run.closed_at,
+            **{name: getattr(run, name) for name in ("opened_time", "closed_time", "opened_at", "closed_at")},
             "rollouts": dict(sorted(Counter(self.statuses.values()).items())),
             "decisions": run.decided,
             "rewarded": len(self.rewards) - self.missing_rewards,
@@ -80,7 +74,7 @@ def runs_in(log: Log, only: str | None = None) -> list[RunSummary]:
     owner = {one: run_id for one, run_id in book.early.items() if run_id in runs}
     owner.update((one, run.run_id) for run in runs.values() for one in run.rollout_ids)
     members: dict[str, dict[str, Rollout]] = {run.run_id: {} for run in wanted}
-    for one, rollout in standing(log, [one for one, run_id in owner.items() if run_id in members]).items():
+    for one, rollout in rollouts_at_end(log, [one for one, run_id in owner.items() if run_id in members]).items():
         members[owner[one]][one] = rollout
     spans = SpanBook(log, blobs)
     return [_summary(run, log.url, members[run.run_id], spans) for run in wanted]

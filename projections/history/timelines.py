@@ -53,7 +53,7 @@ def _views(outcome: Outcome, run: RunRecord | None) -> Iterator[View]:
     for fact in outcome.facts:
         if fact.type in ACTIVITIES:
             rollouts, attempts = ([one] if one else [] for one in (fact.rollout_id, fact.attempt_id))
-            yield View(CONTROL, 0, position, position, time_us / 1e6, "", fact.type, rollouts, attempts, fact)
+            yield View(CONTROL, 0, position, position, time_us / 1e6, "", fact.type, rollouts, attempts, body=fact)
 
 
 def last_activities(log: Log, filters: Filters, count: int) -> tuple[list[View], ActivityReader]:

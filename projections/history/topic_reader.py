@@ -6,20 +6,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any
 
 from ...core.errors import InvalidInput
 from ...core.events.codec import TYPES
+from ...core.events.fact import TYPES as FACT_TYPES
 from ...core.events.run_events import CLOSED, DECIDED, OPENED
 from ...core.log.dead_letter import RECORD, ROLLOUT, SUBSCRIBER
 from ...core.log.interface import Log, Record
 from ...core.log.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS, TOPICS
-from ...core.model.status import AttemptStatus, RolloutStatus
 from ..facts.derived_topic import DerivedTopic
 from .record_view import Decoder, View
 
 POLL_SECONDS = 0.2
 CHUNK = 2048
+DERIVE_LIMIT = 200_000
+"""Control records up to which `topic_summary` folds the log to count its derived topics; some seconds."""
 
 
 def on_broker(log: Log) -> bool:
@@ -47,9 +49,9 @@ class Filters:
 
     def match(self, view: View) -> bool:
         """Say whether the record is wanted. Ids match by their beginning, a type wholly or by its part before a dot."""
-        if self.rollout is not None and not _begins(view.rollouts, self.rollout):
+        if self.rollout is not None and not _begins(view.rollout_ids, self.rollout):
             return False
-        if self.attempt is not None and not _begins(view.attempts, self.attempt):
+        if self.attempt is not None and not _begins(view.attempt_ids, self.attempt):
             return False
         if self.type is not None and view.type != self.type and not view.type.startswith(self.type.rstrip(".") + "."):
             return False
@@ -78,16 +80,9 @@ def _begins(texts: Sequence[str], prefix: str) -> bool:
     return any(text.startswith(prefix) for text in texts)
 
 
-_OF_ATTEMPTS = ("claimed", "confirmed", "updated", "late", *get_args(AttemptStatus))
-_OF_ROLLOUTS = ("enqueued", "claimable", "backoff", "completed", "reopened", "updated", "restored", *get_args(RolloutStatus))
-FACT_TYPES = frozenset(
-    {"log.opened", "fold.activated", "resources.published", "time.passed"}
-    | {f"attempt.{one}" for one in _OF_ATTEMPTS}
-    | {f"rollout.{one}" for one in _OF_ROLLOUTS}
-)
 TYPES_OF: dict[str, frozenset[str]] = {
     CONTROL: TYPES | {OPENED, CLOSED, DECIDED},
-    FACTS: FACT_TYPES,
+    FACTS: frozenset(FACT_TYPES),
     TASKS: frozenset({"rollout.claimable"}),
     SPANS: frozenset({"span", "sequence"}),
     BLOBS: frozenset({"blob"}),
@@ -199,3 +194,46 @@ class TopicReader:
         if until.position is None or not self._by_offset:
             return False
         return bool(self._next) and min(self._next) >= until.position
+
+
+def topic_summary(log: Log, name: str, published: bool = False) -> dict[str, Any]:
+    """Partitions, records, next offset, time of the last record and retention of one topic; what is not known is None.
+
+    `records` of a compacted topic are those that are still there. `published`: see `TopicReader`.
+    """
+    topic = TOPICS[name]
+    derived = topic.derived and not published
+    kept = "derived from control" if derived else "the newest of a key" if topic.compacted else "for ever"
+    if topic.derived and published:
+        kept = "as the topic is set"
+    row: dict[str, Any] = {"topic": name, "partitions": 1, "records": None, "next": None, "last_time": None, "kept": kept}
+    reader = TopicReader(log, name, fetch_blobs=False, published=published)
+    if derived:
+        row["partitions"] = log.partitions(CONTROL)
+        if sum(log.ends(CONTROL, part)[1] for part in range(row["partitions"])) <= DERIVE_LIMIT:
+            count, last = 0, None
+            for _, view in reader.records(Filters()):
+                count, last = count + 1, view.time
+            row.update(records=count, next=count, last_time=last)
+        return row
+    row["partitions"] = log.partitions(name)
+    ends = [log.ends(name, part) for part in range(row["partitions"])]
+    row["next"] = sum(end for _, end in ends)
+    if not topic.compacted:
+        row["records"] = sum(end - first for first, end in ends)
+    elif not on_broker(log):
+        row["records"] = _present(log, name)
+    newest = reader.last(Filters(), 1)
+    row["last_time"] = newest[-1][1].time if newest else None
+    return row
+
+
+def _present(log: Log, name: str) -> int:
+    """The records of a compacted topic that are still there, counted."""
+    count = 0
+    for partition in range(log.partitions(name)):
+        offset = 0
+        while found := log.read(name, partition, offset, 256, headers=False):
+            count += len(found)
+            offset = found[-1].offset + 1
+    return count

@@ -17,7 +17,7 @@ from agentlightning.core.log.open_log import open_log
 from agentlightning.core.log.topics import CONTROL
 from agentlightning.projections.history.replay import control_records
 from agentlightning.projections.history.rollout_history import history_of
-from agentlightning.projections.history.rollout_lookup import standing
+from agentlightning.projections.history.rollout_lookup import rollouts_at_end
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.rest.open_store import open_store
 
@@ -72,10 +72,10 @@ async def test_who_looks_from_the_snapshot_on_sees_what_the_fold_says(
     with looked_at(path) as log:
         whole, count = folded(log)
         offsets = reads_of(log, monkeypatch)
-        found = standing(log, [*made, "ro-nobody"])
+        found = rollouts_at_end(log, [*made, "ro-nobody"])
         assert found == {one: whole[one] for one in made} and list(found) == sorted(made, key=lambda one: whole[one].number)
         assert len(made) > 100 and count > 400 and len(offsets) < 60, (len(made), count, len(offsets))
-        assert standing(log, ()) == {}
+        assert rollouts_at_end(log, ()) == {}
 
 
 @pytest.mark.parametrize("what", ["gone", "another log's", "changed", "torn"])
@@ -97,7 +97,7 @@ async def test_an_index_that_cannot_be_believed_costs_the_fold_and_nothing_else(
         index.unlink()
     with looked_at(path) as log:
         whole, _ = folded(log)
-        assert standing(log, made) == {one: whole[one] for one in made}
+        assert rollouts_at_end(log, made) == {one: whole[one] for one in made}
 
 
 async def test_the_history_of_a_young_rollout_is_folded_from_the_snapshot_and_of_an_old_one_from_the_start(
