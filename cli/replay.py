@@ -7,11 +7,11 @@ import contextlib
 import os
 import sys
 import time
-from typing import Any, cast
+from typing import Any
 
 import click
 
-from ..core.errors import InvalidInput, NotFound
+from ..core.errors import NotFound
 from ..core.events.run_events import AlgorithmDecided, RunClosed, RunOpened
 from ..core.fold.state import State
 from ..core.log.interface import Log
@@ -227,10 +227,10 @@ def _subject(event: Any, about: list[str], decoder: Decoder) -> str:
 
 def play_to(log: Log, name: str, spec: str, datasets: tuple[str | None, str | None], as_json: bool) -> int:
     """Play the run to the algorithm or subscriber that `spec` names; 1 where it departs from the record."""
-    from ..algorithms.runs.replayer import Replayer
+    from ..algorithms.runs.replayer import Replayer, load_algorithm, load_dataset
 
     algorithm = load_algorithm(spec)
-    train, val = (None if one is None else _dataset(one) for one in datasets)
+    train, val = (None if one is None else load_dataset(one) for one in datasets)
     # What the algorithm prints is not part of the one JSON document.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         report = asyncio.run(Replayer(log).replay(name, algorithm, train_dataset=train, val_dataset=val))
@@ -255,27 +255,3 @@ def play_to(log: Log, name: str, spec: str, datasets: tuple[str | None, str | No
         rest = f" as far as the record goes: {printable(str(ended))}" if ended is not None else ""
         click.echo(f"{spec} makes the same decisions as {report.run_id}: {report.decisions:,} of {report.recorded:,}{rest}.")
     return 0 if report.same else DEPARTED
-
-
-def load_algorithm(spec: str) -> Any:
-    """An `Algorithm`, an instance of a class of such, or a subscriber. Raises `InvalidInput` for anything else."""
-    from ..algorithms.algorithm import Algorithm
-    from ..algorithms.subscribers.decorator import Subscriber
-    from ..core.importing import find
-
-    found = find(spec, "An algorithm", "algo")
-    if isinstance(found, type) and issubclass(found, Algorithm):
-        try:
-            found = found()
-        except TypeError as error:
-            raise InvalidInput(f"{spec} is a class that needs arguments ({error}); name an instance of it") from error
-    if not isinstance(found, (Algorithm, Subscriber)):
-        raise InvalidInput(f"{spec} is neither an algorithm (mark it with @agl.algo) nor a subscriber")
-    return cast("Any", found)
-
-
-def _dataset(spec: str) -> Any:
-    from ..core.importing import find
-
-    found = find(spec, "A dataset", "name")
-    return found() if callable(found) else found

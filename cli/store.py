@@ -7,8 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -19,6 +18,9 @@ from ..core.logging_setup import setup_logging
 from ..runners.stop_events import InterruptHandler, ThreadingEvent, until_set
 from .log_source import DEFAULT_LOG, address_of
 from .terminal import by_status, counted, duration, echo_json, examples, json_option, log_level_option
+
+if TYPE_CHECKING:
+    from ..rest.server.server import LightningStoreServer
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ def store(
     from ..rest.open_store import open_store
     from ..rest.server.access_policy import AccessPolicy
     from ..rest.server.asgi import ACCESS_LOGGER
+    from ..rest.server.server import LightningStoreServer, PythonServerLauncherArgs
     from ..rest.server.uvicorn_runner import check_bind, check_port
 
     began = time.perf_counter()
@@ -91,32 +94,25 @@ def store(
         make_topics(url)
     settings = StoreSettings(worker_lost_seconds=worker_lost_seconds, max_payload_mb=max_payload_mb)
     opened: Any = open_store(url, settings=settings, environment=os.environ)
-    door = Door(host, port, token or None, origins, allowed, max_payload_mb)
+    server = LightningStoreServer(
+        opened,
+        launcher_args=PythonServerLauncherArgs(port=port, host=host, launch_mode="asyncio"),
+        cors_allow_origins=origins,
+        allow_hosts=allowed,
+        token=token or None,
+        max_payload_mb=max_payload_mb,
+    )
     stop = ThreadingEvent()
     try:
         with InterruptHandler(stop.set) as interrupts:
-            asyncio.run(_serve(opened, door, began, as_json, stop))
+            asyncio.run(_serve(opened, server, began, as_json, stop))
         return interrupts.exit_code
     finally:
         opened.close()
 
 
-@dataclass(frozen=True)
-class Door:
-    """Where and to whom the store is served."""
-
-    host: str
-    port: int
-    token: str | None
-    origins: tuple[str, ...]
-    allowed: tuple[str, ...]
-    max_payload_mb: float
-
-
-async def _serve(opened: Any, door: Door, began: float, as_json: bool, stop: ThreadingEvent) -> None:
+async def _serve(opened: Any, server: LightningStoreServer, began: float, as_json: bool, stop: ThreadingEvent) -> None:
     """Serve until ``stop`` is set."""
-    from ..rest.server.server import LightningStoreServer, PythonServerLauncherArgs
-
     ended: list[Exception] = []
 
     def end(error: Exception) -> None:
@@ -124,14 +120,6 @@ async def _serve(opened: Any, door: Door, began: float, as_json: bool, stop: Thr
         stop.set()
 
     opened.on_end(end)
-    server = LightningStoreServer(
-        opened,
-        launcher_args=PythonServerLauncherArgs(port=door.port, host=door.host, launch_mode="asyncio"),
-        cors_allow_origins=door.origins,
-        allow_hosts=door.allowed,
-        token=door.token,
-        max_payload_mb=door.max_payload_mb,
-    )
     try:
         await server.start()
     except RuntimeError as error:

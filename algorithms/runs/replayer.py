@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Union, cast
 
 from ...core.errors import Departed, InvalidInput, RecordEnds
+from ...core.importing import find
 from ...core.log.interface import Log
 from ...core.log.open_log import address_of, open_log
 from ...core.model.resources import validate_resources
 from ...core.model.rollout import Dataset
 from ...projections.history.past_store import PastStore
 from ...projections.history.run_index import RunBook, datasets_of, find_run
-from ...projections.spans.blobs import Blobs
+from ...projections.spans.blobs import NO_LIMIT_MB, Blobs
 from ..adapters.triplets import TracerTraceToTriplet
 from ..algorithm import Algorithm, seeded
 from ..subscribers.decorator import Subscriber
@@ -31,10 +32,9 @@ from .decisions import Recording, recordings
 from .replay_store import ReplayStore
 from .run_store import best_content
 
-__all__ = ["ReplayReport", "Replayer"]
+__all__ = ["ReplayReport", "Replayer", "load_algorithm", "load_dataset"]
 
 Replayed = Union[Algorithm, "Subscriber[Any]"]
-_NO_LIMIT_MB = 1e9
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Replayer:
     def __init__(self, log: Log | str | os.PathLike[str], *, environment: Mapping[str, str] | None = None) -> None:
         self._owned = isinstance(log, str | os.PathLike)
         self.log = _opened(address_of(log), environment) if isinstance(log, str | os.PathLike) else log
-        self._fetch = Blobs(self.log, _NO_LIMIT_MB).fetch
+        self._fetch = Blobs(self.log, NO_LIMIT_MB).fetch
 
     def recordings(self) -> dict[str, Recording]:
         """Every run of the log, by its id. Blocks while the log is folded once."""
@@ -188,3 +188,22 @@ def _report(recording: Recording, store: ReplayStore, algorithm: Replayed) -> Re
                 position=recording.best.position, expected=f"the best resources {expected}", got=f"{got or 'none'}"
             )
     return ReplayReport(recording.run.run_id, script.made, len(recording.steps), departed, ended)
+
+
+def load_algorithm(spec: str) -> Replayed:
+    """An `Algorithm`, an instance of a class of such, or a subscriber. Raises `InvalidInput` for anything else."""
+    found = find(spec, "An algorithm", "algo")
+    if isinstance(found, type) and issubclass(found, Algorithm):
+        try:
+            found = found()
+        except TypeError as error:
+            raise InvalidInput(f"{spec} is a class that needs arguments ({error}); name an instance of it") from error
+    if not isinstance(found, (Algorithm, Subscriber)):
+        raise InvalidInput(f"{spec} is neither an algorithm (mark it with @agl.algo) nor a subscriber")
+    return cast("Replayed", found)
+
+
+def load_dataset(spec: str) -> Any:
+    """The dataset that `spec` names, or what the function that it names returns. Raises `InvalidInput`."""
+    found = find(spec, "A dataset", "name")
+    return found() if callable(found) else found

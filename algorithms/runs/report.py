@@ -21,12 +21,11 @@ from ...core.model.status import FINISHED
 from ...core.spans.readers import attempt_spans, find_final_reward
 from ...projections.history.rollout_lookup import fold_to_end
 from ...projections.history.run_index import Run, RunBook
-from ...projections.spans.blobs import Blobs
+from ...projections.spans.blobs import NO_LIMIT_MB, Blobs
 from ...projections.spans.schema import key_range
 from ...projections.spans.span_log import SpanBook
 from ..adapters.messages import TraceToMessages
 
-NO_LIMIT_MB = 1e9
 NORMAL_QUANTILE = 1.96
 """Of the normal distribution: 95 % of it lie within so many standard deviations of the mean."""
 _FRAME = re.compile(

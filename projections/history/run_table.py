@@ -85,6 +85,8 @@ def _summary(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanBook) 
     rewards: dict[str, float | None] = {}
     for one, rollout in rollouts.items():
         if rollout.status in FINISHED:
-            latest = rollout.attempts[-1].attempt_id if rollout.attempts else None
-            rewards[one] = final_reward(spans.read(one, within=key_range(rollout)), latest)
+            rewards[one] = rollout.reward
+            if rollout.reward is None and rollout.attempts:  # older releases did not write it into the event
+                latest = rollout.attempts[-1].attempt_id
+                rewards[one] = final_reward(spans.read(one, within=key_range(rollout)), latest)
     return RunSummary(run, url, {one: str(rollout.status) for one, rollout in rollouts.items()}, rewards)

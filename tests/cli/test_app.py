@@ -17,10 +17,11 @@ import pytest
 
 from agentlightning import __version__
 from agentlightning.cli import app
-from agentlightning.cli.store import Door, _serve
+from agentlightning.cli.store import _serve
 from agentlightning.core.errors import AgentLightningError, HistoryChanged
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.projections.store.store import EventLogStore
+from agentlightning.rest.server.server import LightningStoreServer
 from agentlightning.runners.stop_events import ThreadingEvent
 
 from .support import invoke
@@ -216,7 +217,8 @@ async def test_a_served_store_whose_log_became_another_one_ends_with_a_code_of_i
     store = EventLogStore(MemoryLog(), foreign_writers=True)
     threading.Timer(0.5, _change, [store]).start()
     with pytest.raises(HistoryChanged, match="restart"):
-        await asyncio.wait_for(_serve(store, Door("127.0.0.1", 0, None, (), (), 1.0), 0.0, True, ThreadingEvent()), 20)
+        server = LightningStoreServer(store, "127.0.0.1", 0, launch_mode="asyncio")
+        await asyncio.wait_for(_serve(store, server, 0.0, True, ThreadingEvent()), 20)
     store.close()
 
     def ended(**_: object) -> None:
