@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from ..core.clock import Clock
 from ..core.log.open_log import address_of, open_log
 from ..core.model.store_interface import LightningStore
-from ..projections.history.rollout_lookup import index_path
+from ..projections.archive.index import index_path
 from ..projections.replica.settings import StoreSettings
 from ..projections.store.store import EventLogStore
 

@@ -19,10 +19,12 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...core.errors import Rebuilding, StorageError
 from ...core.fold.state import Rollout, hash_of, unpack
+from ...core.log.interface import Log
 from ...core.log.private_files import make_private
 from ...core.model.status import FINISHED
 
@@ -570,3 +572,41 @@ def has_these_tables_only(db: sqlite3.Connection) -> bool:
     with contextlib.closing(sqlite3.connect(":memory:")) as made:
         made.executescript(f"{_META};{SCHEMA}")
         return db.execute(query).fetchall() == made.execute(query).fetchall()
+
+
+def index_path(log: Log) -> str | None:
+    """The cold index lies beside a log file, or in the folder where a log on a broker keeps its copies."""
+    path = getattr(log, "path", None)
+    folder = getattr(log, "state_folder", None)
+    if folder is not None:
+        return str(folder / "index.db")
+    return None if path is None else f"{path}.index"
+
+
+def read_bodies(log: Log, rollout_ids: Sequence[str]) -> dict[str, bytes]:
+    """Packed rollouts of the index beside the log, for a reader of the log; without one that can be read, none."""
+    path = index_path(log)
+    if path is None or not Path(path).is_file():
+        return {}
+    written = Path(f"{path}-wal")
+    # Without a write-ahead log no process writes it, and SQLite needs no file beside it.
+    still = "" if written.is_file() and written.stat().st_size else "&immutable=1"
+    found: dict[str, bytes] = {}
+    try:
+        db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro{still}", uri=True)
+        try:
+            if not has_these_tables_only(db):
+                return {}
+            meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('form', 'log_id')").fetchall())
+            if meta != {"form": FORM, "log_id": log.log_id}:  # its bytes are checked one by one, by the fold's hashes
+                return {}
+            for at in range(0, len(rollout_ids), AT_ONCE):
+                some = rollout_ids[at : at + AT_ONCE]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT rollout_id, body FROM rollouts JOIN bodies USING (number) WHERE rollout_id IN ({marks})"
+                found.update((one, body) for one, body in db.execute(query, some) if isinstance(body, bytes))
+        finally:
+            db.close()
+    except sqlite3.Error:  # whatever it is, the log has everything
+        return {}
+    return found

@@ -1,8 +1,12 @@
-"""The history of one rollout, read from the log alone: its events with their verdicts, its facts, its final state."""
+"""Rollouts read from the log alone: their states at its end, and the history of one with verdicts, facts and spans.
+
+Reading begins with the newest snapshot where there is one. Rollouts that were archived before it are read from the index
+beside the log, whose bytes count only where the hash in the state matches. Where anything is missing, everything is folded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,13 +16,14 @@ from ...core.events.codec import Undecodable, UnknownEvent, decode, type_of
 from ...core.events.fact import AttemptLate
 from ...core.events.schema import AnyEvent, Claim, Proposal, RolloutsEnqueued, RolloutStarted
 from ...core.fold.apply import Outcome, apply
-from ...core.fold.state import Attempt, Rollout, State
+from ...core.fold.state import Attempt, Rollout, State, hash_of, unpack
 from ...core.log.interface import Log
 from ...core.model.rollout import Fact
 from ...core.model.scalars import mapping
 from ...core.model.semconv import AGL_EXCEPTION, AGL_OUTPUT
 from ...core.model.span import Span
 from ...core.spans.readers import attempt_spans, find_final_reward, get_reward_value, get_rewards_from_span
+from ..archive.index import read_bodies
 from ..facts.derived_topic import batch_of, facts_of
 from ..replica.snapshots import read_snapshot
 from ..spans.blobs import NO_LIMIT_MB, Blobs
@@ -27,7 +32,6 @@ from ..spans.span_log import SpanBook
 from ..store.views import seconds
 from .record_view import Decoder
 from .replay import control_records
-from .rollout_lookup import fold_to_end
 
 MOST_NAMED = 10
 
@@ -63,6 +67,52 @@ def rollouts_of(event: AnyEvent) -> Sequence[str]:
         return [event.rollout.rollout_id]
     rollout_id: str | None = getattr(event, "rollout_id", None)
     return [] if rollout_id is None else [rollout_id]
+
+
+def rollouts_at_end(log: Log, wanted: Collection[str]) -> dict[str, Rollout]:
+    """The rollouts of these ids that the log accepted, as they are after its last record; in order of creation.
+
+    Blocks for the I/O, and writes nothing. A log that this release cannot fold on stands where it stops.
+    """
+    return fold_to_end(log, wanted)[0] if wanted else {}
+
+
+def fold_to_end(log: Log, wanted: Collection[str]) -> tuple[dict[str, Rollout], State]:
+    """As `rollouts_at_end`, with the whole state at the end of the log, which has every version of every resources id."""
+    restored = read_snapshot(log)
+    found = None
+    state = State()
+    if restored is not None:
+        state = restored.state
+        found = _fold_from(log, state, restored.next_offset, wanted)
+    if found is None:
+        state = State()
+        found = _fold_from(log, state, 0, wanted) or {}
+    return dict(sorted(found.items(), key=lambda one: one[1].number)), state
+
+
+def _fold_from(log: Log, state: State, offset: int, wanted: Collection[str]) -> dict[str, Rollout] | None:
+    """Fold what lies behind `offset`; None where an archived rollout was met neither there nor in the index."""
+    left: dict[str, Rollout] = {}
+    names = frozenset(wanted)
+    from_start = offset == 0
+    for record in control_records(log, offset):
+        for gone, _ in apply(state, record.value).archived:
+            if gone.rollout_id in names:
+                left[gone.rollout_id] = gone
+        if state.halted is not None:
+            break
+    found = {one: state.rollouts[one] for one in names if one in state.rollouts}
+    archived = [one for one in names if one not in found and state.archived.get(one) is not None]
+    found.update((one, left[one]) for one in archived if one in left)
+    missing = [one for one in archived if one not in left]
+    if not missing or from_start:
+        return found
+    for rollout_id, body in read_bodies(log, missing).items():
+        rollout = unpack(body) if hash_of(body) == state.archived.get(rollout_id) else None
+        if rollout is not None:
+            found[rollout_id] = rollout
+    return found if all(one in found for one in missing) else None
 
 
 def find_rollout(log: Log, prefix: str) -> str:

@@ -14,7 +14,7 @@ from ...core.spans.readers import final_reward
 from ..spans.blobs import NO_LIMIT_MB, Blobs
 from ..spans.schema import key_range
 from ..spans.span_log import SpanBook
-from .rollout_lookup import rollouts_at_end
+from .rollout_history import rollouts_at_end
 from .run_index import Run, RunBook, find_run
 
 

@@ -16,8 +16,7 @@ from agentlightning.core.log.interface import Log, Record
 from agentlightning.core.log.open_log import open_log
 from agentlightning.core.log.topics import CONTROL
 from agentlightning.projections.history.replay import control_records
-from agentlightning.projections.history.rollout_history import history_of
-from agentlightning.projections.history.rollout_lookup import rollouts_at_end
+from agentlightning.projections.history.rollout_history import history_of, rollouts_at_end
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.rest.open_store import open_store
 
