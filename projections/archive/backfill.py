@@ -12,10 +12,9 @@ import threading
 import time
 
 from ...core.errors import LogError, Rebuilding, StorageError
-from ...core.fold.apply import apply
-from ...core.fold.state import Rollout, State, hash_of
+from ...core.fold.state import Rollout, hash_of
 from ...core.log.interface import Log
-from ...core.log.topics import CONTROL
+from ..replica.fold_cursor import FoldCursor
 from ..replica.node import Node
 from .index import ColdIndex
 
@@ -82,22 +81,21 @@ class Refill:
             self._cold.renew()
             with self._node.lock:
                 self._position = self._node.state.position
-        state, offset = State(), 0
+        cursor = FoldCursor(self._log)
+        state = cursor.state
         while state.position < self._position and not self._closed.is_set():
             try:
-                records = self._log.read(CONTROL, 0, offset, SLICE_RECORDS, headers=False)
+                folded = cursor.advance(SLICE_RECORDS, self._position)
             except LogError as error:
                 logger.warning("The index of finished rollouts waits for the log: %s", error)
                 self._closed.wait(RETRY_SECONDS)
                 continue
-            if not records:
+            if not folded:
                 with self._node.lock:
                     self._node.history_changed(f"it ends at position {state.position}, before its own snapshot")
                 return
-            for record in records:
-                offset = record.offset + 1
-                if state.position < self._position:
-                    self._keep(apply(state, record.value).archived)
+            for _, outcome in folded:
+                self._keep(outcome.archived)
             time.sleep(PAUSE_SECONDS)
         if self._closed.is_set():
             return

@@ -9,12 +9,11 @@ import msgspec
 
 from ...core.errors import InvalidInput
 from ...core.events.fact import FactData, RolloutClaimable
-from ...core.fold.apply import Outcome, apply
-from ...core.fold.state import State
+from ...core.fold.apply import Outcome
 from ...core.log.interface import Log, NewRecord, Record
-from ...core.log.topics import CONTROL, FACTS, TASKS
+from ...core.log.topics import FACTS, TASKS
 from ...core.model.rollout import Fact
-from ..replica.snapshots import Restored
+from ..replica.fold_cursor import FoldCursor
 
 READ_RECORDS = 1024
 _OF_ENVELOPE = ("type", "rollout_id", "attempt_id")
@@ -73,28 +72,6 @@ def record_of(fact: Mapping[str, Any]) -> NewRecord:
     )
 
 
-class Refold:
-    """The control log folded once more, by readers of facts that begin far back. Every method blocks.
-
-    It starts at the log's first record, or behind `restored`, which has to be no further than where facts are wanted from.
-    """
-
-    def __init__(self, log: Log, restored: Restored | None = None) -> None:
-        self._log = log
-        self.next_offset = restored.next_offset if restored is not None else 0
-        self.state = restored.state if restored is not None else State()
-
-    def advance(self, most: int = READ_RECORDS) -> list[tuple[Record, Outcome]]:
-        """Fold the next records and return what became of each; an empty list where there are no more at the moment.
-
-        Raises `LogCorrupt` at a damaged record.
-        """
-        records = self._log.read(CONTROL, 0, self.next_offset, most, headers=False)
-        if records:
-            self.next_offset = records[-1].offset + 1
-        return [(one, apply(self.state, one.value)) for one in records]
-
-
 class DerivedTopic:
     """A reader of one derived topic; it folds the control log from its first record and goes on where it stopped.
 
@@ -108,7 +85,7 @@ class DerivedTopic:
             raise InvalidInput(f"topic {topic!r} is not derived; derived ones are {FACTS!r} and {TASKS!r}")
         self.topic = topic
         self._log_id = log.log_id
-        self._refold = Refold(log)
+        self._cursor = FoldCursor(log)
         self._offset = 0
 
     def read(self) -> Sequence[Record]:
@@ -117,7 +94,7 @@ class DerivedTopic:
         Blocks for the I/O. Raises `LogCorrupt` at a damaged control record.
         """
         made: list[Record] = []
-        while not made and (folded := self._refold.advance()):
+        while not made and (folded := self._cursor.advance(READ_RECORDS)):
             for _, outcome in folded:
                 for fact in plain_facts_of(batch_of(outcome), self._log_id):
                     if self.topic == FACTS or fact["type"] == RolloutClaimable.type:

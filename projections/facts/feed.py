@@ -18,8 +18,9 @@ from ...core.log.interface import Log
 from ...core.model.rollout import Fact
 from ..replica import validation
 from ..replica.command_context import Delivery
+from ..replica.fold_cursor import FoldCursor
 from ..replica.node import Node
-from .derived_topic import FactBatch, Refold, batch_of, facts_of
+from .derived_topic import FactBatch, batch_of, facts_of
 
 KEPT_RECORDS = 32_768
 """Records whose facts stay in memory; older ones are folded again from the log."""
@@ -41,7 +42,7 @@ class _Refolds:
         self._node = node
         self._lock = threading.Lock()
         self._used: dict[object, float] = {}
-        self._refolds: dict[object, Refold] = {}
+        self._refolds: dict[object, FoldCursor] = {}
         self._busy: set[object] = set()
 
     async def step(self, owner: object, since: int) -> tuple[list[FactBatch], int]:
@@ -58,7 +59,7 @@ class _Refolds:
                 self._busy.discard(owner)
                 self._used[owner] = time.monotonic()
 
-    def _take(self, owner: object) -> Refold | None:
+    def _take(self, owner: object) -> FoldCursor | None:
         with self._lock:
             if owner not in self._refolds:
                 if len(self._refolds) >= MAX_REFOLDS:
@@ -67,7 +68,7 @@ class _Refolds:
                     if idle is None or time.monotonic() - self._used[idle] < UNUSED_SECONDS:
                         return None
                     del self._refolds[idle]
-                self._refolds[owner] = Refold(self._log)
+                self._refolds[owner] = FoldCursor(self._log)
             self._used[owner] = time.monotonic()
             self._busy.add(owner)
             return self._refolds[owner]
@@ -79,7 +80,7 @@ class _Refolds:
             self._used.pop(owner, None)
 
 
-def _step(refold: Refold, since: int) -> list[FactBatch]:
+def _step(refold: FoldCursor, since: int) -> list[FactBatch]:
     """Fold the next records and return the facts at positions after `since`. Raises `OffsetLost` at the end of the log."""
     folded = refold.advance(REFOLD_RECORDS)
     if not folded:

@@ -15,10 +15,11 @@ from ...core.fold.state import Attempt
 from ...core.log.dead_letter import RECORD, ROLLOUT, DeadLetter, encode_letter, record_letter_id, rollout_letter_id
 from ...core.log.interface import Log, NewRecord, Record
 from ...core.log.topics import CONTROL
+from ..replica.fold_cursor import FoldCursor
 from ..replica.node import Node
 from ..replica.snapshots import read_snapshot
 from ..spans.blobs import Blobs
-from .derived_topic import FactBatch, Refold, batch_of
+from .derived_topic import READ_RECORDS, FactBatch, batch_of
 from .feed import FactFeed
 
 Reason = Callable[[str, str | None], str]
@@ -46,7 +47,7 @@ class Source:
         self._log = log
         self._node = node
         self._facts = facts
-        self._refold: Refold | None = None
+        self._refold: FoldCursor | None = None
 
     def after(self, cursor: int) -> tuple[list[Entry], int]:
         """(entries after position `cursor`, the position up to which these are all). Raises `LogError`."""
@@ -61,16 +62,14 @@ class Source:
             self._refold = self._begin(cursor)
         entries = [
             Entry(batch) if (batch := batch_of(outcome)) is not None else _judged(record, outcome.position)
-            for record, outcome in self._refold.advance()
+            for record, outcome in self._refold.advance(READ_RECORDS)
             if outcome.position > cursor and (outcome.facts or (outcome.proposal is None and outcome.verdict is None))
         ]
         return entries, max(cursor, self._refold.state.position - 1)
 
-    def _begin(self, cursor: int) -> Refold:
+    def _begin(self, cursor: int) -> FoldCursor:
         restored = read_snapshot(self._log)
-        if restored is not None and restored.state.position > cursor + 1:
-            restored = None
-        return Refold(self._log, restored)
+        return FoldCursor(self._log) if restored is None or restored.state.position > cursor + 1 else restored
 
     def at(self, offset: int, position: int) -> Entry:
         """The entry of a control record that led to nothing. Raises `LogError`."""

@@ -15,14 +15,15 @@ from typing import Any, cast
 from ...core.errors import Refused
 from ...core.events import payload
 from ...core.events.fact import RolloutRestored
-from ...core.fold.apply import apply
-from ...core.fold.state import Attempt, Rollout, State
+from ...core.fold.apply import Outcome
+from ...core.fold.state import Attempt, Rollout
 from ...core.log.interface import EVERYWHERE, Log
-from ...core.log.topics import CONTROL, SPANS, partition_of
+from ...core.log.topics import SPANS, partition_of
 from ...core.model.span import Span
 from ...core.model.status import FINISHED
 from ..archive.index import ColdIndex
 from ..facts.derived_topic import FactBatch, batch_of
+from ..replica.fold_cursor import FoldCursor
 from ..spans.blobs import NO_LIMIT_MB, Blobs
 from ..spans.schema import decode, fold_spans, key_range
 from ..spans.span_log import spans_of
@@ -32,7 +33,6 @@ from ..store.rollouts import RolloutMethods
 from ..store.spans import SpanMethods
 from ..store.views import Views
 
-CHUNK = 1024
 
 
 class PastSpans:
@@ -68,31 +68,24 @@ class PastEngine(Views):
 
     def __init__(self, log: Log) -> None:
         self.log = log
-        self.node = SimpleNamespace(lock=threading.RLock(), state=State())
+        self._cursor = FoldCursor(log)
+        self.node = SimpleNamespace(lock=threading.RLock(), state=self._cursor.state)
         self.blobs = Blobs(log, NO_LIMIT_MB)
         self.cold = ColdIndex(None, log.log_id)
         self.spans = PastSpans(log, self)
         self.liveness = SimpleNamespace(workers={})
         self.batches: list[FactBatch] = []
         self.time_us = 0
-        self._offset = 0
-        self._ended = False
 
     def to(self, position: int) -> int:
         """Fold until `position` records are folded, or all that there are; how many are. Blocks for the I/O."""
         with self.node.lock:
-            state: State = self.node.state
-            while state.position < position and not self._ended and state.halted is None:
-                wanted = min(CHUNK, position - state.position)
-                records = self.log.read(CONTROL, 0, self._offset, wanted, headers=False)
-                self._ended = not records
-                for record in records:
-                    self._offset = record.offset + 1
-                    self._fold(state, record.value)
-            return state.position
+            for _, outcome in self._cursor.fold(position):
+                self._folded(outcome)
+            return self._cursor.state.position
 
-    def _fold(self, state: State, value: bytes) -> None:
-        outcome = apply(state, value)
+    def _folded(self, outcome: Outcome) -> None:
+        state = self._cursor.state
         if outcome.proposal is not None:
             self.time_us = outcome.proposal.time_us
         if outcome.archived:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...core.errors import InvalidInput, PositionUnknown
 from ...core.events.schema import RolloutRestored
-from ...core.fold.apply import Outcome, apply
+from ...core.fold.apply import Outcome
 from ...core.fold.state import State, unpack
-from ...core.log.interface import Log, Record
-from ...core.log.topics import CONTROL
-
-READ_RECORDS = 8192
+from ...core.log.interface import Log
+from ..replica.fold_cursor import FoldCursor, control_records
 
 
 @dataclass
@@ -35,16 +33,6 @@ class Replayed:
     last_us: int | None = None
     halted: str | None = None
     departed: dict[str, list[int]] = field(default_factory=lambda: dict[str, list[int]]())
-
-
-def control_records(log: Log, offset: int = 0) -> Iterator[Record]:
-    """The control records from `offset` on, in order. Raises `LogCorrupt` at a damaged one."""
-    while True:
-        records = log.read(CONTROL, 0, offset, READ_RECORDS, headers=False)
-        if not records:
-            return
-        yield from records
-        offset = records[-1].offset + 1
 
 
 def position_at(log: Log, time: float) -> int:
@@ -73,13 +61,11 @@ def replay(
     """
     if to is not None and to < 0:
         raise InvalidInput(f"a position is 0 or more, not {to}")
-    state, archived = State(), Counter[str]()
+    cursor = FoldCursor(log)
+    state, archived = cursor.state, Counter[str]()
     met = Replayed()
     refused = Counter[str]()
-    for record in control_records(log):
-        if state.halted is not None or (to is not None and state.position >= to):
-            break
-        outcome = apply(state, record.value)
+    for _, outcome in cursor.fold(to):
         _count(outcome, met, refused, archived)
         if on_outcome is not None:
             on_outcome(outcome, state)

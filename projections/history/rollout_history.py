@@ -15,7 +15,7 @@ from ...core.events import codec
 from ...core.events.codec import Undecodable, UnknownEvent, decode, type_of
 from ...core.events.fact import AttemptLate
 from ...core.events.schema import AnyEvent, Claim, Proposal, RolloutsEnqueued, RolloutStarted
-from ...core.fold.apply import Outcome, apply
+from ...core.fold.apply import Outcome
 from ...core.fold.state import Attempt, Rollout, State, hash_of, unpack
 from ...core.log.interface import Log
 from ...core.model.rollout import Fact
@@ -25,13 +25,13 @@ from ...core.model.span import Span
 from ...core.spans.readers import attempt_spans, find_final_reward, get_reward_value, get_rewards_from_span
 from ..archive.index import read_bodies
 from ..facts.derived_topic import batch_of, facts_of
+from ..replica.fold_cursor import FoldCursor, control_records
 from ..replica.snapshots import read_snapshot
 from ..spans.blobs import NO_LIMIT_MB, Blobs
 from ..spans.schema import key_range
 from ..spans.span_log import SpanBook
 from ..store.views import seconds
 from .record_view import Decoder
-from .replay import control_records
 
 MOST_NAMED = 10
 
@@ -79,29 +79,21 @@ def rollouts_at_end(log: Log, wanted: Collection[str]) -> dict[str, Rollout]:
 
 def fold_to_end(log: Log, wanted: Collection[str]) -> tuple[dict[str, Rollout], State]:
     """As `rollouts_at_end`, with the whole state at the end of the log, which has every version of every resources id."""
-    restored = read_snapshot(log)
-    found = None
-    state = State()
-    if restored is not None:
-        state = restored.state
-        found = _fold_from(log, state, restored.next_offset, wanted)
-    if found is None:
-        state = State()
-        found = _fold_from(log, state, 0, wanted) or {}
-    return dict(sorted(found.items(), key=lambda one: one[1].number)), state
+    cursor = read_snapshot(log)
+    found = None if cursor is None else _fold_from(log, cursor, wanted)
+    if cursor is None or found is None:
+        cursor = FoldCursor(log)
+        found = _fold_from(log, cursor, wanted) or {}
+    return dict(sorted(found.items(), key=lambda one: one[1].number)), cursor.state
 
 
-def _fold_from(log: Log, state: State, offset: int, wanted: Collection[str]) -> dict[str, Rollout] | None:
-    """Fold what lies behind `offset`; None where an archived rollout was met neither there nor in the index."""
+def _fold_from(log: Log, cursor: FoldCursor, wanted: Collection[str]) -> dict[str, Rollout] | None:
+    """Fold to the end; None where an archived rollout was met neither there nor in the index."""
     left: dict[str, Rollout] = {}
     names = frozenset(wanted)
-    from_start = offset == 0
-    for record in control_records(log, offset):
-        for gone, _ in apply(state, record.value).archived:
-            if gone.rollout_id in names:
-                left[gone.rollout_id] = gone
-        if state.halted is not None:
-            break
+    from_start, state = cursor.next_offset == 0, cursor.state
+    for _, outcome in cursor.fold():
+        left.update((gone.rollout_id, gone) for gone, _ in outcome.archived if gone.rollout_id in names)
     found = {one: state.rollouts[one] for one in names if one in state.rollouts}
     archived = [one for one in names if one not in found and state.archived.get(one) is not None]
     found.update((one, left[one]) for one in archived if one in left)
@@ -177,32 +169,30 @@ def history_of(log: Log, rollout_id: str) -> History:
         made = [f for f in facts_of(batch_of(outcome), log.log_id) if f.rollout_id == rollout_id]
         steps.append(Step(outcome.position, proposal, verdict.reason, outcome.duplicate, made))
 
-    state, offset = _before(log, rollout_id)
-    for record in control_records(log, offset):
-        keep(apply(state, record.value))
-        if state.halted is not None:
-            break
-    rollout = state.rollouts.get(rollout_id, last)
+    cursor = _before(log, rollout_id)
+    for _, outcome in cursor.fold():
+        keep(outcome)
+    rollout = cursor.state.rollouts.get(rollout_id, last)
     if rollout is None:
         raise NotFound.rollout(rollout_id)
     return History(rollout, steps)
 
 
-def _before(log: Log, rollout_id: str) -> tuple[State, int]:
-    """A state before the first record that names the rollout, and the offset to go on from."""
+def _before(log: Log, rollout_id: str) -> FoldCursor:
+    """A cursor before the first record that names the rollout."""
     restored = read_snapshot(log)
     if restored is None:
-        return State(), 0
+        return FoldCursor(log)
     state = restored.state
     if rollout_id in state.rollouts or state.archived.get(rollout_id) is not None:
-        return State(), 0
+        return FoldCursor(log)
     needle = codec.needle(rollout_id)
     for record in control_records(log):  # refused ones too; looking is much less work than folding
         if record.offset >= restored.next_offset:
             break
         if needle in record.value:
-            return State(), 0
-    return state, restored.next_offset
+            return FoldCursor(log)
+    return restored
 
 
 def rollout_report(log: Log, rollout_id: str) -> dict[str, Any]:

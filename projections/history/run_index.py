@@ -21,8 +21,8 @@ from ...core.events.schema import NewRollout, RolloutsEnqueued, RolloutStarted
 from ...core.log.interface import Log
 from ...core.log.topics import CONTROL
 from ..liveness.heartbeats import Liveness
+from ..replica.fold_cursor import control_records
 
-READ_RECORDS = 8192
 MOST_NAMED = 10
 LATEST = "latest"
 """The name under which every command finds the run that was opened last."""
@@ -101,11 +101,10 @@ class RunBook:
     def advance(self) -> dict[str, Run]:
         """Read to the end of the log; the runs in the order in which they were opened."""
         with self._lock:
-            while records := self._log.read(CONTROL, 0, self._offset, READ_RECORDS, headers=False):
-                for record in records:
-                    self._offset = record.offset + 1
-                    self.read(self._position, record.value, record.offset)
-                    self._position += 1
+            for record in control_records(self._log, self._offset):
+                self._offset = record.offset + 1
+                self.read(self._position, record.value, record.offset)
+                self._position += 1
             self._look_for_lost()
             return self.runs
 

@@ -15,7 +15,8 @@ from ...core.events.run_events import RunRecord, decode_run
 from ...core.fold.apply import Outcome
 from ...core.log.interface import Log
 from ...core.log.topics import CONTROL
-from ..facts.derived_topic import Refold, batch_of, plain_facts_of
+from ..facts.derived_topic import batch_of, plain_facts_of
+from ..replica.fold_cursor import FoldCursor
 from ..replica.snapshots import read_snapshot
 from .record_view import Decoder, View
 from .rollout_history import rollouts_of
@@ -33,16 +34,15 @@ class ActivityReader:
 
     def __init__(self, log: Log, from_snapshot: bool = False) -> None:
         restored = read_snapshot(log) if from_snapshot else None
-        self._refold = Refold(log, restored)
+        self._cursor = FoldCursor(log) if restored is None else restored
         self.from_start = restored is None
 
     def read(self, filters: Filters) -> Iterator[View]:
         """What happened up to the end of the log as it is now; the body is the event of a run, or a fact."""
-        while folded := self._refold.advance():
-            for record, outcome in folded:
-                for view in _views(outcome, decode_run(record.value)):
-                    if filters.match(view):
-                        yield view
+        for record, outcome in self._cursor.fold():
+            for view in _views(outcome, decode_run(record.value)):
+                if filters.match(view):
+                    yield view
 
 
 def _views(outcome: Outcome, run: RunRecord | None) -> Iterator[View]:
@@ -93,18 +93,15 @@ class RunStep:
 
 def run_timeline(log: Log, run_id: str, rollouts: set[str], last: int | None = None) -> Iterator[RunStep]:
     """What the control log holds of a run up to position `last`, in order, with what the fold made of it."""
-    decoder, refold = Decoder(log), Refold(log)
-    while folded := refold.advance():
-        for record, outcome in folded:
-            if last is not None and outcome.position > last:
-                return
-            run = decode_run(record.value)
-            if run is None:
-                step = _of_rollouts(outcome, rollouts, log.log_id)
-            else:
-                step = _of_run(outcome.position, run, decoder) if run.event.run_id == run_id else None
-            if step is not None:
-                yield step
+    decoder = Decoder(log)
+    for record, outcome in FoldCursor(log).fold(None if last is None else last + 1):
+        run = decode_run(record.value)
+        if run is None:
+            step = _of_rollouts(outcome, rollouts, log.log_id)
+        else:
+            step = _of_run(outcome.position, run, decoder) if run.event.run_id == run_id else None
+        if step is not None:
+            yield step
 
 
 def _of_run(position: int, record: RunRecord, decoder: Decoder) -> RunStep:

@@ -14,10 +14,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from ...core.errors import LogError
-from ...core.fold.apply import apply
-from ...core.fold.state import State
-from ...core.log.topics import CONTROL
 from ..store.engine import Engine
+from .fold_cursor import FoldCursor
 
 logger = logging.getLogger(__name__)
 
@@ -92,16 +90,8 @@ class HistoryGuard:
 
 def fingerprint_at(engine: Engine, position: int) -> bytes:
     """The fingerprint after the record at `position`, folded from the log's first record; blocks. b"" where it is shorter."""
-    log = engine.log
-    state, offset = State(), 0
-    while state.position <= position:
-        records = log.read(CONTROL, 0, offset, CHECK_RECORDS, headers=False)
-        if not records:
-            return b""
-        for record in records:
-            offset = record.offset + 1
-            apply(state, record.value)
-            if state.position > position or state.halted is not None:
-                return state.fingerprint
+    cursor = FoldCursor(engine.log)
+    while cursor.advance(CHECK_RECORDS, position + 1):
         time.sleep(0)
-    return state.fingerprint
+    state = cursor.state
+    return state.fingerprint if state.position > position or state.halted is not None else b""

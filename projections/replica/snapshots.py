@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import logging
 import zlib
-from dataclasses import dataclass
 from hashlib import blake2b
 
 import msgspec
 
 from ...core.errors import LogError
-from ...core.fold.state import FOLD_VERSION, State, load
+from ...core.fold.state import FOLD_VERSION, load
 from ...core.log.interface import Ack, Log, NewRecord
 from ...core.log.topics import CONTROL, SNAPSHOTS, partition_of
+from .fold_cursor import FoldCursor
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     hashes: list[bytes]
     last: bytes = b""
     """Hash of the control record before `offset`; empty in manifests of older releases, which are not used."""
-
-
-@dataclass
-class Restored:
-    """A state read back from a snapshot."""
-
-    state: State
-    next_offset: int
 
 
 def write_snapshot(log: Log, writer: str, image: bytes, state_at: tuple[int, int, bytes]) -> None:
@@ -94,8 +86,8 @@ def write_snapshot(log: Log, writer: str, image: bytes, state_at: tuple[int, int
         put(one, b"")
 
 
-def read_snapshot(log: Log) -> Restored | None:
-    """The newest snapshot that is whole and of this log, or None."""
+def read_snapshot(log: Log) -> FoldCursor | None:
+    """A cursor at the newest snapshot that is whole and of this log, or None."""
     for manifest in sorted(_manifests(log).values(), key=lambda one: -one.position):
         restored = _restore(log, manifest)
         if restored is not None:
@@ -115,7 +107,7 @@ def _manifests(log: Log) -> dict[int, Manifest]:
     return found
 
 
-def _restore(log: Log, manifest: Manifest) -> Restored | None:
+def _restore(log: Log, manifest: Manifest) -> FoldCursor | None:
     if manifest.log_id != log.log_id or manifest.fold_version != FOLD_VERSION:
         return None
     try:
@@ -144,7 +136,7 @@ def _restore(log: Log, manifest: Manifest) -> Restored | None:
         return None
     if state.position != manifest.position or state.fingerprint != manifest.fingerprint:
         return None
-    return Restored(state, manifest.offset)
+    return FoldCursor(log, state, manifest.offset)
 
 
 def _hash_before(log: Log, offset: int) -> bytes:

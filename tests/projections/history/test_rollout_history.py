@@ -15,8 +15,8 @@ from agentlightning.core.fold.state import Rollout, State
 from agentlightning.core.log.interface import Log, Record
 from agentlightning.core.log.open_log import open_log
 from agentlightning.core.log.topics import CONTROL
-from agentlightning.projections.history.replay import control_records
 from agentlightning.projections.history.rollout_history import history_of, rollouts_at_end
+from agentlightning.projections.replica.fold_cursor import control_records
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.rest.open_store import open_store
 
@@ -116,7 +116,7 @@ async def test_the_history_of_a_young_rollout_is_folded_from_the_snapshot_and_of
             folds += 1
             return apply(state, value)
 
-        monkeypatch.setattr("agentlightning.projections.history.rollout_history.apply", counted)
+        monkeypatch.setattr("agentlightning.projections.replica.fold_cursor.apply", counted)
         steps = history_of(log, young.rollout_id).steps
         assert [fact.type for step in steps for fact in step.facts][0] == "rollout.enqueued" and 2 <= folds < 60
         few, folds = folds, 0
