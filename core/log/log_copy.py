@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
@@ -149,19 +149,10 @@ def _append(target: Log, topic: str, records: Sequence[Record]) -> None:
         by_partition.setdefault(partition, []).append(new)
     parts = [(partition, part) for partition, batch in by_partition.items() for part in _parts(batch)]
     for partition, batch in parts:
-        ready = threading.Event()
-        outcome: list[Ack | LogError] = []
-
-        def done(
-            result: Ack | LogError, outcome: list[Ack | LogError] = outcome, ready: threading.Event = ready
-        ) -> None:
-            outcome.append(result)
-            ready.set()
-
-        target.append(topic, partition, batch, done)
-        ready.wait()
-        if isinstance(outcome[0], LogError):
-            raise outcome[0]
+        answered: Future[Ack | LogError] = Future()
+        target.append(topic, partition, batch, answered.set_result)
+        if isinstance(answer := answered.result(), LogError):
+            raise answer
 
 
 def _parts(batch: Sequence[NewRecord]) -> Iterator[list[NewRecord]]:

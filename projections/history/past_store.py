@@ -34,7 +34,6 @@ from ..store.spans import SpanMethods
 from ..store.views import Views
 
 
-
 class PastSpans:
     """The spans of a log as they were; the part of `SpanBook` that reads."""
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
 
 from ...core.errors import LogError, StoreUnreachable
 from ...core.log.interface import Log
@@ -83,15 +85,9 @@ class Contact:
 
     def answers(self, seconds: float) -> bool:
         """Whether the log answers a question that is put now within so many seconds; blocks."""
-        found = threading.Event()
-        answered: list[int | LogError] = []
-
-        def done(end: int | LogError) -> None:
-            answered.append(end)
-            found.set()
-
+        answered: Future[int | LogError] = Future()
         try:
-            self._log.ask_end(CONTROL, 0, done)
-        except LogError:
+            self._log.ask_end(CONTROL, 0, answered.set_result)
+            return not isinstance(answered.result(seconds), LogError)
+        except (LogError, NoAnswer):
             return False
-        return found.wait(seconds) and not isinstance(answered[0], LogError)

@@ -7,13 +7,17 @@ before it calls the store; without one every call is a first try under a new id.
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from ...core.errors import Expired, Refused
+from ...core.errors import Expired, LogError, Refused
 from ...core.fold.deduplication import Reason
 from ...core.ids import uuid7_hex
+from ...core.log.interface import Ack, Log, NewRecord
+from ...core.log.topics import partition_of
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def _settle(slots: list[Slot]) -> None:
 
 
 class Delivery:
-    """Collects settled futures and hands them over with one wake-up a loop. Not thread-safe: use it under a lock."""
+    """Collects settled futures and resolves them with one wake-up of each loop. Not thread-safe: use it under a lock."""
 
     def __init__(self) -> None:
         self._by_loop: dict[asyncio.AbstractEventLoop, list[Slot]] = {}
@@ -117,7 +121,7 @@ class Delivery:
         slots.append((future, value, failed))
 
     def flush(self) -> None:
-        """Wake the loops. A loop that was closed meanwhile has nobody left who waits."""
+        """Wake the loops. In a loop that was closed meanwhile nobody waits."""
         if not self._by_loop:
             return
         ready, self._by_loop = self._by_loop, {}
@@ -127,3 +131,30 @@ class Delivery:
             except RuntimeError:
                 if not loop.is_closed():
                     raise
+
+
+T = TypeVar("T")
+
+
+async def answer_of(ask: Callable[[Callable[[T | LogError], None]], None]) -> T:
+    """What a log gives to the callback with which `ask` calls it. Raises the error that it gives."""
+    loop, asking = asyncio.get_running_loop(), threading.get_ident()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def done(answer: T | LogError) -> None:
+        slot = (future, answer, isinstance(answer, LogError))
+        if threading.get_ident() == asking:  # a log of this process answers some questions at once
+            _settle([slot])
+            return
+        delivery = Delivery()
+        delivery.put(*slot)
+        delivery.flush()
+
+    ask(done)
+    return await future
+
+
+async def append_and_wait(log: Log, topic: str, records: Sequence[NewRecord]) -> Ack:
+    """Append records of one key; returns when they are durable. Raises `LogError` where they are not, or not known to be."""
+    partition = partition_of(records[0].key, log.partitions(topic))
+    return await answer_of(lambda done: log.append(topic, partition, records, done))

@@ -14,7 +14,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import TypeVar
 
 from ...core.clock import Clock, SystemClock
 from ...core.errors import (
@@ -37,11 +38,12 @@ from ...core.ids import uuid7_hex
 from ...core.log.interface import Ack, Log, NewRecord, Record, Subscription
 from ...core.log.topics import CONTROL
 from .command_context import Delivery, refusal
+from .fold_cursor import READ_RECORDS, FoldCursor
 from .settings import StoreSettings
-from .snapshots import Restored
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Done = Callable[["Outcome | Exception"], None]
 """Called under the lock, right after the fold step of the record, or with the error that kept it out of the log."""
 
@@ -51,7 +53,6 @@ BATCH_BYTES = 4_000_000
 APPEND_TRIES = 3
 SETTLE_SECONDS = 10.0
 """How long the tail may take to show what is in the log, before an unknown outcome is tried again anyway."""
-READ_RECORDS = 8192
 
 
 class _Staged:
@@ -106,17 +107,20 @@ class Node:
 
     # Start and stop
 
-    def open(self, restored: Restored | None = None) -> None:
-        """Rebuild the state from a snapshot, if one is given, and the records behind it; begin an empty log."""
-        if restored is not None:
-            self.state, self.next_offset = restored.state, restored.next_offset
+    def open(self, restored: FoldCursor | None = None) -> None:
+        """Rebuild the state from a snapshot, if one is given, and the records after it; begin an empty log."""
+        cursor = restored if restored is not None else FoldCursor(self.log)
+        self.state, listeners = cursor.state, self.listeners
         collecting = gc.isenabled()
         gc.disable()  # a million small objects are built and none of them is garbage
         try:
-            self._catch_up()
+            for _, outcome in cursor.fold():
+                for listener in listeners:
+                    listener(outcome)
         finally:
             if collecting:
                 gc.enable()
+        self.next_offset = cursor.next_offset
         self.mark = (self.state.position, self.state.fingerprint)
         self._check_halted()
         self._applier.start()
@@ -160,19 +164,7 @@ class Node:
             if not records:
                 return
             with self.lock:
-                if self._tickets:
-                    self._fold_records(records)
-                else:
-                    self._refold(records)
-
-    def _refold(self, records: Sequence[Record]) -> None:
-        """As `_fold_records`, where nobody waits for any of them: a million records come through here at a start."""
-        state, listeners = self.state, self.listeners
-        for record in records:
-            outcome = apply(state, record.value)
-            for listener in listeners:
-                listener(outcome)
-        self.next_offset = records[-1].offset + 1
+                self._fold_records(records)
 
     def _on_tail(self, records: Sequence[Record]) -> None:
         with self.lock:
@@ -389,36 +381,40 @@ class Node:
 
     # Waiting for outcomes
 
-    def settle(self, future: asyncio.Future[Any], answer: Callable[[Outcome], Any] | None) -> Done:
-        """A `Done` that resolves `future` with (outcome, what `answer` reads from the state at this very record)."""
+    def submit(
+        self,
+        event: AnyEvent | RunEvent,
+        command_id: str,
+        answer: Callable[[], T] | None = None,
+        basis: tuple[int, bytes] | None = None,
+    ) -> asyncio.Future[tuple[Outcome, T | None]]:
+        """Propose from an event loop, under the lock: (outcome, what `answer` reads from the state at this very record).
+
+        `answer` is called where the record was accepted.
+        """
+        future: asyncio.Future[tuple[Outcome, T | None]] = asyncio.get_running_loop().create_future()
 
         def done(result: Outcome | Exception) -> None:
             if isinstance(result, Exception):
                 self.delivery.put(future, result, True)
                 return
             try:
-                value = answer(result) if answer is not None and _accepted(result) else None
+                value = answer() if answer is not None and _accepted(result) else None
             except Exception as error:  # the caller's own answer failed: its error, nobody else's
                 self.delivery.put(future, error, True)
                 return
             self.delivery.put(future, (result, value))
 
-        return done
+        self.propose(event, command_id, done, basis)
+        return future
 
     def run(self, event: AnyEvent) -> Outcome:
         """Propose and wait in this thread, which must not be a thread of the log. Raises what refused it."""
-        ready = threading.Event()
-        result: list[Outcome | Exception] = []
+        answered: Future[Outcome | Exception] = Future()
         command_id = uuid7_hex()
-
-        def done(outcome: Outcome | Exception) -> None:
-            result.append(outcome)
-            ready.set()
-
         with self.lock:
-            self.propose(event, command_id, done)
-        ready.wait()
-        outcome = result[0]
+            self.propose(event, command_id, answered.set_result)
+        outcome = answered.result()
         if isinstance(outcome, Exception):
             raise outcome
         if not _accepted(outcome):

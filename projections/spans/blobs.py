@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from ...core.clock import Clock, SystemClock
-from ...core.errors import LogCorrupt, LogError
+from ...core.errors import LogCorrupt
 from ...core.events import payload
-from ...core.log.interface import Ack, Log, NewRecord
-from ...core.log.topics import BLOBS, partition_of
-from ..replica.command_context import Delivery
+from ...core.log.interface import Log, NewRecord
+from ...core.log.topics import BLOBS
+from ..replica.command_context import append_and_wait
 
 NO_LIMIT_MB = 1e9
 """For readers: the limit is one on what is written."""
@@ -31,17 +29,8 @@ class Blobs:
         """Return `data` itself, or, where it is too large for an event, a reference to the blob that is now durable."""
         if len(data) <= limit_bytes:
             return data
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def done(result: Ack | LogError) -> None:
-            delivery = Delivery()
-            delivery.put(future, result if isinstance(result, LogError) else None, isinstance(result, LogError))
-            delivery.flush()
-
-        key = payload.digest_of(data)
-        record = NewRecord(key, data, int(self._clock.time() * 1_000_000))
-        self._log.append(BLOBS, partition_of(key, self._log.partitions(BLOBS)), [record], done)
-        await future
+        record = NewRecord(payload.digest_of(data), data, int(self._clock.time() * 1_000_000))
+        await append_and_wait(self._log, BLOBS, [record])
         return payload.refer(data)
 
     def fetch(self, reference: payload.Reference) -> bytes:

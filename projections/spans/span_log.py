@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from ...core.clock import Clock, SystemClock
@@ -22,7 +23,7 @@ from ...core.log.interface import EVERYWHERE, Ack, KeyRange, Log, NewRecord, Rec
 from ...core.log.topics import SPANS, partition_of
 from ...core.model.span import Span
 from ...core.spans.readers import get_reward_value
-from ..replica.command_context import Call, Delivery, current_call
+from ..replica.command_context import Call, Delivery, answer_of, current_call
 from ..replica.validation import CheckedSpan
 from .blobs import Blobs
 from .schema import Counter, SequenceReserved, SpanAdded, SpanRecord, decode, encode, fold_spans, id_of
@@ -266,26 +267,7 @@ class SpanBook:
 
     async def watermark(self, rollout_id: str) -> int:
         """As `ask_watermark`, for who can wait. Raises `LogError` where the log does not answer."""
-        answered: list[int | LogError] = []
-        waiting: list[asyncio.Future[int]] = []
-        lock = threading.Lock()
-
-        def done(end: int | LogError) -> None:
-            with lock:
-                answered.append(end)
-                delivery = Delivery()
-                for future in waiting:
-                    delivery.put(future, end, isinstance(end, LogError))
-            delivery.flush()
-
-        self.ask_watermark(rollout_id, done)
-        with lock:
-            if not answered:
-                waiting.append(asyncio.get_running_loop().create_future())
-        end = await waiting[0] if waiting else answered[0]  # a log of this process answers at once
-        if isinstance(end, LogError):
-            raise end
-        return end
+        return await answer_of(partial(self.ask_watermark, rollout_id))
 
     def has_rewards(self, rollout_id: str, watermark: int) -> bool:
         """Whether `rewards` answers from memory."""

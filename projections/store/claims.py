@@ -14,8 +14,6 @@ from ...core.errors import AgentLightningError, LogCorrupt, NotFound, Refused
 from ...core.events import payload
 from ...core.events.schema import AnyEvent, Claim
 from ...core.fold import commands
-from ...core.fold.apply import Outcome
-from ...core.fold.deduplication import Verdict
 from ...core.fold.state import State
 from ...core.ids import uuid7_hex
 from ...core.model import rollout as model
@@ -89,6 +87,81 @@ class _Claimer(NamedTuple):
     worker_id: str | None
     incarnation: str | None
     run_id: str | None
+
+
+class _NothingClaimable(Exception):
+    """Nothing is claimable now. `turn`: what to wait for, at most `opens_in` seconds; None for a caller that does not wait."""
+
+    def __init__(self, turn: asyncio.Future[None] | None, opens_in: float | None) -> None:
+        self.turn = turn
+        self.opens_in = opens_in
+
+
+class _Trying:
+    """One claim on its way through the log. `decided` and `answer` run under the node's lock."""
+
+    def __init__(
+        self, methods: ClaimMethods, call: Call, who: _Claimer, deadline: float | None, unclaim: Unclaim
+    ) -> None:
+        self._methods = methods
+        self._call = call
+        self._who = who
+        self._deadline = deadline
+        self._unclaim = unclaim
+        self._loop = asyncio.get_running_loop()
+        self._taken: str | None = None
+        self._made: Claimed | None = None
+        self._left = False
+
+    def decided(self, state: State, command_id: str) -> AnyEvent:
+        """The claim of the rollout that is this claimer's next. Raises `_NothingClaimable`."""
+        engine, who = self._methods.engine, self._who
+        self._give_back()
+        self._made = None
+        patient = self._deadline is not None and self._loop.time() < self._deadline
+        rollout_id = engine.dispatch.take(state, patient=patient, run_id=who.run_id)
+        if rollout_id is not None:
+            claimer = Claim(
+                attempt_id=commands.attempt_id_of(command_id),
+                worker_id=who.worker_id,
+                incarnation=who.incarnation,
+                confirm=self._call.remote,
+                lag_ms=engine.timekeeper.lag_ms(),
+            )
+            event = commands.claim(state, rollout_id, claimer)
+            if event is not None:
+                self._taken = rollout_id
+                return event
+        if patient:
+            turn = engine.dispatch.wait(self._loop, who.run_id)
+            raise _NothingClaimable(turn, engine.dispatch.opens_in(state, who.run_id))
+        engine.dispatch.pass_on(who.run_id)
+        engine.node.delivery.flush()
+        raise _NothingClaimable(None, None)
+
+    def answer(self, command_id: str) -> Claimed:
+        """What the fold made of exactly this claim."""
+        self._taken, self._made = None, self._methods.claimed_by(command_id)
+        if self._left:
+            self._loop.call_soon_threadsafe(self._unclaim, self._made)
+        return self._made
+
+    def leave(self) -> None:
+        """The caller left, or the claim was kept out of the log: what it was for is offered to others."""
+        with self._methods.engine.node.lock:
+            self._left = True
+            self._give_back()
+            made = self._made
+        if made is not None:
+            self._unclaim(made)
+
+    def _give_back(self) -> None:
+        """Offer what another was first to claim, or what was not claimed in the end, if it is claimable still."""
+        if self._taken is not None:
+            engine = self._methods.engine
+            engine.dispatch.give_back(engine.node.state, self._taken)
+            engine.node.delivery.flush()
+            self._taken = None
 
 
 class ClaimMethods(LightningStore):
@@ -178,100 +251,31 @@ class ClaimMethods(LightningStore):
     async def _claim(
         self, base: str, call: Call, who: _Claimer, deadline: float | None, unclaim: Unclaim
     ) -> Claimed | None:
-        """Walk the chain base, base.1, base.2, ... to the first claim that is accepted; None when nothing is claimable."""
-        engine, node = self.engine, self.engine.node
-        loop = asyncio.get_running_loop()
-        await engine.reach_basis(call.basis)
-        ids = CommandIds(base, most=None)  # a claim that waits may lose any number of races
-        while True:
-            turn: asyncio.Future[None] | None = None
-            opens_in: float | None = None
-            future: asyncio.Future[tuple[Outcome, Claimed | None]] | None = None
-            if node.state.verdicts.get(ids.current) is not None:  # without the lock: most calls come for the first time
-                earlier = await self._claimed_already(ids)
-                if earlier is not None:
-                    return earlier
-            command_id = ids.current
-            with node.lock:
-                engine.check_open()
-                if node.state.verdicts.get(command_id) is not None:
-                    continue
-                engine.check_basis(call)
-                patient = deadline is not None and loop.time() < deadline
-                rollout_id = engine.dispatch.take(node.state, patient=patient, run_id=who.run_id)
-                event = None
-                if rollout_id is not None:
-                    claimer = Claim(
-                        attempt_id=commands.attempt_id_of(command_id),
-                        worker_id=who.worker_id,
-                        incarnation=who.incarnation,
-                        confirm=call.remote,
-                        lag_ms=engine.timekeeper.lag_ms(),
-                    )
-                    event = commands.claim(node.state, rollout_id, claimer)
-                if event is not None:
-                    future = loop.create_future()
-                    node.propose(event, command_id, node.settle(future, self._answer), call.basis)
-                elif not patient:
-                    engine.dispatch.pass_on(who.run_id)
-                    node.delivery.flush()
-                    return None
-                else:
-                    turn = engine.dispatch.wait(loop, who.run_id)
-                    opens_in = engine.dispatch.opens_in(node.state, who.run_id)
-            if future is not None and rollout_id is not None:
-                answered = await self._outcome(future, rollout_id, ids, unclaim)
-                if answered is not None:
-                    return answered
-            elif turn is not None and deadline is not None:
-                left = deadline - loop.time()
-                await self._await_turn(turn, left if opens_in is None else min(left, opens_in), who.run_id)
+        """The first claim of the chain base, base.1, base.2, ... that is accepted; None when nothing is claimable.
 
-    async def _claimed_already(self, ids: CommandIds) -> Claimed | None:
-        """The claim that an earlier try of this call made; else `ids` are at the first one without a verdict.
-
-        One that was taken back since is none: nobody may run it any more.
+        A claim that was taken back since is none: nobody may run it any more.
         """
+        engine, loop = self.engine, asyncio.get_running_loop()
+        ids = CommandIds(base, most=None)  # a claim that waits may lose any number of races
+        trying = _Trying(self, call, who, deadline, unclaim)
         while True:
-            with self.engine.node.lock:
-                verdict = self.engine.node.state.verdicts.get(ids.current)
-                if verdict is None:
+            try:
+                claimed = await engine.judge(call, ids, trying.decided, trying.answer)
+            except _NothingClaimable as nothing:
+                if nothing.turn is None or deadline is None:
                     return None
-                found = self._claimed_by(verdict) if verdict.accepted else None
-            if found is None:
-                ids.refused(verdict.reason)
+                left = deadline - loop.time()
+                await self._await_turn(
+                    nothing.turn, left if nothing.opens_in is None else min(left, nothing.opens_in), who.run_id
+                )
                 continue
-            rollout = await self.engine.resolve(found.rollout_id, found.peeked)
-            if rollout is not None and rollout.attempts[found.sequence_id - 1].status not in ATTEMPT_EXPIRED:
-                return found._replace(peeked=rollout)
+            except BaseException:
+                trying.leave()
+                raise
+            rollout = await engine.resolve(claimed.rollout_id, claimed.peeked)
+            if rollout is not None and rollout.attempts[claimed.sequence_id - 1].status not in ATTEMPT_EXPIRED:
+                return claimed._replace(peeked=rollout)
             ids.advance()
-
-    async def _outcome(
-        self,
-        future: asyncio.Future[tuple[Outcome, Claimed | None]],
-        rollout_id: str,
-        ids: CommandIds,
-        unclaim: Unclaim,
-    ) -> Claimed | None:
-        """The claim's answer; None where another was first, and the next id is due. What keeps it out gives it back."""
-        try:
-            outcome, answered = await asyncio.shield(future)
-        except BaseException:
-            future.add_done_callback(partial(_retrieve, unclaim))
-            with self.engine.node.lock:
-                self.engine.dispatch.give_back(self.engine.node.state, rollout_id)
-                self.engine.node.delivery.flush()
-            raise
-        reason = outcome.verdict.reason if outcome.verdict is not None else "malformed"
-        if answered is None:
-            with self.engine.node.lock:
-                self.engine.dispatch.give_back(self.engine.node.state, rollout_id)
-                self.engine.node.delivery.flush()
-            if reason:
-                ids.refused(reason)
-            else:
-                ids.advance()
-        return answered
 
     async def _await_turn(self, turn: asyncio.Future[None], seconds: float, run_id: str | None) -> None:
         """Wait to be woken, at most so long. Who is woken and leaves passes the turn on."""
@@ -300,12 +304,10 @@ class ClaimMethods(LightningStore):
             )
             engine.node.propose(event, uuid7_hex(), lambda _: None)
 
-    def _answer(self, outcome: Outcome) -> Claimed | None:
-        """What the fold made of exactly this claim; under the node's lock."""
-        verdict = outcome.verdict
-        return self._claimed_by(verdict) if verdict is not None and verdict.accepted else None
-
-    def _claimed_by(self, verdict: Verdict) -> Claimed:
+    def claimed_by(self, command_id: str) -> Claimed:
+        """The claim that this command made; under the node's lock."""
+        verdict = self.engine.node.state.verdicts.get(command_id)
+        assert verdict is not None
         rollout_id, _, number = verdict.subject.partition("#")
         return Claimed(rollout_id, int(number), self.engine.peek(rollout_id))
 
@@ -383,11 +385,3 @@ class ClaimMethods(LightningStore):
 def _end(turn: asyncio.Future[None]) -> None:
     if not turn.done():
         turn.set_result(None)
-
-
-def _retrieve(unclaim: Unclaim, future: asyncio.Future[tuple[Outcome, Claimed | None]]) -> None:
-    """The caller of this claim left before its answer."""
-    if not future.cancelled() and future.exception() is None:
-        answered = future.result()[1]
-        if answered is not None:
-            unclaim(answered)

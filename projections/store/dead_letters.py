@@ -14,10 +14,9 @@ from typing import Any
 
 import msgspec
 
-from ...core.errors import InvalidInput, InvalidPayload, LogError
+from ...core.errors import InvalidInput, InvalidPayload
 from ...core.events.fact import RolloutRestored
-from ...core.fold.apply import apply
-from ...core.fold.state import Rollout, State, unpack
+from ...core.fold.state import Rollout, unpack
 from ...core.log.dead_letter import (
     RECORD,
     ROLLOUT,
@@ -27,13 +26,13 @@ from ...core.log.dead_letter import (
     record_letter_id,
     rollout_letter_id,
 )
-from ...core.log.interface import Ack, Log, Record
-from ...core.log.topics import DEAD, partition_of
+from ...core.log.interface import Log, Record
+from ...core.log.topics import DEAD
 from ...core.model.status import ATTEMPT_EXPIRED, FINISHED
 from ..archive.index import Where
 from ..facts.published import MOST_MB, reason_of
-from ..history.replay import control_records
-from ..replica.command_context import Delivery
+from ..replica.command_context import append_and_wait
+from ..replica.fold_cursor import FoldCursor
 from ..spans.blobs import Blobs
 from .engine import Engine
 
@@ -83,9 +82,8 @@ def _written(log: Log) -> bool:
 
 def _derived(log: Log) -> list[DeadLetter]:
     """The letters of every failed rollout of a log that this process only reads."""
-    state, failed = State(), dict[str, Rollout]()
-    for record in control_records(log):
-        outcome = apply(state, record.value)
+    cursor, failed = FoldCursor(log), dict[str, Rollout]()
+    for _, outcome in cursor.fold():
         for gone, _ in outcome.archived:
             if gone.status == "failed":
                 failed[gone.rollout_id] = gone
@@ -94,7 +92,7 @@ def _derived(log: Log) -> list[DeadLetter]:
                 failed.pop(one.rollout_id, None)
     blobs = Blobs(log, MOST_MB)
     return [
-        letter for one in [*failed.values(), *state.rollouts.values()] for letter in _letters_of(one, blobs)
+        letter for one in [*failed.values(), *cursor.state.rollouts.values()] for letter in _letters_of(one, blobs)
     ]
 
 
@@ -163,15 +161,7 @@ async def write_letter(log: Log, letter: DeadLetter) -> None:
         decode_letter(record)
     except (InvalidPayload, ValueError, OverflowError, TypeError, RecursionError) as error:
         raise InvalidInput(f"this dead letter cannot be stored: {error}") from None
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def done(result: Ack | LogError) -> None:
-        delivery = Delivery()
-        delivery.put(future, result if isinstance(result, LogError) else None, isinstance(result, LogError))
-        delivery.flush()
-
-    log.append(DEAD, partition_of(record.key, log.partitions(DEAD)), [record], done)
-    await future
+    await append_and_wait(log, DEAD, [record])
 
 
 class DeadLetterMethods:

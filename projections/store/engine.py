@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import TypeVar, cast
 
@@ -33,7 +34,7 @@ from ..liveness.expiry import Timekeeper
 from ..liveness.heartbeats import Liveness
 from ..queue.claim_queue import Dispatch
 from ..queue.completion_waiters import Waiters
-from ..replica.command_context import Call, CommandIds, Delivery, current_call, refusal
+from ..replica.command_context import Call, CommandIds, answer_of, current_call, refusal
 from ..replica.node import Node
 from ..replica.positions import joined, read_token
 from ..replica.settings import StoreSettings
@@ -308,10 +309,15 @@ class Engine(Views):
         `decided` and `answer` run under the node's lock. A lost race is decided again under a derived id; an id whose
         verdict is known is answered from it. Raises what `decided` raises, `Refused`, and the log's errors.
         """
-        self.check_open()
         call = current_call()
+        return await self.judge(call, CommandIds(part or call.command_id), decided, answer)
+
+    async def judge(
+        self, call: Call, ids: CommandIds, decided: Callable[[State, str], AnyEvent], answer: Callable[[str], T]
+    ) -> T:
+        """As `command`, along a chain of ids that the caller keeps."""
+        self.check_open()
         await self.reach_basis(call.basis)
-        ids = CommandIds(part or call.command_id)
         restores = 0
         while True:
             command_id = ids.current
@@ -343,9 +349,7 @@ class Engine(Views):
                 return (verdict.reason, answer(command_id) if verdict.accepted else None)
             self.check_basis(call)
             event = decided(node.state, command_id)
-            future: asyncio.Future[tuple[Outcome, T | None]] = asyncio.get_running_loop().create_future()
-            node.propose(event, command_id, node.settle(future, lambda _: answer(command_id)), call.basis)
-            return future
+            return node.submit(event, command_id, lambda: answer(command_id), call.basis)
 
     async def reach_basis(self, basis: tuple[int, bytes] | None) -> None:
         """Among other nodes, wait until this one has what the caller's command is based on."""
@@ -371,23 +375,19 @@ class Engine(Views):
 
     async def settle(self, event: AnyEvent) -> Outcome:
         """Propose an event of the store's own and return what became of it."""
-        future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
         with self.node.lock:
-            self.node.propose(event, uuid7_hex(), self.node.settle(future, None))
-        outcome, _ = await future
-        return outcome
+            future = self.node.submit(event, uuid7_hex())
+        return (await future)[0]
 
     async def note(self, event: RunEvent) -> int:
         """Put an event of a run into the log; its position, once it is durable and folded past. Repeating it is harmless."""
         self.check_open()
         call = current_call()
         await self.reach_basis(call.basis)
-        future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
         with self.node.lock:
             self.check_basis(call)
-            self.node.propose(event, call.command_id, self.node.settle(future, None), call.basis)
-        outcome, _ = await future
-        return outcome.position
+            future = self.node.submit(event, call.command_id, basis=call.basis)
+        return (await future)[0].position
 
     async def observe(self, rollout_id: str, attempt_id: str, edge: Edge) -> bool:
         """A sign of life of an attempt: stamp it, and put the edge into the log if it makes one. False if unknown."""
@@ -408,8 +408,7 @@ class Engine(Views):
             command_id = f"edge/{rollout_id}/{attempt_id}/{attempt.status}/{attempt.revivals}/{event.edge}/{node.writer}"
             if node.state.verdicts.get(command_id) is not None:
                 return True
-            future: asyncio.Future[tuple[Outcome, None]] = asyncio.get_running_loop().create_future()
-            node.propose(event, command_id, node.settle(future, None))
+            future = node.submit(event, command_id)
         await future
         return True
 
@@ -495,15 +494,7 @@ class Engine(Views):
         """Find the log's end of a span partition at `end` or above; what is asked for later is not below it then."""
         if partition >= self.log.partitions(SPANS):
             raise ForeignPosition(f"this log has no partition {partition} of spans")
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-
-        def done(found: int | LogError) -> None:
-            delivery = Delivery()
-            delivery.put(future, found, isinstance(found, LogError))
-            delivery.flush()
-
-        self.log.ask_end(SPANS, partition, done, at_least=end)
-        found = await future
+        found = await answer_of(partial(self.log.ask_end, SPANS, partition, at_least=end))
         if found < end:
             raise ForeignPosition(
                 f"partition {partition} of spans ends at {found}, and the caller was given its end as {end}: the log was "
