@@ -17,10 +17,10 @@ from ..core.model.resources import ResourcesUpdate
 from ..core.model.rollout import AttemptedRollout
 from ..core.model.store_interface import LightningStore
 from ..projections.replica.command_context import Call
-from ..rest.api import encoding as wire
+from ..rest.api import encoding
 from ..rest.api.encoding import count_json
 from ..rest.api.routes import METHODS
-from ..rest.server.app import Door
+from ..rest.server.app import StoreApp
 from ..rest.server.asgi import Disconnected, Receive, Scope, Send, read_body, until_gone
 from ..rest.server.invoke import CallerGone
 from .client import INCARNATION_HEADER, WORKER_HEADER
@@ -44,7 +44,7 @@ class LegacyApp:
         allow_hosts: Sequence[str] = (),
         cors_allow_origins: Sequence[str] | str | None = None,
     ) -> None:
-        self.door = Door(store, token=token, host=host, allow_hosts=allow_hosts, cors_allow_origins=cors_allow_origins)
+        self.store_app = StoreApp(store, token=token, host=host, allow_hosts=allow_hosts, cors_allow_origins=cors_allow_origins)
         self._store = store
         self._app = Starlette(
             routes=[
@@ -60,28 +60,28 @@ class LegacyApp:
         """ASGI: by path, to the first protocol or to that of today."""
         if scope["type"] == "http" and _is_legacy(scope["path"]):
             try:
-                await self.door.enter(self._app, scope, receive, send)
+                await self.store_app.enter(self._app, scope, receive, send)
             except (CallerGone, Disconnected) as gone:
                 log.debug("a client went away: %r", gone)
             return
-        await self.door(scope, receive, send)
+        await self.store_app(scope, receive, send)
 
     def stop(self) -> None:
         """End held calls."""
-        self.door.stop()
+        self.store_app.stop()
 
     def _guarded(self, handler: Any) -> Any:
         async def endpoint(request: Request) -> Response:
             try:
-                await self.door.calls.catch_up(None)
+                await self.store_app.calls.catch_up(None)
                 return await handler(request)
             except (CallerGone, Disconnected):
                 raise
             except Exception as error:
-                status = wire.status_of(error)
+                status = encoding.status_of(error)
                 if status >= 500:
-                    wire.note_failure(f"{request.method} {request.url.path}", status, error)
-                return Response(wire.to_json(wire.error_body(error)), status, media_type="application/json")
+                    encoding.note_failure(f"{request.method} {request.url.path}", status, error)
+                return Response(encoding.to_json(encoding.error_body(error)), status, media_type="application/json")
 
         return endpoint
 
@@ -93,7 +93,7 @@ class LegacyApp:
         except ValueError:
             raise InvalidInput("wait_seconds is a number of seconds") from None
         args: dict[str, Any] = {"worker_id": worker, "incarnation": incarnation, "wait_seconds": seconds}
-        calls = self.door.calls
+        calls = self.store_app.calls
         # Only a client that sends heartbeats can confirm that the answer arrived.
         work = calls.run(METHODS["dequeue_rollout"], args, Call(uuid7_hex(), remote=incarnation is not None))
         receive = request.receive
@@ -113,13 +113,13 @@ class LegacyApp:
     async def _heartbeat(self, request: Request) -> Response:
         """A heartbeat, an addition to the protocol. It has no access line: each worker sends one every two seconds."""
         worker = {"worker_id": request.headers.get(WORKER_HEADER), "incarnation": request.headers.get(INCARNATION_HEADER)}
-        body = await read_body(request.scope, request.receive, self.door.body_limit)
-        args = {**worker, "attempts": wire.as_list(wire.from_json(body))}
-        await self.door.calls.run(METHODS["update_worker"], args, None)
-        return Response(wire.to_json({"status": "ok"}), media_type="application/json")
+        body = await read_body(request.scope, request.receive, self.store_app.body_limit)
+        args = {**worker, "attempts": encoding.as_list(encoding.from_json(body))}
+        await self.store_app.calls.run(METHODS["update_worker"], args, None)
+        return Response(encoding.to_json({"status": "ok"}), media_type="application/json")
 
     async def _rollout(self, request: Request) -> Response:
-        body = await read_body(request.scope, request.receive, self.door.body_limit)
+        body = await read_body(request.scope, request.receive, self.store_app.body_limit)
         count_json(body)
         posted = RolloutLegacy.model_validate_json(body)
         if await keep_result(self._store, posted):
@@ -127,7 +127,7 @@ class LegacyApp:
         else:
             log.warning("Rollout %s was finished before: a later result is kept beside it", printable(posted.rollout_id))
         message = f"Rollout {posted.rollout_id} received and stored."
-        return Response(wire.to_json({"status": "ok", "message": message}), media_type="application/json")
+        return Response(encoding.to_json({"status": "ok", "message": message}), media_type="application/json")
 
 
 def _is_legacy(path: str) -> bool:
@@ -154,5 +154,5 @@ def _json(value: Task | TaskIfAny | ResourcesUpdate) -> Response:
 
 def _found(update: ResourcesUpdate | None, otherwise: str) -> Response:
     if update is None:
-        return Response(wire.to_json({"detail": otherwise}), 404, media_type="application/json")
+        return Response(encoding.to_json({"detail": otherwise}), 404, media_type="application/json")
     return _json(update)

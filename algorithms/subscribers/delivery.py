@@ -11,6 +11,7 @@ from typing import Any
 from ...core.errors import AgentLightningError, InvalidInput
 from ...core.log.dead_letter import SUBSCRIBER, DeadLetter, subscriber_letter_id
 from ...core.model.rollout import Fact
+from ...core.retry import Backoff
 from ...projections.store.dead_letters import HANDLED, settle
 from ...runners.stop_events import StopSignal, until_set
 from .decorator import Subscriber, load_subscriber
@@ -65,7 +66,7 @@ class Delivery:
         self._name = name
         self._store = store
         self._retries = retries
-        self._backoff_seconds = backoff_seconds
+        self._backoff = Backoff(backoff_seconds, LONGEST_PAUSE_SECONDS)
         self._on_delivered = on_delivered
 
     async def deliver(self, fact: Fact) -> Delivered:
@@ -124,8 +125,7 @@ class Delivery:
                 await self._pause(number)
 
     async def _pause(self, number: int) -> None:
-        seconds = min(self._backoff_seconds * 2 ** min(number - 1, 20), LONGEST_PAUSE_SECONDS)
-        if await until_set(self.stop, seconds):
+        if await until_set(self.stop, self._backoff.delay(number)):
             raise Stopped
 
     def _done(self, delivered: Delivered) -> Delivered:

@@ -289,7 +289,7 @@ class _Waiting:
     future: asyncio.Future[Any]
 
 
-class Lane:
+class Transport:
     """Requests of one client in one event loop."""
 
     def __init__(
@@ -443,4 +443,4 @@ def _copy(error: Exception) -> Exception:
     return copy
 
 
-__all__ = ["Lane", "Seen", "Transient"]
+__all__ = ["Transport", "Seen", "Transient"]

@@ -37,7 +37,7 @@ from ...core.model.store_interface import (
 )
 from ..api.routes import LONGEST_HOLD_SECONDS, METHODS, OTLP_TRACES_PATH, PREFIX
 from .sse import follow
-from .transport import StoreCaller, time_left
+from .transport import RetryingClient, time_left
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -54,7 +54,7 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not UNSET}
 
 
-class LightningStoreClient(StoreCaller, LightningStore):
+class LightningStoreClient(RetryingClient, LightningStore):
     """A store that lives at `server_address` (``http://host:port``).
 
     By default a call waits until the store answers, for up to `patience_seconds` (math.inf: for ever), and says so in
@@ -333,7 +333,7 @@ class LightningStoreClient(StoreCaller, LightningStore):
 
     def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:
         wanted = [types] if isinstance(types, str) else None if types is None else list(types)
-        return follow(self.lane, self._retry, wanted, since)
+        return follow(self.transport, self._retry, wanted, since)
 
     # Resources and workers
 

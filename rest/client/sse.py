@@ -13,14 +13,14 @@ from ...core.errors import AgentLightningError
 from ...core.model.rollout import Fact
 from ...core.retry import Retry
 from ..api.routes import EVENTS_PATH, POSITION_HEADER
-from .batcher import TRANSPORT_ERRORS, Lane, Transient
+from .batcher import TRANSPORT_ERRORS, Transient, Transport
 
 SILENCE_SECONDS = 45.0
 """Three times the server's interval of comments: after that long the connection is taken for dead."""
 
 
 async def follow(
-    lane: Callable[[], Lane], retry: Retry, types: Sequence[str] | None, since: int | None
+    transport: Callable[[], Transport], retry: Retry, types: Sequence[str] | None, since: int | None
 ) -> AsyncIterator[Fact]:
     """Every fact behind `since` once and in order.
 
@@ -29,7 +29,7 @@ async def follow(
     """
     cursor = _Cursor(since)
     while True:
-        answer = await retry.run(lambda: _open(lane(), types, cursor.resume(), cursor.token))
+        answer = await retry.run(lambda: _open(transport(), types, cursor.resume(), cursor.token))
         cursor.token = answer.headers.get(POSITION_HEADER, cursor.token)
         try:
             async for name, value in _fields(answer):
@@ -75,7 +75,7 @@ class _Cursor:
 
 
 async def _open(
-    lane: Lane, types: Sequence[str] | None, since: int | None, token: str | None
+    transport: Transport, types: Sequence[str] | None, since: int | None, token: str | None
 ) -> aiohttp.ClientResponse:
     params: list[tuple[str, str]] = [("types", name) for name in types or ()]
     if since is not None:
@@ -83,13 +83,13 @@ async def _open(
     timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS, sock_connect=5.0)
     headers = None if token is None else {POSITION_HEADER: token}
     try:
-        answer = await lane.session.get(lane.base + EVENTS_PATH, params=params, timeout=timeout, headers=headers)
+        answer = await transport.session.get(transport.base + EVENTS_PATH, params=params, timeout=timeout, headers=headers)
     except TRANSPORT_ERRORS as error:
-        raise Transient(f"no answer from the store at {lane.shown}: {error}") from error
+        raise Transient(f"no answer from the store at {transport.shown}: {error}") from error
     if answer.status != 200:
-        raise lane.refusal(answer.status, await answer.read())
+        raise transport.refusal(answer.status, await answer.read())
     if answer.content_type != "text/event-stream":
-        raise AgentLightningError(f"what answers at {lane.shown} is not a store of this package")
+        raise AgentLightningError(f"what answers at {transport.shown} is not a store of this package")
     return answer
 
 

@@ -19,7 +19,7 @@ from ...core.ids import uuid7_hex
 from ...core.retry import CALL_BACKOFF, Retry
 from ..api import encoding
 from ..api.routes import METHODS, Method
-from .batcher import RETRY_STATUSES, Lane, Seen, Transient, answered_error
+from .batcher import RETRY_STATUSES, Seen, Transient, Transport, answered_error
 
 log = logging.getLogger("agentlightning.store.client")
 
@@ -46,7 +46,7 @@ def checked_address(address: str) -> str:
     return address.strip().rstrip("/")
 
 
-class StoreCaller:
+class RetryingClient:
     """Calls the methods of a store by name. Any thread and any number of event loops may use one.
 
     It pickles as its address and settings; connections are made where it is used.
@@ -74,7 +74,7 @@ class StoreCaller:
 
     def _prepare(self) -> None:
         self._seen = Seen()
-        self._lanes: dict[int, tuple[weakref.ref[asyncio.AbstractEventLoop], Lane]] = {}
+        self._transports: dict[int, tuple[weakref.ref[asyncio.AbstractEventLoop], Transport]] = {}
         self._lock = threading.Lock()
         self._claims: dict[tuple[str, str], asyncio.TimerHandle] = {}
         self._confirming: set[asyncio.Task[Any]] = set()
@@ -85,27 +85,27 @@ class StoreCaller:
             self._retry = Retry(store, self.retry_delays, healthy=self._healthy, logger=log)
 
     def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_seen", "_lanes", "_lock", "_claims", "_confirming", "_retry", "_health")
+        hidden = ("_seen", "_transports", "_lock", "_claims", "_confirming", "_retry", "_health")
         return {key: value for key, value in self.__dict__.items() if key not in hidden}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._prepare()
 
-    def lane(self) -> Lane:
+    def transport(self) -> Transport:
         """The connections of the running event loop."""
         loop = asyncio.get_running_loop()
-        entry = self._lanes.get(id(loop))
+        entry = self._transports.get(id(loop))
         # The id of a loop that is gone may be that of a new one.
         if entry is not None and entry[0]() is loop:
             return entry[1]
-        lane = Lane(self.server_address_root, self._seen, self._token, self.request_timeout, self.connection_timeout)
+        transport = Transport(self.server_address_root, self._seen, self._token, self.request_timeout, self.connection_timeout)
         with self._lock:
-            self._lanes[id(loop)] = (weakref.ref(loop), lane)
-        return lane
+            self._transports[id(loop)] = (weakref.ref(loop), transport)
+        return transport
 
     async def _hello(self) -> None:
-        await self.lane().hello()
+        await self.transport().hello()
 
     async def _healthy(self) -> bool:
         if self.health_retry_delays:
@@ -176,17 +176,17 @@ class StoreCaller:
         for task in tuple(self._confirming):
             task.cancel()
         with self._lock:
-            lanes, self._lanes = list(self._lanes.values()), {}
+            transports, self._transports = list(self._transports.values()), {}
         here = asyncio.get_running_loop()
-        for reference, lane in lanes:
+        for reference, transport in transports:
             loop = reference()
             if loop is here:
-                await lane.close()
+                await transport.close()
             elif loop is not None and loop.is_running():
-                closing = asyncio.run_coroutine_threadsafe(lane.close(), loop)
+                closing = asyncio.run_coroutine_threadsafe(transport.close(), loop)
                 await asyncio.wait_for(asyncio.wrap_future(closing), 5.0)
             else:
-                await _abandon(lane)
+                await _abandon(transport)
 
     def close_sync(self) -> None:
         """:meth:`close` for callers without an event loop."""
@@ -197,7 +197,7 @@ class _Tries:
     """The tries of one call: one id and one basis, taken at the first of them."""
 
     def __init__(
-        self, caller: StoreCaller, method: Method, args: Arguments, command_id: str, hold: Callable[[], float] | None
+        self, caller: RetryingClient, method: Method, args: Arguments, command_id: str, hold: Callable[[], float] | None
     ) -> None:
         self._caller = caller
         self._method = method
@@ -226,24 +226,24 @@ class _Tries:
                 self._basis = self._frame = None
 
     async def _send(self) -> Any:
-        lane = self._caller.lane()
+        transport = self._caller.transport()
         seen = self._caller._seen  # pyright: ignore[reportPrivateUsage]
         if not seen.greeted:
-            await lane.hello()
+            await transport.hello()
         if self._frame is None or callable(self._args):
             self._basis = self._basis or seen.basis
             args = self._args() if callable(self._args) else self._args
             self._frame = encoding.pack_call(self._id, self._method.name, args, self._basis)
         self.count += 1
         if self._hold is not None or not self._method.shared:
-            (answer,) = await lane.post([self._frame], None if self._hold is None else self._hold())
+            (answer,) = await transport.post([self._frame], None if self._hold is None else self._hold())
         else:
-            answer = await lane.ask(self._frame)
+            answer = await transport.ask(self._frame)
         status, result = answer
         result = encoding.unwrap(result, counted=False)
         if status == 200:
             return encoding.read_result(self._method.result, result)
-        error = answered_error(status, result, lane.base)
+        error = answered_error(status, result, transport.base)
         if status in RETRY_STATUSES or error.retryable:
             raise Transient(str(error), status=status) from error
         raise error
@@ -263,10 +263,10 @@ def _lives(name: str, args: dict[str, Any]) -> Sequence[tuple[str, str]]:
     return ()
 
 
-async def _abandon(lane: Lane) -> None:
+async def _abandon(transport: Transport) -> None:
     """Close sockets whose event loop does not run any more: nobody else can."""
-    connector = lane.session.connector
-    lane.session.detach()
+    connector = transport.session.connector
+    transport.session.detach()
     if connector is not None:
         try:
             await connector.close()

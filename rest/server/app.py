@@ -19,7 +19,7 @@ from starlette.routing import Route as StarletteRoute
 
 from ...core.errors import AgentLightningError, HistoryChanged, InvalidInput, StoreUnreachable, Unauthorized
 from ...core.model.store_interface import LightningStore
-from ..api import encoding as wire
+from ..api import encoding
 from ..api.encoding import LARGE_BODY, count_json
 from ..api.openapi import describe
 from ..api.routes import (
@@ -66,7 +66,7 @@ MAX_SIDE_BY_SIDE = 256
 DEFAULT_PAYLOAD_MB = 64.0
 
 
-class Door:
+class StoreApp:
     """Serves `store` over HTTP. `token` None: nobody is asked. Bodies beyond `max_payload_mb` get 413.
 
     `host` is where the server is bound; it, `allow_hosts`, `access_host` and `cors_allow_origins` make the `AccessPolicy`.
@@ -199,19 +199,19 @@ class Door:
         return headers
 
     async def _refuse(self, scope: Scope, send: Send, error: Exception, began: float) -> None:
-        status = wire.status_of(error)
+        status = encoding.status_of(error)
         if status >= 500:
-            wire.note_failure(f"{scope['method']} {scope['path']}", status, error)
+            encoding.note_failure(f"{scope['method']} {scope['path']}", status, error)
         extra = [(b"retry-after", b"1")] if status == 503 else []
         if status == 401:
             extra = [(b"www-authenticate", b"Bearer")]
-        await answer(send, status, wire.to_json(wire.error_body(error)), JSON, extra)
+        await answer(send, status, encoding.to_json(encoding.error_body(error)), JSON, extra)
         note_access(scope, f"{scope['method']} {quote(scope['path'])}", status, time.perf_counter() - began)
 
     async def _serve_calls(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Several calls of one client, run side by side; answered in order, each with its own status."""
         data = await read_body(scope, receive, self.body_limit)
-        frames = wire.as_list(await asyncio.to_thread(_unpacked, data) if len(data) > LARGE_BODY else _unpacked(data))
+        frames = encoding.as_list(await asyncio.to_thread(_unpacked, data) if len(data) > LARGE_BODY else _unpacked(data))
         if frames is None or not 0 < len(frames) <= MAX_CALLS:
             raise InvalidInput(f"the body is a list of 1 to {MAX_CALLS} calls")
         await self.calls.catch_up(header(scope, b"x-agl-position"))
@@ -258,7 +258,7 @@ class Door:
         try:
             command_id, name, args, basis = frame
             method = METHODS[name]
-            args = wire.as_dict(wire.unwrap(args))
+            args = encoding.as_dict(encoding.unwrap(args))
             if args is None:
                 raise InvalidInput("the arguments of a call are an object, by name")
             shown = shown_path(method, args)
@@ -267,16 +267,16 @@ class Door:
                 result = await self.calls.held(work, lambda: until_gone(receive) if receive is not None else _never())
             else:
                 result = await work
-            return wire.pack_answer(200, wire.compact(method.name, result))
+            return encoding.pack_answer(200, encoding.compact(method.name, result))
         except CallerGone:
             status = 499
             raise
         except Exception as caught:
             error = _malformed(frame, caught)
-            status = wire.status_of(error)
+            status = encoding.status_of(error)
             if status >= 500:
-                wire.note_failure(shown, status, error)
-            return wire.pack_answer(status, wire.error_body(error))
+                encoding.note_failure(shown, status, error)
+            return encoding.pack_answer(status, encoding.error_body(error))
         finally:
             note_access(scope, shown, status, time.perf_counter() - began)
 
@@ -292,15 +292,15 @@ class Door:
 
 def _unpacked(data: bytes) -> Any:
     """The calls of a batch, counted together: arguments that travel as JSON text are read later, call by call."""
-    frames = wire.unpack(data)
-    calls = [call for call in map(wire.as_list, wire.as_list(frames) or ()) if call is not None]
+    frames = encoding.unpack(data)
+    calls = [call for call in map(encoding.as_list, encoding.as_list(frames) or ()) if call is not None]
     count_json(*(part for call in calls for part in call if isinstance(part, bytes)))
     return frames
 
 
 def _malformed(frame: Any, error: Exception) -> Exception:
     """A call that is no call is the caller's fault; anything else stays what it was."""
-    call = wire.as_list(frame)
+    call = encoding.as_list(frame)
     if call is not None and len(call) == 4 and isinstance(call[1], str):
         frame = call
         if call[1] not in METHODS:
@@ -315,13 +315,13 @@ def _malformed(frame: Any, error: Exception) -> Exception:
 
 
 def _reads(frame: Any) -> bool:
-    call = wire.as_list(frame)
+    call = encoding.as_list(frame)
     return call is not None and len(call) == 4 and isinstance(call[1], str) and call[1] in READING
 
 
 def _put_off(limit: int) -> bytes:
     error = StoreUnreachable(f"the answers of this batch are larger than {limit} bytes; this call was not run, send it again")
-    return wire.pack_answer(503, wire.error_body(error))
+    return encoding.pack_answer(503, encoding.error_body(error))
 
 
 async def _never() -> None:
@@ -343,20 +343,20 @@ async def _health(_: Request) -> Response:
 
 
 async def _openapi(_: Request) -> Response:
-    return Response(wire.to_json(describe()), media_type="application/json")
+    return Response(encoding.to_json(describe()), media_type="application/json")
 
 
 async def _unsupported(request: Request) -> Response:
     body = {"detail": f"{request.url.path} is not implemented: this store takes traces only"}
-    return Response(wire.to_json(body), 501, media_type="application/json")
+    return Response(encoding.to_json(body), 501, media_type="application/json")
 
 
 async def _http_error(_: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     detail = error.detail if isinstance(error, HTTPException) else "Internal server error"
     headers = error.headers if isinstance(error, HTTPException) else None
-    return Response(wire.to_json({"detail": detail}), status, headers, media_type="application/json")
+    return Response(encoding.to_json({"detail": detail}), status, headers, media_type="application/json")
 
 
 async def _failure(_: Request, error: Exception) -> Response:
-    return Response(wire.to_json(wire.error_body(error)), wire.status_of(error), media_type="application/json")
+    return Response(encoding.to_json(encoding.error_body(error)), encoding.status_of(error), media_type="application/json")

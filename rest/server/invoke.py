@@ -20,7 +20,7 @@ from ...core.ids import uuid7_hex
 from ...core.model.resources import masked
 from ...core.model.store_interface import LightningStore
 from ...projections.replica.command_context import Call, serve
-from ..api import encoding as wire
+from ..api import encoding
 from ..api.encoding import LARGE_BODY, as_dict, count_spans
 from ..api.routes import (
     BASIS_HEADER,
@@ -294,16 +294,16 @@ class RouteHandler:
         try:
             result = await self._call(request)
             return Response(
-                wire.to_json(self._shape(request, result)), self.route.status, media_type="application/json"
+                encoding.to_json(self._shape(request, result)), self.route.status, media_type="application/json"
             )
         except (CallerGone, Disconnected):
             raise
         except Exception as error:
-            status = wire.status_of(error)
+            status = encoding.status_of(error)
             if status >= 500:
-                wire.note_failure(f"{request.method} {request.url.path}", status, error)
+                encoding.note_failure(f"{request.method} {request.url.path}", status, error)
             headers = {"Retry-After": "1"} if status == 503 else None
-            return Response(wire.to_json(wire.error_body(error)), status, headers, media_type="application/json")
+            return Response(encoding.to_json(encoding.error_body(error)), status, headers, media_type="application/json")
 
     async def _call(self, request: Request) -> Any:
         args = await self._arguments(request)
@@ -327,8 +327,10 @@ class RouteHandler:
         else:
             body = await read_body(request.scope, request.receive, self._limit)
             if body or not route.optional:
-                large = len(body) > LARGE_BODY
-                value = await asyncio.to_thread(wire.from_json, body) if large else wire.from_json(body) if body else None
+                if len(body) > LARGE_BODY:
+                    value = await asyncio.to_thread(encoding.from_json, body)
+                else:
+                    value = encoding.from_json(body) if body else None
                 args = self._from_body(value)
         args.update(request.path_params)
         return args
@@ -338,7 +340,7 @@ class RouteHandler:
             return {self.route.whole: value}
         if value is None and self.route.optional:
             return {}
-        fields = wire.as_dict(value)
+        fields = encoding.as_dict(value)
         if fields is None:
             # Pydantic says what is missing, in the form of every other refusal of this kind.
             self.method.body.model_validate(value)

@@ -35,7 +35,7 @@ from ...core.model.span import (
     plain_attributes,
 )
 from ...core.model.store_interface import LightningStore
-from ..api import encoding as wire
+from ..api import encoding
 from ..api.encoding import LARGE_BODY, count_json, count_otlp, count_records, gunzip
 from .asgi import read_body
 
@@ -67,11 +67,11 @@ class OtlpHandler:
         try:
             if kind not in (PROTOBUF, JSON):
                 raise InvalidInput(f"The content type is {PROTOBUF} or {JSON}, not {kind[:100]!r}")
-            encoding = request.headers.get("content-encoding", "").strip().lower()
-            if encoding not in ("", "identity", "gzip"):
-                raise InvalidInput(f"The content encoding is gzip or none, not {encoding[:100]!r}")
+            content = request.headers.get("content-encoding", "").strip().lower()
+            if content not in ("", "identity", "gzip"):
+                raise InvalidInput(f"The content encoding is gzip or none, not {content[:100]!r}")
             body = await read_body(request.scope, request.receive, self._limit)
-            zipped_body = encoding == "gzip" and bool(body)
+            zipped_body = content == "gzip" and bool(body)
             if zipped_body or len(body) > LARGE_BODY:  # a small one may unpack to a large one
                 spans, complaints = await asyncio.to_thread(self._read, body, kind, zipped_body)
             else:
@@ -81,11 +81,11 @@ class OtlpHandler:
         except (InvalidInput, PayloadTooLarge) as error:
             return _refusal(error, kind, zipped)
         except Exception as error:
-            status = wire.status_of(error)
+            status = encoding.status_of(error)
             if status >= 500:
-                wire.note_failure("POST /v1/traces", status, error)
+                encoding.note_failure("POST /v1/traces", status, error)
             headers = {"Retry-After": "1"} if status == 503 else None
-            return Response(wire.to_json(wire.error_body(error)), status, headers, media_type=JSON)
+            return Response(encoding.to_json(encoding.error_body(error)), status, headers, media_type=JSON)
 
     def _read(self, body: bytes, kind: str, zipped: bool) -> tuple[list[Span], list[str]]:
         """The spans of an export, and a sentence for each that could not be read."""
@@ -232,13 +232,13 @@ _ID_FIELDS = ("traceId", "spanId", "parentSpanId", "trace_id", "span_id", "paren
 def _parse_json(body: bytes) -> tuple[ExportTraceServiceRequest, list[str]]:
     export, complaints = ExportTraceServiceRequest(), list[str]()
     value: Any = _json_of(body) if body else dict[str, Any]()
-    if wire.as_dict(value) is None:
+    if encoding.as_dict(value) is None:
         raise InvalidInput("it is no JSON object")
     taken: list[tuple[Any, list[Any]]] = []
     for group in _taken(value, "resourceSpans", "resource_spans"):
-        fields = wire.as_dict(group) or {}
+        fields = encoding.as_dict(group) or {}
         scopes = _taken(fields, "scopeSpans", "scope_spans")
-        taken.append((fields, [(wire.as_dict(scope) or {}, _taken(scope, "spans")) for scope in scopes]))
+        taken.append((fields, [(encoding.as_dict(scope) or {}, _taken(scope, "spans")) for scope in scopes]))
     for fields, scopes in taken:
         resource = json_format.ParseDict(fields, export.resource_spans.add(), ignore_unknown_fields=True)
         for scope_fields, spans in scopes:
@@ -254,11 +254,11 @@ def _parse_json(body: bytes) -> tuple[ExportTraceServiceRequest, list[str]]:
 
 def _taken(value: Any, *names: str) -> list[Any]:
     """What stands under one of the names, taken out of the mapping; InvalidInput for what is no list."""
-    fields = wire.as_dict(value)
+    fields = encoding.as_dict(value)
     if fields is None:
         raise InvalidInput("a part of it is no JSON object")
     found = [fields.pop(name) for name in names if name in fields]
-    items = wire.as_list(found[0]) if found and found[0] is not None else []
+    items = encoding.as_list(found[0]) if found and found[0] is not None else []
     if items is None:
         raise InvalidInput(f"{names[0]} is no list")
     return items
@@ -266,7 +266,7 @@ def _taken(value: Any, *names: str) -> list[Any]:
 
 def _json_of(body: bytes) -> Any:
     try:
-        return wire.from_json(body)
+        return encoding.from_json(body)
     except InvalidInput:
         # The standard library's parser takes halves of surrogate pairs, which JavaScript's exporters send.
         return _whole_texts(json.loads(body))
@@ -276,10 +276,10 @@ def _whole_texts(value: Any) -> Any:
     """The value with the halves of surrogate pairs in its texts replaced, since protobuf has UTF-8 only."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    several = wire.as_list(value)
+    several = encoding.as_list(value)
     if several is not None:
         return [_whole_texts(item) for item in several]
-    fields = wire.as_dict(value)
+    fields = encoding.as_dict(value)
     return value if fields is None else {_whole_texts(key): _whole_texts(item) for key, item in fields.items()}
 
 
@@ -288,9 +288,9 @@ def _ids_to_base64(value: Any) -> None:
     stack = [value]
     while stack:
         item = stack.pop()
-        fields = wire.as_dict(item)
+        fields = encoding.as_dict(item)
         if fields is None:
-            stack.extend(wire.as_list(item) or ())
+            stack.extend(encoding.as_list(item) or ())
             continue
         for name in _ID_FIELDS:
             if isinstance(fields.get(name), str):
@@ -434,9 +434,9 @@ def _message(answer: ExportTraceServiceResponse, kind: str) -> bytes:
 
 def _refusal(error: Exception, kind: str, zipped: bool) -> Response:
     """google.rpc.Status: field 1 is the code, field 2 the message."""
-    status = wire.status_of(error)
+    status = encoding.status_of(error)
     if kind == JSON:
-        return _encoded(wire.to_json({"code": _INVALID_ARGUMENT, "message": str(error)}), JSON, status, zipped)
+        return _encoded(encoding.to_json({"code": _INVALID_ARGUMENT, "message": str(error)}), JSON, status, zipped)
     text = str(error).encode()
     body = bytes((0x08, _INVALID_ARGUMENT, 0x12)) + _varint(len(text)) + text
     return _encoded(body, PROTOBUF, status, zipped)

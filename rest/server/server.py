@@ -13,7 +13,7 @@ from ...core.model.rollout import Fact
 from ...core.model.store_interface import LightningStore, LightningStoreCapabilities
 from ..api.routes import DEFAULT_PORT, OTLP_TRACES_PATH
 from ..client.client import LightningStoreClient
-from .app import DEFAULT_PAYLOAD_MB, Door
+from .app import DEFAULT_PAYLOAD_MB, StoreApp
 from .delegating_store import Delegating, LightningStoreThreaded
 from .uvicorn_runner import Serving, access_host, check_bind
 
@@ -86,7 +86,7 @@ class LightningStoreServer(Delegating):
         self._direct: LightningStore | None = store
         if not store.capabilities.get("thread_safe", False):
             self._direct = LightningStoreThreaded(store)
-        self._door: Door | None = Door(
+        self._app: StoreApp | None = StoreApp(
             store,
             token=token,
             cors_allow_origins=cors_allow_origins,
@@ -95,14 +95,14 @@ class LightningStoreServer(Delegating):
             allow_hosts=allow_hosts,
             access_host=launcher_args.access_host,
         )
-        self._serving: Serving | None = Serving(self._door, host, launcher_args.port or 0)
+        self._serving: Serving | None = Serving(self._app, host, launcher_args.port or 0)
         self._host, self._port = launcher_args.access_host or access_host(host), launcher_args.port or 0
         self._client: LightningStoreClient | None = None
 
     @property
     def app(self) -> Any:
         """The ASGI application; None in a copy that acts as a client."""
-        return self._door
+        return self._app
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
@@ -145,8 +145,8 @@ class LightningStoreServer(Delegating):
     async def stop(self) -> None:
         """Answer what is under way and close the port; the store stays open. Idempotent."""
         serving = self._own_serving()
-        if self._door is not None:
-            self._door.stop()
+        if self._app is not None:
+            self._app.stop()
         await serving.stop()
 
     def _own_serving(self) -> Serving:
@@ -173,7 +173,7 @@ class LightningStoreServer(Delegating):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.store = self._direct = self._serving = self._client = self._door = self.tracker = None  # pyright: ignore[reportAttributeAccessIssue]
+        self.store = self._direct = self._serving = self._client = self._app = self.tracker = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _check(store: LightningStore, args: PythonServerLauncherArgs) -> None:

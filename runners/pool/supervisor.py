@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ...core.errors import AgentLightningError, InvalidInput
+from ...core.retry import PROCESS_BACKOFF
 from .pickling import pickled
 from .process import (
     CANCEL,
@@ -36,8 +37,6 @@ __all__ = ["KILL", "MOST_FAILED_STARTS", "TERMINATE", "WATCH_SECONDS", "Supervis
 _log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.05
 SHORT_LIFE_SECONDS = 10.0
-FIRST_PAUSE_SECONDS = 0.25
-LONGEST_PAUSE_SECONDS = 30.0
 LONGEST_START_SECONDS = 10.0
 """After so long a process that has not loaded does not delay the start of the next one."""
 MOST_FAILED_STARTS = 5
@@ -60,7 +59,7 @@ class WorkerProcess:
     began: float = 0.0
     """When its process had read its job; until then when it was started."""
     not_before: float = 0.0
-    pause_seconds: float = 0.0
+    short_lives: int = 0
     ready: bool = False
     loaded: bool = False
     """The process has loaded everything that it needs."""
@@ -270,9 +269,8 @@ class Supervisor:
             return
         # A process that ended because of a stuck agent had worked.
         short = code != EXIT_STUCK and seconds < SHORT_LIFE_SECONDS
-        longer = min(max(2 * worker.pause_seconds, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)
-        worker.pause_seconds = longer if short else 0.0
-        worker.not_before = now + worker.pause_seconds
+        worker.short_lives = worker.short_lives + 1 if short else 0
+        worker.not_before = now + (PROCESS_BACKOFF.delay(worker.short_lives) if short else 0.0)
         self.on_replace(worker, code)
 
     @staticmethod

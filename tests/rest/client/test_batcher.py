@@ -17,7 +17,7 @@ from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.api import encoding
 from agentlightning.rest.api.routes import COMMAND_HEADER
-from agentlightning.rest.client.batcher import Lane
+from agentlightning.rest.client.batcher import Transport
 from agentlightning.rest.client.client import LightningStoreClient
 from agentlightning.rest.server.server import LightningStoreServer
 from tests.projections.store.logs import HoldingLog
@@ -51,11 +51,11 @@ async def calls_of(store: agl.LightningStore) -> dict[str, dict[str, Any]]:
 async def test_every_repeated_call_gets_its_first_answer(
     store: EventLogStore, client: LightningStoreClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lane: Lane = client.lane()
-    await lane.hello()
+    transport: Transport = client.transport()
+    await transport.hello()
     for name, args in (await calls_of(store)).items():
         frame = encoding.pack_call(uuid7_hex(), name, args, client._seen.basis)  # pyright: ignore[reportPrivateUsage]
-        answers = [steady((await lane.post([frame]))[0]) for _ in range(3)]
+        answers = [steady((await transport.post([frame]))[0]) for _ in range(3)]
         assert answers[0][0] == 200 and answers[0][1], name
         assert answers[0] == answers[1] == answers[2], name
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

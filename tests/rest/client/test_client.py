@@ -288,14 +288,14 @@ async def test_concurrent_small_calls_share_requests(
     client: LightningStoreClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await client.health()
-    lane = client.lane()
-    post, sizes = lane.post, list[int]()
+    transport = client.transport()
+    post, sizes = transport.post, list[int]()
 
     async def counting(frames: list[bytes]) -> list[Any]:
         sizes.append(len(frames))
         return await post(frames)
 
-    monkeypatch.setattr(lane, "post", counting)
+    monkeypatch.setattr(transport, "post", counting)
     made = await asyncio.gather(*(client.enqueue_rollout(number) for number in range(50)))
     assert sorted(rollout.input for rollout in made) == list(range(50))
     assert sum(sizes) == 50 and len(sizes) <= 5

@@ -143,7 +143,7 @@ async def test_another_name_is_let_in_where_it_was_named_and_the_client_says_so(
         assert (await ask(port, "GET", "/health", b"", "Host: store.example.com:80"))[0] == 200
         assert (await ask(port, "GET", "/health", b"", "Host: example.com"))[0] == 421
         client = LightningStoreClient(server.endpoint)
-        client.lane().session.headers["Host"] = "elsewhere"  # what a proxy passes on
+        client.transport().session.headers["Host"] = "elsewhere"  # what a proxy passes on
         with pytest.raises(ForeignHost, match="--allow-host elsewhere"):
             await client.health()
         await client.close()
@@ -158,7 +158,7 @@ async def test_a_server_answers_under_the_address_that_it_gives_to_clients(
         monkeypatch.setattr(f"agentlightning.rest.server.{name}", lambda host: "192.0.2.9")
     server = LightningStoreServer(store, host="0.0.0.0", port=0, token="t", allow_hosts=["store.example.com"])
     assert server.endpoint.startswith("http://192.0.2.9:")
-    legacy = LegacyApp(store, host="0.0.0.0", token="t", allow_hosts=["store.example.com"]).door
+    legacy = LegacyApp(store, host="0.0.0.0", token="t", allow_hosts=["store.example.com"]).store_app
     for door in (server.app, legacy):
         assert door._policy.admit(head(host="192.0.2.9:4747")) is None  # pyright: ignore[reportPrivateUsage]
         with pytest.raises(ForeignHost):
