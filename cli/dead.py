@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import Any
 
 import click
@@ -22,7 +23,8 @@ from ..projections.store.dead_letters import (
     requeue,
     requeue_run,
 )
-from .log_source import LOOKING_SECONDS, log_option, open_reading, open_writing
+from ..rest.open_store import open_existing
+from .log_source import LOOKING_SECONDS, address_of, log_option, open_reading
 from .terminal import counted, echo_json, examples, json_option, plain, printable, short, table, when
 
 
@@ -128,7 +130,7 @@ def retry(name: str | None, run: str | None, function: str | None, url: str, tok
 
 async def _retry(name: str, function: str | None, url: str, token: str | None) -> tuple[str, DeadLetter]:
     """REQUEUED or HANDLED, and the letter that `name` stands for."""
-    async with open_writing(url, token) as store:
+    async with open_existing(address_of(url), token, os.environ) as store:
         letter = find_letter(entries_from(await store.query_dead_letters()), name).letter
         if letter.settled:
             raise InvalidInput(f"{letter.id} was {letter.settled} already")
@@ -145,7 +147,7 @@ async def _retry(name: str, function: str | None, url: str, token: str | None) -
 
 
 async def _retry_run(run: str, url: str, token: str | None) -> dict[str, Any]:
-    async with open_writing(url, token) as store:
+    async with open_existing(address_of(url), token, os.environ) as store:
         return await requeue_run(store, run)
 
 

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import logging
 import os
 import re
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from ..core.errors import InvalidInput, LogLocked, NotFound
+from ..core.errors import InvalidInput, NotFound
 from ..core.log.interface import Log
-from ..core.log.open_log import open_log, path_of, shown
-from ..core.log.sqlite.log import check_there
+from ..core.log.open_log import open_log, shown
 from ..projections.history.rollout_history import find_resources, find_rollout
 from ..projections.history.run_index import LATEST, Run, RunBook, find_run
 from ..projections.history.topic_reader import Bound
@@ -119,28 +117,6 @@ class BoundType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] 
             return Bound(time=datetime.datetime.fromisoformat(iso).timestamp())
         except (ValueError, OverflowError, OSError):
             self.fail(f"{text!r} is neither a position nor a time such as 2026-01-31T12:00", param, ctx)
-
-
-@asynccontextmanager
-async def open_writing(url: str, token: str | None) -> AsyncGenerator[Any, None]:
-    """The store of a log that is there; where a process serves the file, that process."""
-    from ..rest.open_store import open_store
-
-    address = address_of(url)
-    if address.startswith("sqlite:"):
-        check_there(path_of(address))  # a store would begin a log where there is none
-    try:
-        store: Any = await asyncio.to_thread(open_store, address, token=token, environment=os.environ)
-    except LogLocked as locked:
-        if locked.address is None:
-            raise
-        store = open_store(locked.address, token=token)
-    try:
-        yield store
-    finally:
-        closed = store.close()
-        if closed is not None:
-            await closed
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -23,7 +24,8 @@ from ..projections.history.run_index import Decision, datasets_of
 from ..projections.history.run_table import RunSummary, runs_in
 from ..projections.spans.blobs import NO_LIMIT_MB, Blobs
 from ..projections.store.runs import cancel_run
-from .log_source import Located, located, log_option, logs_here, open_reading, open_writing
+from ..rest.open_store import open_existing
+from .log_source import Located, address_of, located, log_option, logs_here, open_reading
 from .terminal import (
     by_status,
     counted,
@@ -118,7 +120,7 @@ def cancel(name: str, url: str | None, token: str | None, as_json: bool) -> None
         found_url, run_id = found.url, found.id
 
     async def cancel_all() -> dict[str, Any]:
-        async with open_writing(found_url, token) as store:
+        async with open_existing(address_of(found_url), token, os.environ) as store:
             return await cancel_run(store, run_id)
 
     done = asyncio.run(cancel_all())

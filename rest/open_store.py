@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
 
 from ..core.clock import Clock
-from ..core.log.open_log import address_of, open_log
+from ..core.errors import LogLocked
+from ..core.log.open_log import address_of, open_log, path_of
+from ..core.log.sqlite.log import check_there
 from ..core.model.store_interface import LightningStore
 from ..projections.archive.index import index_path
 from ..projections.replica.settings import StoreSettings
@@ -40,3 +45,27 @@ def open_store(
     except BaseException:
         log.close()
         raise
+
+
+@asynccontextmanager
+async def open_existing(
+    url: str, token: str | None = None, environment: Mapping[str, str] | None = None
+) -> AsyncGenerator[Any, None]:
+    """The store of a log that exists; where a process serves the file, the store of that process. Closed at the end.
+
+    Raises `InvalidInput` where there is no log yet, and what `open_store` raises.
+    """
+    if url.startswith("sqlite:"):
+        check_there(path_of(url))  # a store would begin a log where there is none
+    try:
+        store: Any = await asyncio.to_thread(open_store, url, token=token, environment=environment)
+    except LogLocked as locked:
+        if locked.address is None:
+            raise
+        store = open_store(locked.address, token=token)
+    try:
+        yield store
+    finally:
+        closed = store.close()
+        if closed is not None:
+            await closed

@@ -591,7 +591,6 @@ def read_bodies(log: Log, rollout_ids: Sequence[str]) -> dict[str, bytes]:
     written = Path(f"{path}-wal")
     # Without a write-ahead log no process writes it, and SQLite needs no file beside it.
     still = "" if written.is_file() and written.stat().st_size else "&immutable=1"
-    found: dict[str, bytes] = {}
     try:
         db = sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro{still}", uri=True)
         try:
@@ -600,13 +599,11 @@ def read_bodies(log: Log, rollout_ids: Sequence[str]) -> dict[str, bytes]:
             meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('form', 'log_id')").fetchall())
             if meta != {"form": FORM, "log_id": log.log_id}:  # its bytes are checked one by one, by the fold's hashes
                 return {}
-            for at in range(0, len(rollout_ids), AT_ONCE):
-                some = rollout_ids[at : at + AT_ONCE]
-                marks = ",".join("?" * len(some))
-                query = f"SELECT rollout_id, body FROM rollouts JOIN bodies USING (number) WHERE rollout_id IN ({marks})"
-                found.update((one, body) for one, body in db.execute(query, some) if isinstance(body, bytes))
+            rows = ColdRows(db, 0)
+            ids = {number: rollout_id for _, number, rollout_id, _ in rows.named(rollout_ids, None)}
+            bodies: dict[int, Any] = dict(rows.bodies(list(ids)))  # whatever a damaged file holds
+            return {ids[number]: body for number, body in bodies.items() if isinstance(body, bytes)}
         finally:
             db.close()
     except sqlite3.Error:  # whatever it is, the log has everything
         return {}
-    return found

@@ -233,11 +233,3 @@ def find_run(runs: Mapping[str, Run], name: str) -> Run:
         several = ", ".join(run.run_id for run in found[:MOST_NAMED])
         raise InvalidInput(f"{name} may be any of {len(found)} runs: {several}")
     return found[0]
-
-
-def runs_from(rows: Sequence[Mapping[str, Any]]) -> list[Run]:
-    """What `query_runs` gave, typed. Raises `InvalidInput`."""
-    try:
-        return msgspec.convert(list(rows), list[Run])
-    except msgspec.ValidationError as error:
-        raise InvalidInput(f"the store's runs cannot be read: {error}") from error
