@@ -155,6 +155,12 @@ class ClientServerExecutionStrategy(ExecutionStrategy):
         return _server(store, self.server_host, port, self.token)
 
 
+def _is_client(store: LightningStore) -> bool:
+    from ...rest.client.client import LightningStoreClient
+
+    return isinstance(store, LightningStoreClient)
+
+
 def _client(address: str, token: str | None) -> LightningStore:
     from ...rest.client.client import LightningStoreClient
 
@@ -319,7 +325,7 @@ class _Execution:
     def _serve(self, store: LightningStore) -> Any:
         """The store as a server that has started; None where it serves already, or is not ours to serve."""
         strategy = self._strategy
-        if not strategy.managed_store or (strategy.role == "both" and hasattr(store, "server_address_root")):
+        if not strategy.managed_store or (strategy.role == "both" and _is_client(store)):
             return None
         server = strategy.serve(store)
         run_to_end("store-start", server.start)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from os import PathLike
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from ...core.errors import InvalidInput
 from ...core.model.hooks import Hook
@@ -360,6 +360,15 @@ def _warn_of_older_names(**given: Any) -> None:
             warnings.warn(f"{name} is deprecated: use {newer[name]}", DeprecationWarning, stacklevel=3)
 
 
+@runtime_checkable
+class _TaskClient(Protocol):
+    """What a client of the first generation has; the one of this package is in compat/, above this room."""
+
+    def poll_next_task(self) -> Any:
+        """The next task."""
+        ...
+
+
 def _is_backend(value: Any) -> bool:
     """Whether the value is the address of a server of the first generation, or a client of one."""
-    return isinstance(value, str) or hasattr(value, "poll_next_task")
+    return isinstance(value, str | _TaskClient)
