@@ -13,12 +13,20 @@ from ..algorithms.adapters.triplets import TracerTraceToTriplet
 from ..core.credentials import mask_text
 from ..core.errors import InvalidInput
 from ..runners.agent.decorators import as_agent
-from ..runners.pool.process import DONE, EXIT_STUCK, STOP, Job, WorkerContext, exit_if_importing, exit_process
+from ..runners.pool.process import (
+    DONE,
+    EXIT_STUCK,
+    STOP,
+    Job,
+    WorkerContext,
+    exit_if_importing,
+    exit_process,
+    serve_agent,
+)
 from ..runners.pool.supervisor import MOST_FAILED_STARTS, WATCH_SECONDS, Supervisor, WorkerProcess
 from ..runners.stop_events import InterruptHandler, StopSignal
 from ..runners.tracing.agentops import AgentOpsTracer
 from ..runners.tracing.base import Tracer
-from ..runners.worker.agent_call import run_agents_here
 from .client import AgentLightningClient, DevTaskLoader
 from .runner import LegacyAgentRunner
 
@@ -108,10 +116,8 @@ class LegacyJob(Job):
         return f"Worker-{worker_id}-{self.pool_id}"
 
     def work(self, worker: WorkerContext) -> int:
-        """See :class:`Job`; agents run in the main thread, where signals may be handled."""
-        if self.agent.is_async():
-            return self._serve(worker)
-        return run_agents_here(lambda: self._serve(worker), lambda code: exit_process(code.result()))
+        """See :class:`Job`."""
+        return serve_agent(self.agent, lambda: self._serve(worker))
 
     def _serve(self, worker: WorkerContext) -> int:
         number = worker.number

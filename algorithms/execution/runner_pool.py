@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from ...core.loop_thread import LoopTask
-from ...runners.agent.litagent import LitAgent
 from ...runners.pool.process import (
     CANCEL,
     DONE,
@@ -25,10 +24,9 @@ from ...runners.pool.process import (
     STOP,
     Job,
     WorkerContext,
-    exit_process,
+    serve_agent,
 )
 from ...runners.pool.supervisor import TERMINATE, Supervisor, WorkerProcess
-from ...runners.worker.agent_call import run_agents_here
 from .base import ManagedRunner, RunnerBundle
 
 __all__ = ["CountingPool", "RunnerPool", "ending", "leave_stuck", "report_execution"]
@@ -145,11 +143,9 @@ class RunnerJob(Job):
     bundle: RunnerBundle
 
     def work(self, worker: WorkerContext) -> int:
-        """See :class:`Job`; agents run in the main thread, where signals may be handled."""
+        """See :class:`Job`."""
         agent = self.bundle.agent if isinstance(self.bundle, ManagedRunner) else None
-        if isinstance(agent, LitAgent) and agent.is_async():
-            return self._serve(worker)
-        return run_agents_here(lambda: self._serve(worker), lambda code: exit_process(code.result()))
+        return serve_agent(agent, lambda: self._serve(worker))
 
     def _serve(self, worker: WorkerContext) -> int:
         """What the bundle raises is reported as permanent: another process would raise it again."""

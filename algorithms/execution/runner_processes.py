@@ -32,11 +32,10 @@ from ...runners.pool.process import (
     STOP,
     Job,
     WorkerContext,
-    exit_process,
+    serve_agent,
 )
 from ...runners.pool.supervisor import TERMINATE, WorkerProcess
 from ...runners.stop_events import ThreadingEvent, until_set
-from ...runners.worker.agent_call import run_agents_here
 from .runner_pool import CountingPool, leave_stuck, report_execution
 
 __all__ = ["RunnerOptions", "run_runner", "run_runner_processes"]
@@ -177,15 +176,13 @@ class AgentJob(Job):
     stops_on_sigterm = True
 
     def work(self, worker: WorkerContext) -> int:
-        """See :class:`Job`; agents are loaded and run in the main thread, where signals may be handled."""
+        """See :class:`Job`; the agent is loaded in the main thread too."""
         try:
             agent = load_agent(self.agent)
         except AgentLightningError as error:
             worker.send(FAILED, error.message)
             return EXIT_PERMANENT
-        if agent.is_async():
-            return self._serve(worker, agent)
-        return run_agents_here(lambda: self._serve(worker, agent), lambda code: exit_process(code.result()))
+        return serve_agent(agent, lambda: self._serve(worker, agent))
 
     def _serve(self, worker: WorkerContext, agent: LitAgent[Any]) -> int:
         worker_id, left = worker.given

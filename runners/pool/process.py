@@ -16,9 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
+from ..agent.litagent import LitAgent
 from ..stop_events import ThreadingEvent
+from ..worker.agent_call import run_agents_here
 
 __all__ = [
     "CANCEL",
@@ -35,6 +37,7 @@ __all__ = [
     "WorkerContext",
     "Job",
     "interrupts_deferred",
+    "serve_agent",
     "exit_process",
     "exit_if_importing",
     "work",
@@ -103,6 +106,16 @@ class Job(ABC):
     def orphaned(self, worker: WorkerContext) -> None:
         """Called in another thread when the parent is gone, before the process is stopped."""
         _log.debug("The parent is gone.")
+
+
+def serve_agent(agent: Any, serve: Callable[[], int]) -> int:
+    """What a job calls to run ``agent``: the result of ``serve``, its exit code.
+
+    A synchronous agent has the main thread, where signals may be handled; an asynchronous one runs where ``serve`` does.
+    """
+    if isinstance(agent, LitAgent) and cast("LitAgent[Any]", agent).is_async():
+        return serve()
+    return run_agents_here(serve, lambda code: exit_process(code.result()))
 
 
 @dataclass(frozen=True)
