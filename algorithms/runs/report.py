@@ -22,8 +22,7 @@ from ...core.spans.readers import attempt_spans, find_final_reward
 from ...projections.history.rollout_history import fold_to_end
 from ...projections.history.run_index import Run, RunBook
 from ...projections.spans.blobs import NO_LIMIT_MB, Blobs
-from ...projections.spans.schema import key_range
-from ...projections.spans.span_log import SpanBook
+from ...projections.spans.span_log import SpanLog, key_range
 from ..adapters.messages import TraceToMessages
 
 NORMAL_QUANTILE = 1.96
@@ -115,7 +114,7 @@ class LogReader:
     def __init__(self, log: Log) -> None:
         self.log = log
         self._blobs = Blobs(log, NO_LIMIT_MB)
-        self._spans = SpanBook(log, self._blobs)
+        self._spans = SpanLog(log, self._blobs)
 
     def runs(self) -> RunBook:
         """The runs of the log, read to its end."""

@@ -23,7 +23,7 @@ from ...core.model.rollout import (
 from ...core.model.scalars import model_data
 from ...core.model.store_interface import UNSET, LightningStore, LightningStoreCapabilities
 from ...projections.replica import validation
-from ...projections.replica.positions import number_of
+from ...projections.replica.command_context import number_of
 from ...rest.server.delegating_store import Delegating
 
 ENQUEUED, STARTED, PUBLISHED = "rollouts.enqueued", "rollout.started", "resources.published"

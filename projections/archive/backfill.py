@@ -16,7 +16,7 @@ from ...core.fold.state import Rollout, hash_of
 from ...core.log.interface import Log
 from ..replica.fold_cursor import FoldCursor
 from ..replica.node import Node
-from .index import ColdIndex
+from .index import ArchiveIndex
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ RETRY_SECONDS = 2.0
 POLL_SECONDS = 0.05
 
 
-class Refill:
-    """Fills the cold index up to `position` from a thread; None: it broke, and is replaced and filled up to now."""
+class Backfill:
+    """Fills the archive index up to `position` from a thread; None: it broke, and is replaced and filled up to now."""
 
-    def __init__(self, log: Log, node: Node, cold: ColdIndex, position: int | None) -> None:
+    def __init__(self, log: Log, node: Node, index: ArchiveIndex, position: int | None) -> None:
         self._log = log
         self._node = node
-        self._cold = cold
+        self._index = index
         self._position = position
         self._closed = threading.Event()
         self._failed: StorageError | None = None
@@ -78,7 +78,7 @@ class Refill:
     def _fill(self) -> None:
         began = time.monotonic()
         if self._position is None:
-            self._cold.renew()
+            self._index.renew()
             with self._node.lock:
                 self._position = self._node.state.position
         cursor = FoldCursor(self._log)
@@ -100,9 +100,9 @@ class Refill:
         if self._closed.is_set():
             return
         with self._node.lock:
-            self._cold.whole = True
+            self._index.whole = True
             position, fingerprint = self._node.state.position, self._node.state.fingerprint
-        self._cold.flush(position, fingerprint)
+        self._index.flush(position, fingerprint)
         self.done.set()
         logger.info("The index of finished rollouts was made in %.1f s.", time.monotonic() - began)
 
@@ -113,4 +113,4 @@ class Refill:
         with self._node.lock:
             table = self._node.state.archived
             gone = [(one, body) for one, body in archived if table.get(one.rollout_id) == hash_of(body)]
-            self._cold.add(gone, self._node.state.position, self._node.state.fingerprint)
+            self._index.add(gone, self._node.state.position, self._node.state.fingerprint)

@@ -1,4 +1,4 @@
-"""The cold index: rollouts that left the fold's hot state, packed, in a SQLite table of their own.
+"""The archive index: rollouts that left the fold's hot state, packed, in a SQLite table of their own.
 
 It is a projection, not a source: everything in it follows from the log, so it is written without waiting for the disk
 and rebuilt where it is missing. Beside a log file it lies at `<file>.index`; a log in memory has it in memory. A thread
@@ -107,7 +107,7 @@ class Where:
 
 
 @dataclass(frozen=True)
-class ColdRows:
+class ArchiveRows:
     """Reads the table on a connection that nobody else uses meanwhile. `counts`: status -> (rollouts, attempts) of it."""
 
     db: sqlite3.Connection
@@ -177,7 +177,7 @@ _TRANSIENT = ("disk is full", "locked", "disk I/O error", "readonly")
 """SQLite's words for a write that may succeed later; anything else means that the file is not what was written."""
 
 
-class ColdIndex:
+class ArchiveIndex:
     """Packed rollouts by id and in order of creation. Thread-safe.
 
     Nothing that changes it raises: a write that fails is repeated, and a table that cannot be read is reported to
@@ -456,7 +456,7 @@ class ColdIndex:
             return self.moves, [rollout for rollout, _ in self._pending.values()]
 
     @contextmanager
-    def reading(self, still: bool = False) -> Generator[ColdRows, None, None]:
+    def reading(self, still: bool = False) -> Generator[ArchiveRows, None, None]:
         """The table as it is at one moment, and `moves` of that moment. Raises `Rebuilding` where it cannot be read.
 
         A file is read beside whoever writes it, by one thread at a time. A table in memory has one connection: nobody
@@ -465,7 +465,7 @@ class ColdIndex:
         try:
             if self._look is None or still:
                 with self._disk:
-                    yield ColdRows(self._db, self._settled(), self._counted())
+                    yield ArchiveRows(self._db, self._settled(), self._counted())
                 return
             with self._looking:
                 look = self._look
@@ -474,7 +474,7 @@ class ColdIndex:
                     with self._disk:  # between two flushes, so that the table and `moves` are of one moment
                         moves, counts = self._settled(), self._counted()
                         look.execute("SELECT 1 FROM meta").fetchone()
-                    yield ColdRows(look, moves, counts)
+                    yield ArchiveRows(look, moves, counts)
                 finally:
                     look.rollback()
         except sqlite3.Error as error:
@@ -575,7 +575,7 @@ def has_these_tables_only(db: sqlite3.Connection) -> bool:
 
 
 def index_path(log: Log) -> str | None:
-    """The cold index lies beside a log file, or in the folder where a log on a broker keeps its copies."""
+    """The archive index lies beside a log file, or in the folder where a log on a broker keeps its copies."""
     path = getattr(log, "path", None)
     folder = getattr(log, "state_folder", None)
     if folder is not None:

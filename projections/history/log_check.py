@@ -21,8 +21,8 @@ from ...core.log.interface import Log
 from ...core.log.log_copy import copy_mark
 from ...core.log.open_log import open_log
 from ...core.log.topics import BLOBS, CONTROL, SPANS, STORED, TOPICS, partition_of
-from ..spans.schema import SpanAdded
-from ..spans.schema import decode as decode_span
+from ..spans.span_log import SpanAdded
+from ..spans.span_log import decode as decode_span
 from .replay import replay
 
 READ_RECORDS = 2048

@@ -21,12 +21,11 @@ from ...core.log.interface import EVERYWHERE, Log
 from ...core.log.topics import SPANS, partition_of
 from ...core.model.span import Span
 from ...core.model.status import FINISHED
-from ..archive.index import ColdIndex
+from ..archive.index import ArchiveIndex
 from ..facts.derived_topic import FactBatch, batch_of
 from ..replica.fold_cursor import FoldCursor
 from ..spans.blobs import NO_LIMIT_MB, Blobs
-from ..spans.schema import decode, fold_spans, key_range
-from ..spans.span_log import spans_of
+from ..spans.span_log import decode, fold_spans, key_range, spans_of
 from ..store.engine import Engine
 from ..store.resources import ResourceMethods, WorkerMethods
 from ..store.rollouts import RolloutMethods
@@ -35,14 +34,14 @@ from ..store.views import Views
 
 
 class PastSpans:
-    """The spans of a log as they were; the part of `SpanBook` that reads."""
+    """The spans of a log as they were; the part of `SpanLog` that reads."""
 
     def __init__(self, log: Log, past: PastEngine) -> None:
         self._log = log
         self._past = past
 
     def read(self, rollout_id: str, lost: list[str] | None = None) -> list[Span]:
-        """As `SpanBook.read`."""
+        """As `SpanLog.read`."""
         rollout = self._past.load(rollout_id)
         with self._past.node.lock:
             within = EVERYWHERE if rollout is None else key_range(rollout)
@@ -70,9 +69,9 @@ class PastEngine(Views):
         self._cursor = FoldCursor(log)
         self.node = SimpleNamespace(lock=threading.RLock(), state=self._cursor.state)
         self.blobs = Blobs(log, NO_LIMIT_MB)
-        self.cold = ColdIndex(None, log.log_id)
+        self.archive_index = ArchiveIndex(None, log.log_id)
         self.spans = PastSpans(log, self)
-        self.liveness = SimpleNamespace(workers={})
+        self.heartbeats = SimpleNamespace(workers={})
         self.batches: list[FactBatch] = []
         self.time_us = 0
 
@@ -88,9 +87,9 @@ class PastEngine(Views):
         if outcome.proposal is not None:
             self.time_us = outcome.proposal.time_us
         if outcome.archived:
-            self.cold.add(outcome.archived, outcome.position + 1, state.fingerprint)
+            self.archive_index.add(outcome.archived, outcome.position + 1, state.fingerprint)
         if outcome.facts and isinstance(outcome.facts[0], RolloutRestored):
-            self.cold.remove(str(outcome.facts[0].rollout_id), outcome.position + 1, state.fingerprint)
+            self.archive_index.remove(str(outcome.facts[0].rollout_id), outcome.position + 1, state.fingerprint)
         batch = batch_of(outcome)
         if batch is not None:
             self.batches.append(batch)
@@ -115,7 +114,7 @@ class PastEngine(Views):
 
     def close(self) -> None:
         """Forget; the log stays open."""
-        self.cold.close()
+        self.archive_index.close()
 
 
 class PastStore(RolloutMethods, SpanMethods, ResourceMethods, WorkerMethods):

@@ -19,7 +19,7 @@ from ...core.model.scalars import items, mapping
 from ..facts.publisher import Cursor
 from ..liveness.heartbeats import WorkerBeat
 from ..replica.snapshots import Manifest
-from ..spans import schema
+from ..spans import span_log
 from ..spans.blobs import NO_LIMIT_MB, Blobs
 
 _PAYLOADS = frozenset(
@@ -117,9 +117,9 @@ class Decoder:
         return [self._readable(item) for item in several] if several is not None else tree
 
     def _span(self, record: Record, seen: View) -> None:
-        decoded = schema.decode(record.value, record.offset)
+        decoded = span_log.decode(record.value, record.offset)
         seen.rollout_ids = [decoded.rollout_id]
-        if isinstance(decoded, schema.SequenceReserved):
+        if isinstance(decoded, span_log.SequenceReserved):
             seen.type = "sequence"
             seen.body = {"count": decoded.count}
             return

@@ -28,8 +28,7 @@ from ..facts.derived_topic import batch_of, facts_of
 from ..replica.fold_cursor import FoldCursor, control_records
 from ..replica.snapshots import read_snapshot
 from ..spans.blobs import NO_LIMIT_MB, Blobs
-from ..spans.schema import key_range
-from ..spans.span_log import SpanBook
+from ..spans.span_log import SpanLog, key_range
 from ..store.views import seconds
 from .record_view import Decoder
 
@@ -199,7 +198,7 @@ def rollout_report(log: Log, rollout_id: str) -> dict[str, Any]:
     """One rollout in plain data: its fields, attempts, events with their verdicts, rewards and spans. Raises `NotFound`."""
     history = history_of(log, rollout_id)
     rollout = history.rollout
-    spans = SpanBook(log, Blobs(log, NO_LIMIT_MB)).read(rollout_id, within=key_range(rollout))
+    spans = SpanLog(log, Blobs(log, NO_LIMIT_MB)).read(rollout_id, within=key_range(rollout))
     decoder = Decoder(log)
     ordered = sorted(spans, key=lambda span: span.sequence_id)
     return {

@@ -20,7 +20,7 @@ from ...core.events.run_events import LOST, MARKS, RUN_ID, RunClosed, RunOpened,
 from ...core.events.schema import NewRollout, RolloutsEnqueued, RolloutStarted
 from ...core.log.interface import Log
 from ...core.log.topics import CONTROL
-from ..liveness.heartbeats import Liveness
+from ..liveness.heartbeats import Heartbeats
 from ..replica.fold_cursor import control_records
 
 MOST_NAMED = 10
@@ -114,7 +114,7 @@ class RunBook:
         left = {run.run_id for run in self.runs.values() if run.closed_at is None}
         if not left or is_written is None or is_written():
             return
-        liveness = Liveness(self._log)
+        liveness = Heartbeats(self._log)
         liveness.load()
         for run_id in left.intersection(liveness.runs):
             run = self.runs[run_id]

@@ -12,8 +12,7 @@ from ...core.log.open_log import shown
 from ...core.model.status import FINISHED
 from ...core.spans.readers import final_reward
 from ..spans.blobs import NO_LIMIT_MB, Blobs
-from ..spans.schema import key_range
-from ..spans.span_log import SpanBook
+from ..spans.span_log import SpanLog, key_range
 from .rollout_history import rollouts_at_end
 from .run_index import Run, RunBook, find_run
 
@@ -76,11 +75,11 @@ def runs_in(log: Log, only: str | None = None) -> list[RunSummary]:
     members: dict[str, dict[str, Rollout]] = {run.run_id: {} for run in wanted}
     for one, rollout in rollouts_at_end(log, [one for one, run_id in owner.items() if run_id in members]).items():
         members[owner[one]][one] = rollout
-    spans = SpanBook(log, blobs)
+    spans = SpanLog(log, blobs)
     return [_summary(run, log.url, members[run.run_id], spans) for run in wanted]
 
 
-def _summary(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanBook) -> RunSummary:
+def _summary(run: Run, url: str, rollouts: dict[str, Rollout], spans: SpanLog) -> RunSummary:
     run.rollout_ids = list(rollouts)  # those that the log accepted
     rewards: dict[str, float | None] = {}
     for one, rollout in rollouts.items():

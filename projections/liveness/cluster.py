@@ -17,9 +17,8 @@ from ...core.log.topics import CONTROL, LEADER_GROUP
 from ..facts.feed import FactFeed
 from ..facts.publisher import Publisher, PublishingLog
 from ..replica.node import Node
-from .contact import Contact
-from .heartbeats import Liveness
-from .node_gossip import Signs
+from .heartbeats import Heartbeats
+from .node_gossip import LogContact, NodeGossip
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +92,11 @@ STEP_SECONDS = 0.5
 CLOSE_SECONDS = 5.0
 
 
-class Peers:
+class Cluster:
     """One node among others. `start` when the node is open, `close` before its log is."""
 
-    def __init__(self, log: Log, node: Node, liveness: Liveness, facts: FactFeed, contact: Contact) -> None:
-        self.signs = Signs(log, node, liveness, contact)
+    def __init__(self, log: Log, node: Node, liveness: Heartbeats, facts: FactFeed, contact: LogContact) -> None:
+        self.signs = NodeGossip(log, node, liveness, contact)
         self.leadership = Leadership(log, node.writer)
         publishes = isinstance(log, PublishingLog)
         self.publisher = Publisher(log, node, facts, lambda: self.leadership.leads) if publishes else None

@@ -25,9 +25,9 @@ from ...core.fold.state_machine import governs
 from ...core.ids import uuid7_hex
 from ...core.model.status import RUNNING
 from ..replica.node import Done, Node
-from ..spans.span_log import SpanBook
-from .cluster import Peers
-from .heartbeats import AttemptKey, Liveness, OpenAttempt
+from ..spans.span_log import SpanLog
+from .cluster import Cluster
+from .heartbeats import AttemptKey, Heartbeats, OpenAttempt
 
 logger = logging.getLogger(__name__)
 
@@ -48,13 +48,13 @@ def _nothing() -> None:
     """What is done about an attempt that has no deadline."""
 
 
-class Timekeeper:
+class Expiry:
     """Watches open attempts and back-offs of one node. `turn` may be called by tests instead of `start`."""
 
-    def __init__(self, node: Node, liveness: Liveness, spans: SpanBook, peers: Peers | None = None) -> None:
+    def __init__(self, node: Node, liveness: Heartbeats, spans: SpanLog, peers: Cluster | None = None) -> None:
         self._node = node
         self._peers = peers
-        self._liveness = liveness
+        self._heartbeats = liveness
         self._spans = spans
         self._wake = threading.Condition(node.lock)
         self._time = 0.0
@@ -93,8 +93,8 @@ class Timekeeper:
         """Watch what is open of a rollout that was read back: superseded attempts too, as before; under the lock."""
         for attempt in rollout.attempts:
             key = (rollout.rollout_id, attempt.sequence_id)
-            if attempt.status in RUNNING and key not in self._liveness.open:
-                self._liveness.expect(attempt.worker_id, attempt.incarnation, self.now())
+            if attempt.status in RUNNING and key not in self._heartbeats.open:
+                self._heartbeats.expect(attempt.worker_id, attempt.incarnation, self.now())
                 self.opened(key, attempt.incarnation)
 
     # What others ask, under the node's lock
@@ -113,7 +113,7 @@ class Timekeeper:
 
     def opened(self, key: AttemptKey, incarnation: str | None) -> None:
         """An attempt began, or came back: watch it."""
-        watched = self._liveness.open[key] = OpenAttempt(incarnation, self.now())
+        watched = self._heartbeats.open[key] = OpenAttempt(incarnation, self.now())
         found = self._find(key)
         if self._wakes_at is None or (found is not None and self._deadline(watched, *found)[0] < self._wakes_at):
             self._wake.notify_all()  # else the next turn is early enough, and a turn looks at every open attempt
@@ -148,15 +148,15 @@ class Timekeeper:
         self._last = now
         if self._peers is not None and not self._peers.signs.hears(now):
             self._deaf += counted
-        if not self._liveness.open and not self.backoffs:
+        if not self._heartbeats.open and not self.backoffs:
             self._stepped = self._time
-            self._liveness.forget_silent(self._time - self._deaf, SILENT_FOR_GOOD_SECONDS)
-            if not self._liveness.runs:
+            self._heartbeats.forget_silent(self._time - self._deaf, SILENT_FOR_GOOD_SECONDS)
+            if not self._heartbeats.runs:
                 return None
         if self._node.broken is not None or self._node.state.halted is not None:
             return TICK_SECONDS
         runs = self._gone_runs()
-        if not self._liveness.open and not self.backoffs and not runs:
+        if not self._heartbeats.open and not self.backoffs and not runs:
             return 2 * TICK_SECONDS  # as long as a turn counts
         if not self._timed():
             self._stepped = self._time  # nobody waits for the log's clock: it must not run after a time nobody counted
@@ -184,10 +184,10 @@ class Timekeeper:
         """Open runs whose owner is gone -> seconds since that was known. The owner of a run shows that it is there."""
         gone: dict[str, float] = {}
         now = self.now()
-        for run_id, run in self._liveness.runs.items():
+        for run_id, run in self._heartbeats.runs.items():
             if run.owner == self._node.writer:
                 if self._peers is not None and now - run.heard >= RUN_BEAT_SECONDS:
-                    self._liveness.run_beat(run_id, run.owner, now, int(self._node.clock.time() * 1_000_000))
+                    self._heartbeats.run_beat(run_id, run.owner, now, int(self._node.clock.time() * 1_000_000))
                 continue
             # The only writer of a log needs not wait: an owner that was another life of it has ended.
             silent = 0.0 if run.owner and self._peers is None else now - run.heard - RUN_LOST_SECONDS
@@ -196,14 +196,14 @@ class Timekeeper:
         return gone
 
     def _lose_run(self, run_id: str) -> None:
-        run = self._liveness.runs[run_id]
+        run = self._heartbeats.runs[run_id]
         run.acting = True
 
         def done(outcome: Outcome | Exception) -> None:
             run.acting = False
             if not isinstance(outcome, Exception):
                 time_us = int(self._node.clock.time() * 1_000_000)
-                self._liveness.run_beat(run_id, run.owner, self.now(), time_us, closed=True)
+                self._heartbeats.run_beat(run_id, run.owner, self.now(), time_us, closed=True)
                 logger.warning("Run %s is lost: the process of its algorithm is gone.", run_id)
 
         self._node.propose(commands.close_run(run_id, outcome=LOST), uuid7_hex(), done)
@@ -211,12 +211,12 @@ class Timekeeper:
     def run_alive(self, run_id: str, here: bool) -> None:
         """The owner of a run was heard; `here`: it runs in this process. Under the node's lock."""
         owner = self._node.writer if here else ""
-        self._liveness.run_beat(run_id, owner, self.now(), int(self._node.clock.time() * 1_000_000))
+        self._heartbeats.run_beat(run_id, owner, self.now(), int(self._node.clock.time() * 1_000_000))
         self._wake.notify_all()
 
     def run_closed(self, run_id: str) -> None:
         """The owner has closed the run. Under the node's lock."""
-        self._liveness.run_beat(run_id, "", self.now(), int(self._node.clock.time() * 1_000_000), closed=True)
+        self._heartbeats.run_beat(run_id, "", self.now(), int(self._node.clock.time() * 1_000_000), closed=True)
 
     def _move_clock(self, something_due: bool, step_seconds: float) -> None:
         """Append `TimePassed` when a deadline is due or the log's clock lags; one at a time."""
@@ -239,7 +239,7 @@ class Timekeeper:
         return any(
             rollout_id in rollouts
             and (rollouts[rollout_id].config.timeout_ms is not None or rollouts[rollout_id].config.unresponsive_ms is not None)
-            for rollout_id, _ in self._liveness.open
+            for rollout_id, _ in self._heartbeats.open
         )
 
     def _log_now_ms(self) -> float:
@@ -248,10 +248,10 @@ class Timekeeper:
     def _due(self) -> list[tuple[float, bool, Act]]:
         """(keeper's time at which it is due, whether the log's clock has to be there, what to do) of all that is pending."""
         due: list[tuple[float, bool, Act]] = []
-        for key, watched in list(self._liveness.open.items()):
+        for key, watched in list(self._heartbeats.open.items()):
             found = self._find(key)
             if found is None:
-                del self._liveness.open[key]
+                del self._heartbeats.open[key]
             elif not watched.acting:
                 due.append(self._deadline(watched, *found))
         for rollout_id, acting in list(self.backoffs.items()):
@@ -283,7 +283,7 @@ class Timekeeper:
             quiet = self._deaf + watched.last_beat + config.unresponsive_ms / 1000
             least = self._time + (attempt.started_ms + config.unresponsive_ms - self._log_now_ms()) / 1000
             options.append((max(quiet, least), True, "unresponsive"))
-        beat = self._liveness.incarnations.get(attempt.incarnation or "")
+        beat = self._heartbeats.incarnations.get(attempt.incarnation or "")
         if beat is not None:
             quiet = self._deaf + max(beat, watched.opened)
             options.append((quiet + settings.worker_lost_seconds, False, "worker_lost"))

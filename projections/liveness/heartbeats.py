@@ -77,7 +77,7 @@ class OpenAttempt:
         self.acting = False
 
 
-class Liveness:
+class Heartbeats:
     """Who was heard of, and when. Use under the node's lock."""
 
     def __init__(self, log: Log, writer: str | None = None) -> None:

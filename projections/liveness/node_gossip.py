@@ -11,19 +11,97 @@ must not act.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
 
 import msgspec
 
-from ...core.errors import LogClosed, LogError
+from ...core.errors import LogClosed, LogError, StoreUnreachable
 from ...core.log.interface import Ack, Log, NewRecord, Record, Subscription
-from ...core.log.topics import LIVENESS
+from ...core.log.topics import CONTROL, LIVENESS
 from ..replica.node import Node
-from .contact import Contact
-from .heartbeats import HEARTBEAT, NODE, RUN, AttemptKey, Liveness, decode_beat, headers_of, told_by
+from .heartbeats import HEARTBEAT, NODE, RUN, AttemptKey, Heartbeats, decode_beat, headers_of, told_by
+
+FRESH_SECONDS = 1.0
+"""So old the log's word may be of where it ends, when somebody asks."""
+CUT_OFF_SECONDS = 2.0
+"""After so long without contact a node says so instead of answering."""
+LONGEST_LOOK_SECONDS = 0.02
+
+
+class LogContact:
+    """What the log said last of where `control` ends. Thread-safe; times are the node's monotonic clock."""
+
+    def __init__(self, log: Log, node: Node) -> None:
+        self._log = log
+        self._node = node
+        self._lock = threading.Lock()
+        self._asked: float | None = None
+        """When the question was put that is not answered yet."""
+        self._end: tuple[float, int] | None = None
+        """(when it was asked, where the log ended), of the last question that was answered."""
+
+    def ask(self, now: float) -> None:
+        """Ask where the log ends; does not wait, and does nothing while a question is under way."""
+        with self._lock:
+            if self._asked is not None:
+                return
+            self._asked = now
+        try:
+            self._log.ask_end(CONTROL, 0, self._answered)
+        except LogError as error:
+            self._answered(error)
+
+    def _answered(self, end: int | LogError) -> None:
+        """From a thread of the log, which must not wait for the node's lock."""
+        with self._lock:
+            asked, self._asked = self._asked, None
+            if asked is not None and not isinstance(end, LogError):
+                self._end = (asked, end)
+
+    def current(self, now: float, within: float) -> bool:
+        """Whether everything is folded that was in the log at a moment not longer ago than `within` seconds."""
+        end = self._end
+        return end is not None and now - end[0] <= within and self._node.next_offset >= end[1]
+
+    async def wait(self) -> None:
+        """Return once this node is current. Raises `StoreUnreachable` after 2 s, or at once where it is known to be cut off."""
+        clock = self._node.clock.monotonic
+        began, look = time.monotonic(), 0.001
+        while True:
+            now = clock()
+            if not self.current(now, FRESH_SECONDS / 2):
+                self.ask(now)
+            if self.current(now, FRESH_SECONDS):
+                return
+            asked = self._asked
+            if time.monotonic() - began > CUT_OFF_SECONDS or (asked is not None and now - asked > CUT_OFF_SECONDS):
+                raise StoreUnreachable(self._why(now))
+            await asyncio.sleep(look)
+            look = min(2 * look, LONGEST_LOOK_SECONDS)
+
+    def _why(self, now: float) -> str:
+        end = self._end
+        if end is None or now - end[0] > FRESH_SECONDS:
+            return f"this node is cut off from its log at {self._log.url}, which does not answer; its state may be old"
+        lag = end[1] - self._node.next_offset
+        return f"this node lags: {lag} of the records in its log at {self._log.url} are not applied yet; its state is old"
+
+    def answers(self, seconds: float) -> bool:
+        """Whether the log answers a question that is put now within so many seconds; blocks."""
+        answered: Future[int | LogError] = Future()
+        try:
+            self._log.ask_end(CONTROL, 0, answered.set_result)
+            return not isinstance(answered.result(seconds), LogError)
+        except (LogError, NoAnswer):
+            return False
+
 
 logger = logging.getLogger(__name__)
 
@@ -46,14 +124,14 @@ class NodeBeat(msgspec.Struct, omit_defaults=True):
     heard: list[tuple[str, int, int | None]] = []
 
 
-class Signs:
+class NodeGossip:
     """Tells and follows. `hears` and `current` are what the timekeeper asks; both, and `tell`, under the node's lock."""
 
-    def __init__(self, log: Log, node: Node, liveness: Liveness, contact: Contact) -> None:
+    def __init__(self, log: Log, node: Node, liveness: Heartbeats, contact: LogContact) -> None:
         self._contact = contact
         self._log = log
         self._node = node
-        self._liveness = liveness
+        self._heartbeats = liveness
         self._now: Callable[[], float] = node.clock.monotonic
         self._partitions = log.partitions(LIVENESS)
         self._number = 0
@@ -66,10 +144,10 @@ class Signs:
         self._closed = threading.Event()
 
     def start(self, now: Callable[[], float]) -> None:
-        """Follow the topic from where `Liveness.load` stopped. `now`: the keeper's time, which silence is measured on."""
+        """Follow the topic from where `Heartbeats.load` stopped. `now`: the keeper's time, which silence is measured on."""
         self._now = now
         for partition in range(self._partitions):
-            self._follow(partition, self._liveness.read_to.get(partition, 0))
+            self._follow(partition, self._heartbeats.read_to.get(partition, 0))
 
     def _follow(self, partition: int, offset: int) -> None:
         self._following[partition] = self._log.follow(
@@ -125,7 +203,7 @@ class Signs:
 
     def _news(self) -> list[AttemptKey]:
         """The attempts that were heard of and not told yet; those of a beat that was lost go out again."""
-        heard = self._liveness.heard_here
+        heard = self._heartbeats.heard_here
         if heard is None:
             return []
         while self._unsaid:
@@ -142,7 +220,7 @@ class Signs:
                 if keys and not isinstance(result, LogClosed):
                     self._unsaid.append(keys)
 
-        heard = [(*key, self._liveness.beat_us(*key)) for key in keys]
+        heard = [(*key, self._heartbeats.beat_us(*key)) for key in keys]
         writer = self._node.writer
         beat = NodeBeat(writer, self._number, heard)
         record = NewRecord(
@@ -166,7 +244,7 @@ class Signs:
                     self._heard_node(record, now)
                 elif kind == RUN:
                     if teller != node.writer:
-                        self._liveness.run_heard(record, now)
+                        self._heartbeats.run_heard(record, now)
                 elif teller != node.writer:
                     self._heard_worker(record, kind, now)
 
@@ -182,13 +260,13 @@ class Signs:
                 awaited.popleft()
             return
         for rollout_id, sequence_id, time_us in beat.heard:
-            self._liveness.beat((rollout_id, sequence_id), now, time_us, late=True, elsewhere=True)
+            self._heartbeats.beat((rollout_id, sequence_id), now, time_us, late=True, elsewhere=True)
 
     def _heard_worker(self, record: Record, kind: str, now: float) -> None:
         beat = decode_beat(record)
         if beat is None:
             return
         incarnation = beat.incarnation
-        self._liveness.merge(beat)
+        self._heartbeats.merge(beat)
         if incarnation is not None and kind == HEARTBEAT:
-            self._liveness.incarnations[incarnation] = now
+            self._heartbeats.incarnations[incarnation] = now

@@ -1,4 +1,4 @@
-"""Dispatch: which claimable rollout a claimer is offered, and who is woken when one appears.
+"""ClaimQueue: which claimable rollout a claimer is offered, and who is woken when one appears.
 
 The fold's queue is the truth; this is one node's view of it, in which a rollout that is being claimed is not offered
 twice. Use under the node's lock.
@@ -78,7 +78,7 @@ class _Ready:
         self.ranked = -1
 
 
-class Dispatch:
+class ClaimQueue:
     """Hands out claimable rollouts and wakes idle claimers, oldest first. `node`: our name where others claim too."""
 
     def __init__(self, delivery: Delivery, node: str | None = None, clock: Clock | None = None) -> None:

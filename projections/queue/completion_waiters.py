@@ -16,7 +16,7 @@ class _Waiter:
         self.missing = missing
 
 
-class Waiters:
+class CompletionWaiters:
     """Who waits for which rollouts. Use under the node's lock."""
 
     def __init__(self, delivery: Delivery) -> None:

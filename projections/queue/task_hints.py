@@ -151,8 +151,8 @@ class HintFeed:
             self._detach()
             with engine.node.lock:
                 engine.node.listeners.append(self._folded)
-                engine.dispatch.on_idle.append(self._wanted.set)
-                engine.dispatch.feeds += 1
+                engine.claim_queue.on_idle.append(self._wanted.set)
+                engine.claim_queue.feeds += 1
                 self._engine = engine
                 for place, offset in [one for held in self._held.values() for one in held]:
                     self._offsets.done(place, offset)
@@ -168,8 +168,8 @@ class HintFeed:
             return
         with engine.node.lock:
             self._engine = None
-            engine.dispatch.feeds -= 1
-            engine.dispatch.on_idle.remove(self._wanted.set)
+            engine.claim_queue.feeds -= 1
+            engine.claim_queue.on_idle.remove(self._wanted.set)
             engine.node.listeners.remove(self._folded)
 
     # Taking hints: a thread that does nothing else
@@ -195,7 +195,7 @@ class HintFeed:
         member = self._member if self._member is not None else self._join(engine)
         self._wanted.clear()
         with engine.node.lock:
-            room = engine.dispatch.waiting() - len(self._held) - len(self._early)
+            room = engine.claim_queue.waiting() - len(self._held) - len(self._early)
         if room > 0:
             if self._paused:
                 member.resume()
@@ -254,7 +254,7 @@ class HintFeed:
     # Judging, under the node's lock
 
     def _judge(self, engine: Engine, hint: Hint, place: Place, offset: int) -> None:
-        if engine.dispatch.hint(engine.node.state, hint.rollout_id):
+        if engine.claim_queue.hint(engine.node.state, hint.rollout_id):
             self._held.setdefault(hint.rollout_id, []).append((place, offset))
             self._fresh = True
         else:

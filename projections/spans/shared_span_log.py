@@ -19,15 +19,14 @@ from ...core.log.interface import EVERYWHERE, KeyRange, Log, NewRecord, Record
 from ...core.log.topics import SPANS, partition_of
 from ..replica.command_context import current_call
 from .blobs import Blobs
-from .schema import Counter, SequenceReserved, SpanAdded, decode, id_of
-from .span_log import SpanBook, record_ids, wait_for_all
+from .span_log import Counter, SequenceReserved, SpanAdded, SpanLog, decode, id_of, record_ids, wait_for_all
 
 _UNPLACED = -1
 MOST_FLOORS = 100_000
 
 
-class SharedSpanBook(SpanBook):
-    """A `SpanBook` among other writers. Numbers follow the order of acknowledgement; none is given twice.
+class SharedSpanLog(SpanLog):
+    """A `SpanLog` among other writers. Numbers follow the order of acknowledgement; none is given twice.
 
     A duplicate is appended too and found out by the fold: two writers may send the same span at the same moment.
     """

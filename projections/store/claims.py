@@ -119,23 +119,23 @@ class _Trying:
         self._give_back()
         self._made = None
         patient = self._deadline is not None and self._loop.time() < self._deadline
-        rollout_id = engine.dispatch.take(state, patient=patient, run_id=who.run_id)
+        rollout_id = engine.claim_queue.take(state, patient=patient, run_id=who.run_id)
         if rollout_id is not None:
             claimer = Claim(
                 attempt_id=commands.attempt_id_of(command_id),
                 worker_id=who.worker_id,
                 incarnation=who.incarnation,
                 confirm=self._call.remote,
-                lag_ms=engine.timekeeper.lag_ms(),
+                lag_ms=engine.expiry.lag_ms(),
             )
             event = commands.claim(state, rollout_id, claimer)
             if event is not None:
                 self._taken = rollout_id
                 return event
         if patient:
-            turn = engine.dispatch.wait(self._loop, who.run_id)
-            raise _NothingClaimable(turn, engine.dispatch.opens_in(state, who.run_id))
-        engine.dispatch.pass_on(who.run_id)
+            turn = engine.claim_queue.wait(self._loop, who.run_id)
+            raise _NothingClaimable(turn, engine.claim_queue.opens_in(state, who.run_id))
+        engine.claim_queue.pass_on(who.run_id)
         engine.node.delivery.flush()
         raise _NothingClaimable(None, None)
 
@@ -159,7 +159,7 @@ class _Trying:
         """Offer what another was first to claim, or what was not claimed in the end, if it is claimable still."""
         if self._taken is not None:
             engine = self._methods.engine
-            engine.dispatch.give_back(engine.node.state, self._taken)
+            engine.claim_queue.give_back(engine.node.state, self._taken)
             engine.node.delivery.flush()
             self._taken = None
 
@@ -285,7 +285,7 @@ class ClaimMethods(LightningStore):
             await turn
         except asyncio.CancelledError:
             with self.engine.node.lock:
-                self.engine.dispatch.pass_on(run_id)
+                self.engine.claim_queue.pass_on(run_id)
                 self.engine.node.delivery.flush()
             raise
         finally:
@@ -333,7 +333,7 @@ class ClaimMethods(LightningStore):
             attempt = rollout.attempts[claimed.sequence_id - 1]
             return commands.update_attempt(
                 rollout, attempt, status="failed", worker_id=None, metadata=reason, beat_us=None, watermark=end.watermark,
-                reward=end.rewards.get(attempt.attempt_id), lag_ms=engine.timekeeper.lag_ms(),
+                reward=end.rewards.get(attempt.attempt_id), lag_ms=engine.expiry.lag_ms(),
             )  # fmt: skip
 
         part = f"{call.command_id}/lost/{claimed.rollout_id}#{claimed.sequence_id}"
@@ -355,19 +355,19 @@ class ClaimMethods(LightningStore):
         engine = self.engine
         with engine.node.lock:
             now = engine.time_us()
-            beat = engine.liveness.worker(worker_id)
+            beat = engine.heartbeats.worker(worker_id)
             beat.dequeue_us = now
             known = engine.node.state.workers.get(worker_id)
             idle = beat.idle_at > (known.changed_at if known is not None else -1) and beat.idle_us is not None
             if not idle and (known is None or known.status != "idle"):
                 beat.idle_us = now
                 beat.idle_at = engine.node.state.position
-                engine.liveness.keep(beat)
+                engine.heartbeats.keep(beat)
 
     def _say_who_gets_it(self, worker_id: str | None) -> None:
         """One line for each run whose rollouts a worker from elsewhere did not get."""
         with self.engine.node.lock:
-            run_id = self.engine.dispatch.refused_run()
+            run_id = self.engine.claim_queue.refused_run()
         if run_id is not None:
             logger.warning(
                 "Worker %s asked for work and got none of run %s, whose rollouts are for its own runners only; those "

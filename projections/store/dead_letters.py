@@ -185,13 +185,13 @@ class DeadLetterMethods:
         """The letters of the failed rollouts of this store, in memory and in the index. Blocks for the I/O."""
         engine = self.engine
         found: dict[str, Rollout] = {}
-        with engine.cold.reading() as table:
+        with engine.archive_index.reading() as table:
             numbers = [number for _, number in table.ordered(Where(frozenset({"failed"})), None, False, 0, -1)]
             archived = [unpack(body) for body in table.bodies(numbers).values()]
         found.update((one.rollout_id, one) for one in archived if one is not None)
         with engine.node.lock:
             hot = engine.node.state.rollouts
-            moved = [*engine.cold.pending()[1], *(one for one in hot.values() if one.status == "failed")]
+            moved = [*engine.archive_index.pending()[1], *(one for one in hot.values() if one.status == "failed")]
             found = {name: one for name, one in found.items() if name not in hot}
             found.update((one.rollout_id, _short(one)) for one in moved)
         return [letter for one in found.values() for letter in _letters_of(one, engine.blobs)]

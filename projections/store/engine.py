@@ -25,25 +25,22 @@ from ...core.log.interface import KeyRange, Log
 from ...core.log.log_copy import refuse_unfinished
 from ...core.log.topics import CONTROL, SPANS
 from ...core.model.status import FINISHED
-from ..archive.backfill import Refill
-from ..archive.index import ColdIndex, Mark
+from ..archive.backfill import Backfill
+from ..archive.index import ArchiveIndex, Mark
 from ..facts.feed import FactFeed
-from ..liveness.cluster import Peers
-from ..liveness.contact import Contact
-from ..liveness.expiry import Timekeeper
-from ..liveness.heartbeats import Liveness
-from ..queue.claim_queue import Dispatch
-from ..queue.completion_waiters import Waiters
-from ..replica.command_context import Call, CommandIds, answer_of, current_call, refusal
+from ..liveness.cluster import Cluster
+from ..liveness.expiry import Expiry
+from ..liveness.heartbeats import Heartbeats
+from ..liveness.node_gossip import LogContact
+from ..queue.claim_queue import ClaimQueue
+from ..queue.completion_waiters import CompletionWaiters
+from ..replica.command_context import Call, CommandIds, answer_of, current_call, joined, read_token, refusal
 from ..replica.node import Node
-from ..replica.positions import joined, read_token
 from ..replica.settings import StoreSettings
-from ..replica.snapshots import read_snapshot, write_snapshot
-from ..replica.state_image import StateImage
+from ..replica.snapshots import StateImage, read_snapshot, write_snapshot
 from ..spans.blobs import Blobs
-from ..spans.schema import key_range
-from ..spans.shared_span_log import SharedSpanBook
-from ..spans.span_log import SpanBook
+from ..spans.shared_span_log import SharedSpanLog
+from ..spans.span_log import SpanLog, key_range
 from .views import Views
 
 logger = logging.getLogger(__name__)
@@ -77,7 +74,7 @@ class Engine(Views):
     """Everything a store consists of, except its public methods. Thread-safe; belongs to no event loop."""
 
     node: Node
-    cold: ColdIndex
+    archive_index: ArchiveIndex
 
     def __init__(
         self,
@@ -95,104 +92,112 @@ class Engine(Views):
         self.clock = clock if clock is not None else SystemClock()
         self.opened_at = self.clock.monotonic()
         self.blobs = Blobs(log, self.settings.max_payload_mb, self.clock)
-        self.spans = (SharedSpanBook if foreign_writers else SpanBook)(log, self.blobs, self.clock)
+        self.spans = (SharedSpanLog if foreign_writers else SpanLog)(log, self.blobs, self.clock)
         self.node = Node(log, self.settings, clock=self.clock, foreign_writers=foreign_writers)
-        self.cold = ColdIndex(index_path, log.log_id)
-        self.liveness = Liveness(log, self.node.writer if foreign_writers else None)
-        self.waiters = Waiters(self.node.delivery)
-        self.dispatch = Dispatch(self.node.delivery, self.node.writer if foreign_writers else None, self.clock)
+        self.archive_index = ArchiveIndex(index_path, log.log_id)
+        self.heartbeats = Heartbeats(log, self.node.writer if foreign_writers else None)
+        self.waiters = CompletionWaiters(self.node.delivery)
+        self.claim_queue = ClaimQueue(self.node.delivery, self.node.writer if foreign_writers else None, self.clock)
         self.facts = FactFeed(self.node)
-        self.contact = Contact(log, self.node) if foreign_writers else None
-        self.peers = Peers(log, self.node, self.liveness, self.facts, self.contact) if self.contact is not None else None
-        self.timekeeper = Timekeeper(self.node, self.liveness, self.spans, self.peers)
+        self.contact = LogContact(log, self.node) if foreign_writers else None
+        self.cluster = (
+            Cluster(log, self.node, self.heartbeats, self.facts, self.contact) if self.contact is not None else None
+        )
+        self.expiry = Expiry(self.node, self.heartbeats, self.spans, self.cluster)
         self._snapshotting: threading.Thread | None = None
         self.shared = foreign_writers
-        self.refill: Refill | None = None
+        self.backfill: Backfill | None = None
         self.closed = False
         self._position_waiters: list[tuple[int, asyncio.Future[None]]] = []
-        if isinstance(self.spans, SharedSpanBook):
+        if isinstance(self.spans, SharedSpanLog):
             self.spans.where = self._where
         try:
             self._open()
         except BaseException:
-            self.cold.close()
+            self.archive_index.close()
             raise
         self.seconds_to_open = time.perf_counter() - began
 
     def _open(self) -> None:
         node = self.node
         restored = read_snapshot(self.log)
-        mark = self.cold.mark
+        mark = self.archive_index.mark
         behind = restored is not None and mark[0] < restored.state.position
         if behind and not self.shared:
             restored = None  # the index lost what the snapshot relies on: everything again from the first record
         if restored is None or behind:
-            self.cold.clear()
-            self.cold.whole = restored is None and not self.cold.broken
+            self.archive_index.clear()
+            self.archive_index.whole = restored is None and not self.archive_index.broken
         self.restored_at = restored.state.position if restored is not None else 0
         self._snapshot_at = self.restored_at
-        self.cold.on_broken = self._index_broken
+        self.archive_index.on_broken = self._index_broken
         fits = _Proof(node, mark)  # before the index takes anything from the records that follow
         node.listeners += [fits, self._archive]
         if restored is not None and mark == (restored.state.position, restored.state.fingerprint):
             fits.proven = True
         node.open(restored)
-        self.cold.flush(node.state.position, node.state.fingerprint)
+        self.archive_index.flush(node.state.position, node.state.fingerprint)
         with node.lock:
             node.listeners.remove(fits)
             if restored is not None and not behind and not (fits.proven and self._index_holds()):
-                logger.warning("The index of finished rollouts is not of this log's history; it is made anew from the log.")
-                self.cold.clear()
-                self.cold.whole = False
+                logger.warning(
+                    "The index of finished rollouts is not of this log's history; it is made anew from the log."
+                )
+                self.archive_index.clear()
+                self.archive_index.whole = False
             refill_to = self.restored_at if behind else node.state.position
-            self.dispatch.load(node.state)
-            self.liveness.load()
-            self.timekeeper.load()
+            self.claim_queue.load(node.state)
+            self.heartbeats.load()
+            self.expiry.load()
             self.facts.start()
             node.listeners.append(self._heard)
-        self.cold.start()
-        if not self.cold.whole and self.refill is None:
-            self.refill = Refill(self.log, node, self.cold, None if self.cold.broken else refill_to)
-            self.refill.start()
-        self.timekeeper.start()
-        if self.peers is not None:
-            self.peers.start(self.timekeeper.now)
+        self.archive_index.start()
+        if not self.archive_index.whole and self.backfill is None:
+            self.backfill = Backfill(
+                self.log, node, self.archive_index, None if self.archive_index.broken else refill_to
+            )
+            self.backfill.start()
+        self.expiry.start()
+        if self.cluster is not None:
+            self.cluster.start(self.expiry.now)
 
     # What follows from each folded record, under the node's lock
 
     def _archive(self, outcome: Outcome) -> None:
         if outcome.archived:
-            self.cold.add(outcome.archived, outcome.position + 1, self.node.state.fingerprint)
+            self.archive_index.add(outcome.archived, outcome.position + 1, self.node.state.fingerprint)
         if outcome.facts and isinstance(outcome.facts[0], fact.RolloutRestored):
-            self.cold.remove(str(outcome.facts[0].rollout_id), outcome.position + 1, self.node.state.fingerprint)
+            self.archive_index.remove(
+                str(outcome.facts[0].rollout_id), outcome.position + 1, self.node.state.fingerprint
+            )
 
     def _index_holds(self) -> bool:
         """Whether the index has as many rollouts as the fold says have left hot state. Under the node's lock."""
         state = self.node.state
-        return self.cold.holds(state.created - len(state.rollouts))
+        return self.archive_index.holds(state.created - len(state.rollouts))
 
     def _index_broken(self) -> None:
         """The index cannot be read: another one is filled from the log, and questions wait for it."""
         if not self.closed:
-            if self.refill is not None:
-                self.refill.stop()  # it must not call the next table whole
-            self.refill = Refill(self.log, self.node, self.cold, None)
-            self.refill.start()
+            if self.backfill is not None:
+                self.backfill.stop()  # it must not call the next table whole
+            self.backfill = Backfill(self.log, self.node, self.archive_index, None)
+            self.backfill.start()
 
     def _heard(self, outcome: Outcome) -> None:
         proposal = outcome.proposal
         if outcome.facts and proposal is not None and isinstance(proposal.event, AttemptClaimed):
-            self.dispatch.claimed(proposal.writer, proposal.event.rollout_id)
+            self.claim_queue.claimed(proposal.writer, proposal.event.rollout_id)
         for one in outcome.facts:
             rollout_id = one.rollout_id
             if rollout_id is None:
                 event = outcome.proposal.event if outcome.proposal is not None else None
                 if isinstance(event, TimePassed):
-                    self.timekeeper.clock_moved(event.to_ms - event.from_ms)
+                    self.expiry.clock_moved(event.to_ms - event.from_ms)
                 continue
             kind = type(one)
             if kind is fact.RolloutClaimable:
-                self.dispatch.offer(self.node.state, rollout_id)
+                self.claim_queue.offer(self.node.state, rollout_id)
             elif kind is fact.RolloutCompleted:
                 self.waiters.completed(rollout_id)
                 self.spans.born.discard(rollout_id)
@@ -201,19 +206,19 @@ class Engine(Views):
             elif kind is fact.RolloutRestored:
                 self._restored(rollout_id)
             elif kind is fact.RolloutBackoff:
-                self.timekeeper.backing_off(rollout_id)
+                self.expiry.backing_off(rollout_id)
             elif kind is fact.AttemptClaimed or kind is fact.AttemptRunning:
                 key = (rollout_id, one.sequence_id)
                 rollout = self.node.state.rollouts.get(rollout_id)
-                if rollout is not None and (kind is fact.AttemptClaimed or key not in self.liveness.open):
-                    self.timekeeper.opened(key, rollout.attempts[one.sequence_id - 1].incarnation)
+                if rollout is not None and (kind is fact.AttemptClaimed or key not in self.heartbeats.open):
+                    self.expiry.opened(key, rollout.attempts[one.sequence_id - 1].incarnation)
             elif kind in fact.ENDS:
-                self.liveness.open.pop((rollout_id, one.sequence_id), None)
+                self.heartbeats.open.pop((rollout_id, one.sequence_id), None)
         self.facts.heard(outcome)
-        if isinstance(self.spans, SharedSpanBook):
+        if isinstance(self.spans, SharedSpanLog):
             self.spans.notice(outcome)
-        if self.peers is not None:
-            self.peers.heard(outcome)
+        if self.cluster is not None:
+            self.cluster.heard(outcome)
         if self._position_waiters:
             self._wake_positions()
         if self.node.state.position - self._snapshot_at >= self.settings.snapshot_every:
@@ -222,7 +227,7 @@ class Engine(Views):
     def _restored(self, rollout_id: str) -> None:
         rollout = self.node.state.rollouts.get(rollout_id)
         if rollout is not None:
-            self.timekeeper.watch(rollout)  # nobody did while it was archived
+            self.expiry.watch(rollout)  # nobody did while it was archived
 
     def snapshot(self) -> None:
         """Have a thread write a snapshot of about now; nobody waits for it, and one at a time is written."""
@@ -236,7 +241,7 @@ class Engine(Views):
     def _write_snapshot(self) -> None:
         image, at = StateImage(self.node).make()
         try:
-            self.cold.flush(at[0], at[2])  # first: a snapshot that is ahead of the index would not be used
+            self.archive_index.flush(at[0], at[2])  # first: a snapshot that is ahead of the index would not be used
             write_snapshot(self.log, self.node.writer, image, at)
         except LogError as error:
             logger.warning("The snapshot at position %d was not written: %s", at[0], error)
@@ -254,41 +259,41 @@ class Engine(Views):
         if not answers:
             logger.warning("The log at %s does not answer; the store is closed without it.", self.log.url)
             self.log.close()
-        self.timekeeper.close()
+        self.expiry.close()
         whole = answers and self.node.broken is None
-        if self.peers is not None:
-            self.peers.close(finish=whole)
+        if self.cluster is not None:
+            self.cluster.close(finish=whole)
         if whole and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
             self.snapshot()
         self._end_threads()
         self.log.close()  # finishes the appends under way, whose commands get their answers
         self.node.close()
-        self.cold.flush(self.node.state.position, self.node.state.fingerprint)
+        self.archive_index.flush(self.node.state.position, self.node.state.fingerprint)
         with self.node.lock:
             self._end_waits(LogClosed("the store was closed"))
-        self.cold.close()
+        self.archive_index.close()
 
     def _end_threads(self) -> None:
         if self._snapshotting is not None:
             self._snapshotting.join()
-        if self.refill is not None:
-            self.refill.close()
+        if self.backfill is not None:
+            self.backfill.close()
 
     def abandon(self, error: Exception) -> None:
         """Stop without touching the log, which goes on under another engine; who waits gets `error`."""
         self.closed = True
-        self.timekeeper.close()
-        if self.peers is not None:
-            self.peers.close(finish=False)
+        self.expiry.close()
+        if self.cluster is not None:
+            self.cluster.close(finish=False)
         self._end_threads()
         self.node.close()
         with self.node.lock:
             self._end_waits(error)
-        self.cold.close()
+        self.archive_index.close()
 
     def _end_waits(self, error: Exception) -> None:
         """Whoever waits for something to happen here learns that nothing will."""
-        for part in (self.waiters, self.dispatch, self.facts):
+        for part in (self.waiters, self.claim_queue, self.facts):
             part.fail(error)
         for _, future in self._position_waiters:
             self.node.delivery.put(future, error, True)
@@ -367,7 +372,7 @@ class Engine(Views):
     async def restore(self, rollout_id: str) -> None:
         """Bring an archived rollout back into hot state."""
         expected = self.node.state.archived.get(rollout_id)
-        body = await asyncio.to_thread(self.cold.body, rollout_id, expected)
+        body = await asyncio.to_thread(self.archive_index.body, rollout_id, expected)
         if body is None:
             self.check_index(rollout_id)
             raise NotFound.rollout(rollout_id)
@@ -400,12 +405,14 @@ class Engine(Views):
             if attempt is None:
                 return False
             now_us = self.time_us()
-            self.liveness.beat((rollout_id, attempt.sequence_id), self.timekeeper.now(), now_us, late=True)
+            self.heartbeats.beat((rollout_id, attempt.sequence_id), self.expiry.now(), now_us, late=True)
             event = commands.observe(rollout, attempt, edge, now_us)
             if event is None:
                 return True
             # Concurrent first spans share one edge: the id is the same while the state that asks for it is.
-            command_id = f"edge/{rollout_id}/{attempt_id}/{attempt.status}/{attempt.revivals}/{event.edge}/{node.writer}"
+            command_id = (
+                f"edge/{rollout_id}/{attempt_id}/{attempt.status}/{attempt.revivals}/{event.edge}/{node.writer}"
+            )
             if node.state.verdicts.get(command_id) is not None:
                 return True
             future = node.submit(event, command_id)
@@ -421,10 +428,12 @@ class Engine(Views):
 
     def check_index(self, rollout_id: str) -> None:
         """An archived rollout is not in the index: later, perhaps."""
-        if self.refill is not None:
-            self.refill.check()
-        if not self.cold.whole:
-            raise Rebuilding(f"rollout {rollout_id} is finished and the index of such is being made; try again in a moment")
+        if self.backfill is not None:
+            self.backfill.check()
+        if not self.archive_index.whole:
+            raise Rebuilding(
+                f"rollout {rollout_id} is finished and the index of such is being made; try again in a moment"
+            )
 
     def recorded(self, command_id: str) -> AnyEvent | None:
         """The event that a command put into the log; None where its verdict is forgotten. Blocks for the I/O."""
@@ -445,8 +454,8 @@ class Engine(Views):
 
     async def indexed(self) -> None:
         """Wait until what is finished can be listed. Raises `Rebuilding` where that takes longer than a call may."""
-        if self.refill is not None and not self.refill.done.is_set():
-            await self.refill.wait()
+        if self.backfill is not None and not self.backfill.done.is_set():
+            await self.backfill.wait()
 
     def fetch(self, reference: payload.Reference) -> bytes:
         """The bytes of a payload that lies in blobs."""
@@ -454,7 +463,7 @@ class Engine(Views):
 
     def beat_us(self, rollout: Rollout, attempt: Attempt) -> int | None:
         """The overlay's last sign of life of an attempt; under the node's lock."""
-        return self.liveness.beat_us(rollout.rollout_id, attempt.sequence_id)
+        return self.heartbeats.beat_us(rollout.rollout_id, attempt.sequence_id)
 
     def time_us(self) -> int:
         """The wall clock in microseconds."""

@@ -138,7 +138,7 @@ class WorkerMethods(LightningStore):
             stats = payload.encode(dict(heartbeat_stats), "heartbeat_stats", 0.5)
         engine = self.engine
         with engine.node.lock:
-            engine.liveness.heartbeat(worker_id, stats, incarnation, engine.timekeeper.now(), engine.time_us())
+            engine.heartbeats.heartbeat(worker_id, stats, incarnation, engine.expiry.now(), engine.time_us())
         for rollout_id, attempt_id in alive:
             await engine.observe(rollout_id, attempt_id, "confirmed")
         with engine.node.lock:
@@ -148,7 +148,7 @@ class WorkerMethods(LightningStore):
     def _seen(self, worker_id: str) -> tuple[KnownWorker | None, WorkerBeat | None]:
         """Copies of what the fold and the overlay know of a worker; under the node's lock."""
         known = self.engine.node.state.workers.get(worker_id)
-        beat = self.engine.liveness.workers.get(worker_id)
+        beat = self.engine.heartbeats.workers.get(worker_id)
         return copy(known), copy(beat)
 
     def _worker(self, worker_id: str, known: KnownWorker | None, beat: WorkerBeat | None) -> Worker:
@@ -159,7 +159,7 @@ class WorkerMethods(LightningStore):
         return Worker.model_construct(
             worker_id=worker_id,
             status="idle" if idle else status,
-            heartbeat_stats=None if beat is None else self.engine.liveness.stats_of(beat),
+            heartbeat_stats=None if beat is None else self.engine.heartbeats.stats_of(beat),
             last_heartbeat_time=None if beat is None else seconds(beat.beat_us),
             last_dequeue_time=seconds(dequeue_us),
             last_busy_time=None if known is None else seconds(known.busy_us),
@@ -171,7 +171,7 @@ class WorkerMethods(LightningStore):
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
         worker_id = validation.text(worker_id, "worker_id")
         with self.engine.node.lock:
-            if worker_id not in self.engine.node.state.workers and worker_id not in self.engine.liveness.workers:
+            if worker_id not in self.engine.node.state.workers and worker_id not in self.engine.heartbeats.workers:
                 return None
             seen = self._seen(worker_id)
         return self._worker(worker_id, *seen)
@@ -190,7 +190,7 @@ class WorkerMethods(LightningStore):
         checked = validation.some_of(status_in, WORKER_STATUSES, "status_in")
         status_in = cast("Sequence[WorkerStatus] | None", checked)
         with self.engine.node.lock:
-            known = dict.fromkeys([*self.engine.node.state.workers, *self.engine.liveness.workers])
+            known = dict.fromkeys([*self.engine.node.state.workers, *self.engine.heartbeats.workers])
             seen = {worker_id: self._seen(worker_id) for worker_id in known}
         workers = [self._worker(worker_id, *both) for worker_id, both in seen.items()]
         filters: Any = {

@@ -15,7 +15,7 @@ from ...core.fold.state import Rollout, unpack
 from ...core.model import rollout as model
 from ...core.model.query import IncompletePage, compile_filter, page
 from ...core.model.status import FINISHED
-from ..archive.index import MOST, SORT_KEYS, ColdRows, Where
+from ..archive.index import MOST, SORT_KEYS, ArchiveRows, Where
 from .engine import Engine
 from .views import shown
 
@@ -105,7 +105,7 @@ class RolloutPages:
                 copies = hot
                 return self._result(await shown(lambda: [self._view(one, self._lost) for one in copies], copies), total)
         await self._engine.indexed()
-        for _ in range(TRIES if self._engine.cold.beside else 0):
+        for _ in range(TRIES if self._engine.archive_index.beside else 0):
             answer = await asyncio.to_thread(self._try, False)
             if answer is not None:
                 return answer
@@ -121,14 +121,14 @@ class RolloutPages:
     def _try(self, still: bool) -> model.PaginatedResult[Any] | None:
         """The page, or None where rollouts moved while the index was read. Blocks for the I/O."""
         engine, query = self._engine, self._query
-        with engine.node.lock if still else nullcontext(), engine.cold.reading(still) as table:
-            most = len(engine.node.state.rollouts) + len(engine.cold.pending()[1]) + len(self._ids or ()) + SLACK
+        with engine.node.lock if still else nullcontext(), engine.archive_index.reading(still) as table:
+            most = len(engine.node.state.rollouts) + len(engine.archive_index.pending()[1]) + len(self._ids or ()) + SLACK
             skipped = min(max(query.offset - most, 0), MOST)
             rows = self._rows(table, skipped)
             named = list(table.named(self._ids, query.sort_by)) if self._ids is not None else []
             total = table.total(self._where) if self._where is not None else 0
             with engine.node.lock:
-                moves, pending = engine.cold.pending()
+                moves, pending = engine.archive_index.pending()
                 found = self._hot(pending)
                 found += self._cold_named(named, {number for _, number, _ in found})
                 if moves != table.moves or len(found) > most:
@@ -140,12 +140,12 @@ class RolloutPages:
         for number, body in bodies.items():
             rollout = unpack(body)
             if rollout is None or rollout.number != number:
-                self._engine.cold.fail(f"its row {number} is not a rollout")
+                self._engine.archive_index.fail(f"its row {number} is not a rollout")
                 raise Rebuilding("the index of finished rollouts is made anew; try again in a moment")
             views[number] = self._view(rollout, self._lost)
         return self._result([views[number] for _, number, _ in wanted if number in views], total + len(found))
 
-    def _rows(self, table: ColdRows, skipped: int) -> list[Found]:
+    def _rows(self, table: ArchiveRows, skipped: int) -> list[Found]:
         """Rows that can be on the page: at most so many lie before it as there are, less what memory has."""
         query = self._query
         if self._where is None:

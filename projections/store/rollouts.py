@@ -65,7 +65,7 @@ class RolloutMethods(LightningStore):
             worker_id=validation.text_or_none(worker_id, "worker_id"),
             incarnation=incarnation,
             confirm=remote,
-            lag_ms=self.engine.timekeeper.lag_ms(),
+            lag_ms=self.engine.expiry.lag_ms(),
         )
 
     async def start_rollout(
@@ -235,7 +235,7 @@ class RolloutMethods(LightningStore):
                 beat_us=told_us if told_us is not None else (engine.beat_us(rollout, attempt) if ends else None),
                 watermark=end.watermark if end is not None else None,
                 reward=end.rewards.get(attempt.attempt_id) if end is not None else None,
-                lag_ms=engine.timekeeper.lag_ms(),
+                lag_ms=engine.expiry.lag_ms(),
             )
 
         def answer(command_id: str) -> tuple[str, Peeked]:
@@ -263,9 +263,9 @@ class RolloutMethods(LightningStore):
         for attempt in rollout.attempts if rollout is not None else ():
             if attempt.attempt_id == attempt_id:
                 key = (rollout_id, attempt.sequence_id)
-                engine.liveness.beat(key, engine.timekeeper.now(), engine.time_us())
+                engine.heartbeats.beat(key, engine.expiry.now(), engine.time_us())
                 if told_us is not None:
-                    engine.liveness.told(key, told_us)
+                    engine.heartbeats.told(key, told_us)
 
     # Answering
 

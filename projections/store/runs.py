@@ -92,7 +92,7 @@ class RunMethods(LightningStore):
         position = await engine.note(_MAKE[type](name, **plain))
         if type == CLOSED:
             with engine.node.lock:
-                engine.timekeeper.run_closed(name)
+                engine.expiry.run_closed(name)
         return {"run_id": name, "position": position}
 
     def _heard_of(self, run_id: str | None) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class RunMethods(LightningStore):
             raise InvalidInput(f"{BEAT} needs run_id")
         engine = self.engine
         with engine.node.lock:
-            engine.timekeeper.run_alive(run_id, here=not current_call().remote)
+            engine.expiry.run_alive(run_id, here=not current_call().remote)
             return {"run_id": run_id, "position": engine.node.state.position}
 
     async def query_runs(self, run_id: str | None = None, brief: bool = False) -> list[dict[str, Any]]:

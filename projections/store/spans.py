@@ -18,7 +18,7 @@ from ...core.model.status import FINISHED
 from ...core.model.store_interface import FilterLogic, LightningStore, SortOrder
 from ..replica import validation
 from ..replica.command_context import current_call
-from ..spans.schema import last_sign_us
+from ..spans.span_log import last_sign_us
 from .engine import Engine
 
 if TYPE_CHECKING:

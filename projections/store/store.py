@@ -82,12 +82,12 @@ class EventLogStore(
     async def statistics(self) -> LightningStoreStatistics:
         await self.engine.indexed()
         spans = await asyncio.to_thread(self.engine.spans.count)
-        archived = await asyncio.to_thread(self.engine.cold.counts)
+        archived = await asyncio.to_thread(self.engine.archive_index.counts)
         cold = sum(attempts for _, attempts in archived.values())
         with self.engine.node.lock:
             state = self.engine.node.state
             hot = sum(len(rollout.attempts) for rollout in state.rollouts.values())
-            workers = len({*state.workers, *self.engine.liveness.workers})
+            workers = len({*state.workers, *self.engine.heartbeats.workers})
             return LightningStoreStatistics(
                 name=type(self).__name__,
                 total_rollouts=state.created,
@@ -131,7 +131,7 @@ class EventLogStore(
 
     def report(self) -> dict[str, Any]:
         """What was opened: url, events, rollouts by status, and the seconds it took."""
-        archived = self.engine.cold.counts()
+        archived = self.engine.archive_index.counts()
         with self.engine.node.lock:
             state = self.engine.node.state
             statuses = Counter(str(rollout.status) for rollout in state.rollouts.values())

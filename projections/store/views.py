@@ -189,7 +189,7 @@ class Views:
     """The part of an engine that gives rollouts to those who read them."""
 
     node: Any
-    cold: Any
+    archive_index: Any
 
     def beat_us(self, rollout: Rollout, attempt: Attempt) -> int | None:
         """The last sign of life of an attempt that is known beside the log; under the node's lock."""
@@ -225,7 +225,7 @@ class Views:
                 peeked = self.peek(rollout_id)
             if not isinstance(peeked, bytes):
                 return peeked
-            rollout = self.cold.get(rollout_id, peeked)
+            rollout = self.archive_index.get(rollout_id, peeked)
             with self.node.lock:
                 if rollout is not None:
                     return self.copied(rollout)

@@ -21,7 +21,7 @@ from yarl import URL
 
 from ...core.credentials import mask_text
 from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
-from ...projections.replica.positions import joined, number_of, raised, split
+from ...projections.replica.command_context import joined, number_of, raised, split
 from ..api import encoding
 from ..api.routes import CALLS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
 

@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ...core.errors import AgentLightningError, InvalidInput, LogError
 from ...core.model.rollout import Fact
-from ...projections.replica.positions import number_of
+from ...projections.replica.command_context import number_of
 from ..api import encoding
 from .invoke import Calls
 

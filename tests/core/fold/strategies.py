@@ -149,7 +149,7 @@ class World:
         self.rng = Random(seed)
         self.state = State()
         self.values: list[bytes] = []
-        self.cold: dict[str, bytes] = {}
+        self.archive_index: dict[str, bytes] = {}
         self.count = 0
         self.watch = Watch()
         self.append(self.proposal(commands.open_log(window, archive_after, 1)))
@@ -167,7 +167,7 @@ class World:
         self.values.append(value)
         outcome = apply(self.state, value)
         for rollout, body in outcome.archived:
-            self.cold[rollout.rollout_id] = body
+            self.archive_index[rollout.rollout_id] = body
         self.watch.see(self.state, outcome)
 
     def step(self) -> None:
@@ -179,7 +179,7 @@ class World:
             value[self.rng.randrange(len(value))] ^= 1 << self.rng.randrange(8)
             self.append(bytes(value))
         else:
-            self.append(self.proposal(event_of(self.rng, self.state, f"{self.count + 1:032x}", self.cold)))
+            self.append(self.proposal(event_of(self.rng, self.state, f"{self.count + 1:032x}", self.archive_index)))
 
     def run(self, steps: int) -> World:
         for _ in range(steps):

@@ -173,14 +173,14 @@ async def test_a_thousand_idle_waiters_and_subscribers_cause_no_query_and_no_tim
             original(handle)
 
         turns = 0
-        turn = store.engine.timekeeper.turn
+        turn = store.engine.expiry.turn
 
         def counted_turn() -> float | None:
             nonlocal turns
             turns += 1
             return turn()
 
-        store.engine.timekeeper.turn = counted_turn  # type: ignore[method-assign]
+        store.engine.expiry.turn = counted_turn  # type: ignore[method-assign]
         asyncio.events.Handle._run = counted  # type: ignore[method-assign]
         before, cpu = log.calls, time.process_time()
         try:

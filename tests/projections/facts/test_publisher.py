@@ -138,7 +138,7 @@ async def test_28_overlapping_publishers_leave_every_fact_once() -> None:
     log = PublishingMemoryLog(MemoryLog())
     with store_on(log, foreign_writers=True) as first, store_on(log, foreign_writers=True) as second:
         for store in (first, second):
-            store.engine.peers.publisher._leads = lambda: True
+            store.engine.cluster.publisher._leads = lambda: True
         await asyncio.gather(work_apart(first, 30), work_apart(second, 30))
         await second.wait_position(first.position())
         await all_published(log)
@@ -168,7 +168,7 @@ async def test_28_the_next_leader_goes_on_where_the_last_one_stopped() -> None:
     log = PublishingMemoryLog(MemoryLog())
     for _ in range(3):
         with store_on(log, foreign_writers=True) as store:
-            await until(lambda: store.engine.peers.leadership.leads, "it leads")
+            await until(lambda: store.engine.cluster.leadership.leads, "it leads")
             await work(store, 4)
     published = ids(log.published(FACTS))
     assert len(published) == len(set(published)), "a leader that left in peace published everything, once"
@@ -227,7 +227,7 @@ async def test_rollouts_that_were_given_up_and_poison_become_dead_letters() -> N
         entries = await store.query_dead_letters()
         assert [entry["letter"]["id"] for entry in entries] == [given_up.id, poison.id] or len(entries) == 2
     with store_on(log, foreign_writers=True) as again:
-        again.engine.peers.publisher._cursor = -1
+        again.engine.cluster.publisher._cursor = -1
         await work(again, 1)
         await asyncio.sleep(0.1)
         assert len(await again.query_dead_letters()) == 2, "told again under the same ids"

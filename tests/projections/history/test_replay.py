@@ -124,6 +124,6 @@ async def test_memory_follows_active_work_not_history() -> None:
         await lives(100)
         engine = store.engine
         assert len(engine.node.state.rollouts) < 40 and len(engine.node.state.verdicts) <= 51
-        assert not engine.liveness.open and not engine.spans.born and not engine.timekeeper.backoffs
+        assert not engine.heartbeats.open and not engine.spans.born and not engine.expiry.backoffs
         assert len(engine.waiters) == 0
     log.close()

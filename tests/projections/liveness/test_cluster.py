@@ -47,14 +47,14 @@ async def leader_of(*stores: EventLogStore) -> EventLogStore:
 
 
 def led(store: EventLogStore) -> bool:
-    peers = store.engine.peers
+    peers = store.engine.cluster
     assert peers is not None
     return peers.leadership.leads
 
 
 def freeze(store: EventLogStore) -> None:
     """As SIGSTOP for its timekeeper: it stays in the group, where nobody has noticed yet."""
-    store.engine.timekeeper.close()
+    store.engine.expiry.close()
 
 
 async def turn(store: EventLogStore, clock: ManualClock, seconds: int) -> None:
@@ -62,7 +62,7 @@ async def turn(store: EventLogStore, clock: ManualClock, seconds: int) -> None:
     for _ in range(seconds):
         clock.advance(1)
         with store.engine.node.lock:
-            store.engine.timekeeper.turn()
+            store.engine.expiry.turn()
         await until(lambda: not store.engine.node.busy, "proposals are answered")
         await asyncio.sleep(0.002)
 
@@ -91,7 +91,7 @@ async def test_21_what_one_node_heard_counts_at_the_others() -> None:
             await heard.add_span(span(alive))
             await heard.update_worker("Worker-0", incarnation="two")
             with heard.engine.node.lock:  # its keeper is frozen, its voice is not
-                heard.engine.peers.signs.tell(clock.monotonic())
+                heard.engine.cluster.signs.tell(clock.monotonic())
             await settled(heard.engine)
             await asyncio.sleep(0.02)
             await pass_time(other.engine, clock, 0)
@@ -122,7 +122,7 @@ async def test_signs_of_life_cost_one_record_a_second_whatever_is_heard() -> Non
 async def test_a_log_with_one_writer_has_no_group_and_no_beats() -> None:
     log, clock = MemoryLog(), ManualClock()
     with store_on(log, clock=clock) as store:
-        assert store.engine.peers is None and store.engine.liveness.heard_here is None
+        assert store.engine.cluster is None and store.engine.heartbeats.heard_here is None
         await begin(store, agl.RolloutConfig(timeout_seconds=60))
         await pass_time(store.engine, clock, 10)
         assert log.ends(LIVENESS, 0)[1] == 0
@@ -166,7 +166,7 @@ async def test_19_a_broken_feed_is_mended_and_nobody_was_expired() -> None:
     with store_on(log, clock=clock, foreign_writers=True) as store:
         await leader_of(store)
         held = await begin(store, agl.RolloutConfig(unresponsive_seconds=8))
-        signs = store.engine.peers.signs
+        signs = store.engine.cluster.signs
         await pass_time(store.engine, clock, 0)
         log.broken()
         assert not signs.hears(clock.monotonic())
@@ -196,7 +196,7 @@ async def test_20_the_leader_acts_at_once_and_another_after_a_grace() -> None:
                 for store in (one, two):
                     with store.engine.node.lock:
                         if store is other or not frozen:
-                            store.engine.timekeeper.turn()
+                            store.engine.expiry.turn()
                     await settled(store.engine)
                 if await status_of(other, attempted.rollout_id) == "failed":
                     seen[str(frozen)] = second
@@ -212,7 +212,7 @@ async def test_20_who_leads_leaves_and_another_leads() -> None:
     with store_on(log, clock=clock, foreign_writers=True) as one:
         await leader_of(one)
         with store_on(log, clock=clock, foreign_writers=True) as two:
-            await until(lambda: two.engine.peers.leadership.joined.is_set(), "the second joins")
+            await until(lambda: two.engine.cluster.leadership.joined.is_set(), "the second joins")
             assert led(one) and not led(two)
             one.close()
             await leader_of(two)
@@ -252,7 +252,7 @@ async def test_18_nodes_that_restart_every_two_minutes_still_fire_after_ten() ->
                 passed += 2
                 for store in (one, two):
                     with store.engine.node.lock:
-                        store.engine.timekeeper.turn()
+                        store.engine.expiry.turn()
                     await settled(store.engine)
                 if await status_of(one, attempted.rollout_id) == "failed":
                     assert 600 <= passed <= 660
@@ -264,7 +264,7 @@ async def test_18_nodes_that_restart_every_two_minutes_still_fire_after_ten() ->
 def test_foreign_records_in_the_liveness_topic_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     log = MemoryLog()
     with store_on(log, foreign_writers=True) as store:
-        signs: Any = store.engine.peers.signs
+        signs: Any = store.engine.cluster.signs
         for kind in ("node.beat", "worker.heartbeat"):
             headers = (("t", kind), ("node", "x"))
             signs._heard([Record(LIVENESS, 0, 0, "x", b"\xc1", 0, headers)])

@@ -42,7 +42,7 @@ async def test_19_a_frozen_timekeeper_counts_two_ticks() -> None:
         for _ in range(3):
             clock.advance(3600)
             with store.engine.node.lock:
-                store.engine.timekeeper.turn()
+                store.engine.expiry.turn()
             await settled(store.engine)
         assert await status_of(store, attempted.rollout_id) == "preparing"
         assert await status_of(store, held.rollout_id) == "preparing"
@@ -68,8 +68,8 @@ async def test_20_two_timekeepers_do_not_make_time_run_faster() -> None:
         for second_passed in range(1, 80):
             clock.advance(1)
             with first.engine.node.lock, second.engine.node.lock:  # neither sees what the other one proposes
-                first.engine.timekeeper.turn()
-                second.engine.timekeeper.turn()
+                first.engine.expiry.turn()
+                second.engine.expiry.turn()
             await settled(first.engine)
             await settled(second.engine)
             if await status_of(first, attempted.rollout_id) == "failed":

@@ -29,7 +29,7 @@ async def test_an_attempt_that_was_archived_open_is_watched_again_when_it_comes_
             await store.enqueue_rollout(number)
         assert attempted.rollout_id not in store.engine.node.state.rollouts
         await pass_time(store.engine, clock, 2)
-        assert not store.engine.liveness.open, "nobody looks after what is archived"
+        assert not store.engine.heartbeats.open, "nobody looks after what is archived"
         await store.update_rollout(attempted.rollout_id, metadata={"back": True})
         assert (await attempt_of(store, attempted.rollout_id)).status == "preparing"
         await pass_time(store.engine, clock, 40)
@@ -86,7 +86,7 @@ async def test_a_sign_of_life_after_the_end_is_shown_and_changes_nothing(monkeyp
             await store.add_span(span(one))
             attempt = await attempt_of(store, one.rollout_id)
             assert (attempt.status, attempt.last_heartbeat_time) == ("succeeded", clock.time())
-        assert len(store.engine.liveness._late) == 2, "as many as fit are remembered"
+        assert len(store.engine.heartbeats._late) == 2, "as many as fit are remembered"
         await settled(store.engine)
         assert (store.fingerprint(), len(control_values(store.engine.log))) == (before, records)
         told = await store.update_attempt(ended[2].rollout_id, "latest", last_heartbeat_time=7.0)

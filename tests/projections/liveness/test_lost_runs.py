@@ -118,7 +118,7 @@ async def test_a_sign_of_life_names_a_run(run_id: Any) -> None:
     with agl.InMemoryLightningStore() as store:
         with pytest.raises(InvalidInput, match="run_id"):
             await store.record_run_event("run.beat", run_id)
-        assert not store.engine.liveness.runs
+        assert not store.engine.heartbeats.runs
 
 
 async def test_runners_by_role_stop_with_their_run_and_go_on_with_the_next_where_it_was_lost(

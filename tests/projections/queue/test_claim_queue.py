@@ -22,7 +22,7 @@ from agentlightning.core.fold.state import State
 from agentlightning.core.log.interface import Membership, OnProblem, OnRecords, Record, Subscription
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL, TASKS
-from agentlightning.projections.queue.claim_queue import STEAL_SECONDS, WINDOW, Dispatch
+from agentlightning.projections.queue.claim_queue import STEAL_SECONDS, WINDOW, ClaimQueue
 from agentlightning.projections.queue.task_hints import HintFeed, Offsets, feed_of
 from agentlightning.projections.replica.command_context import Delivery
 from agentlightning.projections.store.store import EventLogStore
@@ -149,9 +149,9 @@ async def test_the_only_writer_of_a_log_hands_out_in_strict_order() -> None:
         assert [event.rollout_id for event in order if isinstance(event, AttemptClaimed)] == made
 
 
-def crowd(names: str, clock: ManualClock) -> dict[str, Dispatch]:
+def crowd(names: str, clock: ManualClock) -> dict[str, ClaimQueue]:
     """The dispatch of each node; all know of each other."""
-    made = {name: Dispatch(Delivery(), name, clock) for name in names}
+    made = {name: ClaimQueue(Delivery(), name, clock) for name in names}
     for one in made.values():
         for name in names:
             one.claimed(name, "ro-before")
@@ -245,7 +245,7 @@ async def test_a_hint_is_claimed_at_once_and_committed_before_its_agent_is_done(
     with closing(GroupLog()) as log, store_on(log, foreign_writers=True) as store, hinted(store):
         waiting = asyncio.ensure_future(store.dequeue_rollout("w", wait_seconds=5))
         await until(lambda: log.member.asked)
-        store.engine.dispatch._clock = ManualClock(0.0)  # nothing can be stolen while no time passes
+        store.engine.claim_queue._clock = ManualClock(0.0)  # nothing can be stolen while no time passes
         rollout = await store.enqueue_rollout("x")
         await asyncio.sleep(0.1)
         assert not waiting.done()
@@ -262,7 +262,7 @@ async def test_25_a_hint_that_outruns_the_fold_is_kept_until_the_fold_is_there()
         with store_on(log, foreign_writers=True) as slow, hinted(slow):
             waiting = asyncio.ensure_future(slow.dequeue_rollout("w", wait_seconds=5))
             await until(lambda: log.member.asked)
-            slow.engine.dispatch._clock = ManualClock(0.0)
+            slow.engine.claim_queue._clock = ManualClock(0.0)
             log.gate.clear()
             made = [await other.enqueue_rollout(number) for number in range(3)]
             log.member.put(made[1].rollout_id, slow.engine.node.state.position + 1)

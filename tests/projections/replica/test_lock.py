@@ -14,7 +14,7 @@ import agentlightning as agl
 from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log.sqlite import SqliteLog
 from agentlightning.core.log.topics import BLOBS
-from agentlightning.projections.archive.index import ColdIndex
+from agentlightning.projections.archive.index import ArchiveIndex
 from agentlightning.projections.facts import feed
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
@@ -35,7 +35,7 @@ class Watched:
         self.seen: set[str] = set()
         for owner, names in (
             (SqliteLog, ("read", "read_key")),
-            (ColdIndex, ("get", "body", "flush", "counts")),
+            (ArchiveIndex, ("get", "body", "flush", "counts")),
             (views, ("assemble",)),
             (resources, ("resources_out",)),
             (feed, ("facts_of",)),

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from agentlightning.core.errors import ForeignPosition, InvalidInput
-from agentlightning.projections.replica.positions import SPAN_ENDS, Position, joined, number_of, raised, read_token
+from agentlightning.projections.replica.command_context import (
+    SPAN_ENDS,
+    Position,
+    joined,
+    number_of,
+    raised,
+    read_token,
+)
 from agentlightning.rest.client.batcher import Seen
 
 HEAD = "0123456789abcdef:00112233aabbccdd:41"

@@ -21,9 +21,8 @@ from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log.interface import NewRecord
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL, SNAPSHOTS
-from agentlightning.projections.replica import snapshots, state_image
-from agentlightning.projections.replica.snapshots import read_snapshot, write_snapshot
-from agentlightning.projections.replica.state_image import StateImage
+from agentlightning.projections.replica import snapshots
+from agentlightning.projections.replica.snapshots import StateImage, read_snapshot, write_snapshot
 
 from ...core.fold.strategies import World
 
@@ -216,8 +215,8 @@ def test_an_image_that_was_made_while_the_node_went_on_is_the_state_of_one_momen
         world.run(rng.choice((0, 0, 1, 5)) if world.state.position > before else 1)
 
     monkeypatch.setattr(world.watch, "see", heard)
-    monkeypatch.setattr(state_image, "SLICE_ROLLOUTS", rng.choice((1, 3, 8)))
-    monkeypatch.setattr(state_image.time, "sleep", goes_on)
+    monkeypatch.setattr(snapshots, "SLICE_ROLLOUTS", rng.choice((1, 3, 8)))
+    monkeypatch.setattr(snapshots.time, "sleep", goes_on)
     image, (position, offset, fingerprint) = StateImage(node).make()
     assert (position, offset, fingerprint) == (world.state.position, 7, world.state.fingerprint) and position > before
     assert image == dump(world.state) and dump(load(image)) == image

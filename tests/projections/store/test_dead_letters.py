@@ -146,7 +146,7 @@ async def test_letters_of_archived_rollouts_are_found_by_stores_and_by_who_only_
             else:
                 await fail(store, begun.rollout_id, metadata={"error": f"error {number}"})
                 failed.append(begun.rollout_id)
-        store.engine.cold.flush()
+        store.engine.archive_index.flush()
         entries = entries_from(await store.query_dead_letters())
         assert {entry.letter.rollout_id for entry in entries} == set(failed) and len(entries) == 7
         await requeue(store, entries[0].letter)

@@ -127,13 +127,13 @@ async def test_20_without_the_first_timekeeper_the_second_one_goes_on(how: str) 
         with store_on(log, clock=clock, foreign_writers=True) as first:
             attempted = await begin(first, agl.RolloutConfig(timeout_seconds=20))
             await second.wait_position(first.position())
-            first.engine.timekeeper.close()
+            first.engine.expiry.close()
             if how == "gone":
                 first.close()
             for _ in range(30):
                 clock.advance(1)
                 with second.engine.node.lock:
-                    second.engine.timekeeper.turn()
+                    second.engine.expiry.turn()
                 await settled(second.engine)
             assert (await attempt_of(second, attempted.rollout_id)).status == "timeout"
             writers = {one.writer for one in map(codec.decode, control_values(log)) if isinstance(one.event, TimePassed)}

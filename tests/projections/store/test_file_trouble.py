@@ -21,7 +21,7 @@ from agentlightning.core.errors import LogError, LogLocked, PayloadTooLarge, Reb
 from agentlightning.core.fold.apply import fold
 from agentlightning.core.log.sqlite import SqliteLog
 from agentlightning.core.log.topics import BLOBS
-from agentlightning.projections.archive.index import ColdIndex
+from agentlightning.projections.archive.index import ArchiveIndex
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 from agentlightning.projections.store.store import EventLogStore
@@ -267,9 +267,9 @@ async def test_an_index_that_is_ahead_of_its_log_or_of_another_history_is_made_a
         wanted += [f"instead {number}" for number in range(60)] if then == "another history" else []
         assert inputs == wanted and found.total == len(wanted)
         everything = list(found)
-        assert store.engine.refill is not None or store.report()["from_snapshot"] == 0
+        assert store.engine.backfill is not None or store.report()["from_snapshot"] == 0
     with archiving(path) as store:
-        assert store.engine.refill is None and store.report()["from_snapshot"] > 0, "the new index fits"
+        assert store.engine.backfill is None and store.report()["from_snapshot"] > 0, "the new index fits"
         assert list(await store.query_rollouts()) == everything
 
 
@@ -340,13 +340,13 @@ async def test_an_index_that_is_damaged_while_it_is_used_is_made_anew(tmp_path: 
     with archiving(path) as store:
         await finish(store, 40, "task")
         everything = list(await store.query_rollouts())
-        store.engine.cold.flush()
-        assert not store.engine.cold.pending()[1]
-        with store.engine.cold._disk:
+        store.engine.archive_index.flush()
+        assert not store.engine.archive_index.pending()[1]
+        with store.engine.archive_index._disk:
             if damage == "altered":
-                store.engine.cold._db.execute("UPDATE bodies SET body = 'text' WHERE number = 1")
+                store.engine.archive_index._db.execute("UPDATE bodies SET body = 'text' WHERE number = 1")
             else:
-                store.engine.cold._db.execute("DROP TABLE bodies")
+                store.engine.archive_index._db.execute("DROP TABLE bodies")
         for _ in range(2):
             try:
                 assert await store.get_rollout_by_id(everything[0].rollout_id) == everything[0]
@@ -369,23 +369,23 @@ async def test_an_index_that_cannot_be_emptied_at_the_start_is_replaced(
         everything = list(await store.query_rollouts())
     for left in tmp_path.glob("*.index*"):
         left.unlink()
-    clear, begin, refused = ColdIndex.clear, ColdIndex._begin_anew, [False]
+    clear, begin, refused = ArchiveIndex.clear, ArchiveIndex._begin_anew, [False]
 
-    def refusing(index: ColdIndex) -> None:
+    def refusing(index: ArchiveIndex) -> None:
         refused[0] = True
         clear(index)
 
-    def begin_anew(index: ColdIndex) -> None:
+    def begin_anew(index: ArchiveIndex) -> None:
         if refused[0]:
             refused[0] = False
             raise sqlite3.OperationalError("database or disk is full")
         begin(index)
 
-    monkeypatch.setattr(ColdIndex, "clear", refusing)
-    monkeypatch.setattr(ColdIndex, "_begin_anew", begin_anew)
+    monkeypatch.setattr(ArchiveIndex, "clear", refusing)
+    monkeypatch.setattr(ArchiveIndex, "_begin_anew", begin_anew)
     with archiving(path) as store:
         assert list(await store.query_rollouts()) == everything
-        assert store.engine.cold.whole and not store.engine.cold.broken
+        assert store.engine.archive_index.whole and not store.engine.archive_index.broken
 
 
 async def test_an_index_that_cannot_be_written_keeps_the_store_going(
@@ -394,12 +394,12 @@ async def test_an_index_that_cannot_be_written_keeps_the_store_going(
     with archiving(tmp_path / "log.db") as store:
         await finish(store, 40, "task")
         first = (await store.query_rollouts())[0]
-        store.engine.cold.flush()
+        store.engine.archive_index.flush()
 
         def full(*_: object) -> None:
             raise sqlite3.OperationalError("database or disk is full")
 
-        monkeypatch.setattr(store.engine.cold, "_write", full)
+        monkeypatch.setattr(store.engine.archive_index, "_write", full)
         await store.update_rollout(first.rollout_id, status="queuing")  # out of the index
         await finish(store, 20, "more")
         assert (await store.get_rollout_by_id(first.rollout_id)).status == "queuing"
@@ -470,7 +470,7 @@ async def test_a_log_and_what_lies_beside_it_are_for_their_owner_only(tmp_path: 
     try:
         with archiving(tmp_path / ".agl" / "log.db") as store:
             await finish(store, 30, "secret")
-            store.engine.cold.flush()
+            store.engine.archive_index.flush()
             made = sorted((tmp_path / ".agl").iterdir())
             assert {one.name for one in made} >= {"log.db", "log.db-wal", "log.db-shm", "log.db.lock", "log.db.index"}
             assert {oct(one.stat().st_mode & 0o777) for one in made} == {"0o600"}, made

@@ -323,7 +323,7 @@ async def test_time_is_an_event_reads_change_nothing() -> None:
         attempted = await begin(store, agl.RolloutConfig(timeout_seconds=1, unresponsive_seconds=1), "w")
         await store.add_span(span(attempted))
         rollout_id = attempted.rollout_id
-        store.engine.timekeeper.close()  # the only one that may look at the clock
+        store.engine.expiry.close()  # the only one that may look at the clock
         before, end = store.fingerprint(), store.engine.log.ends(CONTROL, 0)
         for _ in range(3):
             clock.advance(100)

@@ -60,7 +60,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     opened: Any = InMemoryLightningStore(settings=SETTINGS) if request.param == "memory" else open_store(url, settings=SETTINGS)
     await live(opened, random, 350, made)
     if request.param in ("memory", "written"):
-        opened.engine.cold.flush()
+        opened.engine.archive_index.flush()
         await live(opened, random, 80, made)
     if request.param == "reopened":
         opened.close()
@@ -108,7 +108,7 @@ async def test_a_page_is_what_looking_at_all_rollouts_gives(
     monkeypatch.setattr(rollout_query, "SLACK", slack)
     opened, made = store
     everything = await seen(opened, made)
-    assert len(everything) == len(made) and sum(opened.engine.cold.counts()["succeeded"]) > 50
+    assert len(everything) == len(made) and sum(opened.engine.archive_index.counts()["succeeded"]) > 50
     random = Random(slack)
     for _ in range(200):
         query = any_query(random, made)
@@ -126,7 +126,7 @@ async def test_pages_are_right_while_rollouts_move_into_the_index_and_out_of_it(
         random = Random(3)
         for _ in range(30):
             await live(opened, random, 5, made)
-            await asyncio.to_thread(opened.engine.cold.flush)
+            await asyncio.to_thread(opened.engine.archive_index.flush)
         over.set()
 
     async def look() -> None:
@@ -153,7 +153,7 @@ async def test_a_page_decodes_no_archived_rollout_but_its_own(
     store: tuple[EventLogStore, list[str]], query: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, _ = store
-    opened.engine.cold.flush()
+    opened.engine.archive_index.flush()
     read = decoding(monkeypatch)
     shown = await opened.query_rollouts(**query)
     assert shown.total > 20 and len(read) <= len(shown) == 20
@@ -163,11 +163,11 @@ async def test_what_is_open_or_named_is_found_without_the_archive(
     store: tuple[EventLogStore, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened, made = store
-    opened.engine.cold.flush()
+    opened.engine.archive_index.flush()
     read = decoding(monkeypatch)
     archived = next(one for one in made if opened.engine.node.state.archived.get(one) is not None)
     assert [one.rollout_id for one in await opened.query_rollouts([archived])] == [archived] and len(read) == 1
-    monkeypatch.setattr(opened.engine.cold, "reading", None)
+    monkeypatch.setattr(opened.engine.archive_index, "reading", None)
     assert (await opened.query_rollouts(status_in=["queuing", "requeuing", "running"], sort_by="start_time")).total >= 0
     hot = next(iter(opened.engine.node.state.rollouts))
     assert [one.rollout_id for one in await opened.query_rollouts([hot, "ro-none"])] == [hot]

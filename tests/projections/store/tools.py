@@ -21,7 +21,7 @@ PassTime = Callable[[float], Awaitable[None]]
 
 async def settled(engine: Engine) -> None:
     """Wait until the log has answered everything that was proposed, and this node has heard itself."""
-    peers = engine.peers
+    peers = engine.cluster
     while True:
         with engine.node.lock:
             if not engine.node.busy and (peers is None or peers.signs.settled):
@@ -36,10 +36,10 @@ async def pass_time(engine: Engine, clock: ManualClock, seconds: float, step: fl
         clock.advance(min(step, left))
         left -= step
         with engine.node.lock:
-            engine.timekeeper.turn()
+            engine.expiry.turn()
         await settled(engine)
     with engine.node.lock:
-        engine.timekeeper.turn()
+        engine.expiry.turn()
     await settled(engine)
 
 

@@ -12,7 +12,7 @@ from agentlightning.core.events import codec
 from agentlightning.core.events.run_events import decode_run
 from agentlightning.core.log.dead_letter import decode_letter
 from agentlightning.core.log.topics import CONTROL, DEAD, SPANS
-from agentlightning.projections.spans.schema import decode
+from agentlightning.projections.spans.span_log import decode
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.api.encoding import status_of
 from agentlightning.rest.api.routes import METHODS

@@ -15,7 +15,7 @@ from agentlightning.compat.server_app import LegacyApp
 from agentlightning.core.errors import StorageError, StoreUnreachable
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.topics import CONTROL
-from agentlightning.projections.liveness import contact
+from agentlightning.projections.liveness import node_gossip
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.client.client import LightningStoreClient
 from agentlightning.rest.server.server import LightningStoreServer
@@ -55,8 +55,8 @@ class CutLog(Unclosed):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contact, "FRESH_SECONDS", 0.1)
-    monkeypatch.setattr(contact, "CUT_OFF_SECONDS", 0.4)
+    monkeypatch.setattr(node_gossip, "FRESH_SECONDS", 0.1)
+    monkeypatch.setattr(node_gossip, "CUT_OFF_SECONDS", 0.4)
 
 
 async def _statuses(endpoint: str) -> dict[str, int]:
@@ -149,8 +149,8 @@ async def test_where_the_log_does_not_answer_it_is_closed_first_and_nothing_wait
     log = CutLog(MemoryLog())
     store = EventLogStore(log, foreign_writers=True)  # pyright: ignore[reportArgumentType]
     order: list[str] = []
-    assert store.engine.peers is not None
-    monkeypatch.setattr(store.engine.peers, "close", lambda finish: order.append(f"peers {finish} {log.closed}"))
+    assert store.engine.cluster is not None
+    monkeypatch.setattr(store.engine.cluster, "close", lambda finish: order.append(f"peers {finish} {log.closed}"))
     log.cut = True
     with caplog.at_level(logging.WARNING):
         await store.end()

@@ -51,6 +51,6 @@ async def test_a_node_without_an_index_serves_from_the_snapshot_and_fills_it(kaf
         assert found.total == EVENTS // 4
         first = found.items[0]
         assert await store.get_rollout_by_id(first.rollout_id) == first
-        assert store.engine.cold.position >= report["from_snapshot"]
+        assert store.engine.archive_index.position >= report["from_snapshot"]
     finally:
         await asyncio.to_thread(store.close)

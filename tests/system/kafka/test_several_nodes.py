@@ -35,7 +35,7 @@ NODE = """
 import sys, time
 from agentlightning.rest.open_store import open_store
 store = open_store(sys.argv[1])
-while not store.engine.peers.leadership.leads:
+while not store.engine.cluster.leadership.leads:
     time.sleep(0.02)
 print("leads", flush=True)
 sys.stdin.readline()
@@ -51,9 +51,9 @@ def program(*arguments: str) -> subprocess.Popen[str]:
 @asynccontextmanager
 async def node_on(url: str, **options: Any) -> AsyncIterator[EventLogStore]:
     store = await asyncio.to_thread(open_store, url, **options)
-    assert isinstance(store, EventLogStore) and store.engine.peers is not None
+    assert isinstance(store, EventLogStore) and store.engine.cluster is not None
     try:
-        assert await asyncio.to_thread(store.engine.peers.leadership.joined.wait, 30)
+        assert await asyncio.to_thread(store.engine.cluster.leadership.joined.wait, 30)
         yield store
     finally:
         await asyncio.to_thread(store.close)
@@ -87,7 +87,7 @@ async def test_19_and_20_the_frozen_leader_expires_nobody_and_another_acts_after
     try:
         assert await asyncio.to_thread(leader.stdout.readline) == "leads\n"
         async with node_on(kafka_url) as node:
-            assert node.engine.peers is not None and not node.engine.peers.leadership.leads
+            assert node.engine.cluster is not None and not node.engine.cluster.leadership.leads
             due = await begin(node, agl.RolloutConfig(timeout_seconds=2), "a")
             alive = await begin(node, agl.RolloutConfig(unresponsive_seconds=4), "Worker-0")
             os.kill(leader.pid, signal.SIGSTOP)
@@ -110,7 +110,7 @@ async def test_19_and_20_the_frozen_leader_expires_nobody_and_another_acts_after
             expired = [one for one in events if isinstance(one.event, AttemptExpired)]
             assert [one.writer for one in expired] == [node.engine.node.writer] != [writer]
             assert node.fingerprint()[0] != int(position) or node.fingerprint()[1] == fingerprint
-            await until(lambda: bool(node.engine.peers and node.engine.peers.leadership.leads), "it leads now")
+            await until(lambda: bool(node.engine.cluster and node.engine.cluster.leadership.leads), "it leads now")
     finally:
         leader.kill()
         leader.communicate()
@@ -120,7 +120,7 @@ async def test_21_two_lives_of_one_worker_beat_at_one_node_and_are_judged_by_ano
     await asyncio.to_thread(make_topics, kafka_url)
     settings = StoreSettings(worker_lost_seconds=3)
     async with node_on(kafka_url, settings=settings) as judge, node_on(kafka_url, settings=settings) as heard:
-        assert judge.engine.peers is not None and judge.engine.peers.leadership.leads
+        assert judge.engine.cluster is not None and judge.engine.cluster.leadership.leads
         held: list[agl.AttemptedRollout] = []
         for life in ("one", "two"):
             await heard.update_worker("Worker-0", incarnation=life)
@@ -149,8 +149,8 @@ async def test_28_overlapping_publishers_a_plain_consumer_sees_every_fact(
     await asyncio.to_thread(make_topics, kafka_url)
     async with node_on(kafka_url) as one, node_on(kafka_url) as two:
         for store in (one, two):
-            assert store.engine.peers is not None and store.engine.peers.publisher is not None
-            store.engine.peers.publisher._leads = lambda: True
+            assert store.engine.cluster is not None and store.engine.cluster.publisher is not None
+            store.engine.cluster.publisher._leads = lambda: True
         await one.add_resources({"p": agl.PromptTemplate(template="x", engine="f-string")})
         config = agl.RolloutConfig(max_attempts=1)
         began = time.perf_counter()
@@ -236,7 +236,7 @@ async def test_a_node_that_is_killed_leads_no_longer_than_its_session(kafka_url:
     try:
         assert leader.stdout is not None and await asyncio.to_thread(leader.stdout.readline) == "leads\n"
         async with node_on(kafka_url) as node:
-            peers: Any = node.engine.peers
+            peers: Any = node.engine.cluster
             assert not peers.leadership.leads
             leader.kill()
             began = time.monotonic()
@@ -251,7 +251,7 @@ async def test_facts_are_published_at_the_pace_of_the_log(kafka_url: str) -> Non
     count = 1500
     await asyncio.to_thread(make_topics, kafka_url)
     async with node_on(kafka_url) as store:
-        publisher: Any = store.engine.peers and store.engine.peers.publisher
+        publisher: Any = store.engine.cluster and store.engine.cluster.publisher
         began = time.perf_counter()
 
         async def one(number: int) -> None:
