@@ -1,7 +1,11 @@
-"""The call that is being served: its idempotency key and what its caller knew, carried past the public signatures.
+"""The context of a command: its idempotency key, what its caller knew, and the answer that it waits for.
 
 The store's methods keep the signatures of the public API. Who can repeat a call (the HTTP door) puts a `Call` here
 before it calls the store; without one every call is a first try under a new id.
+
+What a caller has seen of a log is a position token, text that travels in a header: `LOG:FINGERPRINT:POSITION` counts the
+control records that were folded. Where the log is on a broker, the ends of span partitions follow as `~PARTITION=END,...`:
+a broker may say for a moment that a partition ends before records that it has acknowledged.
 """
 
 from __future__ import annotations
