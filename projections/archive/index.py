@@ -599,7 +599,7 @@ def read_bodies(log: Log, rollout_ids: Sequence[str]) -> dict[str, bytes]:
             meta = dict(db.execute("SELECT key, value FROM meta WHERE key IN ('form', 'log_id')").fetchall())
             if meta != {"form": FORM, "log_id": log.log_id}:  # its bytes are checked one by one, by the fold's hashes
                 return {}
-            rows = ColdRows(db, 0)
+            rows = ArchiveRows(db, 0)
             ids = {number: rollout_id for _, number, rollout_id, _ in rows.named(rollout_ids, None)}
             bodies: dict[int, Any] = dict(rows.bodies(list(ids)))  # whatever a damaged file holds
             return {ids[number]: body for number, body in bodies.items() if isinstance(body, bytes)}
