@@ -5,6 +5,7 @@ What a decision consists of is defined here once, for the recording and for the 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Protocol
@@ -21,10 +22,9 @@ from ...core.model.rollout import (
     TaskInput,
 )
 from ...core.model.scalars import model_data
-from ...core.model.store_interface import UNSET, LightningStore, LightningStoreCapabilities
+from ...core.model.store_interface import UNSET, DelegatingStore, LightningStore, LightningStoreCapabilities
 from ...projections.replica import validation
 from ...projections.replica.command_context import number_of
-from ...rest.server.delegating_store import Delegating
 
 ENQUEUED, STARTED, PUBLISHED = "rollouts.enqueued", "rollout.started", "resources.published"
 BEST = "best.chosen"
@@ -84,7 +84,7 @@ def best_content(best: Mapping[str, Any] | ResourcesUpdate | str | None) -> dict
     return {"names": sorted(best), "digest": resources_digest(best)}
 
 
-class _Wrapper(Delegating):
+class _Wrapper(DelegatingStore):
     """Passes every call on to ``store``, also what it has beyond the contract."""
 
     def __init__(self, store: LightningStore) -> None:
@@ -177,7 +177,10 @@ class RecordedStore(_Wrapper):
         await self._decided(self.run_id, STARTED, rollouts_content([rollout], [request]), based_on=known)
         return rollout
 
-    async def update_rollout(self, rollout_id: str, *args: Any, **kwargs: Any) -> Rollout:
+    @functools.wraps(LightningStore.update_rollout)
+    async def update_rollout(  # pyright: ignore[reportIncompatibleMethodOverride]: it has the signature that it wraps
+        self, rollout_id: str, *args: Any, **kwargs: Any
+    ) -> Rollout:
         """As the store does; a rollout that belongs to the run keeps its mark when its metadata are replaced."""
         bound = inspect.signature(LightningStore.update_rollout).bind(self, rollout_id, *args, **kwargs)
         given: dict[str, Any] = {name: value for name, value in bound.arguments.items() if name != "self"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -34,6 +36,7 @@ from typing import TypedDict
 from .status import FINISHED, QUEUING, RUNNING
 
 __all__ = [
+    "DelegatingStore",
     "FilterLogic",
     "LightningStore",
     "LightningStoreCapabilities",
@@ -485,3 +488,27 @@ class LightningStore:
                 counts as their sign of life.
         """
         raise NotImplementedError
+
+
+class DelegatingStore(LightningStore):
+    """Every asynchronous method of the interface calls :meth:`_pass_on`, unless a subclass defines it itself.
+
+    The methods are made from those of `LightningStore`, so that each signature is written once.
+    """
+
+    async def _pass_on(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call method `name` of the store behind this one."""
+        raise NotImplementedError(f"{type(self).__name__} does not say where {name} goes")
+
+
+def _passing(original: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    @functools.wraps(original)
+    async def method(self: DelegatingStore, *args: Any, **kwargs: Any) -> Any:
+        return await self._pass_on(original.__name__, *args, **kwargs)  # pyright: ignore[reportPrivateUsage]
+
+    return method
+
+
+for _name, _method in list(vars(LightningStore).items()):
+    if inspect.iscoroutinefunction(_method):
+        setattr(DelegatingStore, _name, _passing(_method))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import to_builtins
@@ -14,28 +15,19 @@ from ...core.ids import uuid7_hex
 from ...core.log.dead_letter import DeadLetter
 from ...core.model.resources import ResourcesUpdate, validate_resources
 from ...core.model.rollout import (
-    Attempt,
     AttemptedRollout,
-    AttemptStatus,
     EnqueueRolloutRequest,
     Fact,
-    PaginatedResult,
     Rollout,
-    RolloutConfig,
-    RolloutMode,
-    RolloutStatus,
-    TaskInput,
-    Worker,
 )
 from ...core.model.span import Span
 from ...core.model.store_interface import (
     UNSET,
+    DelegatingStore,
     LightningStore,
     LightningStoreCapabilities,
-    LightningStoreStatistics,
-    Unset,
 )
-from ..api.routes import LONGEST_HOLD_SECONDS, METHODS, OTLP_TRACES_PATH, PREFIX
+from ..api.routes import LONGEST_HOLD_SECONDS, OTLP_TRACES_PATH, PREFIX
 from .sse import follow
 from .transport import RetryingClient, time_left
 
@@ -54,7 +46,7 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not UNSET}
 
 
-class LightningStoreClient(RetryingClient, LightningStore):
+class LightningStoreClient(RetryingClient, DelegatingStore):
     """A store that lives at `server_address` (``http://host:port``).
 
     By default a call waits until the store answers, for up to `patience_seconds` (math.inf: for ever), and says so in
@@ -66,6 +58,14 @@ class LightningStoreClient(RetryingClient, LightningStore):
     """
 
     _dequeued_before = False
+    decided = LightningStore.decided
+
+    async def _pass_on(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        if name == "query_rollouts" and kwargs.get("status") is not None:
+            warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=3)
+        given = dict(_SIGNATURES[name].bind(self, *args, **kwargs).arguments)
+        del given["self"]
+        return await self.call(name, {key: _plain(key, value) for key, value in given.items() if value is not UNSET})
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
@@ -102,35 +102,7 @@ class LightningStoreClient(RetryingClient, LightningStore):
         found = await self.call("fingerprint", {})
         return found["position"], found["fingerprint"]
 
-    async def statistics(self) -> LightningStoreStatistics:
-        return await self.call("statistics", {})
-
     # Queue and attempts
-
-    async def start_rollout(
-        self,
-        input: TaskInput,
-        mode: RolloutMode | None = None,
-        resources_id: str | None = None,
-        config: RolloutConfig | None = None,
-        metadata: dict[str, Any] | None = None,
-        worker_id: str | None = None,
-    ) -> AttemptedRollout:
-        args = _given(
-            input=input, mode=mode, resources_id=resources_id, config=config, metadata=metadata, worker_id=worker_id
-        )
-        return await self.call("start_rollout", args)
-
-    async def enqueue_rollout(
-        self,
-        input: TaskInput,
-        mode: RolloutMode | None = None,
-        resources_id: str | None = None,
-        config: RolloutConfig | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> Rollout:
-        args = _given(input=input, mode=mode, resources_id=resources_id, config=config, metadata=metadata)
-        return await self.call("enqueue_rollout", args)
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
         return await self.call("enqueue_many_rollouts", {"rollouts": list(rollouts)}) if rollouts else []
@@ -186,49 +158,6 @@ class LightningStoreClient(RetryingClient, LightningStore):
             if result or left() <= 0:
                 return result
 
-    async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
-        return await self.call("start_attempt", {"rollout_id": rollout_id, "worker_id": worker_id})
-
-    async def update_rollout(
-        self,
-        rollout_id: str,
-        input: TaskInput | Unset = UNSET,
-        mode: RolloutMode | None | Unset = UNSET,
-        resources_id: str | None | Unset = UNSET,
-        status: RolloutStatus | Unset = UNSET,
-        config: RolloutConfig | Unset = UNSET,
-        metadata: dict[str, Any] | None | Unset = UNSET,
-    ) -> Rollout:
-        args = _given(
-            rollout_id=rollout_id,
-            input=input,
-            mode=mode,
-            resources_id=resources_id,
-            status=status,
-            config=config,
-            metadata=metadata,
-        )
-        return await self.call("update_rollout", args)
-
-    async def update_attempt(
-        self,
-        rollout_id: str,
-        attempt_id: str,
-        status: AttemptStatus | Unset = UNSET,
-        worker_id: str | Unset = UNSET,
-        last_heartbeat_time: float | Unset = UNSET,
-        metadata: dict[str, Any] | Unset = UNSET,
-    ) -> Attempt:
-        args = _given(
-            rollout_id=rollout_id,
-            attempt_id=attempt_id,
-            status=status,
-            worker_id=worker_id,
-            last_heartbeat_time=last_heartbeat_time,
-            metadata=metadata,
-        )
-        return await self.call("update_attempt", args)
-
     # Dead letters
 
     async def add_dead_letter(self, letter: DeadLetter | Mapping[str, Any]) -> None:
@@ -246,10 +175,6 @@ class LightningStoreClient(RetryingClient, LightningStore):
     ) -> dict[str, Any]:
         """As `EventLogStore.record_run_event`."""
         return await self.call("record_run_event", {"type": type, "run_id": run_id, "fields": fields})
-
-    async def query_runs(self, run_id: str | None = None, brief: bool = False) -> list[dict[str, Any]]:
-        """As `EventLogStore.query_runs`."""
-        return await self.call("query_runs", {"run_id": run_id, "brief": brief})
 
     # Spans
 
@@ -278,39 +203,12 @@ class LightningStoreClient(RetryingClient, LightningStore):
         span = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
         return await self.add_span(span)
 
-    async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
-        args = {"rollout_id": rollout_id, "attempt_id": attempt_id}
-        return await self.call("get_next_span_sequence_id", args)
-
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
         if not rollout_attempt_ids:
             return []
         return await self.call("get_many_span_sequence_ids", {"rollout_attempt_ids": list(rollout_attempt_ids)})
 
-    async def query_spans(
-        self, rollout_id: str, attempt_id: str | None = None, **conditions: Any
-    ) -> PaginatedResult[Span]:
-        args = {"rollout_id": rollout_id, "attempt_id": attempt_id, **_known("query_spans", conditions)}
-        return await self.call("query_spans", args)
-
     # Reading rollouts and attempts
-
-    async def query_rollouts(
-        self, rollout_ids: Sequence[str] | None = None, **conditions: Any
-    ) -> PaginatedResult[Rollout | AttemptedRollout]:
-        if conditions.get("status") is not None:
-            warnings.warn("query_rollouts(status=...) is now called status_in", DeprecationWarning, stacklevel=2)
-        args = {"rollout_ids": _listed(rollout_ids), **_known("query_rollouts", conditions)}
-        return await self.call("query_rollouts", args)
-
-    async def query_attempts(self, rollout_id: str, **conditions: Any) -> PaginatedResult[Attempt]:
-        return await self.call("query_attempts", {"rollout_id": rollout_id, **_known("query_attempts", conditions)})
-
-    async def get_rollout_by_id(self, rollout_id: str) -> AttemptedRollout | Rollout | None:
-        return await self.call("get_rollout_by_id", {"rollout_id": rollout_id})
-
-    async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
-        return await self.call("get_latest_attempt", {"rollout_id": rollout_id})
 
     async def wait_for_rollouts(self, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
         ids = list(rollout_ids)
@@ -344,39 +242,6 @@ class LightningStoreClient(RetryingClient, LightningStore):
         args = {"resources_id": resources_id, "resources": validate_resources(resources)}
         return await self.call("update_resources", args)
 
-    async def get_resources_by_id(self, resources_id: str, version: int | None = None) -> ResourcesUpdate | None:
-        return await self.call("get_resources_by_id", {"resources_id": resources_id, "version": version})
-
-    async def get_latest_resources(self) -> ResourcesUpdate | None:
-        return await self.call("get_latest_resources", {})
-
-    async def query_resources(self, **conditions: Any) -> PaginatedResult[ResourcesUpdate]:
-        return await self.call("query_resources", _known("query_resources", conditions))
-
-    async def query_resource_versions(self, resources_id: str) -> PaginatedResult[ResourcesUpdate]:
-        return await self.call("query_resource_versions", {"resources_id": resources_id})
-
-    async def query_workers(self, **conditions: Any) -> PaginatedResult[Worker]:
-        return await self.call("query_workers", _known("query_workers", conditions))
-
-    async def get_worker_by_id(self, worker_id: str) -> Worker | None:
-        return await self.call("get_worker_by_id", {"worker_id": worker_id})
-
-    async def update_worker(
-        self,
-        worker_id: str,
-        heartbeat_stats: dict[str, Any] | Unset = UNSET,
-        *,
-        incarnation: str | None = None,
-        attempts: Sequence[tuple[str, str]] | None = None,
-    ) -> Worker:
-        if heartbeat_stats is None:  # pyright: ignore[reportUnnecessaryComparison]
-            raise InvalidInput("heartbeat_stats is invalid; it cannot be a null value.")
-        args = _given(
-            worker_id=worker_id, heartbeat_stats=heartbeat_stats, incarnation=incarnation, attempts=_listed(attempts)
-        )
-        return await self.call("update_worker", args)
-
 
 def _constant(value: float) -> Callable[[], float]:
     return lambda: value
@@ -386,18 +251,13 @@ def _numbered(span: Span, sequence_id: int) -> Span:
     return span.model_copy(update={"sequence_id": sequence_id})
 
 
-def _known(name: str, conditions: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a query, which are the fields of its body. Raises TypeError for any other."""
-    fields = METHODS[name].body.model_fields
-    for key in conditions:
-        if key not in fields:
-            raise TypeError(f"{name}() got an unexpected keyword argument {key!r}")
-    return {key: _plain_list(value) for key, value in conditions.items()}
+def _plain(name: str, value: Any) -> Any:
+    """Any sequence or set as a list; the input of a rollout stays what the caller gave."""
+    if name == "input" or isinstance(value, (str, bytes)) or not isinstance(value, (Sequence, Set)):
+        return value
+    return list(cast("Sequence[Any]", value))
 
 
-def _plain_list(value: Any) -> Any:
-    return list(cast("tuple[Any, ...]", value)) if isinstance(value, (tuple, set, frozenset)) else value
-
-
-def _listed(values: Sequence[Any] | None) -> list[Any] | None:
-    return None if values is None else list(values)
+_SIGNATURES = {
+    name: inspect.signature(method) for name, method in vars(LightningStore).items() if inspect.iscoroutinefunction(method)
+}

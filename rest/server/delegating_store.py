@@ -1,47 +1,21 @@
-"""Stores that pass every method of the contract on to another store."""
+"""LightningStoreThreaded: makes a store that is not thread-safe usable from several threads."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from ...core.model.rollout import Fact, Rollout
-from ...core.model.store_interface import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
+from ...core.model.store_interface import DelegatingStore, LightningStore, LightningStoreCapabilities
 from ...projections.store.store import EventLogStore
-from ..api.routes import METHODS
-
-
-class Delegating(LightningStore):
-    """Every asynchronous method of the contract calls :meth:`_pass_on`, unless a subclass defines it itself."""
-
-    async def _pass_on(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call method `name` of the store behind this one."""
-        raise NotImplementedError(f"{type(self).__name__} does not say where {name} goes")
-
-
-def _passing(name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-    original = getattr(LightningStore, name)
-
-    @functools.wraps(original)
-    async def method(self: Delegating, *args: Any, **kwargs: Any) -> Any:
-        return await self._pass_on(name, *args, **kwargs)  # pyright: ignore[reportPrivateUsage]
-
-    return method
-
-
-for _name in (*METHODS, "add_otel_span", "decided"):
-    if inspect.iscoroutinefunction(getattr(LightningStore, _name, None)):
-        setattr(Delegating, _name, _passing(_name))
-
 
 PAUSE_SECONDS = 0.002
 
 
-class LightningStoreThreaded(Delegating):
+class LightningStoreThreaded(DelegatingStore):
     """Passes every call on to `store`: as it is where the store is thread-safe, else one call at a time.
 
     Waiting for a turn never blocks an event loop, and `wait_for_rollouts` takes no turn.
@@ -57,9 +31,6 @@ class LightningStoreThreaded(Delegating):
 
     def otlp_traces_endpoint(self) -> str:
         return self.store.otlp_traces_endpoint()
-
-    async def statistics(self) -> LightningStoreStatistics:
-        return await self._pass_on("statistics")
 
     async def wait_for_rollouts(self, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
         return await self.store.wait_for_rollouts(rollout_ids=rollout_ids, timeout=timeout)

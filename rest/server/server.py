@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args
 
 from ...core.errors import InvalidInput
 from ...core.model.rollout import Fact
-from ...core.model.store_interface import LightningStore, LightningStoreCapabilities
+from ...core.model.store_interface import DelegatingStore, LightningStore, LightningStoreCapabilities
 from ..api.routes import DEFAULT_PORT, OTLP_TRACES_PATH
 from ..client.client import LightningStoreClient
 from .app import DEFAULT_PAYLOAD_MB, StoreApp
-from .delegating_store import Delegating, LightningStoreThreaded
+from .delegating_store import LightningStoreThreaded
 from .uvicorn_runner import Serving, access_host, check_bind
 
 log = logging.getLogger("agentlightning.store.server")
@@ -44,7 +44,7 @@ class PythonServerLauncherArgs:
     timeout_keep_alive: int = 30
 
 
-class LightningStoreServer(Delegating):
+class LightningStoreServer(DelegatingStore):
     """A store that others reach over HTTP. In the process that made it, calls go straight to `store`.
 
     A pickled copy, and a forked child, act as a client of :attr:`endpoint`. Binding to more than this machine needs a
