@@ -141,12 +141,12 @@ class Decoder:
         seen.body = mask_models(payload.decode(record.value))
 
     def _snapshot(self, record: Record, seen: View) -> None:
-        if "/manifest/" in record.key:
+        if record.key.startswith("manifest/"):
             seen.type = "manifest"
             seen.body = msgspec.to_builtins(
                 msgspec.json.decode(record.value, type=Manifest), builtin_types=(bytes,)
             )
-        elif record.key.endswith("/facts"):
+        elif record.key == "facts":
             seen.type = "cursor"  # up to where facts were published
             seen.body = msgspec.to_builtins(msgspec.json.decode(record.value, type=Cursor))
         else:

@@ -8,12 +8,18 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import agentlightning as agl
 from agentlightning.cli.terminal import printable
+from agentlightning.core.log.interface import Record
+from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.projections.facts.publisher import Cursor
+from agentlightning.projections.history.record_view import Decoder
+from agentlightning.projections.replica.settings import StoreSettings
 
-from .support import document, documents, invoke, make_log
+from .support import document, documents, fill, invoke, make_log
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +45,19 @@ def test_tail_shows_the_last_records_decoded(made: dict[str, Any]) -> None:
     assert seen[-1]["type"] == "rollouts.enqueued"
     assert seen[-1]["body"]["event"]["rollouts"][0]["input"] == "second"
     assert documents("log", "tail", "-n", "0", "--log", made["file"]) == []
+
+
+def test_snapshots_are_shown_by_what_they_hold(tmp_path: Path) -> None:
+    store: Any = agl.open_store(f"sqlite:///{tmp_path}/log.db", settings=StoreSettings(snapshot_every=1))
+    asyncio.run(fill(store))
+    store.close()
+    rows = documents("log", "tail", "snapshots", "-n", "99", "--log", f"{tmp_path}/log.db")
+    assert {row["type"] for row in rows} == {"manifest", "chunk"}
+    assert all(row["body"]["log_id"] for row in rows if row["type"] == "manifest")
+    cursor = msgspec.json.encode(Cursor(log_id="a", position=3, fingerprint="b", writer="w"))
+    with MemoryLog() as log:
+        view = Decoder(log).view(Record("snapshots", 0, 7, "facts", cursor, 1_000_000, ()))
+    assert (view.type, view.problem, view.body["position"]) == ("cursor", "", 3)
 
 
 def test_tail_without_a_topic_is_what_happened(made: dict[str, Any]) -> None:
