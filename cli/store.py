@@ -71,7 +71,7 @@ def store(
     from ..projections.replica.settings import StoreSettings
     from ..rest.open_store import open_store
     from ..rest.server.access_policy import AccessPolicy
-    from ..rest.server.asgi import ACCESS_LOGGER
+    from ..rest.server.invoke import ACCESS_LOGGER
     from ..rest.server.server import LightningStoreServer, PythonServerLauncherArgs
     from ..rest.server.uvicorn_runner import check_bind, check_port
 

@@ -10,6 +10,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from ..core.errors import InvalidInput, printable
 from ..core.ids import uuid7_hex
@@ -21,8 +22,7 @@ from ..rest.api import encoding
 from ..rest.api.encoding import count_json
 from ..rest.api.routes import METHODS
 from ..rest.server.app import StoreApp
-from ..rest.server.asgi import Disconnected, Receive, Scope, Send, read_body, until_gone
-from ..rest.server.invoke import CallerGone
+from ..rest.server.invoke import CallerGone, Disconnected, read_body, until_gone
 from .client import INCARNATION_HEADER, WORKER_HEADER
 from .results import ATTEMPT_KEY, LIMIT_KEY, keep_result
 from .task_protocol import RolloutLegacy, Task, TaskIfAny

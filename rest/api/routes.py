@@ -125,8 +125,6 @@ READING = frozenset(
 )
 """Methods that put nothing into the log, whose idempotency key says nothing."""
 
-_PATH_ARGUMENTS = ("rollout_id", "attempt_id", "resources_id", "worker_id")
-
 Source = Literal["body", "query"]
 Answer = Literal["as_is", "items", "sequence_id", "must_exist"]
 
@@ -211,10 +209,3 @@ ROUTES: tuple[Route, ...] = (
     _old("POST", "/update_attempt", "update_attempt"),
 )
 """Paths in order of precedence: a fixed segment stands before a parameter."""
-
-
-def shown_path(method: Method, args: dict[str, Any]) -> str:
-    """The verb and path under which the access log names a call."""
-    if "{" not in method.shown:
-        return method.shown
-    return method.shown.format_map({key: args.get(key, "-") for key in _PATH_ARGUMENTS})

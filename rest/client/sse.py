@@ -13,7 +13,7 @@ from ...core.errors import AgentLightningError
 from ...core.model.rollout import Fact
 from ...core.retry import Retry
 from ..api.routes import EVENTS_PATH, POSITION_HEADER
-from .batcher import TRANSPORT_ERRORS, Transient, Transport
+from .transport import TRANSPORT_ERRORS, Transient, Transport
 
 SILENCE_SECONDS = 45.0
 """Three times the server's interval of comments: after that long the connection is taken for dead."""

@@ -1,282 +1,446 @@
-"""The client without its methods: connections by event loop, retries under one command id, claims confirmed."""
+"""The client's way to the store in one event loop: calls made while a request is under way share the next one."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
-import math
-import threading
+import ssl
 import time
-import weakref
-from collections.abc import Callable, Sequence
-from itertools import count
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+import httptools
+import msgspec
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from ...core.credentials import mask_text
-from ...core.errors import AgentLightningError, Expired, ForeignPosition, InvalidInput, StoreUnreachable
-from ...core.ids import uuid7_hex
-from ...core.retry import CALL_BACKOFF, Retry
+from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
+from ...projections.replica.command_context import joined, number_of, raised, split
 from ..api import encoding
-from ..api.routes import METHODS, Method
-from .batcher import RETRY_STATUSES, Seen, Transient, Transport, answered_error
+from ..api.routes import CALLS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
 
 log = logging.getLogger("agentlightning.store.client")
 
-CONFIRM_AFTER_SECONDS = 1.0
-FRESH_TRIES = 3
-FOREIGN_TRIES = 5
-PATIENCE_SECONDS = 120.0
-_SIGNS_OF_LIFE = frozenset(("add_span", "update_attempt"))
-
-Arguments = dict[str, Any] | Callable[[], dict[str, Any]]
-
-
-def checked_address(address: str) -> str:
-    """`http://host:port` without a trailing slash. Raises `InvalidInput` for any other form."""
-    if not isinstance(cast(object, address), str):
-        raise InvalidInput(f"the address of a store is a text such as http://localhost:4747, not {type(address).__name__}")
-    parts = urlsplit(address.strip())
-    try:
-        port_is_fine = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_fine = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine or parts.query:
-        raise InvalidInput(f"{mask_text(address)!r} is not the address of a store: it looks like http://localhost:4747")
-    return address.strip().rstrip("/")
+IDLE_SECONDS = 30.0
+"""Below the server's 75: a connection that was idle for longer may be closed from the other side at this moment."""
+MAX_FLIGHTS = 2
+MAX_BATCH_CALLS = 256
+MAX_BATCH_BYTES = 4_000_000
+RETRY_STATUSES = frozenset((408, 429, 502, 503, 504))
+TRANSPORT_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, asyncio.TimeoutError, OSError)
 
 
-class RetryingClient:
-    """Calls the methods of a store by name. Any thread and any number of event loops may use one.
+def answered_error(status: int, body: Any, url: str) -> AgentLightningError:
+    """What an answer with an error status raises at the client: our error, which is an `aiohttp.ClientResponseError` too.
 
-    It pickles as its address and settings; connections are made where it is used.
+    Clients of older releases raised that class, so ``except aiohttp.ClientResponseError`` and ``error.status`` work.
     """
+    return _with_status(encoding.error_from(status, body), status, url)
+
+
+def _with_status(error: AgentLightningError, status: int, url: str) -> AgentLightningError:
+    kind = _answered(type(error))
+    made: Any = kind.__new__(kind, *error.args)
+    made.args = error.args
+    address = URL(url)
+    info = aiohttp.RequestInfo(address, "POST", CIMultiDictProxy(CIMultiDict[str]()), address)
+    made.__dict__.update(error.__dict__, status=status, headers=None, history=(), request_info=info)
+    return made
+
+
+@cache
+def _answered(kind: type[AgentLightningError]) -> type[AgentLightningError]:
+    """A class that is both `kind` and aiohttp's. Its errors are pickled as `kind`, and made again from that."""
+
+    def reduce(self: Any) -> tuple[Any, ...]:
+        plain = kind.__new__(kind, *self.args)
+        plain.args = self.args
+        plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in _RESPONSE_FIELDS})
+        return _with_status, (plain, self.status, str(self.request_info.url))
+
+    body = {"__module__": kind.__module__, "__str__": kind.__str__, "__repr__": kind.__repr__, "__reduce__": reduce}
+    return type(kind.__name__, (kind, aiohttp.ClientResponseError), body)
+
+
+_RESPONSE_FIELDS = frozenset({"status", "headers", "history", "request_info"})
+
+
+@dataclass
+class Seen:
+    """What a client knows of its store: the highest position token, and what its next command can be based on."""
+
+    token: str | None = None
+    basis: str | None = None
+    greeted: bool = False
+    position: int = -1
+    _head: str = ""
+    _spans: Mapping[int, int] = field(default_factory=dict[int, int])
+    """The ends of span partitions that were seen: answers to calls side by side arrive in any order."""
+
+    def note(self, headers: Any) -> None:
+        """Keep what an answer's headers say, where it is newer."""
+        self.greeted = True
+        token = headers.get(POSITION_HEADER.lower())
+        if token is None:
+            return
+        head, spans = split(token)
+        position = number_of(head)
+        if position >= self.position:
+            self.position, self._head, self.basis = position, head, headers.get(PRINT_HEADER.lower())
+        self._spans = raised(self._spans, spans)
+        self.token = joined(self._head, self._spans)
+
+    def forget(self, token: str | None, address: str, error: ForeignPosition) -> None:
+        """Drop what was known, after the store refused `token` or what was based on it. Said once for all callers."""
+        if self.token == token and (self.token is not None or self.basis is not None or self.greeted):
+            self.token = self.basis = None
+            self.greeted, self.position, self._spans = False, -1, {}
+            log.warning(
+                "the store at %s has another history than before (%s); going on with what it holds now", address, error
+            )
+
+
+class Transient(StoreUnreachable):
+    """No answer, or one that says "not now": the same call may be sent again."""
+
+    def __init__(self, message: str = "", *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Lost(ConnectionError):
+    """The connection ended before the answer was complete. `idle`: before its first byte."""
+
+    def __init__(self, reason: str, *, idle: bool) -> None:
+        super().__init__(reason)
+        self.idle = idle
+
+
+@dataclass(slots=True)
+class Answer:
+    """A whole answer; header names are in lower case."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+
+
+class Connection(asyncio.Protocol):
+    """One connection; one request at a time."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer = Answer()
+        self._chunks: list[bytes] = []
+        self._begun = False
+        self._future: asyncio.Future[Answer] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._idle_since = time.monotonic()
+        self._open = True
+
+    @property
+    def usable(self) -> bool:
+        """Open, and not idle for so long that the server may just be closing it."""
+        return self._open and time.monotonic() - self._idle_since < IDLE_SECONDS
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by asyncio."""
+        # No isinstance: the transports of other event loops (uvloop) have the methods and none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        self._open = False
+        self._fail(Lost(str(exc or "the connection was closed"), idle=not self._begun))
+
+    async def request(self, data: bytes, timeout_seconds: float) -> Answer:
+        """Send one request. Raises `Lost` and asyncio.TimeoutError, after which it is closed."""
+        assert self._transport is not None
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self._future = future
+        self._begun = False
+        self._transport.write(data)
+        timer = self._loop.call_later(timeout_seconds, self._fail, asyncio.TimeoutError())
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            self._idle_since = time.monotonic()
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                self.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        self._begun = True
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Lost(f"the answer is not HTTP: {error}", idle=False))
+            self.close()
+
+    def on_message_begin(self) -> None:
+        """Called by the parser."""
+        self._answer = Answer()
+        self._chunks = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        self._answer.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._chunks.append(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        answer = self._answer
+        answer.status = self._parser.get_status_code()
+        if answer.status < 200:
+            return  # 100 Continue and others: the answer comes later
+        answer.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        if not self._parser.should_keep_alive():
+            self.close()
+        future, self._future = self._future, None
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def _fail(self, error: BaseException) -> None:
+        future, self._future = self._future, None
+        if future is not None and not future.done():
+            future.set_exception(error)
+
+    def close(self) -> None:
+        """Close without waiting."""
+        self._open = False
+        if self._transport is not None:
+            self._transport.close()
+
+
+class Connections:
+    """Connections to one address, opened when none is idle."""
+
+    def __init__(self, base: str, token: str | None, connect_seconds: float) -> None:
+        parts = urlsplit(base)
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._host = parts.hostname or ""
+        self._port = parts.port or (443 if self._tls else 80)
+        self._connect_seconds = connect_seconds
+        self._idle: list[Connection] = []
+        lines = [
+            f"POST {parts.path}{CALLS_PATH} HTTP/1.1",
+            f"Host: {parts.netloc.rpartition('@')[2]}",
+            "Content-Type: application/msgpack",
+        ]
+        if token is not None:
+            lines.append(f"Authorization: Bearer {token}")
+        elif parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode("latin-1")
+            lines.append(f"Authorization: Basic {base64.b64encode(user).decode()}")
+        self._head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
+
+    async def exchange(self, body: bytes, extra: bytes, timeout_seconds: float) -> Answer:
+        """Send one request and read its answer. `extra`: header lines, each with its line end.
+
+        A connection that turns out to be closed before a byte of an answer is replaced once: the server ended it
+        while it was idle, and every call has an id that makes a repetition harmless. Raises as `Connection.request`.
+        """
+        data = b"%bContent-Length: %d\r\n%b\r\n%b" % (self._head, len(body), extra, body)
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.usable:
+                connection.close()
+                continue
+            try:
+                return await self._on(connection, data, timeout_seconds)
+            except Lost as error:
+                if not error.idle:
+                    raise
+                break
+        return await self._on(await self._connect(), data, timeout_seconds)
+
+    async def _on(self, connection: Connection, data: bytes, timeout_seconds: float) -> Answer:
+        answer = await connection.request(data, timeout_seconds)
+        if connection.usable:
+            self._idle.append(connection)
+        return answer
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        opening = loop.create_connection(Connection, self._host, self._port, ssl=self._tls)
+        _, connection = await asyncio.wait_for(opening, self._connect_seconds)
+        return connection
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        while self._idle:
+            self._idle.pop().close()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    frame: bytes
+    future: asyncio.Future[Any]
+
+
+class Transport:
+    """Requests of one client in one event loop."""
 
     def __init__(
-        self,
-        server_address: str,
-        *,
-        retry_delays: Sequence[float] | None = None,
-        health_retry_delays: Sequence[float] = (0.1, 0.2, 0.5),
-        request_timeout: float = 30.0,
-        connection_timeout: float = 5.0,
-        token: str | None = None,
-        patience_seconds: float = PATIENCE_SECONDS,
+        self, base: str, seen: Seen, token: str | None, request_timeout: float, connection_timeout: float
     ) -> None:
-        self.server_address_root = checked_address(server_address)
-        self.retry_delays = None if retry_delays is None else tuple(float(delay) for delay in retry_delays)
-        self.health_retry_delays = tuple(float(delay) for delay in health_retry_delays)
-        self.request_timeout = request_timeout
-        self.connection_timeout = connection_timeout
-        self.patience_seconds = patience_seconds
-        self._token = token
-        self._prepare()
+        self.base = base
+        self.shown = mask_text(base)
+        self._seen = seen
+        self._request_timeout = request_timeout
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout, sock_connect=connection_timeout)
+        self._connections = Connections(base, token, connection_timeout)
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[_Waiting] = []
+        self._flights: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+        headers = {"Content-Type": "application/msgpack"}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        )
 
-    def _prepare(self) -> None:
-        self._seen = Seen()
-        self._transports: dict[int, tuple[weakref.ref[asyncio.AbstractEventLoop], Transport]] = {}
-        self._lock = threading.Lock()
-        self._claims: dict[tuple[str, str], asyncio.TimerHandle] = {}
-        self._confirming: set[asyncio.Task[Any]] = set()
-        store = f"the store at {mask_text(self.server_address_root)}"
-        self._retry = Retry(store, CALL_BACKOFF, limit_seconds=self.patience_seconds, logger=log)
-        if self.retry_delays is not None:
-            self._health = Retry(store, self.health_retry_delays, logger=log)
-            self._retry = Retry(store, self.retry_delays, healthy=self._healthy, logger=log)
+    async def ask(self, frame: bytes) -> Any:
+        """Send a call, together with others where there are; its [status, result]. Raises `Transient` and others."""
+        waiting = _Waiting(frame, self._loop.create_future())
+        self._pending.append(waiting)
+        self._schedule()
+        return await waiting.future
 
-    def __getstate__(self) -> dict[str, Any]:
-        hidden = ("_seen", "_transports", "_lock", "_claims", "_confirming", "_retry", "_health")
-        return {key: value for key, value in self.__dict__.items() if key not in hidden}
+    def _schedule(self) -> None:
+        if self._pending and not self._scheduled and len(self._flights) < MAX_FLIGHTS:
+            # At the end of this turn of the loop: whoever else was woken by the last answer joins.
+            self._scheduled = True
+            self._loop.call_soon(self._launch)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._prepare()
+    def _launch(self) -> None:
+        self._scheduled = False
+        size = count = 0
+        for waiting in self._pending[:MAX_BATCH_CALLS]:
+            size += len(waiting.frame)
+            if count and size > MAX_BATCH_BYTES:
+                break
+            count += 1
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        batch = [waiting for waiting in batch if not waiting.future.done()]
+        if batch:
+            flight = self._loop.create_task(self._fly(batch))
+            self._flights.add(flight)
+            flight.add_done_callback(self._landed)
+        self._schedule()
 
-    def transport(self) -> Transport:
-        """The connections of the running event loop."""
-        loop = asyncio.get_running_loop()
-        entry = self._transports.get(id(loop))
-        # The id of a loop that is gone may be that of a new one.
-        if entry is not None and entry[0]() is loop:
-            return entry[1]
-        transport = Transport(self.server_address_root, self._seen, self._token, self.request_timeout, self.connection_timeout)
-        with self._lock:
-            self._transports[id(loop)] = (weakref.ref(loop), transport)
-        return transport
+    def _landed(self, flight: asyncio.Task[None]) -> None:
+        self._flights.discard(flight)
+        self._schedule()
 
-    async def _hello(self) -> None:
-        await self.transport().hello()
-
-    async def _healthy(self) -> bool:
-        if self.health_retry_delays:
-            try:
-                await self._health.run(self._hello)
-            except StoreUnreachable:
-                return False
-        return True
-
-    async def call(
-        self, name: str, args: Arguments, *, command_id: str | None = None, hold: Callable[[], float] | None = None
-    ) -> Any:
-        """Call a method; its result as the store returns it.
-
-        The same command id and basis go with every repetition. `args` may be a function where a repetition needs
-        other values (time that is left). With `hold` the call has a request of its own, which the server may hold
-        for as long as it says. Raises what the store raised, and `StoreUnreachable`.
-        """
-        method = METHODS[name]
-        for fresh in range(FRESH_TRIES):
-            tries = _Tries(self, method, args, command_id or uuid7_hex(), hold)
-            try:
-                result = await self._retry.run(tries.once)
-            except Expired:
-                # Refused as too old at its only try, so nothing happened: what it was based on was old, as after an
-                # idle hour. It goes out again as a new command. After a lost answer nobody could know that.
-                if tries.count > 1 or command_id is not None or fresh == FRESH_TRIES - 1:
-                    raise
-                await self._retry.run(self._hello)
-                continue
-            break
-        else:
-            raise AgentLightningError(f"{name} was never answered")
-        self._watch_claims(method, args, result)
-        return result
-
-    def _watch_claims(self, method: Method, args: Arguments, result: Any) -> None:
-        if method.claims and result:
-            for claimed in encoding.as_list(result) or (result,):
-                key = (claimed.rollout_id, claimed.attempt.attempt_id)
-                loop = asyncio.get_running_loop()
-                self._claims[key] = loop.call_later(CONFIRM_AFTER_SECONDS, self._confirm, key)
-        elif self._claims and not callable(args):
-            for key in _lives(method.name, args):
-                timer = self._claims.pop(key, None)
-                if timer is not None:
-                    timer.cancel()
-
-    def _confirm(self, key: tuple[str, str]) -> None:
-        """Nothing was heard from this attempt yet, so tell the store that its claim arrived."""
-        if self._claims.pop(key, None) is None:
-            return
-        task = asyncio.ensure_future(self._confirm_now(*key))
-        self._confirming.add(task)
-        task.add_done_callback(self._confirming.discard)
-
-    async def _confirm_now(self, rollout_id: str, attempt_id: str) -> None:
+    async def _fly(self, batch: list[_Waiting]) -> None:
         try:
-            await self.call("confirm_claim", {"rollout_id": rollout_id, "attempt_id": attempt_id})
-        except AgentLightningError as error:
-            log.debug("the claim of rollout %s was not confirmed: %s", rollout_id, error)
+            answers = await self.post([waiting.frame for waiting in batch])
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.future.cancel()
+            raise
+        except Exception as error:
+            for waiting in batch:
+                if not waiting.future.done():
+                    # One exception in many tasks would collect their tracebacks.
+                    waiting.future.set_exception(_copy(error))
+            return
+        for waiting, found in zip(batch, answers, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(found)
+
+    async def post(self, frames: list[bytes], hold_seconds: float | None = None) -> list[Any]:
+        """Send calls in one request; the list of [status, result]. With `hold_seconds` the server may take that long."""
+        body = msgspec.msgpack.encode([msgspec.Raw(frame) for frame in frames])
+        timeout_seconds = self._request_timeout + (hold_seconds or 0.0)
+        answer = await self._send(body, timeout_seconds)
+        if answer.status != 200:
+            raise self.refusal(answer.status, answer.body)
+        packed = answer.headers.get("content-type", "").startswith("application/msgpack")
+        answers = encoding.as_list(encoding.unpack(answer.body, counted=False)) if packed else None
+        if answers is None or len(answers) != len(frames):
+            raise AgentLightningError(f"what answers at {self.shown} is not a store of this package")
+        self._seen.note(answer.headers)
+        return answers
+
+    async def _send(self, body: bytes, timeout_seconds: float) -> Answer:
+        token = self._seen.token
+        position = b"" if token is None else f"{POSITION_HEADER}: {token}\r\n".encode("latin-1")
+        try:
+            return await self._connections.exchange(body, position, timeout_seconds)
+        except TRANSPORT_ERRORS as error:
+            raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
+
+    def refusal(self, status: int, data: bytes) -> AgentLightningError:
+        """What a request that was refused as a whole raises."""
+        try:
+            body = encoding.from_json(data)
+        except ValueError:
+            body = None
+        error = answered_error(status, body, self.base)
+        if status in RETRY_STATUSES or error.retryable:
+            return Transient(str(error), status=status)
+        if status in (404, 405, 501) and not (isinstance(body, dict) and "error_type" in body):
+            return AgentLightningError(f"what answers at {self.shown} is not a store of this package (status {status})")
+        return error
+
+    async def hello(self) -> None:
+        """Ask for the store's position, which a first command is based on."""
+        token = self._seen.token
+        headers = None if token is None else {POSITION_HEADER: token}
+        try:
+            async with self.session.get(self.base + HEALTH_PATH, headers=headers, timeout=self._timeout) as answer:
+                data = await answer.read()
+        except aiohttp.InvalidURL as error:
+            raise AgentLightningError(f"{self.shown} is not an address: {mask_text(str(error))}") from None
+        except TRANSPORT_ERRORS as error:
+            raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
+        if answer.status != 200:
+            error = self.refusal(answer.status, data)
+            if not isinstance(error, ForeignPosition) or token is None:
+                raise error
+            self._seen.forget(token, self.shown, error)
+            return await self.hello()
+        self._seen.note(answer.headers)
 
     async def close(self) -> None:
-        """Close the connections of every event loop. The client can be used again afterwards."""
-        for timer in self._claims.values():
-            timer.cancel()
-        self._claims.clear()
-        for task in tuple(self._confirming):
-            task.cancel()
-        with self._lock:
-            transports, self._transports = list(self._transports.values()), {}
-        here = asyncio.get_running_loop()
-        for reference, transport in transports:
-            loop = reference()
-            if loop is here:
-                await transport.close()
-            elif loop is not None and loop.is_running():
-                closing = asyncio.run_coroutine_threadsafe(transport.close(), loop)
-                await asyncio.wait_for(asyncio.wrap_future(closing), 5.0)
-            else:
-                await _abandon(transport)
-
-    def close_sync(self) -> None:
-        """:meth:`close` for callers without an event loop."""
-        asyncio.run(self.close())
+        """Close the connections; calls under way are cancelled."""
+        for flight in tuple(self._flights):
+            flight.cancel()
+        for waiting in self._pending:
+            waiting.future.cancel()
+        self._pending.clear()
+        self._connections.close()
+        await self.session.close()
 
 
-class _Tries:
-    """The tries of one call: one id and one basis, taken at the first of them."""
-
-    def __init__(
-        self, caller: RetryingClient, method: Method, args: Arguments, command_id: str, hold: Callable[[], float] | None
-    ) -> None:
-        self._caller = caller
-        self._method = method
-        self._args = args
-        self._id = command_id
-        self._hold = hold
-        self._basis: str | None = None
-        self._frame: bytes | None = None
-        self.count = 0
-
-    async def once(self) -> Any:
-        """Send it; raises `Transient` where it may be sent again.
-
-        Where the store has another history than this client had seen, what was seen is dropped and the call is sent again
-        at once: under its id it happens once in that history too.
-        """
-        seen = self._caller._seen  # pyright: ignore[reportPrivateUsage]
-        for tries in count(1):
-            token = seen.token
-            try:
-                return await self._send()
-            except ForeignPosition as error:
-                if tries == FOREIGN_TRIES:
-                    raise
-                seen.forget(token, mask_text(self._caller.server_address_root), error)
-                self._basis = self._frame = None
-
-    async def _send(self) -> Any:
-        transport = self._caller.transport()
-        seen = self._caller._seen  # pyright: ignore[reportPrivateUsage]
-        if not seen.greeted:
-            await transport.hello()
-        if self._frame is None or callable(self._args):
-            self._basis = self._basis or seen.basis
-            args = self._args() if callable(self._args) else self._args
-            self._frame = encoding.pack_call(self._id, self._method.name, args, self._basis)
-        self.count += 1
-        if self._hold is not None or not self._method.shared:
-            (answer,) = await transport.post([self._frame], None if self._hold is None else self._hold())
-        else:
-            answer = await transport.ask(self._frame)
-        status, result = answer
-        result = encoding.unwrap(result, counted=False)
-        if status == 200:
-            return encoding.read_result(self._method.result, result)
-        error = answered_error(status, result, transport.base)
-        if status in RETRY_STATUSES or error.retryable:
-            raise Transient(str(error), status=status) from error
-        raise error
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
 
 
-def _lives(name: str, args: dict[str, Any]) -> Sequence[tuple[str, str]]:
-    """The attempts that a call is a sign of life of."""
-    if name in _SIGNS_OF_LIFE:
-        span = args.get("span")
-        if span is None:
-            return ((args["rollout_id"], args["attempt_id"]),)
-        return ((span.rollout_id, span.attempt_id),)
-    if name == "add_many_spans":
-        return [(span.rollout_id, span.attempt_id) for span in args["spans"]]
-    if name == "update_worker":
-        return [(rollout_id, attempt_id) for rollout_id, attempt_id in args.get("attempts") or ()]
-    return ()
+def _copy(error: Exception) -> Exception:
+    if not isinstance(error, AgentLightningError):
+        return error
+    rebuild, arguments = error.__reduce__()[:2]  # pyright: ignore[reportGeneralTypeIssues]
+    copy: Exception = rebuild(*arguments)
+    copy.__cause__ = error.__cause__
+    return copy
 
 
-async def _abandon(transport: Transport) -> None:
-    """Close sockets whose event loop does not run any more: nobody else can."""
-    connector = transport.session.connector
-    transport.session.detach()
-    if connector is not None:
-        try:
-            await connector.close()
-        except RuntimeError as error:
-            log.debug("connections of an ended event loop: %s", error)
-
-
-def time_left(timeout: float | None) -> Callable[[], float]:
-    """A function of no arguments: the seconds until `timeout` is over, from now; infinite for None."""
-    if timeout is None:
-        return lambda: math.inf
-    deadline = time.monotonic() + timeout
-    return lambda: deadline - time.monotonic()
+__all__ = ["Transport", "Seen", "Transient"]

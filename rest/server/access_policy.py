@@ -11,9 +11,10 @@ import ipaddress
 import re
 from collections.abc import Sequence
 
+from starlette.types import Scope
+
 from ...core.errors import CrossSite, ForeignHost, InvalidInput, printable
 from ..api.routes import BASIS_HEADER, COMMAND_HEADER, POSITION_HEADER, PRINT_HEADER
-from .asgi import Scope
 
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]{0,5})?")
 NOT_PLAIN = re.compile(rb"[^\t\x20-\x7e]")

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...core.errors import AgentLightningError, HistoryChanged, InvalidInput, StoreUnreachable, Unauthorized
 from ...core.model.store_interface import LightningStore
@@ -35,24 +36,23 @@ from ..api.routes import (
     PRINT_HEADER,
     READING,
     ROUTES,
-    shown_path,
 )
 from ..client.remote_log import describe_log, read_records
 from .access_policy import AccessPolicy
-from .asgi import (
-    Application,
+from .invoke import (
+    CallerGone,
+    Calls,
     Disconnected,
-    Message,
-    Receive,
-    Scope,
-    Send,
+    RouteHandler,
     answer,
+    command_of,
     header,
     note_access,
     read_body,
+    shown_path,
     until_gone,
+    waits,
 )
-from .invoke import CallerGone, Calls, RouteHandler, command_of, waits
 from .otlp import OtlpHandler
 from .sse import stream_events
 from .uvicorn_runner import access_host as reached_at
@@ -96,7 +96,7 @@ class StoreApp:
         if scope["type"] == "http":
             await self.enter(self._serve, scope, receive, send)
 
-    async def enter(self, inside: Application, scope: Scope, receive: Receive, send: Send) -> None:
+    async def enter(self, inside: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Hand a request to `inside`, unless the access policy or the token keeps it out."""
         began = time.perf_counter()
         try:
@@ -211,7 +211,9 @@ class StoreApp:
     async def _serve_calls(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Several calls of one client, run side by side; answered in order, each with its own status."""
         data = await read_body(scope, receive, self.body_limit)
-        frames = encoding.as_list(await asyncio.to_thread(_unpacked, data) if len(data) > LARGE_BODY else _unpacked(data))
+        frames = encoding.as_list(
+            await asyncio.to_thread(_unpacked, data) if len(data) > LARGE_BODY else _unpacked(data)
+        )
         if frames is None or not 0 < len(frames) <= MAX_CALLS:
             raise InvalidInput(f"the body is a list of 1 to {MAX_CALLS} calls")
         await self.calls.catch_up(header(scope, b"x-agl-position"))
@@ -320,7 +322,9 @@ def _reads(frame: Any) -> bool:
 
 
 def _put_off(limit: int) -> bytes:
-    error = StoreUnreachable(f"the answers of this batch are larger than {limit} bytes; this call was not run, send it again")
+    error = StoreUnreachable(
+        f"the answers of this batch are larger than {limit} bytes; this call was not run, send it again"
+    )
     return encoding.pack_answer(503, encoding.error_body(error))
 
 
@@ -359,4 +363,6 @@ async def _http_error(_: Request, error: Exception) -> Response:
 
 
 async def _failure(_: Request, error: Exception) -> Response:
-    return Response(encoding.to_json(encoding.error_body(error)), encoding.status_of(error), media_type="application/json")
+    return Response(
+        encoding.to_json(encoding.error_body(error)), encoding.status_of(error), media_type="application/json"
+    )

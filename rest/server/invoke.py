@@ -1,4 +1,4 @@
-"""One call of a store method, as any door hands it over: arguments checked, idempotency key put in place, guarded."""
+"""A request becomes one call of a store method: body, arguments, idempotency key, how long it may wait, its answer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from ...core.errors import ForeignPosition, InvalidInput, NotFound, Refused, StoreUnreachable
+from ...core.errors import (
+    ForeignPosition,
+    InvalidInput,
+    NotFound,
+    PayloadTooLarge,
+    Refused,
+    StoreUnreachable,
+    printable,
+)
 from ...core.ids import uuid7_hex
 from ...core.model.resources import masked
 from ...core.model.store_interface import LightningStore
@@ -33,7 +42,86 @@ from ..api.routes import (
     Route,
 )
 from ..api.schemas import Page
-from .asgi import Disconnected, read_body, until_gone
+
+ACCESS_LOGGER = "agentlightning.store.server.access"
+access_log = logging.getLogger(ACCESS_LOGGER)
+_beat_log = logging.getLogger("agentlightning.store.server.heartbeats")
+"""Apart, so that the calls can be shown without what every worker sends every few seconds."""
+_BEATS = ("POST /update_worker", "POST /v1/agl/workers/", "GET /health", "GET /v1/agl/health", "POST /heartbeat")
+
+
+class Disconnected(Exception):
+    """The caller went away before its request was complete."""
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """A request header by its lower-case name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return None
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises `PayloadTooLarge` beyond `limit` bytes, after reading on so that the answer arrives."""
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected()
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size <= limit:
+            chunks.append(chunk)
+        elif size > 4 * limit:
+            break
+        if not message.get("more_body", False):
+            break
+    if size > limit:
+        raise PayloadTooLarge(
+            f"The request is larger than the limit of {limit} bytes (max_payload_mb)", limit=limit, size=size
+        )
+    return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+
+
+async def until_gone(receive: Receive) -> None:
+    """Returns when the connection is lost."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def answer(
+    send: Send, status: int, body: bytes, content_type: bytes, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    """Send a whole answer."""
+    fields = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    if headers:
+        fields.extend(headers)
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
+
+
+_PATH_ARGUMENTS = ("rollout_id", "attempt_id", "resources_id", "worker_id")
+
+
+def shown_path(method: Method, args: dict[str, Any]) -> str:
+    """The verb and path under which the access log names a call."""
+    if "{" not in method.shown:
+        return method.shown
+    return method.shown.format_map({key: args.get(key, "-") for key in _PATH_ARGUMENTS})
+
+
+def note_access(scope: Scope, shown: str, status: int, seconds: float) -> None:
+    """One access line at DEBUG, in the form of the tutorial's log."""
+    log = _beat_log if shown.startswith(_BEATS) else access_log
+    if log.isEnabledFor(logging.DEBUG):
+        client = scope.get("client") or ("-", 0)
+        version = scope.get("http_version", "1.1")
+        log.debug(
+            '%s:%s - "%s HTTP/%s" %d in %.2f ms', client[0], client[1], printable(shown), version, status, seconds * 1e3
+        )
+
 
 T = TypeVar("T")
 

@@ -37,7 +37,7 @@ from ...core.model.span import (
 from ...core.model.store_interface import LightningStore
 from ..api import encoding
 from ..api.encoding import LARGE_BODY, count_json, count_otlp, count_records, gunzip
-from .asgi import read_body
+from .invoke import read_body
 
 log = logging.getLogger("agentlightning.store.server")
 

@@ -10,13 +10,13 @@ import socket
 from typing import Any, cast
 
 import uvicorn
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ...core.errors import AgentLightningError, InvalidInput, UnsafeBind
 from ...core.loop_thread import LoopTask
 from ..api.routes import DEFAULT_PORT
 from .access_policy import is_loopback
-from .asgi import Receive, Scope, Send
 
 log = logging.getLogger("agentlightning.store.server")
 

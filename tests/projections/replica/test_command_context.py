@@ -18,7 +18,7 @@ from agentlightning.projections.replica.command_context import (
     serve,
 )
 from agentlightning.projections.store.store import EventLogStore
-from agentlightning.rest.client.batcher import Seen
+from agentlightning.rest.client.transport import Seen
 
 
 @pytest.mark.parametrize("command_id", ["plain", '"quoted" \\ ü'])

@@ -244,7 +244,7 @@ async def test_a_claim_is_confirmed_without_a_further_call(
         return True
 
     monkeypatch.setattr(store, "confirm_claim", confirm)
-    monkeypatch.setattr("agentlightning.rest.client.transport.CONFIRM_AFTER_SECONDS", 0.1)
+    monkeypatch.setattr("agentlightning.rest.client.client.CONFIRM_AFTER_SECONDS", 0.1)
     await store.enqueue_rollout(1)
     await store.enqueue_rollout(2)
     silent, busy = await client.dequeue_rollout("w"), await client.dequeue_rollout("w")

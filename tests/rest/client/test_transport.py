@@ -17,8 +17,8 @@ from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.api import encoding
 from agentlightning.rest.api.routes import COMMAND_HEADER
-from agentlightning.rest.client.batcher import Transport
 from agentlightning.rest.client.client import LightningStoreClient
+from agentlightning.rest.client.transport import Transport
 from agentlightning.rest.server.server import LightningStoreServer
 from tests.projections.store.logs import HoldingLog
 from tests.projections.store.tools import span, status_of
