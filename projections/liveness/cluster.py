@@ -96,7 +96,7 @@ class Cluster:
     """One node among others. `start` when the node is open, `close` before its log is."""
 
     def __init__(self, log: Log, node: Node, liveness: Heartbeats, facts: FactFeed, contact: LogContact) -> None:
-        self.signs = NodeGossip(log, node, liveness, contact)
+        self.gossip = NodeGossip(log, node, liveness, contact)
         self.leadership = Leadership(log, node.writer)
         publishes = isinstance(log, PublishingLog)
         self.publisher = Publisher(log, node, facts, lambda: self.leadership.leads) if publishes else None
@@ -105,7 +105,7 @@ class Cluster:
 
     def start(self, now: Callable[[], float]) -> None:
         """Follow and join the others. `now`: the time on which silence is measured; not under the node's lock."""
-        self.signs.start(now)
+        self.gossip.start(now)
         self._thread.start()
         if self.publisher is not None:
             self.publisher.start()
@@ -113,7 +113,7 @@ class Cluster:
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                self.signs.mend()
+                self.gossip.mend()
                 self.leadership.step(STEP_SECONDS)
             except AgentLightningError as error:
                 logger.warning("This node cannot hear the others yet: %s", error)
@@ -122,14 +122,14 @@ class Cluster:
                 logger.exception("This node has lost touch with the others; it tries again.")
                 self._closed.wait(STEP_SECONDS)
 
-    def heard(self, outcome: Outcome) -> None:
+    def folded(self, outcome: Outcome) -> None:
         """A record was folded; under the node's lock."""
         if self.publisher is not None:
             self.publisher.heard(outcome)
 
     def grace_seconds(self, now: float) -> float | None:
         """How long this node leaves a deadline to others; None: it must not act at all. `now` is monotonic."""
-        if not self.signs.current(now):
+        if not self.gossip.current(now):
             return None
         return 0.0 if self.leadership.leads else GRACE_SECONDS
 
@@ -139,6 +139,6 @@ class Cluster:
             self.publisher.close(finish)
         self._closed.set()
         self.leadership.close()
-        self.signs.close()
+        self.gossip.close()
         if self._thread.is_alive():
             self._thread.join(CLOSE_SECONDS)

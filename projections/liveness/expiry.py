@@ -4,8 +4,8 @@ One thread a store. It sleeps without a timer while no attempt is open and nothi
 it turns at least once a tick; one turn counts as two ticks at most, so a process that was frozen or a machine that slept
 expires nobody. The keeper's time is the sum of what its turns counted; the log's clock follows it through `TimePassed`.
 
-Among other nodes (peers.py) silence counts only while this node hears the others, the node that leads acts at once, and
-the others after a grace.
+Among other nodes (cluster.py) silence counts only while this node receives what the others report, the node that leads
+acts at once, and the others after a grace.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Expiry:
         self._spans = spans
         self._wake = threading.Condition(node.lock)
         self._time = 0.0
-        self._deaf = 0.0
-        """How much of it nobody's silence is counted in, because nobody could be heard."""
+        self._cut_off = 0.0
+        """The part of it in which no silence is counted, because nothing could be received."""
         self._last = node.clock.monotonic()
         self._stepped = 0.0
         self._wakes_at: float | None = None
@@ -101,7 +101,7 @@ class Expiry:
 
     def now(self) -> float:
         """The time in seconds on which silence is measured."""
-        return self._now() - self._deaf
+        return self._now() - self._cut_off
 
     def _now(self) -> float:
         """The keeper's time in seconds."""
@@ -146,11 +146,11 @@ class Expiry:
         counted = min(max(now - self._last, 0.0), 2 * TICK_SECONDS)
         self._time += counted
         self._last = now
-        if self._peers is not None and not self._peers.signs.hears(now):
-            self._deaf += counted
+        if self._peers is not None and not self._peers.gossip.connected(now):
+            self._cut_off += counted
         if not self._heartbeats.open and not self.backoffs:
             self._stepped = self._time
-            self._heartbeats.forget_silent(self._time - self._deaf, SILENT_FOR_GOOD_SECONDS)
+            self._heartbeats.forget_silent(self._time - self._cut_off, SILENT_FOR_GOOD_SECONDS)
             if not self._heartbeats.runs:
                 return None
         if self._node.broken is not None or self._node.state.halted is not None:
@@ -162,7 +162,7 @@ class Expiry:
             self._stepped = self._time  # nobody waits for the log's clock: it must not run after a time nobody counted
         grace = 0.0
         if self._peers is not None:
-            self._peers.signs.tell(now)
+            self._peers.gossip.report(now)
             left = self._peers.grace_seconds(now)
             if left is None:
                 return TICK_SECONDS
@@ -186,11 +186,11 @@ class Expiry:
         now = self.now()
         for run_id, run in self._heartbeats.runs.items():
             if run.owner == self._node.writer:
-                if self._peers is not None and now - run.heard >= RUN_BEAT_SECONDS:
+                if self._peers is not None and now - run.seen_at >= RUN_BEAT_SECONDS:
                     self._heartbeats.run_beat(run_id, run.owner, now, int(self._node.clock.time() * 1_000_000))
                 continue
             # The only writer of a log needs not wait: an owner that was another life of it has ended.
-            silent = 0.0 if run.owner and self._peers is None else now - run.heard - RUN_LOST_SECONDS
+            silent = 0.0 if run.owner and self._peers is None else now - run.seen_at - RUN_LOST_SECONDS
             if silent >= 0 and not run.acting:
                 gone[run_id] = silent
         return gone
@@ -209,7 +209,7 @@ class Expiry:
         self._node.propose(commands.close_run(run_id, outcome=LOST), uuid7_hex(), done)
 
     def run_alive(self, run_id: str, here: bool) -> None:
-        """The owner of a run was heard; `here`: it runs in this process. Under the node's lock."""
+        """The owner of a run showed a sign of life; `here`: it runs in this process. Under the node's lock."""
         owner = self._node.writer if here else ""
         self._heartbeats.run_beat(run_id, owner, self.now(), int(self._node.clock.time() * 1_000_000))
         self._wake.notify_all()
@@ -280,15 +280,15 @@ class Expiry:
             left = attempt.started_ms + config.timeout_ms - self._log_now_ms()
             options.append((self._time + left / 1000, True, "timeout"))
         if config.unresponsive_ms is not None:
-            quiet = self._deaf + watched.last_beat + config.unresponsive_ms / 1000
+            quiet = self._cut_off + watched.last_beat + config.unresponsive_ms / 1000
             least = self._time + (attempt.started_ms + config.unresponsive_ms - self._log_now_ms()) / 1000
             options.append((max(quiet, least), True, "unresponsive"))
         beat = self._heartbeats.incarnations.get(attempt.incarnation or "")
         if beat is not None:
-            quiet = self._deaf + max(beat, watched.opened)
+            quiet = self._cut_off + max(beat, watched.opened)
             options.append((quiet + settings.worker_lost_seconds, False, "worker_lost"))
         if not attempt.confirmed and governs(rollout, attempt):  # else there is no queue that it could go back to
-            options.append((self._deaf + watched.last_beat + settings.claim_confirm_seconds, False, None))
+            options.append((self._cut_off + watched.last_beat + settings.claim_confirm_seconds, False, None))
         if not options:
             return (float("inf"), False, _nothing)
         when, timed, kind = min(options, key=lambda option: option[0])

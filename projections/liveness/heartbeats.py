@@ -1,8 +1,8 @@
-"""Signs of life: heartbeats of workers, last beats of attempts, and what the machines said of themselves.
+"""Signs of life: heartbeats of workers, last beats of attempts, and what the machines report of themselves.
 
 An overlay beside the fold: nothing here is in the state or its fingerprint. Workers' newest heartbeats are kept in the
 liveness topic so that they survive a restart; silence is measured on the keeper's time (timekeeper.py), which stands
-still while the process is frozen. What other nodes of the same log heard comes through signs.py.
+still while the process is frozen. What other nodes of the same log observed comes through node_gossip.py.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class RunBeat(msgspec.Struct, omit_defaults=True):
 
 
 class OpenRun:
-    """A run that may still be lost; `heard` is the keeper's time in seconds."""
+    """A run that may still be lost; `seen_at` is the keeper's time in seconds."""
 
-    __slots__ = ("acting", "beat_us", "heard", "owner")
+    __slots__ = ("acting", "beat_us", "owner", "seen_at")
 
     def __init__(self, owner: str, now: float) -> None:
         self.owner = owner
-        self.heard = now
+        self.seen_at = now
         self.beat_us = 0
         self.acting = False
 
@@ -78,14 +78,14 @@ class OpenAttempt:
 
 
 class Heartbeats:
-    """Who was heard of, and when. Use under the node's lock."""
+    """Which workers, attempts and runs showed a sign of life, and when. Use under the node's lock."""
 
     def __init__(self, log: Log, writer: str | None = None) -> None:
         self._log = log
         self._writer = writer
         """Our name where other nodes count what we write; each life of a worker then has a key of its own."""
-        self.heard_here: dict[AttemptKey, None] | None = None if writer is None else {}
-        """Open attempts that this node heard of and has not told the others yet; None where there are none."""
+        self.observed_here: dict[AttemptKey, None] | None = None if writer is None else {}
+        """Open attempts that this node observed and has not reported to the others yet; None where there are none."""
         self.read_to: dict[int, int] = {}
         """Partition of the topic -> offset up to which `load` read it."""
         self.workers: dict[str, WorkerBeat] = {}
@@ -95,7 +95,7 @@ class Heartbeats:
         self._runs_over: OrderedDict[str, None] = OrderedDict()
         """Runs that were closed: a sign of life that comes after that is late and opens nothing."""
         self._late: OrderedDict[AttemptKey, int] = OrderedDict()
-        """Attempts that are over and were heard of since, the latest last."""
+        """Attempts that are over and showed a sign of life since, the latest last."""
         self.incarnations: dict[str, float] = {}
         """Incarnations that sent heartbeats -> keeper's time of the last."""
 
@@ -108,16 +108,16 @@ class Heartbeats:
                 if not records:
                     break
                 for record in records:
-                    kind, _ = told_by(record)
+                    kind, _ = origin_of(record)
                     if kind == RUN:
-                        self.run_heard(record, 0.0)
+                        self.observe_run(record, 0.0)
                     elif kind != NODE and (beat := decode_beat(record)) is not None:
                         self.merge(beat)
                 offset = records[-1].offset + 1
             self.read_to[partition] = max(offset, end)
 
     def run_beat(self, run_id: str, owner: str, now: float, time_us: int, *, closed: bool = False) -> None:
-        """The owner of a run was heard, or the run was closed: kept, and written to the topic without waiting."""
+        """The owner of a run showed a sign of life, or the run was closed: kept, and written to the topic without waiting."""
         if run_id in self._runs_over and not closed:
             return
         beat = RunBeat(run_id, owner, time_us, closed)
@@ -128,7 +128,7 @@ class Heartbeats:
         )
         self._log.append(LIVENESS, partition_of(key, self._log.partitions(LIVENESS)), [record], _ignore)
 
-    def run_heard(self, record: Record, now: float) -> None:
+    def observe_run(self, record: Record, now: float) -> None:
         """A record of a run, of this life of the store or an earlier one, of this node or another one."""
         beat = run_beat_of(record)
         if beat is not None:
@@ -143,7 +143,7 @@ class Heartbeats:
         if beat.run_id in self._runs_over:
             return
         run = self.runs.setdefault(beat.run_id, OpenRun(beat.owner, now))
-        run.owner, run.heard, run.beat_us = beat.owner, now, beat.beat_us
+        run.owner, run.seen_at, run.beat_us = beat.owner, now, beat.beat_us
 
     def merge(self, beat: WorkerBeat) -> None:
         """Take over what somebody knows of a worker: of each thing the newest."""
@@ -160,7 +160,7 @@ class Heartbeats:
             known.idle_at, known.idle_us = beat.idle_at, beat.idle_us
 
     def worker(self, worker_id: str) -> WorkerBeat:
-        """The worker's overlay, made when it is first heard of."""
+        """The worker's overlay, made when it is first seen."""
         beat = self.workers.get(worker_id)
         if beat is None:
             beat = self.workers[worker_id] = WorkerBeat(worker_id)
@@ -169,7 +169,7 @@ class Heartbeats:
     def heartbeat(
         self, worker_id: str, stats: bytes | None, incarnation: str | None, now: float, time_us: int
     ) -> WorkerBeat:
-        """A worker was heard: stamp it, keep its stats, write it to the topic without waiting."""
+        """A worker sent a heartbeat: stamp it, keep its stats, write it to the topic without waiting."""
         beat = self.worker(worker_id)
         beat.beat_us = time_us
         if stats is not None:
@@ -198,32 +198,32 @@ class Heartbeats:
     def beat(
         self, key: AttemptKey, now: float, time_us: int | None, *, late: bool = False, elsewhere: bool = False
     ) -> None:
-        """An attempt was heard: a span, a heartbeat that names it, an update.
+        """An attempt showed a sign of life: a span, a heartbeat that names it, an update.
 
         `late`: a sign of life counts as one also where the attempt is over; it revives nothing, but it is shown.
-        `elsewhere`: another node heard it, and has told everybody.
+        `elsewhere`: another node observed it, and has reported it to all.
         """
         attempt = self.open.get(key)
         if attempt is not None:
             attempt.last_beat = now
             attempt.beat_us = time_us
-            if self.heard_here is not None and not elsewhere:
-                self.heard_here[key] = None
+            if self.observed_here is not None and not elsewhere:
+                self.observed_here[key] = None
         elif late and time_us is not None:
             self._late[key] = time_us
             self._late.move_to_end(key)
             if len(self._late) > LATE_BEATS:
                 self._late.popitem(last=False)
 
-    def told(self, key: AttemptKey, beat_us: int) -> None:
-        """Somebody said when the last sign of life was: that is shown, whatever was heard."""
+    def reported(self, key: AttemptKey, beat_us: int) -> None:
+        """A caller reported when the last sign of life was: that is shown, whatever was observed."""
         self._late.pop(key, None)
         attempt = self.open.get(key)
         if attempt is not None:
             attempt.beat_us = beat_us
 
     def beat_us(self, rollout_id: str, sequence_id: int) -> int | None:
-        """The last sign of life of an attempt that this process heard, in microseconds since 1970."""
+        """The last sign of life of an attempt that this process observed, in microseconds since 1970."""
         attempt = self.open.get((rollout_id, sequence_id))
         return self._late.get((rollout_id, sequence_id)) if attempt is None else attempt.beat_us
 
@@ -245,10 +245,10 @@ def headers_of(kind: str, writer: str) -> Headers:
     return (("t", kind), ("node", writer))
 
 
-def told_by(record: Record) -> tuple[str, str]:
+def origin_of(record: Record) -> tuple[str, str]:
     """(kind, node) of a record; heartbeats of logs with one writer have no headers."""
-    said = dict(record.headers)
-    return said.get("t", HEARTBEAT), said.get("node", "")
+    headers = dict(record.headers)
+    return headers.get("t", HEARTBEAT), headers.get("node", "")
 
 
 def decode_beat(record: Record) -> WorkerBeat | None:

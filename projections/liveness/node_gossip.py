@@ -1,12 +1,11 @@
-"""Signs of life among the nodes of one log: each tells what it heard, and counts what all of them heard.
+"""Gossip of the nodes of one log: each reports the signs of life it observed, and counts those that all of them report.
 
 While something is open, a node writes one record a second to the liveness topic: its own beat, with the attempts that it
-heard of since the last one. It follows the topic, as all the others do. Only the moment counts at which a record comes in
+observed since the last one. It follows the topic, as all the others do. Only the moment counts at which a record comes in
 here, on the keeper's own time; what another machine's clock says is shown and decides nothing.
 
-The node's own beats come back through the same channel. While they do not, it is deaf: everybody would seem silent, so
-the timekeeper counts no silence then. In the same breath it asks where the control log ends, since a node that is behind
-must not act.
+The node's own beats come back through the same channel. While they do not, it is cut off: every worker would seem
+silent, so no silence is counted then. With each beat it asks where the control log ends, since a node that lags must not act.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from ...core.errors import LogClosed, LogError, StoreUnreachable
 from ...core.log.interface import Ack, Log, NewRecord, Record, Subscription
 from ...core.log.topics import CONTROL, LIVENESS
 from ..replica.node import Node
-from .heartbeats import HEARTBEAT, NODE, RUN, AttemptKey, Heartbeats, decode_beat, headers_of, told_by
+from .heartbeats import HEARTBEAT, NODE, RUN, AttemptKey, Heartbeats, decode_beat, headers_of, origin_of
 
 FRESH_SECONDS = 1.0
 """So old the log's word may be of where it ends, when somebody asks."""
@@ -36,7 +35,7 @@ LONGEST_LOOK_SECONDS = 0.02
 
 
 class LogContact:
-    """What the log said last of where `control` ends. Thread-safe; times are the node's monotonic clock."""
+    """What the log reported last of where `control` ends. Thread-safe; times are the node's monotonic clock."""
 
     def __init__(self, log: Log, node: Node) -> None:
         self._log = log
@@ -106,18 +105,18 @@ class LogContact:
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
-DEAF_SECONDS = 2 * BEAT_SECONDS
+CUT_OFF_AFTER_SECONDS = 2 * BEAT_SECONDS
 """A node whose own beat has not come back for so long counts no silence."""
 BEHIND_SECONDS = 2.5 * BEAT_SECONDS
 """So old the answer may be which says where the control log ends."""
 AWAITED_BEATS = 16
-HEARD_AT_ONCE = 20_000
+REPORTED_AT_ONCE = 20_000
 KEYS = 16
 """A node's beats go round so many keys: whoever reads the compacted topic late still finds the last ones."""
 
 
 class NodeBeat(msgspec.Struct, omit_defaults=True):
-    """One beat of a node. `heard`: (rollout_id, sequence_id, wall clock in microseconds) of open attempts it heard of."""
+    """One beat of a node. `heard`: (rollout_id, sequence_id, wall clock in microseconds) of open attempts it observed."""
 
     node: str
     number: int
@@ -125,7 +124,7 @@ class NodeBeat(msgspec.Struct, omit_defaults=True):
 
 
 class NodeGossip:
-    """Tells and follows. `hears` and `current` are what the timekeeper asks; both, and `tell`, under the node's lock."""
+    """Reports and follows. `connected`, `current` and `report` are called under the node's lock."""
 
     def __init__(self, log: Log, node: Node, liveness: Heartbeats, contact: LogContact) -> None:
         self._contact = contact
@@ -135,10 +134,10 @@ class NodeGossip:
         self._now: Callable[[], float] = node.clock.monotonic
         self._partitions = log.partitions(LIVENESS)
         self._number = 0
-        self._told_at = float("-inf")
+        self._reported_at = float("-inf")
         self._awaited: list[deque[tuple[int, float]]] = [deque() for _ in range(self._partitions)]
         """Of each partition the beats (number, when) that have not come back, the oldest first."""
-        self._unsaid: deque[Sequence[AttemptKey]] = deque(maxlen=AWAITED_BEATS)
+        self._unreported: deque[Sequence[AttemptKey]] = deque(maxlen=AWAITED_BEATS)
         self._following: dict[int, Subscription] = {}
         self._lost: set[int] = set()
         self._closed = threading.Event()
@@ -151,7 +150,7 @@ class NodeGossip:
 
     def _follow(self, partition: int, offset: int) -> None:
         self._following[partition] = self._log.follow(
-            LIVENESS, partition, offset, self._heard, lambda error: self._broke(partition, error)
+            LIVENESS, partition, offset, self._take, lambda error: self._broke(partition, error)
         )
 
     def close(self) -> None:
@@ -169,16 +168,16 @@ class NodeGossip:
 
     def _broke(self, partition: int, error: LogError) -> None:
         if not isinstance(error, LogClosed) and not self._closed.is_set():
-            logger.warning("Signs of life of other nodes are not heard (%s); no silence is counted meanwhile.", error)
+            logger.warning("Signs of life of other nodes are not received (%s); no silence is counted meanwhile.", error)
             self._lost.add(partition)
 
     # What the timekeeper asks
 
-    def hears(self, now: float) -> bool:
+    def connected(self, now: float) -> bool:
         """Whether this node's own beats come back. `now` is the machine's monotonic clock in seconds."""
         if self._lost:
             return False
-        return not any(awaited and now - awaited[0][1] > DEAF_SECONDS for awaited in self._awaited)
+        return not any(awaited and now - awaited[0][1] > CUT_OFF_AFTER_SECONDS for awaited in self._awaited)
 
     def current(self, now: float) -> bool:
         """Whether this node has folded what was in the control log a moment ago."""
@@ -189,11 +188,11 @@ class NodeGossip:
         """Whether every beat has come back."""
         return not any(self._awaited)
 
-    def tell(self, now: float) -> None:
+    def report(self, now: float) -> None:
         """Write this node's beat, once a second however often it is called."""
-        if now - self._told_at < 0.9 * BEAT_SECONDS:
+        if now - self._reported_at < 0.9 * BEAT_SECONDS:
             return
-        self._told_at = now
+        self._reported_at = now
         self._number += 1
         for partition, awaited in enumerate(self._awaited):
             if len(awaited) < AWAITED_BEATS:
@@ -202,15 +201,15 @@ class NodeGossip:
         self._contact.ask(now)
 
     def _news(self) -> list[AttemptKey]:
-        """The attempts that were heard of and not told yet; those of a beat that was lost go out again."""
-        heard = self._heartbeats.heard_here
-        if heard is None:
+        """The attempts that were observed and not reported yet; those of a beat that was lost go out again."""
+        observed = self._heartbeats.observed_here
+        if observed is None:
             return []
-        while self._unsaid:
-            heard.update(dict.fromkeys(self._unsaid.popleft()))
-        keys = list(heard)[:HEARD_AT_ONCE]
+        while self._unreported:
+            observed.update(dict.fromkeys(self._unreported.popleft()))
+        keys = list(observed)[:REPORTED_AT_ONCE]
         for key in keys:
-            del heard[key]
+            del observed[key]
         return keys
 
     def _write(self, partition: int, keys: Sequence[AttemptKey]) -> None:
@@ -218,11 +217,11 @@ class NodeGossip:
             if isinstance(result, LogError):
                 logger.debug("A beat was not written: %s", result)
                 if keys and not isinstance(result, LogClosed):
-                    self._unsaid.append(keys)
+                    self._unreported.append(keys)
 
-        heard = [(*key, self._heartbeats.beat_us(*key)) for key in keys]
+        observed = [(*key, self._heartbeats.beat_us(*key)) for key in keys]
         writer = self._node.writer
-        beat = NodeBeat(writer, self._number, heard)
+        beat = NodeBeat(writer, self._number, observed)
         record = NewRecord(
             f"node/{writer}/{self._number % KEYS}",
             msgspec.json.encode(beat),
@@ -233,22 +232,22 @@ class NodeGossip:
 
     # What comes back
 
-    def _heard(self, records: Sequence[Record]) -> None:
+    def _take(self, records: Sequence[Record]) -> None:
         """From a thread of the log: what any node wrote, this one too."""
         node = self._node
         with node.lock:
             now = self._now()
             for record in records:
-                kind, teller = told_by(record)
+                kind, origin = origin_of(record)
                 if kind == NODE:
-                    self._heard_node(record, now)
+                    self._take_node(record, now)
                 elif kind == RUN:
-                    if teller != node.writer:
-                        self._heartbeats.run_heard(record, now)
-                elif teller != node.writer:
-                    self._heard_worker(record, kind, now)
+                    if origin != node.writer:
+                        self._heartbeats.observe_run(record, now)
+                elif origin != node.writer:
+                    self._take_worker(record, kind, now)
 
-    def _heard_node(self, record: Record, now: float) -> None:
+    def _take_node(self, record: Record, now: float) -> None:
         try:
             beat = msgspec.json.decode(record.value, type=NodeBeat)
         except msgspec.MsgspecError:
@@ -262,7 +261,7 @@ class NodeGossip:
         for rollout_id, sequence_id, time_us in beat.heard:
             self._heartbeats.beat((rollout_id, sequence_id), now, time_us, late=True, elsewhere=True)
 
-    def _heard_worker(self, record: Record, kind: str, now: float) -> None:
+    def _take_worker(self, record: Record, kind: str, now: float) -> None:
         beat = decode_beat(record)
         if beat is None:
             return

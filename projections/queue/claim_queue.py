@@ -8,11 +8,11 @@ claim for a run is offered what belongs to that run, any other claim the oldest 
 runners of their own (`agl.own_runners`). Both are in order of arrival.
 
 The only writer of a log offers the oldest, always. Where several nodes claim from one log, all of them see a rollout at
-about the same moment and all but one would claim in vain. So each rollout ranks the nodes that were seen claiming, by
+about the same moment and all but one would lose the claim. So each rollout ranks the nodes that were seen claiming, by
 rendezvous hash: the first in rank offers it at once, the others when it has been in the queue for `STEAL_SECONDS`, one
-after the other. A node whose runners are told by hints (hints.py) offers at once what it has a hint for, and steals the
-rest. Among the oldest a claimer is offered what was hinted, else what ranks its node highest, else the oldest: the more
-claims the others make, the more of the oldest are looked at, one where claims are far apart and `WINDOW` at most.
+after the other. A node whose runners are notified by hints (task_hints.py) offers at once what it has a hint for, and
+steals the rest. Among the oldest a claimer is offered what was hinted, else what ranks its node highest, else the oldest:
+the more claims the others make, the more of the oldest are looked at, one where claims are far apart and `WINDOW` at most.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPREAD = 20
 RATE_SECONDS = 0.1
 """For how long a claim of another node counts."""
 LOSS = 8.0
-"""A claim in vain counts as so many: there is more under way than was seen."""
+"""A lost claim counts as so many: there is more under way than was seen."""
 CLAIM_SECONDS = 0.005
 """How long a claim is under way, until this node has seen it of its own."""
 STEAL_SECONDS = 0.020
@@ -306,8 +306,8 @@ class ClaimQueue:
         idle.append((next(self._waits), future))
         if len(idle) > 64 and idle[0][1].done():
             self._idle[run_id] = deque(one for one in idle if not one[1].done())
-        for tell in self.on_idle:
-            tell()
+        for notify in self.on_idle:
+            notify()
         return future
 
     def waiting(self) -> int:

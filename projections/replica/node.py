@@ -219,8 +219,8 @@ class Node:
                     self.on_doubt(outcome.position)
             for done in self._tickets.pop(outcome.proposal.id, ()):
                 done(outcome)
-        elif self._tickets and (said := decode_run(value)) is not None:
-            for done in self._tickets.pop(said.id, ()):
+        elif self._tickets and (run := decode_run(value)) is not None:
+            for done in self._tickets.pop(run.id, ()):
                 done(outcome)
         if self.state.halted is not None and self._tickets:
             self._fail_all(Refused(self.state.halted, reason="halted"))

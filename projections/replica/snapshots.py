@@ -175,7 +175,7 @@ class StateImage:
         """The image, and (position, next control offset, fingerprint) of its moment. Not under the node's lock."""
         node = self._node
         with node.lock:
-            node.listeners.append(self._heard)
+            node.listeners.append(self._folded)
             left = list(node.state.rollouts)
         try:
             while True:
@@ -192,10 +192,10 @@ class StateImage:
                         break
         finally:
             with node.lock:
-                node.listeners.remove(self._heard)
+                node.listeners.remove(self._folded)
         return dump(tables, packed), (tables.position, offset, tables.fingerprint)
 
-    def _heard(self, outcome: Outcome) -> None:
+    def _folded(self, outcome: Outcome) -> None:
         """A record was folded: what it names counts as changed, whatever became of it. Under the lock."""
         if outcome.proposal is None:
             return

@@ -152,7 +152,7 @@ HOT_SPANS = 200_000
 HOT_COUNTERS = 20_000
 
 SpanKey = tuple[str, str]
-"""(attempt_id, span_id): what tells the spans of a rollout apart."""
+"""(attempt_id, span_id): what distinguishes the spans of a rollout."""
 
 
 class SpansEnd(NamedTuple):

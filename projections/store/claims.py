@@ -242,7 +242,7 @@ class ClaimMethods(LightningStore):
                 if not claimed:
                     raise
                 logger.warning("A batch of claims ends early, after %d: %s", len(claimed), error)
-                break  # what was claimed has an owner only if the caller hears of it
+                break  # what was claimed has an owner only if the caller gets the answer
             if one is None:
                 break
             claimed.append(one)

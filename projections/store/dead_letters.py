@@ -46,7 +46,7 @@ class DeadEntry(msgspec.Struct, frozen=True):
     """One letter as people see it.
 
     `letter` is the newest under its id; its `settled` says what a retry led to. `times`: how often it was given up, the
-    same giving-up told twice counted once. `first_time`, `last_time`: Unix seconds of the first and the newest giving-up.
+    same giving-up reported twice counted once. `first_time`, `last_time`: Unix seconds of the first and the newest giving-up.
     """
 
     letter: DeadLetter
@@ -145,7 +145,7 @@ def _after(entry: DeadEntry | None, letter: DeadLetter) -> DeadEntry:
     if letter.settled:
         return msgspec.structs.replace(entry, letter=letter)
     if letter.time <= entry.last_time:
-        return entry  # told again, by somebody who took over
+        return entry  # reported again, by a node that took over
     return DeadEntry(letter, entry.times + 1, entry.first_time, letter.time)
 
 

@@ -150,7 +150,7 @@ class Engine(Views):
             self.heartbeats.load()
             self.expiry.load()
             self.facts.start()
-            node.listeners.append(self._heard)
+            node.listeners.append(self._folded)
         self.archive_index.start()
         if not self.archive_index.whole and self.backfill is None:
             self.backfill = Backfill(
@@ -184,7 +184,7 @@ class Engine(Views):
             self.backfill = Backfill(self.log, self.node, self.archive_index, None)
             self.backfill.start()
 
-    def _heard(self, outcome: Outcome) -> None:
+    def _folded(self, outcome: Outcome) -> None:
         proposal = outcome.proposal
         if outcome.facts and proposal is not None and isinstance(proposal.event, AttemptClaimed):
             self.claim_queue.claimed(proposal.writer, proposal.event.rollout_id)
@@ -218,7 +218,7 @@ class Engine(Views):
         if isinstance(self.spans, SharedSpanLog):
             self.spans.notice(outcome)
         if self.cluster is not None:
-            self.cluster.heard(outcome)
+            self.cluster.folded(outcome)
         if self._position_waiters:
             self._wake_positions()
         if self.node.state.position - self._snapshot_at >= self.settings.snapshot_every:

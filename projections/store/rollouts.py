@@ -210,9 +210,9 @@ class RolloutMethods(LightningStore):
         new_status = None if isinstance(status, Unset) else validation.one_of(status, ATTEMPT_STATUSES, "status")
         # "" stands for nobody: None in the event leaves the worker as it is
         worker = None if isinstance(worker_id, Unset) else validation.text_or_none(worker_id, "worker_id") or ""
-        told_us = None
+        reported_us = None
         if not isinstance(last_heartbeat_time, Unset):
-            told_us = micros(validation.number(last_heartbeat_time, "last_heartbeat_time"))
+            reported_us = micros(validation.number(last_heartbeat_time, "last_heartbeat_time"))
         meta = None
         if not isinstance(metadata, Unset):
             checked = validation.mapping_or_none(metadata, "metadata")
@@ -232,14 +232,14 @@ class RolloutMethods(LightningStore):
                 status=new_status,
                 worker_id=worker,
                 metadata=meta,
-                beat_us=told_us if told_us is not None else (engine.beat_us(rollout, attempt) if ends else None),
+                beat_us=reported_us if reported_us is not None else (engine.beat_us(rollout, attempt) if ends else None),
                 watermark=end.watermark if end is not None else None,
                 reward=end.rewards.get(attempt.attempt_id) if end is not None else None,
                 lag_ms=engine.expiry.lag_ms(),
             )
 
         def answer(command_id: str) -> tuple[str, Peeked]:
-            self._showed_life(rollout_id, resolved[0] if resolved else attempt_id, told_us)
+            self._showed_life(rollout_id, resolved[0] if resolved else attempt_id, reported_us)
             return command_id, engine.peek(rollout_id)
 
         try:
@@ -256,7 +256,7 @@ class RolloutMethods(LightningStore):
             attempt = rollout.attempts[event.sequence_id - 1] if isinstance(event, schema.AttemptUpdated) else attempt
         return await shown(lambda: attempt_out(rollout_id, attempt, engine.fetch), [rollout])
 
-    def _showed_life(self, rollout_id: str, attempt_id: str, told_us: int | None) -> None:
+    def _showed_life(self, rollout_id: str, attempt_id: str, reported_us: int | None) -> None:
         """An update of a hot attempt is a sign of life of it; under the node's lock."""
         engine = self.engine
         rollout = engine.node.state.rollouts.get(rollout_id)
@@ -264,8 +264,8 @@ class RolloutMethods(LightningStore):
             if attempt.attempt_id == attempt_id:
                 key = (rollout_id, attempt.sequence_id)
                 engine.heartbeats.beat(key, engine.expiry.now(), engine.time_us())
-                if told_us is not None:
-                    engine.heartbeats.told(key, told_us)
+                if reported_us is not None:
+                    engine.heartbeats.reported(key, reported_us)
 
     # Answering
 
@@ -276,7 +276,7 @@ class RolloutMethods(LightningStore):
         show: Callable[[Rollout, str], M],
         part: str = "",
     ) -> M:
-        """Put a command through the log and show the rollout that it is about; both are told the id it had in the end."""
+        """Put a command through the log and show the rollout that it is about; both get the id that it had in the end."""
 
         def answer(command_id: str) -> tuple[str, Peeked]:
             return command_id, self.engine.peek(named(command_id))

@@ -58,12 +58,12 @@ class RunMethods(LightningStore):
         (core/events/run_events.py), where user data are given as they are and a missing `digest` is taken of the content. User
         data beyond 900 kB go into blobs.
 
-        `run.beat` is no event: the owner of the run says that it is there. Whoever said so once is expected to go on,
+        `run.beat` is no event: the owner of the run is alive. An owner that sent it once is expected to send it on,
         every few seconds where it is a client: a run whose owner is silent, or whose process is gone, is closed as `lost`.
         Raises `InvalidInput` for other fields, `PayloadTooLarge`, and what a log raises.
         """
         if type == BEAT:
-            return self._heard_of(run_id)
+            return self._owner_alive(run_id)
         if type not in _PLAIN:
             raise InvalidInput(f"{type!r} is no event of a run; there are {', '.join(_PLAIN)}")
         given = dict(fields or {})
@@ -95,7 +95,7 @@ class RunMethods(LightningStore):
                 engine.expiry.run_closed(name)
         return {"run_id": name, "position": position}
 
-    def _heard_of(self, run_id: str | None) -> dict[str, Any]:
+    def _owner_alive(self, run_id: str | None) -> dict[str, Any]:
         run_id = validation.id_or_none(run_id, "run_id")
         if run_id is None:
             raise InvalidInput(f"{BEAT} needs run_id")

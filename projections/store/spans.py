@@ -70,8 +70,8 @@ class SpanMethods(LightningStore):
         return stored
 
     async def _late(self, attempts: set[tuple[str, str]]) -> None:
-        """Spans came long after their rollout's outcome: readers look for them as long as the control log tells of a sign
-        of life, so it is told of this one.
+        """Spans came long after their rollout's outcome: readers look for them as long as the control log has a sign
+        of life, so it gets this one.
         """
         now_us = self.engine.time_us()
         for rollout_id, attempt_id in sorted(attempts):

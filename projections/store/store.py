@@ -43,7 +43,7 @@ class EventLogStore(
         foreign_writers: bool = False,
     ) -> None:
         self._log = log
-        self._told: list[Callable[[Exception], None]] = []
+        self._on_end: list[Callable[[Exception], None]] = []
         self._ended: Exception | None = None
         self.engine = Engine(
             log, settings=settings, clock=clock, index_path=index_path, foreign_writers=foreign_writers
@@ -54,17 +54,17 @@ class EventLogStore(
     def _end(self, error: Exception) -> None:
         self._ended = error
         self.engine = cast(Engine, Ended(error))
-        for tell in self._told:
-            tell(error)
+        for notify in self._on_end:
+            notify(error)
 
-    def on_end(self, tell: Callable[[Exception], None]) -> None:
-        """Call `tell`, from any thread, when the log turns out to be another one than was folded (`HistoryChanged`).
+    def on_end(self, notify: Callable[[Exception], None]) -> None:
+        """Call `notify`, from any thread, when the log turns out to be another one than was folded (`HistoryChanged`).
 
         Every call raises that error from then on; the same log, opened again, is folded anew.
         """
-        self._told.append(tell)
+        self._on_end.append(notify)
         if self._ended is not None:
-            tell(self._ended)
+            notify(self._ended)
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:

@@ -91,7 +91,7 @@ async def test_21_what_one_node_heard_counts_at_the_others() -> None:
             await heard.add_span(span(alive))
             await heard.update_worker("Worker-0", incarnation="two")
             with heard.engine.node.lock:  # its keeper is frozen, its voice is not
-                heard.engine.cluster.signs.tell(clock.monotonic())
+                heard.engine.cluster.gossip.report(clock.monotonic())
             await settled(heard.engine)
             await asyncio.sleep(0.02)
             await pass_time(other.engine, clock, 0)
@@ -122,7 +122,7 @@ async def test_signs_of_life_cost_one_record_a_second_whatever_is_heard() -> Non
 async def test_a_log_with_one_writer_has_no_group_and_no_beats() -> None:
     log, clock = MemoryLog(), ManualClock()
     with store_on(log, clock=clock) as store:
-        assert store.engine.cluster is None and store.engine.heartbeats.heard_here is None
+        assert store.engine.cluster is None and store.engine.heartbeats.observed_here is None
         await begin(store, agl.RolloutConfig(timeout_seconds=60))
         await pass_time(store.engine, clock, 10)
         assert log.ends(LIVENESS, 0)[1] == 0
@@ -166,11 +166,11 @@ async def test_19_a_broken_feed_is_mended_and_nobody_was_expired() -> None:
     with store_on(log, clock=clock, foreign_writers=True) as store:
         await leader_of(store)
         held = await begin(store, agl.RolloutConfig(unresponsive_seconds=8))
-        signs = store.engine.cluster.signs
+        signs = store.engine.cluster.gossip
         await pass_time(store.engine, clock, 0)
         log.broken()
-        assert not signs.hears(clock.monotonic())
-        await until(lambda: signs.hears(clock.monotonic()), "the feed is mended")
+        assert not signs.connected(clock.monotonic())
+        await until(lambda: signs.connected(clock.monotonic()), "the feed is mended")
         await pass_time(store.engine, clock, 6)
         assert await status_of(store, held.rollout_id) == "preparing"
         await pass_time(store.engine, clock, 4)
@@ -264,9 +264,9 @@ async def test_18_nodes_that_restart_every_two_minutes_still_fire_after_ten() ->
 def test_foreign_records_in_the_liveness_topic_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     log = MemoryLog()
     with store_on(log, foreign_writers=True) as store:
-        signs: Any = store.engine.cluster.signs
+        signs: Any = store.engine.cluster.gossip
         for kind in ("node.beat", "worker.heartbeat"):
             headers = (("t", kind), ("node", "x"))
-            signs._heard([Record(LIVENESS, 0, 0, "x", b"\xc1", 0, headers)])
+            signs._take([Record(LIVENESS, 0, 0, "x", b"\xc1", 0, headers)])
         assert caplog.text.count("cannot be read") == 2
     log.close()

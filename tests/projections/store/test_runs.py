@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 import agentlightning as agl
@@ -21,7 +22,7 @@ from agentlightning.core.fold.state import State, dump
 from agentlightning.core.ids import uuid7_hex
 from agentlightning.core.log.interface import Log
 from agentlightning.core.log.topics import CONTROL
-from agentlightning.projections.history.run_index import Run, RunBook, runs_from
+from agentlightning.projections.history.run_index import Run, RunBook
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.rest.open_store import open_store
@@ -55,7 +56,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def runs_of(store: Any) -> list[Run]:
-    return runs_from(await store.query_runs())
+    return msgspec.convert(await store.query_runs(), list[Run])
 
 
 async def test_a_run_is_listed_with_what_it_was_given_decided_and_ended_with(store: Any) -> None:
@@ -87,11 +88,11 @@ async def test_a_run_is_listed_with_what_it_was_given_decided_and_ended_with(sto
     assert run.closed_at is not None and run.closed_at > positions[-1]
     assert (run.outcome, run.best_resources_id, run.best_resources_version) == ("succeeded", update.resources_id, 1)
     assert run.summary == {"reward": 0.5}
-    (brief,) = runs_from(await store.query_runs(brief=True))
+    (brief,) = msgspec.convert(await store.query_runs(brief=True), list[Run])
     assert brief.decided == 5 and brief.name == run.name and brief.decisions == brief.rollout_ids == []
     with pytest.raises(agl.NotFound, match="no run"):
         await store.query_runs("run-nobody")
-    assert runs_from(await store.query_runs("capitals"))[0].run_id == run_id
+    assert msgspec.convert(await store.query_runs("capitals"), list[Run])[0].run_id == run_id
 
 
 async def test_two_runs_in_one_log_keep_their_rollouts_and_decisions_apart(store: Any) -> None:
@@ -241,7 +242,7 @@ async def test_wrappers_of_a_store_keep_its_runs() -> None:
             recorder = recorder_for(wrapped)
             run_id = await recorder.opened(RunStart(name=type(wrapped).__name__))
             rollout = await recorder.bind(run_id).enqueue_rollout("task")
-            (found,) = runs_from(await inner.query_runs(run_id))
+            (found,) = msgspec.convert(await inner.query_runs(run_id), list[Run])
             assert found.rollout_ids == [rollout.rollout_id] and len(found.decisions) == 1
 
 

@@ -24,7 +24,7 @@ async def settled(engine: Engine) -> None:
     peers = engine.cluster
     while True:
         with engine.node.lock:
-            if not engine.node.busy and (peers is None or peers.signs.settled):
+            if not engine.node.busy and (peers is None or peers.gossip.settled):
                 return
         await asyncio.sleep(0.001)
 
