@@ -59,6 +59,7 @@ class WorkerProcess:
     began: float = 0.0
     """When its process had read its job; until then when it was started."""
     not_before: float = 0.0
+    pause_seconds: float = 0.0
     short_lives: int = 0
     ready: bool = False
     loaded: bool = False
@@ -270,7 +271,8 @@ class Supervisor:
         # A process that ended because of a stuck agent had worked.
         short = code != EXIT_STUCK and seconds < SHORT_LIFE_SECONDS
         worker.short_lives = worker.short_lives + 1 if short else 0
-        worker.not_before = now + (PROCESS_BACKOFF.delay(worker.short_lives) if short else 0.0)
+        worker.pause_seconds = PROCESS_BACKOFF.delay(worker.short_lives) if short else 0.0
+        worker.not_before = now + worker.pause_seconds
         self.on_replace(worker, code)
 
     @staticmethod

@@ -36,8 +36,9 @@ class Agent(agl.LitAgent):
         return 0.5
 
 if __name__ == "__main__":
+    from agentlightning.core.retry import Backoff
     from agentlightning.runners.pool import supervisor
-    supervisor.FIRST_PAUSE_SECONDS = 0.01
+    supervisor.PROCESS_BACKOFF = Backoff(0.01, 0.01)
     agl.setup_logging(color=False)
     loader = agl.DevTaskLoader([{tasks}], {{"p": agl.PromptTemplate(template="x", engine="f-string")}})
     try:
