@@ -1,4 +1,4 @@
-"""Values and errors on the wire: models to plain data and back, exceptions to status codes and back.
+"""Values and errors in requests and answers: models to plain data and back, exceptions to status codes and back.
 
 Calls and their answers travel as msgpack, which keeps NaN. What msgpack cannot hold (integers beyond 64 bits, lone
 surrogates) travels inside it as bytes of JSON text. The routes for everybody else speak JSON, in which NaN is null.
@@ -365,7 +365,7 @@ _OBJECT = re.compile(r"valid dictionary( or (instance of \w+|object to extract f
 
 
 def error_body(error: BaseException) -> dict[str, Any]:
-    """What a caller is told: a sentence, the class, our code and fields; of unexpected ones only the class."""
+    """What a caller receives: a sentence, the class, our code and fields; of unexpected ones only the class."""
     name = type(error).__name__
     if isinstance(error, ValidationError):
         if error.error_count() > MAX_COMPLAINTS:
@@ -373,7 +373,7 @@ def error_body(error: BaseException) -> dict[str, Any]:
             return {"detail": sentence, "error_type": name, "code": errors.InvalidInput.code}
         detail = error.errors(include_url=False, include_context=False, include_input=False)
         for item in detail:
-            # Whoever sends JSON knows nothing of our classes.
+            # A caller that sends JSON does not know our classes.
             item["msg"] = _OBJECT.sub("JSON object", item["msg"])
         return {"detail": detail, "error_type": name, "code": errors.InvalidInput.code}
     if isinstance(error, errors.AgentLightningError):

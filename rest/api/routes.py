@@ -37,7 +37,7 @@ Result = Literal[
 
 @dataclass(frozen=True)
 class Method:
-    """One store method on the wire.
+    """One store method in the API.
 
     `shown`: how the access log names a call of it (the paths of the older routes). `result`: what it returns.
     `shared`: calls are small and quick, so that concurrent ones of a client travel together. `claims`: returns work.

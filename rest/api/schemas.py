@@ -1,4 +1,4 @@
-"""The arguments of every store method as they cross the wire: checked once, at the door."""
+"""The arguments of every store method in a request: checked once, when the server receives them."""
 
 from typing import Any, Literal
 

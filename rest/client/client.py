@@ -172,7 +172,7 @@ class RetryingClient:
                     timer.cancel()
 
     def _confirm(self, key: tuple[str, str]) -> None:
-        """Nothing was heard from this attempt yet, so tell the store that its claim arrived."""
+        """No call has shown this attempt to be alive yet: confirm to the store that the claim arrived."""
         if self._claims.pop(key, None) is None:
             return
         task = asyncio.ensure_future(self._confirm_now(*key))

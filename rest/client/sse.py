@@ -22,7 +22,7 @@ SILENCE_SECONDS = 45.0
 async def follow(
     transport: Callable[[], Transport], retry: Retry, types: Sequence[str] | None, since: int | None
 ) -> AsyncIterator[Fact]:
-    """Every fact behind `since` once and in order.
+    """Every fact after `since` once and in order.
 
     Raises `StoreUnreachable` when `retry` gives up, and `ForeignPosition` where the store has another history than the
     one that was followed: which of its facts are new cannot be known.

@@ -97,7 +97,7 @@ class Seen:
         self.token = joined(self._head, self._spans)
 
     def forget(self, token: str | None, address: str, error: ForeignPosition) -> None:
-        """Drop what was known, after the store refused `token` or what was based on it. Said once for all callers."""
+        """Drop what was known, after the store refused `token` or what was based on it. Logged once for all callers."""
         if self.token == token and (self.token is not None or self.basis is not None or self.greeted):
             self.token = self.basis = None
             self.greeted, self.position, self._spans = False, -1, {}
@@ -324,7 +324,7 @@ class Transport:
 
     def _schedule(self) -> None:
         if self._pending and not self._scheduled and len(self._flights) < MAX_FLIGHTS:
-            # At the end of this turn of the loop: whoever else was woken by the last answer joins.
+            # At the end of this turn of the loop: calls of other tasks that the last answer woke join.
             self._scheduled = True
             self._loop.call_soon(self._launch)
 

@@ -85,7 +85,7 @@ class StoreApp:
     ) -> None:
         self.calls = Calls(store)
         self.limit = int(max_payload_mb * 1_000_000)
-        # A payload of the limit is larger on the wire: names, quotes, other fields of the call.
+        # A payload of the limit is larger as a request: names, quotes, other fields of the call.
         self.body_limit = self.limit + self.limit // 4 + 65_536
         self._policy = AccessPolicy(host, allow_hosts, cors_allow_origins, access_host or reached_at(host))
         self._token = None if token is None else f"Bearer {token}".encode()
@@ -126,7 +126,7 @@ class StoreApp:
             await self._refuse(scope, send, StoreUnreachable("the store is shutting down"), began)
 
     def stop(self) -> None:
-        """End held calls and event streams; their callers come again."""
+        """End held calls and event streams; their callers repeat them."""
         self.calls.stop()
 
     def _application(self) -> Starlette:

@@ -44,7 +44,7 @@ class LightningStoreThreaded(DelegatingStore):
         # its turn from the enqueue that it waits for.
         if isinstance(self.store, EventLogStore) or self.store.capabilities.get("thread_safe", False):
             return await method(*args, **kwargs)
-        # The lock is held across the await, so whoever wants it must not block: the holder may need the same loop.
+        # The lock is held across the await, so a caller that wants it must not block: the holder may need the same loop.
         while not self._turn.acquire(blocking=False):
             await asyncio.sleep(PAUSE_SECONDS)
         try:

@@ -211,7 +211,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
         else:
             raise DecodeError(f"wire type {tag & 7}")
         if at > len(message):
-            raise DecodeError("a field ends behind its message")
+            raise DecodeError("a field ends after its message")
         yield tag >> 3, begin, start, at
 
 

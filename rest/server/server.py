@@ -26,7 +26,7 @@ LaunchMode = Literal["asyncio", "thread", "mp"]
 class PythonServerLauncherArgs:
     """How to serve. `port` None or 0 is a free one, `host` None this machine only.
 
-    `access_host`: the name that clients are told. What belongs to other servers than ours is taken and unused.
+    `access_host`: the name under which clients reach it. What belongs to other servers than ours is taken and unused.
     """
 
     port: int | None = None

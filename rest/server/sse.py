@@ -49,7 +49,7 @@ _EVENT_ID = re.compile(r"(-?[0-9]{1,18})(?:\.([0-9]{1,18}))?")
 
 
 def _resumed(request: Request) -> tuple[int | None, tuple[int, int] | None]:
-    """(position behind which facts are wanted, (position, index) of the last fact that arrived, if one is named)."""
+    """(position after which facts are wanted, (position, index) of the last fact that arrived, if one is named)."""
     # An EventSource that reconnects sends the address that it was opened with, `since` too, and the header.
     text = request.headers.get("last-event-id") or request.query_params.get("since")
     if text is None:
@@ -84,7 +84,7 @@ async def _lines(
                     return
                 try:
                     fact = pending.result()
-                except (StopAsyncIteration, LogError):  # closed or ended: whoever opens the stream again hears why
+                except (StopAsyncIteration, LogError):  # closed or ended: a client that opens the stream again gets the reason
                     return
                 pending = None
                 place = _place(fact)

@@ -22,7 +22,7 @@ log = logging.getLogger("agentlightning.store.server")
 
 STARTUP_SECONDS = 60.0
 GRACE_SECONDS = 2
-TELL_FULL_SECONDS = 60.0
+FULL_LOG_SECONDS = 60.0
 
 IDLE_SECONDS = 75
 """How long a connection may be open between two requests, and before its first one."""
@@ -275,11 +275,11 @@ def _log_failure(ended: LoopTask) -> None:
 
 
 class _QuietServer(uvicorn.Server):
-    """Leaves the process's signals alone: whoever started it decides what Ctrl+C means. Watches the connections."""
+    """Handles no signals: the program that started it decides what Ctrl+C means. Watches the connections."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._full_told = -math.inf
+        self._full_logged = -math.inf
         self._loop_errors: Any = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -293,7 +293,7 @@ class _QuietServer(uvicorn.Server):
         """Called by uvicorn: stop."""
         await super().shutdown(sockets)
         # After a failed accept asyncio tries again a second later, and complains that the listener is closed by then.
-        if self._full_told == -math.inf:
+        if self._full_logged == -math.inf:
             asyncio.get_running_loop().set_exception_handler(self._loop_errors)
 
     def loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -306,9 +306,9 @@ class _QuietServer(uvicorn.Server):
         ):
             (self._loop_errors or _default_handler)(loop, context)
             return
-        if loop.time() - self._full_told < TELL_FULL_SECONDS:
+        if loop.time() - self._full_logged < FULL_LOG_SECONDS:
             return
-        self._full_told = loop.time()
+        self._full_logged = loop.time()
         log.error(
             "no connection can be accepted: %s, with %d connections open; raise the limit of open files (ulimit -n)",
             error.strerror, len(self.server_state.connections),
