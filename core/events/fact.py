@@ -201,6 +201,7 @@ OF_ATTEMPT: dict[AttemptStatus, type[FactData]] = {
     "timeout": AttemptTimeout,
 }
 """Status of an attempt -> the fact that it has it now."""
+STATUS_OF = {kind: status for status, kind in OF_ATTEMPT.items()}
 ENDS = (AttemptSucceeded, AttemptFailed, AttemptTimeout, AttemptUnresponsive)
 """What says that nobody is expected to work on an attempt any more."""
 

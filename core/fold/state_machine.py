@@ -213,10 +213,11 @@ def finish(state: State, rollout: Rollout, status: RolloutStatus, time_us: int, 
     rollout.due_ms = None
     state.queue.pop(rollout.rollout_id, None)
     state.leaving.append((state.position, rollout.rollout_id))
-    facts.append(_completed(rollout))
+    facts.append(completed(rollout))
 
 
-def _completed(rollout: Rollout) -> fact.RolloutCompleted:
+def completed(rollout: Rollout) -> fact.RolloutCompleted:
+    """The fact that a rollout has its outcome."""
     last = rollout.attempts[-1] if rollout.attempts else None
     ended_us = rollout.ended_us or 0
     return fact.RolloutCompleted(

@@ -14,33 +14,45 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import msgspec
 
 from ...core.errors import AgentLightningError, LogError, UnknownOutcome
-from ...core.events.fact import RolloutClaimable
+from ...core.events import payload
+from ...core.events.codec import Undecodable, UnknownEvent, decode
+from ...core.events.fact import ENDS, STATUS_OF, RolloutClaimable, RolloutCompleted
 from ...core.fold.apply import Outcome
-from ...core.log.interface import Ack, Done, Log, NewRecord
+from ...core.fold.state import Attempt
+from ...core.log.dead_letter import RECORD, ROLLOUT, DeadLetter, encode_letter, record_letter_id, rollout_letter_id
+from ...core.log.interface import Ack, Done, Log, NewRecord, Record
 from ...core.log.topics import CONTROL, DEAD, FACTS, SNAPSHOTS, TASKS, partition_of
+from ..replica.fold_cursor import FoldCursor
 from ..replica.node import Node
+from ..replica.snapshots import read_snapshot
 from ..spans.blobs import Blobs
-from .derived_topic import batch_of, plain_facts_of, record_of
+from .derived_topic import READ_RECORDS, FactBatch, batch_of, plain_facts_of, record_of
 from .feed import FactFeed
-from .published import MOST_MB, Entry, Source, letters_of, reason_of
 
 logger = logging.getLogger(__name__)
 
 CURSOR_SECONDS = 1.0
 """How often the leader writes down how far it got; so much is published again by the next one."""
 LINGER_SECONDS = 0.005
+ROUND_SECONDS = 0.1
+"""Rounds of a busy log begin so far apart: each is a request to every partition, which costs more than the facts in it."""
 IDLE_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 ODD_RECORDS = 1024
 CHUNK_BYTES = 500_000
+ROUND_RECORDS = 1024
+MOST_MB = 1e9
+"""What is read here was taken by a store with a limit of its own."""
+SHOWN_BYTES = 65_536
+"""So much of a record that nobody can read is in its letter; the record itself stays where it is."""
 ANSWER_SECONDS = 120.0
 """Far above the time after which a log answers that it does not know."""
 
@@ -109,6 +121,15 @@ def _pieces(records: list[NewRecord]) -> Iterator[list[NewRecord]]:
         yield piece
 
 
+class Entry(NamedTuple):
+    """One control record: what it led to, or what it is where nobody can read it."""
+
+    batch: FactBatch | None
+    position: int = -1
+    poison: Record | None = None
+    why: str = ""
+
+
 class Cursor(msgspec.Struct, frozen=True, kw_only=True):
     """How far facts were published: everything up to `position` was acknowledged. `fingerprint`: of the history there."""
 
@@ -128,7 +149,8 @@ class Publisher:
         self._leads = leads
         self._outbox = Outbox(log, log)
         self._blobs = Blobs(log, MOST_MB)
-        self._source = Source(log, node, facts)
+        self._facts = facts
+        self._refold: FoldCursor | None = None
         self._task_partitions = log.partitions_published(TASKS)
         self._fact_partitions = log.partitions_published(FACTS)
         self._odd: deque[tuple[int, int]] = deque(maxlen=ODD_RECORDS)
@@ -219,13 +241,18 @@ class Publisher:
             if self._cursor is None:
                 self._closed.wait(IDLE_SECONDS)
                 return
-        if self._round() == 0:
+        began = time.monotonic()
+        passed = self._round()
+        if passed == 0:
             if self._cursor != self._saved and time.monotonic() - self._saved_at >= CURSOR_SECONDS:
                 self._save()
             self._wake.wait(CURSOR_SECONDS if self._cursor == self._saved else CURSOR_SECONDS / 4)
             self._closed.wait(LINGER_SECONDS)
-        elif time.monotonic() - self._saved_at >= CURSOR_SECONDS:
+            return
+        if time.monotonic() - self._saved_at >= CURSOR_SECONDS:
             self._save()
+        if passed < ROUND_RECORDS:
+            self._closed.wait(max(began + ROUND_SECONDS - time.monotonic(), 0.0))
 
     def _publish_rest(self) -> None:
         deadline = time.monotonic() + CLOSE_SECONDS
@@ -240,40 +267,67 @@ class Publisher:
     def _round(self) -> int:
         """Publish the next records' facts and letters, wait, and step on; returns how many positions that were."""
         assert self._cursor is not None
-        entries, upto = self._source.after(self._cursor)
-        entries = [*entries, *self._odd_between(self._cursor, upto)]
+        entries, upto = self._after(self._cursor)
         batch = self._batch(entries)
         for wave in self._outbox.waves(batch):
             self._outbox.settle(wave)
         passed, self._cursor = upto - self._cursor, upto
         return passed
 
-    def _odd_between(self, cursor: int, upto: int) -> list[Entry]:
+    def _after(self, cursor: int) -> tuple[list[Entry], int]:
+        """(entries after position `cursor`, the position up to which these are all). Raises `LogError`."""
         with self._node.lock:
+            kept = self._facts.kept_after(cursor, ROUND_RECORDS)
+            folded = self._node.state.position - 1
             while self._odd and self._odd[0][0] <= cursor:
                 self._odd.popleft()
-            odd = [(offset, position) for position, offset in self._odd if position <= upto]
-        return [self._source.at(*one) for one in odd]
+            odd = list(self._odd)
+        if kept is not None:
+            self._refold = None
+            upto = kept[-1].position if len(kept) == ROUND_RECORDS else max(folded, cursor)
+            unread = [self._unread(*one) for one in odd if one[0] <= upto]
+            return [*map(Entry, kept), *unread], upto
+        if self._refold is None or self._refold.state.position > cursor + 1:
+            restored = read_snapshot(self._log)
+            behind = restored is not None and restored.state.position <= cursor + 1
+            self._refold = restored if restored is not None and behind else FoldCursor(self._log)
+        entries: list[Entry] = []
+        for record, outcome in self._refold.advance(READ_RECORDS):
+            if outcome.position > cursor and (batch := batch_of(outcome)) is not None:
+                entries.append(Entry(batch))
+            elif outcome.position > cursor and outcome.proposal is None and outcome.verdict is None:
+                entries.append(_judged(record, outcome.position))
+        return entries, max(cursor, self._refold.state.position - 1)
 
-    def _batch(self, entries: Iterable[Entry]) -> Batch:
-        log_id = self._log.log_id
+    def _unread(self, position: int, offset: int) -> Entry:
+        records = self._log.read(CONTROL, 0, offset, 1, headers=False)
+        return _judged(records[0], position) if records else Entry(None)
+
+    def _batch(self, entries: list[Entry]) -> Batch:
         made: Batch = {}
         letters = self._log.partitions(DEAD)
         for entry in entries:
-            for fact in plain_facts_of(entry.batch, log_id):
+            for fact in plain_facts_of(entry.batch, self._log.log_id):
                 record = record_of(fact)
                 made.setdefault((FACTS, partition_of(record.key, self._fact_partitions)), []).append(record)
-            for letter in letters_of(entry, self._reason):
+            for letter in map(encode_letter, self._letters_of(entry)):
                 made.setdefault((DEAD, partition_of(letter.key, letters)), []).append(letter)
         return made
 
-    def _reason(self, rollout_id: str, attempt_id: str | None) -> str:
-        """Why a rollout was given up, while it is in memory; it was completed lately."""
-        with self._node.lock:
-            rollout = self._node.state.rollouts.get(rollout_id)
-            attempts = [] if rollout is None else [one for one in rollout.attempts if one.attempt_id == attempt_id]
-            last = copy(attempts[0]) if attempts else None
-        return "" if last is None else reason_of(last, self._blobs)
+    def _letters_of(self, entry: Entry) -> Iterator[DeadLetter]:
+        """A rollout whose last attempt failed, a record that nobody can read."""
+        if entry.poison is not None:
+            yield _poison(entry.poison, entry)
+        facts = entry.batch.facts if entry.batch is not None else ()
+        ended = {one.attempt_id: STATUS_OF[type(one)] for one in facts if type(one) in ENDS}
+        for one in facts:
+            if isinstance(one, RolloutCompleted) and one.status == "failed" and one.attempt_id in ended and entry.batch:
+                with self._node.lock:  # it was completed lately, so its attempt is in memory as a rule
+                    rollout = self._node.state.rollouts.get(str(one.rollout_id))
+                    attempts = [] if rollout is None else rollout.attempts
+                    last = next((copy(each) for each in attempts if each.attempt_id == one.attempt_id), None)
+                time_us, position = entry.batch.time_us, entry.batch.position
+                yield rollout_letter(one, ended[one.attempt_id], time_us, position, last, self._blobs)
 
     # Where it goes on
 
@@ -319,3 +373,53 @@ class Publisher:
         record = NewRecord(self._key, msgspec.json.encode(made), int(self._node.clock.time() * 1_000_000), headers)
         self._outbox.settle({(SNAPSHOTS, partition_of(self._key, self._log.partitions(SNAPSHOTS))): [record]})
         self._saved, self._saved_at = self._cursor, time.monotonic()
+
+
+def _judged(record: Record, position: int) -> Entry:
+    """A record that led to nothing, because nobody can read it or because only a newer release can."""
+    try:
+        decode(record.value)
+    except UnknownEvent:
+        return Entry(None)
+    except Undecodable as undecodable:
+        return Entry(None, position, record, str(undecodable) or type(undecodable).__name__)
+    return Entry(None)
+
+
+def rollout_letter(
+    one: RolloutCompleted, ended: str, time_us: int, position: int, last: Attempt | None, blobs: Blobs
+) -> DeadLetter:
+    """The letter of a rollout that failed with its last attempt, which `ended` so; the reason is the error that `last` has.
+
+    Blocks where the error is a blob.
+    """
+    try:
+        metadata = None if last is None or last.metadata is None else payload.decode(last.metadata, blobs.fetch)
+    except AgentLightningError:
+        metadata = None  # it is lost or of another release; how the attempt ended is known anyway
+    error = cast("dict[str, Any]", metadata).get("error") if isinstance(metadata, dict) else None
+    how = f"attempt {one.sequence_id} was the last one and ended as {ended}"
+    return DeadLetter(
+        id=rollout_letter_id(str(one.rollout_id), one.generation),
+        kind=ROLLOUT,
+        source=str(one.rollout_id),
+        reason=f"{error} ({how})" if error else how,
+        time=time_us / 1_000_000,
+        tries=one.sequence_id,
+        rollout_id=one.rollout_id,
+        attempt_id=one.attempt_id,
+        position=position,
+        data={"ended": ended},
+    )
+
+
+def _poison(record: Record, entry: Entry) -> DeadLetter:
+    return DeadLetter(
+        id=record_letter_id(CONTROL, 0, record.offset),
+        kind=RECORD,
+        source=f"{CONTROL}/0",
+        reason=entry.why,
+        time=record.timestamp_us / 1_000_000,
+        position=entry.position,
+        data={"topic": CONTROL, "offset": record.offset, "value": record.value[:SHOWN_BYTES].hex()},
+    )

@@ -17,6 +17,7 @@ import msgspec
 from ...core.errors import InvalidInput, InvalidPayload
 from ...core.events.fact import RolloutRestored
 from ...core.fold.state import Rollout, unpack
+from ...core.fold.state_machine import completed
 from ...core.log.dead_letter import (
     RECORD,
     ROLLOUT,
@@ -24,13 +25,12 @@ from ...core.log.dead_letter import (
     decode_letter,
     encode_letter,
     record_letter_id,
-    rollout_letter_id,
 )
 from ...core.log.interface import Log, Record
 from ...core.log.topics import DEAD
 from ...core.model.status import ATTEMPT_EXPIRED, FINISHED
 from ..archive.index import Where
-from ..facts.published import MOST_MB, reason_of
+from ..facts.publisher import MOST_MB, rollout_letter
 from ..replica.command_context import append_and_wait
 from ..replica.fold_cursor import FoldCursor
 from ..spans.blobs import Blobs
@@ -101,20 +101,7 @@ def _letters_of(rollout: Rollout, blobs: Blobs) -> list[DeadLetter]:
     last = rollout.attempts[-1] if rollout.attempts else None
     if rollout.status != "failed" or last is None or last.status not in {"failed", *ATTEMPT_EXPIRED}:
         return []
-    return [
-        DeadLetter(
-            id=rollout_letter_id(rollout.rollout_id, rollout.generation),
-            kind=ROLLOUT,
-            source=rollout.rollout_id,
-            reason=reason_of(last, blobs),
-            time=(rollout.ended_us or 0) / 1_000_000,
-            tries=last.sequence_id,
-            rollout_id=rollout.rollout_id,
-            attempt_id=last.attempt_id,
-            position=rollout.finished_at,
-            data={"ended": str(last.status)},
-        )
-    ]
+    return [rollout_letter(completed(rollout), last.status, rollout.ended_us or 0, rollout.finished_at, last, blobs)]
 
 
 def _short(rollout: Rollout) -> Rollout:

@@ -61,10 +61,10 @@ def test_what_a_fact_says_beside_its_identity_does_not_enter_the_fingerprint(mon
         return world.state
 
     before = folded()
-    made = state_machine._completed
+    made = state_machine.completed
     monkeypatch.setattr(
-        state_machine, "_completed", lambda one: msgspec.structs.replace(made(one), task_digest="of another form", seconds=-1)
+        state_machine, "completed", lambda one: msgspec.structs.replace(made(one), task_digest="of another form", seconds=-1)
     )
     assert folded().fingerprint == before.fingerprint
-    monkeypatch.setattr(state_machine, "_completed", lambda one: msgspec.structs.replace(made(one), sequence_id=99))
+    monkeypatch.setattr(state_machine, "completed", lambda one: msgspec.structs.replace(made(one), sequence_id=99))
     assert folded().fingerprint != before.fingerprint
