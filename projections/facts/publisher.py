@@ -38,6 +38,8 @@ from .feed import FactFeed
 
 logger = logging.getLogger(__name__)
 
+CURSOR_KEY = "facts"
+"""Of the record in `snapshots` that says how far facts were published."""
 CURSOR_SECONDS = 1.0
 """How often the leader writes down how far it got; so much is published again by the next one."""
 LINGER_SECONDS = 0.005
@@ -331,13 +333,9 @@ class Publisher:
 
     # Where it goes on
 
-    @property
-    def _key(self) -> str:
-        return "facts"
-
     def _resume(self) -> int | None:
         """The position up to which facts were published; None while this node has not folded that much."""
-        records = self._log.read_key(SNAPSHOTS, self._key)
+        records = self._log.read_key(SNAPSHOTS, CURSOR_KEY)
         try:
             cursor = msgspec.json.decode(records[-1].value, type=Cursor) if records else None
         except msgspec.MsgspecError as error:
@@ -370,8 +368,8 @@ class Publisher:
             writer=writer,
         )
         headers = (("t", "facts.cursor"), ("node", writer), ("position", str(self._cursor)))
-        record = NewRecord(self._key, msgspec.json.encode(made), int(self._node.clock.time() * 1_000_000), headers)
-        self._outbox.settle({(SNAPSHOTS, partition_of(self._key, self._log.partitions(SNAPSHOTS))): [record]})
+        record = NewRecord(CURSOR_KEY, msgspec.json.encode(made), int(self._node.clock.time() * 1_000_000), headers)
+        self._outbox.settle({(SNAPSHOTS, partition_of(CURSOR_KEY, self._log.partitions(SNAPSHOTS))): [record]})
         self._saved, self._saved_at = self._cursor, time.monotonic()
 
 

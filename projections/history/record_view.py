@@ -16,7 +16,7 @@ from ...core.log.interface import Log, Record
 from ...core.log.topics import BLOBS, CONTROL, DEAD, FACTS, LIVENESS, SNAPSHOTS, SPANS, TASKS
 from ...core.model.resources import mask_models
 from ...core.model.scalars import items, mapping
-from ..facts.publisher import Cursor
+from ..facts.publisher import CURSOR_KEY, Cursor
 from ..liveness.heartbeats import WorkerBeat
 from ..replica.snapshots import Manifest
 from ..spans import span_log
@@ -146,7 +146,7 @@ class Decoder:
             seen.body = msgspec.to_builtins(
                 msgspec.json.decode(record.value, type=Manifest), builtin_types=(bytes,)
             )
-        elif record.key == "facts":
+        elif record.key == CURSOR_KEY:
             seen.type = "cursor"  # up to where facts were published
             seen.body = msgspec.to_builtins(msgspec.json.decode(record.value, type=Cursor))
         else:
