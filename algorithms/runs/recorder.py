@@ -1,4 +1,4 @@
-"""The seam between a fit and the log: who records that a run was opened, what its algorithm decided, and how it ended.
+"""The recorder of runs: records in the log that a run was opened, what its algorithm decided, and how it ended.
 
 A Trainer opens a run, gives its algorithm the store that `bind` returns, and closes the run:
 
@@ -23,10 +23,11 @@ from ...core.events import payload
 from ...core.events.run_events import RUN_ID
 from ...core.ids import uuid7_hex
 from ...core.model.resources import validate_resources
+from ...core.model.rollout import RolloutConfig
 from ...core.model.scalars import model_data
 from ...core.model.status import QUEUING, RUNNING
 from ...core.model.store_interface import LightningStore
-from .run_store import RecordedStore, position_of
+from .recording_store import RecordingStore, position_of
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class RunRecorder(Protocol):
 
         `content` is JSON-like and is what a replay compares, key by key in any order. What goes through the store of
         `bind` (rollouts enqueued and started, resources added and updated, `store.decided(kind, content)`) is recorded by
-        itself. A trainer records the best resources as (`BEST`, `best_content(best)`) of run_store.py, whenever they are
+        itself. A trainer records the best resources as (`BEST`, `best_content(best)`) of recording_store.py, whenever they are
         named; a replay compares the last ones when the algorithm is done.
         """
         ...
@@ -108,10 +109,10 @@ class RunRecorder(Protocol):
         """The run is over. The first closing counts, and one by the owner more than one as lost."""
         ...
 
-    def bind(self, run_id: str, own_runners: bool = False) -> LightningStore:
+    def bind(self, run_id: str, own_runners: bool = False, config: RolloutConfig | None = None) -> RecordingStore:
         """The store for the algorithm of this run: everything it enqueues carries the run's id and is a decision.
 
-        `own_runners`: only runners that claim for this run get what it enqueues.
+        `own_runners`: only runners that claim for this run get what it enqueues. `config`: of rollouts that have none.
         """
         ...
 
@@ -121,27 +122,27 @@ class StoreRecorder:
 
     def __init__(self, store: LightningStore) -> None:
         self._store: Any = store
-        self._keeper = keeper_of(store)
-        if self._keeper is None:
+        self._run_store = run_store_of(store)
+        if self._run_store is None:
             raise InvalidInput(f"{type(store).__name__} keeps no runs")
 
     async def opened(self, start: RunStart, run_id: str | None = None) -> str:
-        done = await self._keeper.record_run_event("run.opened", run_id, await asyncio.to_thread(_fields_of, start))
+        done = await self._run_store.record_run_event("run.opened", run_id, await asyncio.to_thread(_fields_of, start))
         return done["run_id"]
 
     async def decided(self, run_id: str, kind: str, content: Any = None, *, based_on: int | None = None) -> None:
-        known = position_of(self._keeper) if based_on is None else based_on
+        known = position_of(self._run_store) if based_on is None else based_on
         fields = {"kind": kind, "content": content, "based_on": known}
-        await self._keeper.record_run_event("algorithm.decided", run_id, fields)
+        await self._run_store.record_run_event("algorithm.decided", run_id, fields)
 
     async def alive(self, run_id: str) -> None:
-        await self._keeper.record_run_event("run.beat", run_id)
+        await self._run_store.record_run_event("run.beat", run_id)
 
     async def closed(self, run_id: str, end: RunEnd) -> None:
-        await self._keeper.record_run_event("run.closed", run_id, asdict(end))
+        await self._run_store.record_run_event("run.closed", run_id, asdict(end))
 
-    def bind(self, run_id: str, own_runners: bool = False) -> LightningStore:
-        return RecordedStore(self._store, run_id, self.decided, own_runners)
+    def bind(self, run_id: str, own_runners: bool = False, config: RolloutConfig | None = None) -> RecordingStore:
+        return RecordingStore(self._store, run_id, self.decided, own_runners, config)
 
 
 def _fields_of(start: RunStart) -> dict[str, Any]:
@@ -217,13 +218,13 @@ class NoRecorder:
     async def closed(self, run_id: str, end: RunEnd) -> None:
         """Nothing is kept."""
 
-    def bind(self, run_id: str, own_runners: bool = False) -> LightningStore:
-        return self._store
+    def bind(self, run_id: str, own_runners: bool = False, config: RolloutConfig | None = None) -> RecordingStore:
+        return RecordingStore(self._store, run_id, None, config=config)
 
 
 def recorder_for(store: LightningStore) -> RunRecorder:
     """The recorder that fits a store."""
-    return NoRecorder(store) if keeper_of(store) is None else StoreRecorder(store)
+    return NoRecorder(store) if run_store_of(store) is None else StoreRecorder(store)
 
 
 async def leftovers(store: LightningStore, run_id: str) -> str:
@@ -235,8 +236,8 @@ async def leftovers(store: LightningStore, run_id: str) -> str:
     of_runs = Counter((one.metadata or {}).get(RUN_ID) for one in page)
     if not of_runs:
         return ""
-    keeper = keeper_of(store)
-    runs: list[dict[str, Any]] = [] if keeper is None else await keeper.query_runs(brief=True)
+    run_store = run_store_of(store)
+    runs: list[dict[str, Any]] = [] if run_store is None else await run_store.query_runs(brief=True)
     for one in [run_id, *(run["run_id"] for run in runs if run["closed_at"] is None)]:
         of_runs.pop(one, None)
     parts = [f"{count:,} {f'of {one}' if one else 'without a run'}" for one, count in of_runs.most_common(MOST_NAMED)]
@@ -256,10 +257,10 @@ def new_run_id() -> str:
 
 def claims_for_runs(store: LightningStore) -> bool:
     """Whether a store keeps runs, and hands out the rollouts of one run only where it is asked to."""
-    return bool(store.capabilities.get("run_claims", False)) and keeper_of(store) is not None
+    return bool(store.capabilities.get("run_claims", False)) and run_store_of(store) is not None
 
 
-def keeper_of(store: Any) -> Any:
+def run_store_of(store: Any) -> Any:
     """The store itself, or the one behind it, that keeps runs; None where none does."""
     for _ in range(MOST_WRAPPERS):
         if store is None or hasattr(store, "record_run_event"):

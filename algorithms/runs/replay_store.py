@@ -24,9 +24,6 @@ from ...core.model.rollout import (
     Fact,
     PaginatedResult,
     Rollout,
-    RolloutConfig,
-    RolloutMode,
-    TaskInput,
 )
 from ...core.model.scalars import escaped, model_data
 from ...core.model.span import Span
@@ -35,8 +32,8 @@ from ...projections.facts.derived_topic import facts_of
 from ...projections.history.past_store import PastStore
 from ...projections.replica import validation
 from ...projections.store.views import attempted_out, resources_out
-from .decisions import Recording, Script, Step
-from .run_store import ENQUEUED, PUBLISHED, STARTED, request_digest, resources_digest
+from .recording import Recording, Script, Step
+from .recording_store import ENQUEUED, PUBLISHED, STARTED, arguments_of, request_digest, request_of, resources_digest
 
 SETTLE_YIELDS = 20
 """Turns of the event loop without a decision or question after which the algorithm counts as waiting."""
@@ -86,7 +83,7 @@ class ReplayStore(PastStore):
     # Decisions
 
     async def decided(self, kind: str, content: Any = None) -> None:
-        """As `RecordedStore.decided`."""
+        """As `RecordingStore.decided`."""
         kind = escaped(kind)  # as it is recorded
         await self._take(kind, digest_of(content), f"{kind} {_short(content)}")
 
@@ -131,35 +128,14 @@ class ReplayStore(PastStore):
         rollout = self._plain(self._rollout(step.subject), "")
         return rollout.model_copy(update={"status": "queuing", "end_time": None})
 
-    async def enqueue_rollout(
-        self,
-        input: TaskInput,
-        mode: RolloutMode | None = None,
-        resources_id: str | None = None,
-        config: RolloutConfig | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> Rollout:
-        request = EnqueueRolloutRequest(
-            input=input, mode=mode, resources_id=resources_id, config=config, metadata=metadata
-        )
-        return await self._created(ENQUEUED, request)
+    async def enqueue_rollout(self, *args: Any, **kwargs: Any) -> Rollout:
+        return await self._created(ENQUEUED, request_of(arguments_of("enqueue_rollout", args, kwargs)))
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
         return [await self._created(ENQUEUED, request) for request in validation.requests(rollouts)]
 
-    async def start_rollout(
-        self,
-        input: TaskInput,
-        mode: RolloutMode | None = None,
-        resources_id: str | None = None,
-        config: RolloutConfig | None = None,
-        metadata: dict[str, Any] | None = None,
-        worker_id: str | None = None,
-    ) -> AttemptedRollout:
-        request = EnqueueRolloutRequest(
-            input=input, mode=mode, resources_id=resources_id, config=config, metadata=metadata
-        )
-        rollout = await self._created(STARTED, request)
+    async def start_rollout(self, *args: Any, **kwargs: Any) -> AttemptedRollout:
+        rollout = await self._created(STARTED, request_of(arguments_of("start_rollout", args, kwargs)))
         found = self._rollout(rollout.rollout_id)
         first = attempted_out(found, found.attempts[0], self.past.fetch)
         return first.model_copy(update={"status": "preparing", "end_time": None})
@@ -185,28 +161,11 @@ class ReplayStore(PastStore):
             raise self.script.over(f"the record has no version {step.version} of {step.subject}", step.position)
         return found
 
-    async def dequeue_rollout(
-        self,
-        worker_id: str | None = None,
-        *,
-        wait_seconds: float = 0.0,
-        incarnation: str | None = None,
-        command_id: str | None = None,
-        run_id: str | None = None,
-    ) -> AttemptedRollout | None:
-        """Whoever ran the rollouts then has run them: there is nothing to claim."""
+    async def dequeue_rollout(self, *args: Any, **kwargs: Any) -> AttemptedRollout | None:
+        """None: the rollouts of a recorded run were executed when it was recorded."""
         return None
 
-    async def dequeue_many_rollouts(
-        self,
-        *,
-        limit: int = 1,
-        worker_id: str | None = None,
-        wait_seconds: float = 0.0,
-        incarnation: str | None = None,
-        command_id: str | None = None,
-        run_id: str | None = None,
-    ) -> Sequence[AttemptedRollout]:
+    async def dequeue_many_rollouts(self, *args: Any, **kwargs: Any) -> Sequence[AttemptedRollout]:
         return []
 
     # Time

@@ -28,9 +28,9 @@ from ...projections.spans.blobs import NO_LIMIT_MB, Blobs
 from ..adapters.triplets import TracerTraceToTriplet
 from ..algorithm import Algorithm, seeded
 from ..subscribers.decorator import Subscriber
-from .decisions import Recording, recordings
+from .recording import Recording, recordings
+from .recording_store import best_content
 from .replay_store import ReplayStore
-from .run_store import best_content
 
 __all__ = ["ReplayReport", "Replayer", "load_algorithm", "load_dataset"]
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, cast
 
 from ...core.errors import AgentLightningError
@@ -30,8 +30,9 @@ NORMAL_QUANTILE = 1.96
 _FRAME = re.compile(
     r'^[ \t]*File "(?P<file>[^"\n]+)", line (?P<line>\d+), in (?P<name>\S+)(?:\n[ \t]+(?P<code>\S.*))?', re.MULTILINE
 )
-_OWN = re.compile(r"(^|/)(site-packages|dist-packages|lib/python3[^/]*|lib-dynload)/|^<")
-_ROOMS = re.compile(r"(^|/)(agentlightning/)?(runners|algorithms|projections|core|cli)/[a-z_]+\.py$")
+_LIBRARY = re.compile(r"(^|/)(site-packages|dist-packages|lib/python3[^/]*|lib-dynload)/|^<")
+_ROOT = re.escape(Path(__file__).resolve().parents[2].as_posix())
+_PACKAGE = re.compile(rf"(^{_ROOT}|(^|/)agentlightning)/(algorithms|cli|compat|core|projections|rest|runners)/")
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def line_of(stack: str) -> str:
 
 def _foreign(file: str) -> bool:
     path = file.replace("\\", "/")
-    return bool(_OWN.search(path) or _ROOMS.search(path))
+    return bool(_LIBRARY.search(path) or _PACKAGE.search(path))
 
 
 def answer_of(spans: Sequence[Span]) -> str:

@@ -24,8 +24,8 @@ from ...runners.stop_events import ExecutionEvent, until_set
 from ...runners.worker.base import Runner
 from ...runners.worker.runner import LitAgentRunner
 from ..algorithm import Algorithm, seeded
-from ..runs.recorder import ALIVE_SECONDS, RunEnd, RunRecorder, RunStart, keeper_of, leftovers, recorder_for
-from ..runs.run_store import BEST, ClaimsForRun, RunStore, best_content
+from ..runs.recorder import ALIVE_SECONDS, RunEnd, RunRecorder, RunStart, leftovers, recorder_for, run_store_of
+from ..runs.recording_store import BEST, RecordingStore, RunClaimStore, best_content
 from .progress import Progress
 from .result import FitResult, Outcome, collect
 
@@ -67,19 +67,19 @@ class AlgorithmTask:
 
     async def __call__(self, store: LightningStore, event: ExecutionEvent) -> None:
         """See the class; raises what the algorithm raises, after the run was closed as failed."""
-        run_store = RunStore(store, self.rollout_config)
-        recorder = recorder_for(run_store)
+        recorder = recorder_for(store)
         known = await self._announced(recorder)  # first: a run without a sign of life would be open for ever
         run_id = await recorder.opened(dataclasses.replace(self.start, own_runners=self.own_runners), self.run_id)
         _log.info("Run %s is open.", run_id)
+        bound = recorder.bind(run_id, self.own_runners, self.rollout_config)
         outcome: Outcome = "failed"
         ended = _shown_alive(store, run_id) if known else threading.Event()
         try:
             await self._name_leftovers(store, run_id)
             if self.algorithm is None:
                 _log.info("No algorithm: the runners execute what others enqueue, until Ctrl+C or their max_rollouts.")
-            self._hand_over(recorder.bind(run_id, self.own_runners))
-            with self._progress(store, run_id, run_store.rollout_ids):
+            self._hand_over(bound)
+            with self._progress(store, run_id, bound.rollout_ids):
                 outcome = await self._work(event)
         except asyncio.CancelledError:
             outcome = "interrupted"
@@ -89,7 +89,7 @@ class AlgorithmTask:
             raise
         finally:
             try:
-                await self._close(run_store, recorder, run_id, outcome)
+                await self._close(bound, recorder, run_id, outcome)
             finally:
                 ended.set()  # a run that could not be closed is lost
 
@@ -114,7 +114,7 @@ class AlgorithmTask:
         if left:
             _log.warning("%s", left)
 
-    async def _close(self, store: RunStore, recorder: RunRecorder, run_id: str, outcome: Outcome) -> None:
+    async def _close(self, store: RecordingStore, recorder: RunRecorder, run_id: str, outcome: Outcome) -> None:
         best = self.algorithm.get_best_resources() if self.algorithm is not None else None
         self.result = FitResult(run_id, outcome)
         self.result = result = await collect(store, run_id, outcome, store.rollout_ids, best)
@@ -192,12 +192,12 @@ def _shown_alive(store: LightningStore, run_id: str) -> threading.Event:
     from ...rest.client.client import LightningStoreClient
 
     ended = threading.Event()
-    keeper = keeper_of(store)
-    if not isinstance(keeper, LightningStoreClient):
+    run_store = run_store_of(store)
+    if not isinstance(run_store, LightningStoreClient):
         return ended
 
     async def beat() -> None:
-        client: Any = pickled_copy(keeper)
+        client: Any = pickled_copy(run_store)
         try:
             while not ended.is_set():
                 try:
@@ -276,7 +276,7 @@ class RunnerTask:
         if isinstance(runner, LitAgentRunner):
             runner.configure(self.on_stuck, self.worker_name, self.run_id, self.max_rollouts, self.on_execute)
         elif self.run_id is not None:
-            store = ClaimsForRun(store, self.run_id)
+            store = RunClaimStore(store, self.run_id)
         self.agent.set_trainer(self.trainer)
         with runner.run_context(agent=self.agent, store=store, hooks=self.hooks, worker_id=worker_id):
             try:

@@ -15,8 +15,8 @@ from ...core.errors import AgentLightningError
 from ...core.loop_thread import LoopTask
 from ...core.model.store_interface import LightningStore
 from ...runners.pool.pickling import pickled_copy
-from ..runs.recorder import keeper_of
-from ..runs.run_store import position_of
+from ..runs.recorder import run_store_of
+from ..runs.recording_store import position_of
 
 __all__ = ["Progress"]
 
@@ -104,7 +104,7 @@ class Progress:
                 await closing.close()
 
     async def _follow(self, store: LightningStore) -> None:
-        since = position_of(keeper_of(self._store)) - 1  # what happened before the subscription begins counts too
+        since = position_of(run_store_of(self._store)) - 1  # what happened before the subscription begins counts too
         while True:
             try:
                 async for fact in store.subscribe(_TYPES, since=since if since >= 0 else None):

@@ -253,6 +253,15 @@ def test_the_line_of_a_traceback_is_found_however_many_empty_lines_it_has() -> N
     assert time.monotonic() - began < 5
 
 
+def test_the_line_of_a_traceback_is_the_agents_and_not_one_of_this_package() -> None:
+    own = '  File "/home/me/core/app.py", line 7, in ask\n    store.add()\n'
+    package = "".join(
+        f'  File "{file}", line 9, in x\n    y()\n'
+        for file in (agl.LitAgentRunner.__init__.__code__.co_filename, "/srv/agentlightning/projections/store/rollouts.py")
+    )
+    assert line_of(f"Traceback\n{own}{package}") == "app.py:7 in ask: store.add()"
+
+
 def test_show_run_has_candidates_with_the_best_one_in_full_and_rows_that_say_what_was_asked(made: dict[str, Any]) -> None:
     found = document("show", "capitals")
     first, second = found["candidates"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agentlightning.algorithms.runs.run_store import RecordedStore
+from agentlightning.algorithms.runs.recording_store import RecordingStore
 from agentlightning.core.model.store_interface import UNSET, LightningStore
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.api.routes import METHODS
@@ -25,7 +25,7 @@ def parameters(method: Any) -> list[tuple[str, Any, Any]]:
 
 @pytest.mark.parametrize(
     "store",  # a replay's store is none of them: it answers what the record holds, and refuses other methods by name
-    [EventLogStore, LightningStoreClient, LightningStoreServer, LightningStoreThreaded, RecordedStore],
+    [EventLogStore, LightningStoreClient, LightningStoreServer, LightningStoreThreaded, RecordingStore],
 )
 def test_the_methods_of_a_store_are_those_of_the_interface(store: type[LightningStore]) -> None:
     different = [name for name, one in INTERFACE.items() if parameters(getattr(store, name)) != parameters(one)]

@@ -13,8 +13,8 @@ import pytest
 import agentlightning as agl
 from agentlightning.algorithms.algorithm import algo
 from agentlightning.algorithms.runs.recorder import RunEnd, RunStart, recorder_for
+from agentlightning.algorithms.runs.recording_store import BEST, best_content
 from agentlightning.algorithms.runs.replayer import Replayer, ReplayReport
-from agentlightning.algorithms.runs.run_store import BEST, best_content
 from agentlightning.core.errors import Departed, Refused
 from agentlightning.core.model.rollout import Fact
 

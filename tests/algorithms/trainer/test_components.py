@@ -12,7 +12,7 @@ import pytest
 import agentlightning as agl
 from agentlightning.algorithms.algorithm import with_llm_proxy, with_store
 from agentlightning.algorithms.datasets import batch_iter_over_dataset
-from agentlightning.algorithms.runs.run_store import RunStore
+from agentlightning.algorithms.runs.recording_store import RecordingStore
 from agentlightning.algorithms.trainer.components import RunnerFactory, TracerFactory
 from agentlightning.runners.pool.pickling import pickled, pickled_copy
 
@@ -182,7 +182,7 @@ async def test_the_store_of_a_run_fills_in_the_configuration_and_counts_rollouts
     config = agl.RolloutConfig(max_attempts=3)
     own = agl.RolloutConfig(max_attempts=5)
     store = agl.InMemoryLightningStore()
-    run = RunStore(store, config)
+    run = RecordingStore(store, "run-1", None, config=config)
     one = await run.enqueue_rollout("a")
     two = await run.enqueue_rollout("b", config=own)
     many = await run.enqueue_many_rollouts([agl.EnqueueRolloutRequest(input="c")])

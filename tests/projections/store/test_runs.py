@@ -204,7 +204,7 @@ async def test_a_store_that_keeps_no_runs_loses_only_the_record() -> None:
     recorder = recorder_for(plain)
     assert isinstance(recorder, NoRecorder)
     run_id = await recorder.opened(RunStart())
-    assert recorder.bind(run_id) is plain
+    assert recorder.bind(run_id).store is plain
     await recorder.decided(run_id, "x")
     await recorder.closed(run_id, RunEnd("succeeded"))
 

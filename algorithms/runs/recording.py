@@ -16,7 +16,7 @@ from ...core.log.interface import Log
 from ...core.model.status import FINISHED
 from ...projections.history.replay import replay
 from ...projections.history.run_index import Decision, Run, RunBook, created_by
-from .run_store import BEST, ENQUEUED, PUBLISHED, STARTED
+from .recording_store import BEST, ENQUEUED, PUBLISHED, STARTED
 
 LOOK_AHEAD = 256
 """Among so many recorded steps a decision is looked for where several tasks of an algorithm decide side by side."""
