@@ -133,7 +133,7 @@ async def test_refusals_come_back_as_the_classes_they_left_as(client: LightningS
     with pytest.raises(ValueError, match="status"):
         await client.update_attempt("ro-none", "latest", status="bogus")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="color"):
-        await client.query_rollouts(color="red")
+        await client.query_rollouts(color="red")  # type: ignore[call-arg]
     assert await client.get_rollout_by_id("ro-none") is None
     assert await client.dequeue_many_rollouts(limit=0) == []
     assert await client.enqueue_many_rollouts([]) == []

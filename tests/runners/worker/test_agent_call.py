@@ -157,8 +157,8 @@ def in_a_worker(job: Any, given: Any) -> list[tuple[str, str]]:
 def test_synchronous_agents_of_a_worker_process_have_the_main_thread(store: InMemoryLightningStore, agent: Any) -> None:
     found: list[Any] = []
 
-    async def bundle(opened: Any, worker_id: int, event: Any) -> None:
-        found.extend(await serve(opened, agent))
+    async def bundle(store: Any, worker_id: int, event: Any) -> None:
+        found.extend(await serve(store, agent))
 
     assert in_a_worker(RunnerJob(bundle), Given(store, None)) == [("loaded", ""), ("done", "")]
     assert statuses(found) == ["succeeded"] * 2

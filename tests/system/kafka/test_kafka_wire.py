@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +25,12 @@ from agentlightning.core.log.topics import CONTROL
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.open_store import open_store
 from tests.core.log.log_contract import new, try_append
+from tests.core.log.sqlite.test_views import PAGE, one_rollout
 
 from .broker import admin, apart
 from .test_kafka_log import make_topics
+
+NAMES = re.compile(r"\b(ro|at|rs)-[0-9a-f]+|\b[0-9a-f]{16}\b|(?<=\"seconds\": )[0-9.e-]+")
 
 
 async def _opened(url: str) -> EventLogStore:
@@ -33,9 +39,9 @@ async def _opened(url: str) -> EventLogStore:
     return store
 
 
-async def _raw(url: str, topic: str) -> list[Any]:
+async def _raw(url: str, topic: str, partition: int = 0) -> list[Any]:
     bootstrap, prefix = url.removeprefix("kafka://").partition("?")[0].split("/")
-    place = TopicPartition(f"{prefix}.{topic}", 0)
+    place = TopicPartition(f"{prefix}.{topic}", partition)
     consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     try:
@@ -48,6 +54,12 @@ async def _raw(url: str, topic: str) -> list[Any]:
         return found
     finally:
         await consumer.stop()
+
+
+async def _published(url: str, partitions: int) -> set[int]:
+    """The positions of which a fact is in the topic."""
+    found = [one for part in range(partitions) for one in await _raw(url, "facts", part)]
+    return {json.loads(one.value)["position"] for one in found}
 
 
 async def test_headers_are_text_and_values_are_json(kafka_url: str) -> None:
@@ -70,6 +82,28 @@ async def test_headers_are_text_and_values_are_json(kafka_url: str) -> None:
         assert again.fingerprint() == fingerprint, "another node folds the same"
     finally:
         await asyncio.to_thread(again.close)
+
+
+async def test_the_guide_shows_what_a_plain_consumer_reads_of_one_rollout_in_all_topics(kafka_url: str, tmp_path: Path) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    (program,) = re.findall(r"```python notest\n(.*?)```", text, re.DOTALL)
+    (shown,) = re.findall(r"```text\n\$ python plain\.py localhost:9092 agl\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "plain.py").write_text(program, encoding="utf-8")
+    store = await _opened(kafka_url)
+    try:
+        await one_rollout(store)
+        log: Any = store.engine.log
+        ended, partitions = store.fingerprint()[0] - 1, log.partitions_published("facts")
+        while ended not in await _published(kafka_url, partitions):
+            await asyncio.sleep(0.2)
+    finally:
+        await asyncio.to_thread(store.close)
+    bootstrap, prefix = kafka_url.removeprefix("kafka://").split("/")
+    command = [sys.executable, str(tmp_path / "plain.py"), bootstrap, prefix]
+    printed = await asyncio.to_thread(subprocess.check_output, command, text=True)
+    print(printed)
+    rows = [line for line in printed.splitlines() if not line.startswith("liveness node/")]  # as many as it took time
+    assert sorted(NAMES.sub("...", line) for line in rows) == sorted(NAMES.sub("...", line) for line in shown.splitlines())
 
 
 @pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is not installed")

@@ -20,28 +20,27 @@ BLOCKS = re.findall(r'```console\n\$ sqlite3 \.agl/log\.db "(.*?)"\n(.*?)```', P
 NAMES = re.compile(r"\b(ro|at|rs)-[0-9a-f]+|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}")
 
 
-async def one_rollout(path: Path) -> None:
+async def one_rollout(store: agl.EventLogStore) -> None:
     """A prompt, a rollout, its attempt with a model call and a reward, and its outcome."""
-    with agl.EventLogStore(open_log(f"sqlite:///{path}")) as store:
-        await store.add_resources({"prompt_template": agl.PromptTemplate(template="Answer: {question}", engine="f-string")})
-        await store.enqueue_rollout({"question": "What is the capital of France?"})
-        await store.update_worker("worker-1", {"cpu": 0.5})
-        claimed = await store.dequeue_rollout(worker_id="worker-1")
-        assert claimed is not None
-        spans: list[tuple[str, dict[str, Any]]] = [
-            ("chat.completions", {"gen_ai.prompt.0.content": "Answer: ...", "gen_ai.completion.0.content": "Paris"}),
-            ("agentlightning.annotation", {"agentlightning.reward.0.value": 1.0}),
-        ]
-        for name, attributes in spans:
-            span = agl.Span.from_attributes(
-                rollout_id=claimed.rollout_id,
-                attempt_id=claimed.attempt.attempt_id,
-                sequence_id=0,
-                name=name,
-                attributes=attributes,
-            )
-            await store.add_span(span)
-        await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+    await store.add_resources({"prompt_template": agl.PromptTemplate(template="Answer: {question}", engine="f-string")})
+    await store.enqueue_rollout({"question": "What is the capital of France?"})
+    await store.update_worker("worker-1", {"cpu": 0.5})
+    claimed = await store.dequeue_rollout(worker_id="worker-1")
+    assert claimed is not None
+    spans: list[tuple[str, dict[str, Any]]] = [
+        ("chat.completions", {"gen_ai.prompt.0.content": "Answer: ...", "gen_ai.completion.0.content": "Paris"}),
+        ("agentlightning.annotation", {"agentlightning.reward.0.value": 1.0}),
+    ]
+    for name, attributes in spans:
+        span = agl.Span.from_attributes(
+            rollout_id=claimed.rollout_id,
+            attempt_id=claimed.attempt.attempt_id,
+            sequence_id=0,
+            name=name,
+            attributes=attributes,
+        )
+        await store.add_span(span)
+    await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
 
 
 def shown(path: Path, query: str) -> str:
@@ -54,7 +53,8 @@ def shown(path: Path, query: str) -> str:
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("views") / "log.db"
-    asyncio.run(one_rollout(path))
+    with agl.EventLogStore(open_log(f"sqlite:///{path}")) as store:
+        asyncio.run(one_rollout(store))
     return path
 
 
