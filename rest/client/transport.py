@@ -186,7 +186,9 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def on_message_begin(self) -> None:
-        """Called by the parser."""
+        """Called by the parser. An answer that nobody asked for would be taken for that of the next request."""
+        if self._future is None:
+            self.close()
         self._answer = Answer()
         self._chunks = []
 

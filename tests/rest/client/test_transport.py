@@ -18,7 +18,7 @@ from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.api import encoding
 from agentlightning.rest.api.routes import COMMAND_HEADER
 from agentlightning.rest.client.client import LightningStoreClient
-from agentlightning.rest.client.transport import Transport
+from agentlightning.rest.client.transport import Connections, Transport
 from agentlightning.rest.server.server import LightningStoreServer
 from tests.projections.store.logs import HoldingLog
 from tests.projections.store.tools import span, status_of
@@ -158,3 +158,23 @@ async def test_a_dequeue_that_comes_too_late_gets_no_dead_claim(held: Held) -> N
     assert claimed["rollout_id"] == later.rollout_id and claimed["attempt"]["status"] == "preparing"
     assert await held.dequeue("key") == [claimed]
     assert await status_of(held.store, lost.rollout_id) == "preparing"
+
+
+async def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_request() -> None:
+    opened = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        for number in range(2):
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+            answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n%d%d" % (opened, number)
+            writer.write(answer + (b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nstale" if opened == 1 else b""))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        connections = Connections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", None, 5)
+        answers = [(await connections.exchange(b"x", b"", 5)).body for _ in range(3)]
+        connections.close()
+    assert answers == [b"10", b"20", b"21"]
