@@ -38,6 +38,7 @@ from ..api.routes import (
     ROUTES,
 )
 from ..client.remote_log import describe_log, read_records
+from . import uvicorn_runner
 from .access_policy import AccessPolicy
 from .invoke import (
     CallerGone,
@@ -55,7 +56,6 @@ from .invoke import (
 )
 from .otlp import OtlpHandler
 from .sse import stream_events
-from .uvicorn_runner import access_host as reached_at
 
 log = logging.getLogger("agentlightning.store.server")
 
@@ -87,7 +87,7 @@ class StoreApp:
         self.limit = int(max_payload_mb * 1_000_000)
         # A payload of the limit is larger as a request: names, quotes, other fields of the call.
         self.body_limit = self.limit + self.limit // 4 + 65_536
-        self._policy = AccessPolicy(host, allow_hosts, cors_allow_origins, access_host or reached_at(host))
+        self._policy = AccessPolicy(host, allow_hosts, cors_allow_origins, access_host or uvicorn_runner.access_host(host))
         self._token = None if token is None else f"Bearer {token}".encode()
         self.app = self._application()
 
