@@ -131,13 +131,13 @@ if TYPE_CHECKING:
     from .core.model.store_interface import LightningStore as LightningStore
     from .core.model.store_interface import LightningStoreCapabilities as LightningStoreCapabilities
     from .core.model.store_interface import LightningStoreStatistics as LightningStoreStatistics
-    from .core.spans.readers import find_final_reward as find_final_reward
-    from .core.spans.readers import find_reward_spans as find_reward_spans
     from .core.spans.readers import get_message_value as get_message_value
     from .core.spans.readers import get_object_value as get_object_value
-    from .core.spans.readers import get_reward_value as get_reward_value
-    from .core.spans.readers import get_rewards_from_span as get_rewards_from_span
-    from .core.spans.readers import is_reward_span as is_reward_span
+    from .core.spans.rewards import find_final_reward as find_final_reward
+    from .core.spans.rewards import find_reward_spans as find_reward_spans
+    from .core.spans.rewards import get_reward_value as get_reward_value
+    from .core.spans.rewards import get_rewards_from_span as get_rewards_from_span
+    from .core.spans.rewards import is_reward_span as is_reward_span
     from .projections.store.memory_store import InMemoryLightningStore as InMemoryLightningStore
     from .projections.store.store import EventLogStore as EventLogStore
     from .rest.client.client import LightningStoreClient as LightningStoreClient
@@ -256,11 +256,10 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "TraceStatus",
     ),
     "core.model.store_interface": ("LightningStore", "LightningStoreCapabilities", "LightningStoreStatistics"),
-    "core.spans.readers": (
+    "core.spans.readers": ("get_message_value", "get_object_value"),
+    "core.spans.rewards": (
         "find_final_reward",
         "find_reward_spans",
-        "get_message_value",
-        "get_object_value",
         "get_reward_value",
         "get_rewards_from_span",
         "is_reward_span",

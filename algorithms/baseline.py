@@ -15,7 +15,7 @@ from ..core.model.span import Span
 from ..core.model.status import QUEUING
 from ..core.model.store_interface import LightningStore, is_finished
 from ..core.retry import patiently
-from ..core.spans.readers import attempt_spans, find_final_reward
+from ..core.spans.rewards import attempt_spans, find_final_reward
 from .algorithm import Algorithm, with_llm_proxy
 from .datasets import Row, Rows
 

@@ -13,7 +13,7 @@ from ..algorithms.runs.report import LogReader
 from ..core.model.scalars import items, mapping
 from ..core.model.span import Span
 from ..core.spans.conventions import completion_of, listed, prompt_of
-from ..core.spans.readers import get_reward_value
+from ..core.spans.rewards import get_reward_value
 from ..projections.history.rollout_history import rollout_report
 from ..projections.store.views import seconds
 from ..runners.worker.agent_result import FINDINGS

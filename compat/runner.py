@@ -16,7 +16,7 @@ from ..core.model.rollout import Triplet
 from ..core.model.scalars import number
 from ..core.model.span import Span, reads_like_a_span
 from ..core.model.store_interface import LightningStoreCapabilities
-from ..core.spans.readers import find_final_reward
+from ..core.spans.rewards import find_final_reward
 from ..runners.agent.decorators import as_agent
 from ..runners.agent.litagent import LitAgent, call_for
 from ..runners.stop_events import StopSignal

@@ -25,7 +25,7 @@ from ..core.model.rollout import (
 from ..core.model.span import Span
 from ..core.model.status import ATTEMPT_EXPIRED, FINISHED, MODES
 from ..core.model.store_interface import LightningStore
-from ..core.spans.readers import attempt_spans, find_final_reward
+from ..core.spans.rewards import attempt_spans, find_final_reward
 from ..projections.replica import validation
 from ..projections.store.memory_store import InMemoryLightningStore
 from ..projections.store.store import EventLogStore

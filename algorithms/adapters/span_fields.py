@@ -12,8 +12,7 @@ from ...core.model.span import Span
 from ...core.spans.conventions import completion_of, nested, parsed, prompt_of, spelled
 from ...core.spans.conventions import listed as sequence
 from ...core.spans.conventions import response_id_of as response_id
-from ...core.spans.readers import get_reward_value
-from ...core.spans.rewards import primary_reward
+from ...core.spans.rewards import get_reward_value, primary_reward
 
 __all__ = [
     "agent_name",

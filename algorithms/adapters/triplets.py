@@ -16,7 +16,7 @@ from ...core.model.rollout import Triplet
 from ...core.model.span import Span
 from ...core.spans.conventions import call_role, exchange_of
 from ...core.spans.model_calls import Candidate, distinct_calls, source_of
-from ...core.spans.readers import get_reward_value
+from ...core.spans.rewards import get_reward_value
 from . import span_fields
 from .base import TraceAdapter, as_spans
 from .span_tree import SpanTree

@@ -14,7 +14,7 @@ from ...core.errors import AgentLightningError, InvalidInput
 from ...core.model.resources import NamedResources, ResourcesUpdate, validate_resources
 from ...core.model.rollout import Dataset, EnqueueRolloutRequest, RolloutMode
 from ...core.retry import patiently
-from ...core.spans.readers import final_reward
+from ...core.spans.rewards import final_reward
 from ..algorithm import Algorithm
 from ..datasets import Rows
 from .scores import Score, score_of

@@ -18,7 +18,7 @@ from ...core.model.resources import mask_models
 from ...core.model.semconv import AGL_EXCEPTION
 from ...core.model.span import Span
 from ...core.model.status import FINISHED
-from ...core.spans.readers import attempt_spans, find_final_reward
+from ...core.spans.rewards import attempt_spans, find_final_reward
 from ...projections.history.rollout_history import fold_to_end
 from ...projections.history.run_index import Run, RunBook
 from ...projections.spans.blobs import NO_LIMIT_MB, Blobs

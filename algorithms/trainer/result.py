@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ...core.model.resources import NamedResources, ResourcesUpdate, validate_resources
 from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
-from ...core.spans.readers import find_final_reward
+from ...core.spans.rewards import find_final_reward
 from ..algorithm import Best
 
 __all__ = ["FitResult", "Outcome", "collect"]

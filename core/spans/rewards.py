@@ -1,21 +1,46 @@
-"""Rewards: what counts as one, and where the attributes of a span hold them, in every version that wrote spans."""
+"""Rewards: what counts as one, where spans hold them in every version that wrote spans, and the final one of a rollout."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from ..errors import InvalidInput
 from ..model.scalars import number
-from ..model.semconv import AGL_ANNOTATION, AGL_REWARD, LightningSpanAttributes, RewardAttributes
+from ..model.semconv import AGL_ANNOTATION, AGL_REWARD, LightningSpanAttributes, RewardAttributes, RewardPydanticModel
 
-__all__ = ["check_reward_attributes", "dimensions_of", "is_current", "primary_reward", "reward_number"]
+__all__ = [
+    "attempt_spans",
+    "attributes_of",
+    "check_reward_attributes",
+    "dimensions_of",
+    "final_reward",
+    "find_final_reward",
+    "find_reward_spans",
+    "get_reward_value",
+    "get_rewards_from_span",
+    "is_current",
+    "is_reward_span",
+    "primary_reward",
+    "reward_number",
+]
+
+S = TypeVar("S")
+
+_log = logging.getLogger(__name__)
 
 _PREFIX = LightningSpanAttributes.REWARD.value + "."
 _NAME, _VALUE = RewardAttributes.REWARD_NAME.value, RewardAttributes.REWARD_VALUE.value
 _AGENTOPS_OUTPUTS = ("agentops.task.output", "agentops.entity.output")
+
+
+def attributes_of(span: Any) -> Mapping[str, Any]:
+    """The attributes of a span; empty where it has none."""
+    return cast("Mapping[str, Any]", span.attributes or {})
 
 
 def reward_number(value: Any, what: str = "The reward") -> float:
@@ -97,3 +122,76 @@ def _mapping(value: Any) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             return None
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def get_rewards_from_span(span: Any) -> list[RewardPydanticModel]:
+    """All dimensions of a reward span, the primary first; empty for other spans.
+
+    A dimension without a name is called ``primary``; one without a finite number is left out.
+    """
+    found = ((name, _finite(value)) for name, value in dimensions_of(attributes_of(span)).values())
+    return [RewardPydanticModel(name=name, value=value) for name, value in found if value is not None]
+
+
+def get_reward_value(span: Any) -> float | None:
+    """The primary reward of a span of any version; None when it has none.
+
+    A span with dimensions whose primary one is no finite number has none: another dimension never
+    stands in for it.
+    """
+    found = primary_reward(span.name, attributes_of(span))
+    if found is None:
+        return None
+    if not is_current(found[0]):
+        _say_deprecated(found[0])
+    return _finite(found[1])
+
+
+@cache
+def _say_deprecated(key: str) -> None:
+    """Once in a process: an old trace has such spans by the hundred."""
+    _log.warning("Reading a reward from the attribute %r is deprecated; use emit_reward.", key)
+
+
+def _finite(value: Any) -> float | None:
+    """The number; None for what is none, and for NaN and infinities, which older releases stored."""
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
+
+
+def is_reward_span(span: Any) -> bool:
+    """Whether the span carries a reward."""
+    return get_reward_value(span) is not None
+
+
+def find_reward_spans(spans: Sequence[S]) -> list[S]:
+    """The spans that carry a reward, in the order given."""
+    return [span for span in spans if is_reward_span(span)]
+
+
+def find_final_reward(spans: Sequence[Any]) -> float | None:
+    """The last reward in the order given; None without any.
+
+    ``query_spans`` orders by sequence id over all attempts: ask for ``attempt_id="latest"`` when
+    a rollout may have several.
+    """
+    for span in reversed(spans):
+        value = get_reward_value(span)
+        if value is not None:
+            return value
+    return None
+
+
+def attempt_spans(spans: Iterable[S], attempt_id: str | None) -> list[S]:
+    """The spans of one attempt in the order of their sequence ids; ``spans`` may be of several, in any order."""
+    own = [span for span in cast("Iterable[Any]", spans) if span.attempt_id == attempt_id]
+    own.sort(key=lambda span: span.sequence_id)
+    return own
+
+
+def final_reward(spans: Iterable[Any], attempt_id: str | None) -> float | None:
+    """The final reward of a rollout: the last reward of the attempt that counts, which is the latest one.
+
+    ``spans`` may be of several attempts, in any order; ``attempt_id`` None is a rollout that was never claimed.
+    """
+    return find_final_reward(attempt_spans(spans, attempt_id))

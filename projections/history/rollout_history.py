@@ -22,7 +22,7 @@ from ...core.model.rollout import Fact
 from ...core.model.scalars import mapping
 from ...core.model.semconv import AGL_EXCEPTION, AGL_OUTPUT
 from ...core.model.span import Span
-from ...core.spans.readers import attempt_spans, find_final_reward, get_reward_value, get_rewards_from_span
+from ...core.spans.rewards import attempt_spans, find_final_reward, get_reward_value, get_rewards_from_span
 from ..archive.index import read_bodies
 from ..facts.derived_topic import batch_of, facts_of
 from ..replica.fold_cursor import FoldCursor, control_records

@@ -10,7 +10,7 @@ from ...core.fold.state import Rollout
 from ...core.log.interface import Log
 from ...core.log.open_log import shown
 from ...core.model.status import FINISHED
-from ...core.spans.readers import final_reward
+from ...core.spans.rewards import final_reward
 from ..spans.blobs import NO_LIMIT_MB, Blobs
 from ..spans.span_log import SpanLog, key_range
 from .rollout_history import rollouts_at_end

@@ -26,7 +26,7 @@ from ...core.log.interface import EVERYWHERE, Ack, KeyRange, Log, NewRecord, Rec
 from ...core.log.topics import SPANS, partition_of
 from ...core.model.span import Span
 from ...core.model.status import FINISHED
-from ...core.spans.readers import get_reward_value
+from ...core.spans.rewards import get_reward_value
 from ..replica.command_context import Call, Delivery, answer_of, current_call
 from ..replica.validation import CheckedSpan
 from .blobs import Blobs
@@ -37,7 +37,7 @@ Number = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 class SpanAdded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t", tag="span"):
     """A span of an attempt. `sequence_id` 0 or less: the rollout's counter gives the next number. `body`: user data.
 
-    `reward`: the one that the body holds (core/spans/readers.py), None where it holds none.
+    `reward`: the one that the body holds (core/spans/rewards.py), None where it holds none.
     """
 
     rollout_id: str

@@ -16,8 +16,7 @@ from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 from ...core.spans.attributes import full_qualified_name
 from ...core.spans.model_calls import candidates_of, distinct_calls
-from ...core.spans.readers import get_reward_value
-from ...core.spans.rewards import reward_number
+from ...core.spans.rewards import get_reward_value, reward_number
 from ..emit import emit_reward
 from ..tracing.base import Tracer
 from ..tracing.otel import OtelTracer

@@ -19,7 +19,7 @@ from ...core.model.span import Span, SpanCoreFields, TraceStatus
 from ...core.model.store_interface import LightningStore
 from ...core.retry import patiently
 from ...core.spans.attributes import format_exception_attributes
-from ...core.spans.readers import find_final_reward
+from ...core.spans.rewards import find_final_reward
 from ..agent.litagent import LitAgent, call_for
 from ..emit import emit_exception
 from ..tracing.base import CURRENT_RUNNER, Tracer

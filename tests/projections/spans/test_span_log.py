@@ -22,7 +22,7 @@ from agentlightning.core.log.interface import Log, NewRecord
 from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.sqlite import SqliteLog
 from agentlightning.core.log.topics import BLOBS, SPANS
-from agentlightning.core.spans.readers import find_final_reward
+from agentlightning.core.spans.rewards import find_final_reward
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.spans import span_log
