@@ -112,7 +112,7 @@ class Algorithm(ABC):
         self._best = validate_resources(best) if isinstance(best, Mapping) else best
 
     def get_best_resources(self) -> Best | None:
-        """What :meth:`set_best_resources` was last told; None before."""
+        """What :meth:`set_best_resources` was last given; None before."""
         return self._best
 
     def get_client(self) -> Any:

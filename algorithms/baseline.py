@@ -47,7 +47,7 @@ class Baseline(FastAlgorithm):
         train_split: part of the older interface; ValueError outside (0, 1).
         polling_interval: seconds between looks at a store that does not tell its facts.
         max_queue_length: samples are enqueued while no more rollouts than this wait in the queue.
-        span_verbosity: what is said of a span: its attributes, their names, or nothing at all.
+        span_verbosity: what is logged of a span: its attributes, their names, or nothing at all.
     """
 
     def __init__(

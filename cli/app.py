@@ -117,8 +117,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _of_the_system(error: OSError) -> str:
     """`No space left on device`, with the file where there is one."""
-    said = error.strerror or str(error) or type(error).__name__
-    return f"{error.filename}: {said}" if error.filename else said
+    message = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {message}" if error.filename else message
 
 
 def _say(sentence: str, code: str, as_json: bool, error: click.ClickException | None = None) -> int:

@@ -78,7 +78,7 @@ def _masked_json(text: str) -> str:
     try:
         return json.dumps(mask_value("", json.loads(text)))
     except (ValueError, RecursionError):
-        return MASK  # headers are in it, and where cannot be told
+        return MASK  # headers are in it, and where is not known
 
 
 def is_reference(value: Any) -> bool:

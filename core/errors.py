@@ -17,7 +17,7 @@
     │   ├── LogCorrupt                     bytes that do not decode or chain  .position .topic .partition
     │   ├── LogLocked                      another process writes this log    .pid .address
     │   ├── LogClosed                      used after close
-    │   ├── StorageError                   the disk or broker said no
+    │   ├── StorageError                   the disk or broker failed
     │   │   ├── LogFull                    ... because there is no room
     │   │   ├── AccessRefused              ... because of who we are: credentials, certificates, rights
     │   │   └── Rebuilding                 the index of finished rollouts is being made (retryable)
@@ -154,7 +154,7 @@ class PayloadTooLarge(InvalidInput):
 
 
 class LostPlaceholder(InvalidInput):
-    """A prompt has no place for a value that the agent fills in: whoever rewrote it lost the placeholder."""
+    """A prompt has no place for a value that the agent fills in: the placeholder was lost when it was rewritten."""
 
     code = "lost_placeholder"
 

@@ -106,7 +106,7 @@ class CommandIds:
         self._pool = b""
 
 
-# One source per process: command ids grow within a process whoever draws them.
+# One source per process: command ids grow within a process no matter which thread draws them.
 _SOURCE = CommandIds()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_SOURCE.forget_lock)

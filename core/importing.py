@@ -67,13 +67,13 @@ def _not_loaded(where: str, error: Exception) -> InvalidInput:
     """What a person needs to mend the module: the error, and the last line of code that led to it."""
     if isinstance(error, SyntaxError):
         place = f"{error.filename}, line {error.lineno}"
-        said = error.msg
+        reason = error.msg
     else:
         # The importing machinery has frames of its own at the end.
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
         place = f"{frames[-1].filename}, line {frames[-1].lineno}"
-        said = str(error)
-    return InvalidInput(f"{where} cannot be loaded: {type(error).__name__}: {said} ({place})")
+        reason = str(error)
+    return InvalidInput(f"{where} cannot be loaded: {type(error).__name__}: {reason} ({place})")
 
 
 def _search(folder: str) -> None:

@@ -58,8 +58,8 @@ class Adapter(ABC, Generic[T_from, T_to]):
         with _MERGING:
             # A new object, since the one of the class belongs to every adapter that counted nothing yet.
             self._oddities = Counter(self._oddities) + odd
-        said = "; ".join(f"{reason} ({number})" for reason, number in sorted(odd.items()))
-        _log.warning("%s left out or mended: %s", type(self).__name__, said)
+        reasons = "; ".join(f"{reason} ({number})" for reason, number in sorted(odd.items()))
+        _log.warning("%s left out or mended: %s", type(self).__name__, reasons)
 
 
 class TraceAdapter(Adapter[Sequence[Span], T_to], Generic[T_to]):

@@ -1,4 +1,4 @@
-"""Chat messages from traces: what was said to the model and what it answered, call by call."""
+"""Chat messages from traces: what was sent to the model and what it answered, call by call."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TraceToMessages(TraceAdapter[list[OpenAIMessages]]):
     A call that two instrumentations recorded is one call; the conventions that are read are named in conventions.py.
 
     A message without a role gets the one that it must have (``tool_calls``: assistant,
-    ``tool_call_id``: tool); where none can be told the message is left out. Embeddings and spans
+    ``tool_call_id``: tool); where none is known the message is left out. Embeddings and spans
     without any message give no entry; a call that failed gives its prompt.
     """
 

@@ -45,7 +45,7 @@ LOOK_SECONDS = 0.05
 NOTICE_SECONDS = 5.0
 """How long runners elsewhere are given to notice that the run is closed; they look every second."""
 SILENT_SECONDS = 2.5
-"""A worker that was not heard of for so long has stopped: it asks for work twice a second, or sends heartbeats."""
+"""A worker that sent nothing for so long has stopped: it asks for work twice a second, or sends heartbeats."""
 LOST_SECONDS = 10.0
 POLL_SECONDS = 1.0
 NEXT_SECONDS = 15.0

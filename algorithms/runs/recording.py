@@ -69,7 +69,7 @@ def recordings(log: Log, book: RunBook) -> dict[str, Recording]:
     facts: dict[str, array[int]] = {}
     attempts: dict[str, str] = {}
 
-    def heard(outcome: Any, state: State) -> None:
+    def folded(outcome: Any, state: State) -> None:
         if outcome.accepted and outcome.proposal is not None:
             for new in created_by(outcome.proposal.event):
                 run_id = owner.get(new.rollout_id) or run_of(payload.outline(new.metadata))
@@ -88,16 +88,16 @@ def recordings(log: Log, book: RunBook) -> dict[str, Recording]:
             elif isinstance(one, fact.RolloutClaimable) and statuses.get(str(rollout_id)) in FINISHED:
                 del statuses[str(rollout_id)]
 
-    state, _ = replay(log, on_outcome=heard)
+    state, _ = replay(log, on_outcome=folded)
     made: dict[str, Recording] = {}
     for run_id, run in runs.items():
         ids = members[run_id]
         best = next((one for one in reversed(run.decisions) if one.kind == BEST), None)
         steps = [step for decision in run.decisions for step in steps_of(decision)]
         mine = {one: completed[one] for one in ids if one in completed}
-        told = {one: statuses.get(one) or _status(state, one) for one in ids}
+        ended = {one: statuses.get(one) or _status(state, one) for one in ids}
         latest = {one: attempts[one] for one in ids if one in attempts}
-        made[run_id] = Recording(run, steps, mine, state.position, facts, best, ids, latest, told)
+        made[run_id] = Recording(run, steps, mine, state.position, facts, best, ids, latest, ended)
     return made
 
 
@@ -110,8 +110,8 @@ def steps_of(decision: Decision) -> list[Step]:
     """The steps that a decision consists of; none for the choice of the best, which is compared at the end."""
     if decision.kind == BEST:
         return []
-    told: Any = decision.content
-    content = cast("dict[str, Any]", told) if isinstance(told, dict) else {}
+    recorded: Any = decision.content
+    content = cast("dict[str, Any]", recorded) if isinstance(recorded, dict) else {}
     if decision.kind in (ENQUEUED, STARTED):
         ids, digests = content.get("rollout_ids"), content.get("digests")
         if isinstance(ids, list) and isinstance(digests, list):
@@ -119,7 +119,7 @@ def steps_of(decision: Decision) -> list[Step]:
             return [Step(decision.kind, decision.position, decision.based_on, digest, name) for name, digest in pairs]
     digest = str(content.get("digest", decision.digest)) if decision.kind == PUBLISHED else decision.digest
     subject, version = str(content.get("resources_id", "")), content.get("version", 0)
-    return [Step(decision.kind, decision.position, decision.based_on, digest, subject, int(version or 0), told)]
+    return [Step(decision.kind, decision.position, decision.based_on, digest, subject, int(version or 0), recorded)]
 
 
 class Script:
@@ -144,11 +144,11 @@ class Script:
         """The first step that was not made yet; None where all were."""
         return self._steps[self._first] if self._first < len(self._steps) else None
 
-    def take(self, kind: str, digest: str, got: str, told: Callable[[Step], str], in_order: bool = True) -> Step:
+    def take(self, kind: str, digest: str, got: str, describe: Callable[[Step], str], in_order: bool = True) -> Step:
         """The recorded step that this is. Raises `Departed` and `RecordEnds`, which stay: so does whatever follows.
 
         It has to be the next one, or with `in_order` false (several tasks decide side by side, and which came first was
-        chance) one of the next `LOOK_AHEAD`. `told(step)` says in words what was recorded.
+        chance) one of the next `LOOK_AHEAD`. `describe(step)` says in words what was recorded.
         """
         with self._lock:
             if self.departed is not None or self.ended is not None:
@@ -165,7 +165,7 @@ class Script:
             following = self.next
             if following is None and self._broken_off:
                 raise self.over(f"the run was broken off before the algorithm decided {got}")
-            expected = "nothing more" if following is None else told(following)
+            expected = "nothing more" if following is None else describe(following)
             self.departed = Departed(position=-1 if following is None else following.position, expected=expected, got=got)
             raise self.departed
 

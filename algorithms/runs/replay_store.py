@@ -91,7 +91,7 @@ class ReplayStore(PastStore):
         alone = await self._alone()
         self._activity += 1
         self._fruitless = 0
-        step = self.script.take(kind, digest, got, self.told, in_order=alone)
+        step = self.script.take(kind, digest, got, self.described, in_order=alone)
         self.past.to(step.position + 1)
         return step
 
@@ -106,7 +106,7 @@ class ReplayStore(PastStore):
         with self._lock:
             return all(one is task or one.done() for one in self._callers)
 
-    def told(self, step: Step) -> str:
+    def described(self, step: Step) -> str:
         """A recorded step in words: what was enqueued or published is looked up where it was."""
         self.past.to(step.position + 1)
         if step.kind in (ENQUEUED, STARTED):
@@ -281,10 +281,10 @@ class ReplayStore(PastStore):
 
     async def _facts(self, wanted: frozenset[str] | None, since: int) -> AsyncIterator[Fact]:
         """Ends where the run ended: nothing follows in the record."""
-        heard, index = self.past.batches, 0
+        batches, index = self.past.batches, 0
         while True:
-            while index < len(heard):
-                one = heard[index]
+            while index < len(batches):
+                one = batches[index]
                 index += 1
                 if one.position > since:
                     for fact in facts_of(one, self.past.log.log_id):

@@ -151,8 +151,8 @@ class Replayer:
     async def _hand(self, subscriber: Subscriber[Any], store: ReplayStore) -> None:
         """The facts from the opening of the run on, or from where its group stood then, one after the other."""
         run = store.recording.run
-        told: Any = run.parameters
-        since = cast("dict[str, Any]", told).get("since") if isinstance(told, dict) else None
+        parameters: Any = run.parameters
+        since = cast("dict[str, Any]", parameters).get("since") if isinstance(parameters, dict) else None
         async for fact in store.subscribe(subscriber.types or None, since=since if isinstance(since, int) else run.opened_at):
             await subscriber.take(fact, store)
 
@@ -180,7 +180,7 @@ def _report(recording: Recording, store: ReplayStore, algorithm: Replayed) -> Re
     departed, ended = script.departed, script.ended
     missing = script.next
     if departed is None and ended is None and missing is not None:
-        departed = Departed(position=missing.position, expected=store.told(missing), got="nothing more")
+        departed = Departed(position=missing.position, expected=store.described(missing), got="nothing more")
     if departed is None and ended is None and recording.best is not None and isinstance(algorithm, Algorithm):
         expected, got = recording.best.content, best_content(algorithm.get_best_resources())
         if got != expected:

@@ -267,7 +267,7 @@ class StoreHandle:
 
     @contextmanager
     def opened(self) -> Generator[LightningStore, None, None]:
-        """The store for this block. Whoever opened it closes it: the block, unless it was open already."""
+        """The store for this block. What opened it closes it: the block, unless it was open already."""
         before = self._store
         store = self.get()
         try:

@@ -8,7 +8,7 @@ Rules for every implementation (tests/core/log/log_contract.py runs them all):
 
 - `append` never blocks; `done` is called exactly once, from a thread of the log, in the order of the appends to that
   partition, after the batch is durable (see `Topic.durable`). The records of one append get consecutive offsets or none.
-- Appends to different partitions do not wait for each other: whoever refers to a record waits for its acknowledgement.
+- Appends to different partitions do not wait for each other: who refers to a record waits for its acknowledgement.
 - An acknowledgement may carry base offset -1: the records are in the log, the log cannot say where.
 - `UnknownOutcome` given to `done` means: perhaps written. Any other error means: not written.
 - After `close` every append is answered with `LogClosed`.

@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 
 def _as_number(value: Any) -> float | None:
-    """NaN passes, since results of older releases may hold it; whoever makes or stores a reward refuses it."""
+    """NaN passes, since results of older releases may hold it; what makes or stores a reward refuses it."""
     found = number(value)
     if value is not None and found is None:
         raise ValueError(f"a reward must be a number, not {type(value).__name__}")

@@ -214,7 +214,7 @@ class LightningStore:
             worker_id: who claims; its worker record becomes busy, or idle when empty.
             wait_seconds: how long to wait for work to appear; 0 returns at once.
             incarnation: unique id of one life of the runner process. Worker ids repeat from
-                machine to machine; whose heartbeats keep which attempt alive is told by this.
+                machine to machine; whose heartbeats keep which attempt alive follows from this.
             command_id: makes the claim idempotent: the same id gives the same claim again.
             run_id: claims rollouts of that run only (capability ``run_claims``). Without it the rollouts of runs that
                 have runners of their own are left out.
@@ -462,7 +462,7 @@ class LightningStore:
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Worker]:
-        """Workers: by default those that ever claimed something, then those that were only heard of.
+        """Workers: by default those that ever claimed something, then those that only sent heartbeats.
 
         Each group is in the order of its first appearance.
         """

@@ -436,13 +436,13 @@ def _events(answers: bool) -> Reader:
     """OpenTelemetry's events of one message each, as events of the span or as a list in an attribute of it."""
 
     def read(span: Span) -> list[Message] | None:
-        said: list[tuple[str, Mapping[str, Any]]] = [(event.name, event.attributes) for event in span.events]
+        found_events: list[tuple[str, Mapping[str, Any]]] = [(event.name, event.attributes) for event in span.events]
         for key in ("events", "all_messages_events"):
             listing = listed(_stored(span.attributes, key))
-            said += [(str(_fields(one).get("event.name", "")), _fields(one)) for one in listing]
+            found_events += [(str(_fields(one).get("event.name", "")), _fields(one)) for one in listing]
         found: list[Message] = []
         seen = False
-        for name, attributes in said:
+        for name, attributes in found_events:
             if answers and name == _CHOICE:
                 seen = True
                 own = {**attributes, **_fields(attributes.get("message"))}

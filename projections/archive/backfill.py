@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 SLICE_RECORDS = 256
 PAUSE_SECONDS = 0.002
-"""Between two slices of some milliseconds: whoever is served now goes first."""
+"""Between two slices of some milliseconds: calls that are being served go first."""
 RETRY_SECONDS = 2.0
 POLL_SECONDS = 0.05
 
@@ -71,7 +71,7 @@ class Backfill:
     def _run(self) -> None:
         try:
             self._fill()
-        except Exception as error:  # recorded, and raised by whoever needs the index: nothing else depends on it
+        except Exception as error:  # recorded, and raised where the index is needed: nothing else depends on it
             logger.exception("The index of finished rollouts cannot be made.")
             self._failed = StorageError(f"the index of finished rollouts cannot be made ({error}); restart the store")
 

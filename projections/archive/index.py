@@ -334,7 +334,7 @@ class ArchiveIndex:
             self._complete_to = (position, fingerprint)
             if len(self._pending) >= BATCH:
                 self._ready.notify()
-            # Once there is a thread that writes, nobody waits for it: whoever adds may hold the node's lock.
+            # Once there is a thread that writes, nobody waits for it: the caller may hold the node's lock.
             overfull = len(self._pending) > MOST_PENDING and not self._refused and self._thread is None
         if overfull:
             self.flush()
@@ -459,7 +459,7 @@ class ArchiveIndex:
     def reading(self, still: bool = False) -> Generator[ArchiveRows, None, None]:
         """The table as it is at one moment, and `moves` of that moment. Raises `Rebuilding` where it cannot be read.
 
-        A file is read beside whoever writes it, by one thread at a time. A table in memory has one connection: nobody
+        A file is read beside its writer, by one thread at a time. A table in memory has one connection: nobody
         writes it meanwhile. So it is with `still`, and for that the node's lock has to be held already.
         """
         try:

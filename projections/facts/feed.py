@@ -105,7 +105,7 @@ class FactFeed:
         """Everything after the present position is kept from here on."""
         self._complete_after = self._node.state.position - 1
 
-    def heard(self, outcome: Outcome) -> None:
+    def folded(self, outcome: Outcome) -> None:
         """A record was folded; called under the node's lock."""
         batch = batch_of(outcome)
         if batch is None:

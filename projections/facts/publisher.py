@@ -181,7 +181,7 @@ class Publisher:
 
     # Under the node's lock
 
-    def heard(self, outcome: Outcome) -> None:
+    def folded(self, outcome: Outcome) -> None:
         """A record was folded."""
         if outcome.proposal is None and outcome.verdict is None:
             self._odd.append((outcome.position, self._node.next_offset - 1))

@@ -125,7 +125,7 @@ class Cluster:
     def folded(self, outcome: Outcome) -> None:
         """A record was folded; under the node's lock."""
         if self.publisher is not None:
-            self.publisher.heard(outcome)
+            self.publisher.folded(outcome)
 
     def grace_seconds(self, now: float) -> float | None:
         """How long this node leaves a deadline to others; None: it must not act at all. `now` is monotonic."""

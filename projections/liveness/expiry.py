@@ -119,7 +119,7 @@ class Expiry:
             self._wake.notify_all()  # else the next turn is early enough, and a turn looks at every open attempt
 
     def clock_moved(self, elapsed_ms: int) -> None:
-        """The log's clock moved, whoever moved it: what this keeper counted meanwhile is in the log already."""
+        """The log's clock moved, on this node or another: what this keeper counted meanwhile is in the log already."""
         self._stepped = min(self._stepped + elapsed_ms / 1000, self._now())
 
     def backing_off(self, rollout_id: str) -> None:

@@ -112,15 +112,15 @@ BEHIND_SECONDS = 2.5 * BEAT_SECONDS
 AWAITED_BEATS = 16
 REPORTED_AT_ONCE = 20_000
 KEYS = 16
-"""A node's beats go round so many keys: whoever reads the compacted topic late still finds the last ones."""
+"""A node's beats go round so many keys: a late reader of the compacted topic still finds the last ones."""
 
 
 class NodeBeat(msgspec.Struct, omit_defaults=True):
-    """One beat of a node. `heard`: (rollout_id, sequence_id, wall clock in microseconds) of open attempts it observed."""
+    """One beat of a node. `observed`: (rollout_id, sequence_id, wall clock in microseconds) of open attempts it observed."""
 
     node: str
     number: int
-    heard: list[tuple[str, int, int | None]] = []
+    observed: list[tuple[str, int, int | None]] = []
 
 
 class NodeGossip:
@@ -258,7 +258,7 @@ class NodeGossip:
             while awaited and awaited[0][0] <= beat.number:
                 awaited.popleft()
             return
-        for rollout_id, sequence_id, time_us in beat.heard:
+        for rollout_id, sequence_id, time_us in beat.observed:
             self._heartbeats.beat((rollout_id, sequence_id), now, time_us, late=True, elsewhere=True)
 
     def _take_worker(self, record: Record, kind: str, now: float) -> None:

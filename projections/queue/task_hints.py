@@ -3,7 +3,7 @@
 A hint says "rollout X became claimable at position P of the control log". It is judged once this node has folded P:
 what is still in the queue may then be claimed here at once (dispatch.py), anything else is of no use. Its offset is
 committed as soon as the rollout has left the queue, that is when the fold has seen the claim and before its agent is
-done; a hint that comes twice, or too late, changes nothing. The claim is the authority, and whoever is idle steals what
+done; a hint that comes twice, or too late, changes nothing. The claim is the authority, and an idle node steals what
 lies in the queue for 20 ms: so lost hints, a slow group or a rebalance that never ends leave nobody without work.
 """
 
@@ -211,7 +211,7 @@ class HintFeed:
         member.poll(1, 0.0)  # a member that does not poll for minutes is put out of its group
 
     def _join(self, engine: Engine) -> Membership:
-        """This may wait as long as a rebalance does; whoever closes the feed does not wait for it."""
+        """This may wait as long as a rebalance does; closing the feed does not wait for it."""
         self._offsets.forget()
         member = self._member = engine.log.join(self.group, [TASKS], self.member_id)
         self._paused = self._fresh = False

@@ -103,7 +103,7 @@ class Node:
         self.on_lost: Callable[[Exception], None] | None = None
         """Called under the lock, once, when nothing may be answered from this state any more."""
         self.on_doubt: Callable[[int], None] | None = None
-        """Told, under the lock, of a position where another node's history differs from ours: one of us is wrong."""
+        """Called under the lock with a position where another node's history differs from ours: one of us is wrong."""
 
     # Start and stop
 

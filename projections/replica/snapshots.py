@@ -182,7 +182,7 @@ class StateImage:
                 for start in range(0, len(left), SLICE_ROLLOUTS):
                     with node.lock:
                         self._pack(left[start : start + SLICE_ROLLOUTS])
-                    time.sleep(0)  # whoever waits for the lock goes first
+                    time.sleep(0)  # what waits for the lock goes first
                 with node.lock:
                     before, left = len(left), list(self._changed)
                     if len(left) <= SLICE_ROLLOUTS or len(left) >= before:  # or more changes than this can keep up with

@@ -1,7 +1,7 @@
 """Spans where others write to the same log: a number is read from the record's place, by folding up to it.
 
 The single writer of span_book.py knows its place before the log does. Here only the log knows it: a record is appended,
-acknowledged, and then everything of its rollout that lies before it is folded, whoever wrote it.
+acknowledged, and then everything of its rollout that lies before it is folded, no matter which node wrote it.
 """
 
 from __future__ import annotations

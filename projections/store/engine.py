@@ -214,7 +214,7 @@ class Engine(Views):
                     self.expiry.opened(key, rollout.attempts[one.sequence_id - 1].incarnation)
             elif kind in fact.ENDS:
                 self.heartbeats.open.pop((rollout_id, one.sequence_id), None)
-        self.facts.heard(outcome)
+        self.facts.folded(outcome)
         if isinstance(self.spans, SharedSpanLog):
             self.spans.notice(outcome)
         if self.cluster is not None:
@@ -292,7 +292,7 @@ class Engine(Views):
         self.archive_index.close()
 
     def _end_waits(self, error: Exception) -> None:
-        """Whoever waits for something to happen here learns that nothing will."""
+        """Everything that waits here gets the error."""
         for part in (self.waiters, self.claim_queue, self.facts):
             part.fail(error)
         for _, future in self._position_waiters:

@@ -42,7 +42,7 @@ _LOGINS = _Logins()
 def checked(given: Mapping[str, str], environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """The options that count: those of the address, and those of the environment that fit them.
 
-    An option of the address that its protocol would ignore is refused: whoever writes a password there believes that it is
+    An option of the address that its protocol would ignore is refused: who writes a password there believes that it is
     used. One of the environment is left out, since one environment serves several addresses. Raises `InvalidInput`.
     """
     found = {name: text for name in sorted(SECURITY) if (text := (environment or {}).get(ENVIRONMENT + name.upper()))}

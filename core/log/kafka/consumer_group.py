@@ -365,7 +365,7 @@ async def _lags_of(
 ) -> list[PartitionLag]:
     places: list[Any] = []
     for topic in topics:
-        # The client asks for the topic's metadata only when it reads it; assigning is how it is told to.
+        # The client asks for the topic's metadata only when it reads it; assigning makes it do so.
         parts = asker.partitions_for_topic(topic) or await _partitions(asker, topic)
         places += [TopicPartition(topic, part) for part in sorted(parts)]
     ends = await asker.end_offsets(places)

@@ -127,16 +127,16 @@ class KafkaLog(Log):
     async def _insist(self) -> str:
         """Open, and wait for a broker that is away, saying so once. Raises `StorageError` when it does not come."""
         loop = asyncio.get_running_loop()
-        deadline, told = loop.time() + self.address.wait_seconds, False
+        deadline, reported = loop.time() + self.address.wait_seconds, False
         while True:
             try:
                 return await self._open()
             except StorageError as error:
                 if isinstance(error, AccessRefused) or loop.time() >= deadline:
                     raise
-                if not told:
+                if not reported:
                     logger.warning("waiting for Kafka at %s: %s", self.address.bootstrap, error)
-                    told = True
+                    reported = True
                 await stop_quietly(self._ends)
                 await asyncio.sleep(0.5)
 
@@ -191,8 +191,8 @@ class KafkaLog(Log):
     async def _note_first(self) -> None:
         """Write down with which event the log begins. The next opening does it where this fails."""
         try:
-            said = Identity(self.log_id, FORMAT, partitions=self._partitions, first=dict(self._first))
-            await write_identity(self.address, await self._producer.get(), said)
+            identity = Identity(self.log_id, FORMAT, partitions=self._partitions, first=dict(self._first))
+            await write_identity(self.address, await self._producer.get(), identity)
         except (KafkaError, OSError) as error:
             logger.warning("The beginning of the log was not noted in %s: %s", self.address.topic("meta"), error)
 
@@ -497,11 +497,11 @@ class ReadOnlyKafkaLog(KafkaLog):
         super().__init__(replace(parsed, state=None))
 
     async def _insist(self) -> str:
-        """Whoever only looks is told at once that the broker is away."""
+        """A reader learns at once that the broker is away."""
         return await self._open()
 
     async def _identify(self, reader: Any, found: Survey) -> Verified:
-        """What is not whole is told and shown as it is; `findings` has it for `agl log check`."""
+        """What is not whole is reported and shown as it is; `findings` has it for `agl log check`."""
         known = await read_identity(self.address, reader)
         if known is None:
             return Verified("", found.partitions, {})

@@ -93,14 +93,14 @@ def merged(values: Iterable[bytes | None]) -> Identity | None:
     known: Identity | None = None
     for value in values:
         try:
-            said = msgspec.json.decode(value or b"", type=Identity)
+            identity = msgspec.json.decode(value or b"", type=Identity)
         except msgspec.MsgspecError:
             continue
         if known is None:
-            known = said
-        elif said.log_id == known.log_id:
+            known = identity
+        elif identity.log_id == known.log_id:
             known = Identity(
-                known.log_id, known.format, {**said.partitions, **known.partitions}, {**said.first, **known.first}
+                known.log_id, known.format, {**identity.partitions, **known.partitions}, {**identity.first, **known.first}
             )
     return known
 
@@ -123,9 +123,9 @@ async def identify(address: KafkaAddress, reader: Any, producer: Any, present: M
     return verified
 
 
-async def write_identity(address: KafkaAddress, producer: Any, said: Identity) -> None:
+async def write_identity(address: KafkaAddress, producer: Any, identity: Identity) -> None:
     """Add a record to `meta`."""
-    await producer.send_and_wait(address.topic(META), msgspec.json.encode(said), key=b"log", partition=0)
+    await producer.send_and_wait(address.topic(META), msgspec.json.encode(identity), key=b"log", partition=0)
 
 
 async def verify(

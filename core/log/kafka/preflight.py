@@ -1,7 +1,7 @@
 """Whether a Kafka lets us in, asked once before any client is made: clients only say that they found no server.
 
 A server that is away, or only just starting, is a matter of waiting. One that answers and refuses is not: what it takes
-offence at is found out here, if need be by trying the door the other way round, and told with the setting that mends it.
+offence at is found out here, if need be by trying the door the other way round, and reported with the setting that mends it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def unreachable(address: KafkaAddress, error: BaseException) -> StorageError:
 
 
 async def _knock(server: str, options: dict[str, Any]) -> None:
-    """Connect, prove who we are, and ask for something that only those are told who were let in."""
+    """Connect, prove who we are, and ask for something that only an authorized client is answered."""
     host, port, _ = get_ip_port_afi(server)
     connection: Any = await create_conn(host, port, **options)
     try:
@@ -125,11 +125,11 @@ def _of_certificates(authority: str | None, certificate: str | None, error: Base
     while found is not None and not isinstance(found, ssl.SSLError):
         found = found.__cause__
     if isinstance(found, ssl.SSLCertVerificationError):
-        said = found.verify_message.rstrip(".")
-        if "mismatch" in said:
-            return f"has a certificate for another name ({said}); write the address as its certificate has it"
+        message = found.verify_message.rstrip(".")
+        if "mismatch" in message:
+            return f"has a certificate for another name ({message}); write the address as its certificate has it"
         trusted = f"ssl_cafile {authority} does" if authority else "the authorities of this machine do"
-        return f"has a certificate that {trusted} not vouch for ({said}); set ssl_cafile to the authority that signed it"
+        return f"has a certificate that {trusted} not vouch for ({message}); set ssl_cafile to the authority that signed it"
     reason = "" if found is None else found.reason or ""
     if "ALERT" in reason and ("CERT" in reason or "UNKNOWN_CA" in reason):
         if certificate:
@@ -149,7 +149,7 @@ async def _answers_in_the_clear(server: str) -> bool:
 
 
 async def _speaks_tls(server: str) -> bool:
-    """Whether a handshake gets anywhere. Nothing is said in it, so nobody's certificate is looked at."""
+    """Whether a handshake gets anywhere. Nothing is sent in it, so nobody's certificate is looked at."""
     host, port, _ = get_ip_port_afi(server)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE

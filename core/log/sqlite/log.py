@@ -160,7 +160,7 @@ class SqliteLog(EmbeddedLog):
         return ReadOnlyLog(Path(path))
 
     def set_address(self, address: str | None) -> None:
-        """Say where this process serves the log, for whoever is refused it."""
+        """Say where this process serves the log, for the message of who is refused it."""
         self._lock_file.set_address(address)
 
     # Connecting

@@ -124,7 +124,7 @@ class Reader:
     # Questions
 
     def read(self, topic: str, offset: int, max_records: int, headers: bool) -> Sequence[Record]:
-        """As `Log.read`; at the end a missing record cannot be told from none."""
+        """As `Log.read`; at the end a missing record is not distinguishable from none."""
         if offset > MOST_OFFSET:
             return []
         expected = None if TOPICS[topic].compacted else offset

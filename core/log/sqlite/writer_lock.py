@@ -120,7 +120,7 @@ class WriterLock:
         self._file.truncate(len(text))
 
     def set_address(self, address: str | None) -> None:
-        """Say where the owner serves, for whoever is refused."""
+        """Say where the owner serves, for the message of who is refused."""
         self._facts["address"] = address
         self._write()
 
