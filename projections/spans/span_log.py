@@ -179,6 +179,7 @@ class SpanLog:
         """Rollout -> its spans that the log has not answered for yet, each with those who sent the same one meanwhile."""
         self._appends: dict[str, int] = {}
         """Rollout -> how many of its appends are under way; exactly those of `_under_way`."""
+        self._readings: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[Mapping[str, float]]] = {}
         self.born: set[str] = set()
 
     def _counter(self, rollout_id: str) -> Counter:
@@ -399,9 +400,16 @@ class SpanLog:
     async def end(self, rollout_id: str) -> SpansEnd:
         """What the event that ends an attempt says of its spans. Raises `LogError` where the log does not answer."""
         watermark = await self.watermark(rollout_id)
-        if self.has_rewards(rollout_id, watermark):
-            return SpansEnd(watermark, self.rewards(rollout_id, watermark))
-        return SpansEnd(watermark, await asyncio.to_thread(self.rewards, rollout_id, watermark))
+        # Calls for one rollout share a reading, so that they go on in the order in which they came.
+        key = (asyncio.get_running_loop(), rollout_id, watermark)
+        reading = self._readings.get(key)
+        if reading is None:
+            if self.has_rewards(rollout_id, watermark):
+                return SpansEnd(watermark, self.rewards(rollout_id, watermark))
+            reading = asyncio.ensure_future(asyncio.to_thread(self.rewards, rollout_id, watermark))
+            self._readings[key] = reading
+            reading.add_done_callback(lambda _: self._readings.pop(key, None))
+        return SpansEnd(watermark, await asyncio.shield(reading))
 
     def lost(self, rollout_id: str, created_us: int, watermark: int) -> bool:
         """Whether acknowledged spans of a rollout are gone, or may be: a topic made anew, or pruned by its age.

@@ -154,7 +154,7 @@ async def test_another_name_is_let_in_where_it_was_named_and_the_client_says_so(
 async def test_a_server_answers_under_the_address_that_it_gives_to_clients(
     store: LightningStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("server.access_host", "app.reached_at"):
+    for name in ("server.access_host", "uvicorn_runner.access_host"):
         monkeypatch.setattr(f"agentlightning.rest.server.{name}", lambda host: "192.0.2.9")
     server = LightningStoreServer(store, host="0.0.0.0", port=0, token="t", allow_hosts=["store.example.com"])
     assert server.endpoint.startswith("http://192.0.2.9:")
