@@ -151,7 +151,7 @@ class InterruptHandler:
         stop: called by the first signal; it must not block.
         hurry: called by the second signal. 2.5 s later, or at a third signal, the process ends, and
             after SIGTERM the block ends with SystemExit. None, for commands, which return
-            `exit_code`: a second Ctrl+C ends the process.
+            `exit_code`: the operating system ends the process at a Ctrl+C that follows the first signal.
         grace_seconds: how long running work may take after the first; for the log line, which a command omits.
     """
 
@@ -199,12 +199,15 @@ class InterruptHandler:
                     "Stopping: no more work is taken; what runs has %g s. Press Ctrl+C again to end at once.",
                     self._grace_seconds,
                 )
+            if self._hurry is None:
+                # A handler in Python would wait until the event loop of the main thread wakes up, which may be never.
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
             self._stop()
         elif self._hurry is not None and self.count == 2:
             _log.warning("Ending at once; the store hands the running rollouts to other runners.")
             self._hurry()
             threading.Thread(target=self._end, name="agl-end", daemon=True).start()
-        elif self._hurry is not None or number == signal.SIGINT:
+        elif self._hurry is not None:
             os._exit(INTERRUPTED)  # the log survives this
 
     def _end(self) -> None:

@@ -124,6 +124,7 @@ def test_every_way_in_leads_to_a_log_and_the_clients_log_has_no_login(
     into(options)
     url = secured.url(listener, random_prefix())
     printed = [invoke("kafka", "init", "--log", url)]
+    assert printed[0][0] == 0, printed[0][1]
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="aiokafka"):
         rollout_id = asyncio.run(one_rollout(url))
     assert "Metadata" in caplog.text, "the client's requests are not in this log"
