@@ -15,6 +15,8 @@ test: setup
 
 setup: .venv/.ready
 
+# REFERENCE_PYTHON=/path/to/python (with agentlightning==0.3.0) adds the reference, GROWTH=5 ends at 10^5 rollouts, and RECORD=1
+# keeps the figures in tests/benchmarks/measured.json.
 bench: setup
 	@.venv/bin/python -m tests.benchmarks
 

@@ -1,140 +1,175 @@
-"""The same over HTTP: one client process, 1, 16 and 64 runners that each do the calls of a small rollout."""
+"""Rollouts over HTTP: one client process with 1, 16 and 64 runners, against the reference's server where that is given.
+
+`REFERENCE_PYTHON` is an interpreter that has `agentlightning==0.3.0`: then its store in memory and ours on a file answer
+the same client program (http_load.py) in turn, each side with its own client, and the ratio is of one run on one machine.
+Processor time is printed beside wall time: on a machine that does other things it is the figure that stays.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import json
+import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
-import psutil
-
-from agentlightning.core.model.rollout import EnqueueRolloutRequest
-from agentlightning.core.model.span import Span
-from agentlightning.rest.client.client import LightningStoreClient
-
+from .measured import note
 from .table import percentile, show
 
 SECONDS = 5.0
-WARM_UP_SECONDS = 1.0
 RUNNERS = (1, 16, 64)
-QUEUED = 15_000
-"""Rollouts that are there before the runners begin; at 64 runners they have to last for six seconds."""
 SPANS = 5
 CALLS = 1 + 2 * SPANS + 1
 """Store methods a rollout: dequeue, five times (next sequence id, add_span), update_attempt."""
-REFERENCE_ROLLOUTS = 30.0
-REFERENCE_CALLS = 370.0
-"""The reference implementation, in memory and not durable, on 2 shared cores: 24 to 36 rollouts/s, 310 to 430 calls/s."""
+ROUNDS = 2
+"""How often each side is measured with so many runners, in turn."""
+START_SECONDS = 60.0
+_CLI = "import sys; from agentlightning.cli import main; sys.exit(main(sys.argv[1:]))"
+_ENVIRONMENT = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+"""A library of the reference looks up prices on the network at its import, and waits where there is none."""
+_LOAD = Path(__file__).with_name("http_load.py")
 
 
-@dataclass
-class Figures:
-    """What one run of `SECONDS` showed. Processor time is in seconds, of all threads of a process, in user and kernel mode."""
+class Figures(NamedTuple):
+    """What one client program measured; seconds of wall and processor time, and those of single calls."""
 
-    rollouts: int = 0
-    seconds: float = 0.0
-    server_cpu: float = 0.0
-    client_cpu: float = 0.0
-    claims: list[float] = field(default_factory=list[float])
-    spans: list[float] = field(default_factory=list[float])
-    """How long each add_span took, in seconds."""
+    rollouts: int
+    seconds: float
+    client_seconds: float
+    server_seconds: float
+    claims: list[float]
+    spans: list[float]
 
+    @property
+    def rate(self) -> float:
+        """Rollouts per second."""
+        return self.rollouts / self.seconds
 
-async def _runner(store: LightningStoreClient, name: str, until: float, figures: Figures) -> None:
-    while time.perf_counter() < until:
-        began = time.perf_counter()
-        claimed = await store.dequeue_rollout(name)
-        figures.claims.append(time.perf_counter() - began)
-        if claimed is None:
-            raise RuntimeError("the queue ran dry: enqueue more")
-        rollout_id, attempt_id = claimed.rollout_id, claimed.attempt.attempt_id
-        for number in range(SPANS):
-            sequence = await store.get_next_span_sequence_id(rollout_id, attempt_id)
-            span = Span.from_attributes(
-                rollout_id=rollout_id,
-                attempt_id=attempt_id,
-                sequence_id=sequence,
-                name="openai.chat.completion",
-                attributes={"gen_ai.prompt.0.content": "why is the sky blue? " * 10, "number": number},
-                start_time=time.time(),
-                end_time=time.time(),
-            )
-            began = time.perf_counter()
-            await store.add_span(span)
-            figures.spans.append(time.perf_counter() - began)
-        await store.update_attempt(rollout_id, attempt_id, status="succeeded")
-        figures.rollouts += 1
+    @property
+    def server_ms(self) -> float:
+        """Processor time of the server per rollout."""
+        return self.server_seconds / self.rollouts * 1e3
+
+    @property
+    def server_us(self) -> float:
+        """Processor time of the server per store method."""
+        return self.server_seconds / self.rollouts / CALLS * 1e6
+
+    @property
+    def client_ms(self) -> float:
+        """Processor time of the client per rollout."""
+        return self.client_seconds / self.rollouts * 1e3
+
+    def joined(self, other: Figures) -> Figures:
+        """Both runs as one."""
+        both = [mine + its for mine, its in zip(cast("tuple[Any, ...]", self), other)]
+        return Figures(*both)
 
 
-async def _measure(url: str, server: psutil.Process, runners: int) -> Figures:
-    store = LightningStoreClient(url)
-    try:
-        for _ in range(QUEUED // 500):
-            await store.enqueue_many_rollouts([EnqueueRolloutRequest(input={"question": "?"}) for _ in range(500)])
-        for seconds in (WARM_UP_SECONDS, SECONDS):
-            figures = Figures()
-            server_cpu, client_cpu, began = _cpu(server), time.process_time(), time.perf_counter()
-            await asyncio.gather(*(_runner(store, f"W-{n}", began + seconds, figures) for n in range(runners)))
-            figures.seconds = time.perf_counter() - began
-            figures.server_cpu = _cpu(server) - server_cpu
-            figures.client_cpu = time.process_time() - client_cpu
-        return figures
-    finally:
-        await store.close()
+@contextmanager
+def a_server(python: str, options: list[str]) -> Generator[tuple[str, int], None, None]:
+    """`agl store` of an interpreter, as a user would start it; (its address, its process)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [python, "-c", _CLI, "store", "--host", "127.0.0.1", "--port", str(port), "--log-level", "ERROR", *options]
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
+        with subprocess.Popen(command, cwd=folder, env=_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT) as server:
+            try:
+                until = time.perf_counter() + START_SECONDS
+                while not _answers(port):
+                    if server.poll() is not None or time.perf_counter() > until:
+                        output.seek(0)
+                        raise RuntimeError(f"the store of {python} did not start: {output.read()}")
+                    time.sleep(0.05)
+                yield f"http://127.0.0.1:{port}", server.pid
+            finally:
+                server.terminate()
 
 
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def load(python: str, server: tuple[str, int], runners: int, spans: int = SPANS, seconds: float = SECONDS) -> Figures:
+    """Run the client program of an interpreter against a server."""
+    address, pid = server
+    command = [python, str(_LOAD), address, str(runners), str(spans), str(seconds), str(pid)]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(command, cwd=folder, env=_ENVIRONMENT, check=True, stdout=subprocess.PIPE, text=True)
+    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def _ours(runners: int, spans: int = SPANS) -> Figures:
+    with tempfile.TemporaryDirectory() as folder:
+        with a_server(sys.executable, ["--log", f"sqlite:///{Path(folder) / 'log.db'}"]) as server:
+            return load(sys.executable, server, runners, spans)
+
+
+def _reference(python: str, runners: int) -> Figures:
+    with a_server(python, []) as server:
+        return load(python, server, runners)
+
+
+def _in_turn(runners: int, python: str | None) -> tuple[Figures, Figures | None]:
+    """(ours, the reference's) over all rounds."""
+    ours: Figures | None = None
+    theirs: Figures | None = None
+    for _ in range(ROUNDS):
+        if python:
+            found = _reference(python, runners)
+            theirs = found if theirs is None else theirs.joined(found)
+        found = _ours(runners)
+        ours = found if ours is None else ours.joined(found)
+    assert ours is not None
+    return ours, theirs
 
 
 def run() -> None:
-    """Start `agl store` on a file, as a user would, and print the tables."""
-    rates: list[list[object]] = []
-    costs: list[list[object]] = []
+    """Print the tables."""
+    python = os.environ.get("REFERENCE_PYTHON")
+    rows: list[list[object]] = []
+    kept: dict[str, float] = {}
     for runners in RUNNERS:
-        with tempfile.TemporaryDirectory() as folder:
-            port = _free_port()
-            command = [sys.executable, "-m", "agentlightning", "store", "--port", str(port), "--log-level", "WARNING"]
-            command += ["--log", f"sqlite:///{Path(folder) / 'log.db'}"]
-            with subprocess.Popen(command) as server:
-                try:
-                    found = asyncio.run(_measure(f"http://127.0.0.1:{port}", psutil.Process(server.pid), runners))
-                finally:
-                    server.terminate()
-        rate = found.rollouts / found.seconds
-        rates.append(
-            [
-                runners,
-                f"{rate:,.0f}",
-                f"{rate / REFERENCE_ROLLOUTS:.1f}",
-                f"{rate * CALLS:,.0f}",
-                f"{rate * CALLS / REFERENCE_CALLS:.1f}",
-                *(f"{percentile(found.claims, share) * 1e3:.2f}" for share in (0.5, 0.99)),
-                *(f"{percentile(found.spans, share) * 1e3:.2f}" for share in (0.5, 0.99)),
-            ]
-        )
-        cpu = (found.server_cpu / found.rollouts, found.client_cpu / found.rollouts)
-        costs.append([runners, *(f"{one * 1e3:.2f}" for one in cpu), *(f"{one / CALLS * 1e6:.0f}" for one in cpu)])
+        ours, theirs = _in_turn(runners, python)
+        rows += [_row(runners, "reference, in memory", theirs, None)] if theirs else []
+        rows.append(_row(runners, "ours, on a file", ours, theirs))
+        kept |= {f"rollouts_{runners}": ours.rate, f"server_ms_{runners}": ours.server_ms}
+        kept |= {f"claim_ms_{runners}": percentile(ours.claims, 0.5) * 1e3}
+        kept |= {f"add_span_ms_{runners}": percentile(ours.spans, 0.5) * 1e3}
+        if theirs:
+            kept[f"ratio_{runners}"] = ours.rate / theirs.rate
     show(
-        "Rollouts over HTTP, one client process",
-        ("runners", "rollouts/s", "x reference", "calls/s", "x reference",
-         "claim p50 ms", "claim p99 ms", "add_span p50 ms", "add_span p99 ms"),
-        rates,
+        f"Rollouts of {SPANS} spans over HTTP, one client process",
+        ("runners", "store", "rollouts/s", "ratio", "server ms/rollout", "server us/method", "client ms/rollout",
+         "claim p50 / p99 ms", "add_span p50 / p99 ms"),
+        rows,
     )  # fmt: skip
-    show(
-        "Processor time of the same",
-        ("runners", "server ms/rollout", "client ms/rollout", "server us/call", "client us/call"),
-        costs,
-    )
+    if not python:
+        print("\nThe ratio to the reference: make bench REFERENCE_PYTHON=/path/to/python, which has agentlightning==0.3.0.")
+    _costs(kept)
+    note("http", **kept)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _row(runners: int, what: str, found: Figures, other: Figures | None) -> list[object]:
+    ratio = f"{found.rate / other.rate:.1f}" if other else ""
+    costs = (f"{found.server_ms:.2f}", f"{found.server_us:.0f}", f"{found.client_ms:.2f}")
+    calls = ([percentile(times, share) * 1e3 for share in (0.5, 0.99)] for times in (found.claims, found.spans))
+    return [runners, what, f"{found.rate:,.0f}", ratio, *costs, *(f"{p50:.2f} / {p99:.1f}" for p50, p99 in calls)]
+
+
+def _costs(kept: dict[str, float]) -> None:
+    """What a rollout costs without spans and what a span adds, from two lengths: the model of scale is computed from them."""
+    few, many = 1, 20
+    short, long = (_ours(RUNNERS[-1], spans) for spans in (few, many))
+    span_ms = (long.server_ms - short.server_ms) / (many - few)
+    kept |= {"server_span_ms": span_ms, "server_rollout_ms": short.server_ms - few * span_ms}
+    rows: list[list[Any]] = [["a rollout without spans", f"{kept['server_rollout_ms']:.2f}"], ["a span", f"{span_ms:.3f}"]]
+    show(f"Processor time of the server with {RUNNERS[-1]} runners", ("what", "ms"), rows)

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from agentlightning.core.events.codec import record_of
+from agentlightning.core.events.payload import ABSENT
 from agentlightning.core.events.schema import AnyEvent, Claim, NewRollout, Proposal
 from agentlightning.core.fold import apply as fold
 from agentlightning.core.fold import commands
@@ -60,27 +61,33 @@ class History:
             settings = self._settings
             made.append(self.step(commands.open_log(settings.window, settings.archive_after, FOLD_VERSION), "open"))
         while len(made) < count:
-            name = f"{self.state.position:032x}"
-            rollout_id = commands.rollout_id_of(name)
-            body = msgspec.Raw(b'"' + b"q" * 60 + b'"')
-            made.append(self.step(commands.enqueue([NewRollout(rollout_id, body)]), name))
-            claim = commands.claim(self.state, rollout_id, Claim(attempt_id="at-00000000", worker_id="Worker-0"))
-            assert claim is not None
-            made.append(self.step(claim, name + "c"))
-            rollout = self.state.rollouts[rollout_id]
-            seen = commands.observe(rollout, rollout.attempts[-1], "running", None)
-            assert seen is not None
-            made.append(self.step(seen, name + "o"))
-            ended = commands.update_attempt(
-                rollout, rollout.attempts[-1], status="succeeded", worker_id=None, metadata=None,
-                beat_us=None, watermark=5, lag_ms=0,
-            )  # fmt: skip
-            made.append(self.step(ended, name + "e"))
+            made += self.rollout()
         return made
 
+    def rollout(
+        self, metadata: msgspec.Raw = ABSENT, watermark: int = 5, reward: float | None = None
+    ) -> list[NewRecord]:
+        """The records of one more rollout; its spans lie below `watermark`."""
+        name = f"{self.state.position:032x}"
+        rollout_id = commands.rollout_id_of(name)
+        body = msgspec.Raw(b'"' + b"q" * 60 + b'"')
+        made = [self.step(commands.enqueue([NewRollout(rollout_id, body, metadata=metadata)]), name)]
+        claim = commands.claim(self.state, rollout_id, Claim(attempt_id="at-00000000", worker_id="Worker-0"))
+        assert claim is not None
+        made.append(self.step(claim, name + "c"))
+        rollout = self.state.rollouts[rollout_id]
+        seen = commands.observe(rollout, rollout.attempts[-1], "running", None)
+        assert seen is not None
+        made.append(self.step(seen, name + "o"))
+        ended = commands.update_attempt(
+            rollout, rollout.attempts[-1], status="succeeded", worker_id=None, metadata=None,
+            beat_us=None, watermark=watermark, reward=reward, lag_ms=0,
+        )  # fmt: skip
+        return [*made, self.step(ended, name + "e")]
 
-def append_all(log: Log, records: list[NewRecord]) -> None:
-    """Append to the control topic and wait."""
+
+def append_all(log: Log, records: list[NewRecord], topic: str = CONTROL) -> None:
+    """Append to the one partition of a topic of a file, or to that of the control topic of any log, and wait."""
     ready = threading.Event()
     failed: list[object] = []
 
@@ -89,7 +96,7 @@ def append_all(log: Log, records: list[NewRecord]) -> None:
             failed.append(result)
         ready.set()
 
-    log.append(CONTROL, 0, records, done)
+    log.append(topic, 0, records, done)
     ready.wait()
     assert not failed, failed
 
