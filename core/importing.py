@@ -1,4 +1,4 @@
-"""Finds an object of a user's program by ``module:name``, and says in one sentence what stands in the way."""
+"""Importing: an object of a user's program by ``module:name``, and functions called once a module has been imported."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .errors import InvalidInput
 
-__all__ = ["find"]
+__all__ = ["ImportHook", "find"]
 
 
 def find(spec: str, what: str, word: str) -> Any:
@@ -79,3 +82,37 @@ def _not_loaded(where: str, error: Exception) -> InvalidInput:
 def _search(folder: str) -> None:
     if folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+class ImportHook(MetaPathFinder):
+    """Calls functions with the modules of their names, each time the program has imported one; importing them is not for us."""
+
+    def __init__(self, acts: Mapping[str, Callable[[ModuleType], None]]) -> None:
+        self._acts = acts
+
+    def install(self) -> None:
+        """Act on what is imported from now on, and on what is loaded already."""
+        sys.meta_path.insert(0, self)
+        for name, act in self._acts.items():
+            module = sys.modules.get(name)
+            if module is not None:
+                act(module)
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The spec that the other finders have, which acts on the module when its code has run."""
+        act = self._acts.get(fullname)
+        if act is None:
+            return None
+        found = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((one for one in found if one is not None), None)
+        loader: Any = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def execute_and_act(module: ModuleType) -> None:
+                execute(module)
+                if module.__name__ == fullname:  # a loader may be shared, as that of an archive is
+                    act(module)
+
+            loader.exec_module = execute_and_act
+        return spec

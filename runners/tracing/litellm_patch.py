@@ -8,9 +8,7 @@ import inspect
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable
 from types import CellType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,49 +18,17 @@ from .openai_body import ChoicesAnswer, request_attributes
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
-__all__ = ["leave_litellm", "record_litellm"]
+__all__ = ["LITELLM", "leave_litellm", "record_litellm"]
 
 _log = logging.getLogger(__name__)
-_MODULE = "litellm.main"
+LITELLM = "litellm.main"
+"""The module that :func:`record_litellm` patches."""
 _STREAMS = "litellm.litellm_core_utils.streaming_handler"
 _FUNCTIONS = {"completion": False, "acompletion": True}
 """What is recorded, and whether it is a coroutine; the other functions of LiteLLM for chats call these."""
 
 
-def record_litellm(tracer: Tracer) -> None:
-    """Record LiteLLM's calls, at once or from the moment it is imported: importing it takes seconds and is not for us."""
-    loaded = sys.modules.get(_MODULE)
-    if loaded is not None:
-        _patch(loaded, tracer)
-    elif not any(isinstance(finder, _WhenImported) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WhenImported(tracer))
-
-
-class _WhenImported(MetaPathFinder):
-    """Patches the module when it has been imported, once."""
-
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
-
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The module's own, which patches it after its code ran."""
-        if fullname != _MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        loader: Any = None if spec is None else spec.loader
-        if loader is not None:
-            execute = loader.exec_module
-
-            def execute_and_patch(module: ModuleType) -> None:
-                execute(module)
-                _patch(module, self._tracer)
-
-            loader.exec_module = execute_and_patch
-        return spec
-
-
-def _patch(module: ModuleType, tracer: Tracer) -> None:
+def record_litellm(module: ModuleType, tracer: Tracer) -> None:
     """Replace the functions inside of LiteLLM's decorator, so that names that agents imported earlier are recorded too."""
     for name, asynchronous in _FUNCTIONS.items():
         cell = _decorated(getattr(module, name, None))
@@ -77,8 +43,7 @@ def _patch(module: ModuleType, tracer: Tracer) -> None:
 
 def leave_litellm() -> None:
     """Take it back; does nothing where it was not done."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _WhenImported)]
-    module = sys.modules.get(_MODULE)
+    module = sys.modules.get(LITELLM)
     if module is None:
         return
     for cell in [_decorated(getattr(module, name, None)) for name in _FUNCTIONS]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-import gc
-import importlib
+import importlib.util
 import logging
+import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from ...core.importing import ImportHook
 from ...core.log.open_log import shown
 from ...core.model.span import Attributes
 from .call_span import CALL, INSIDE, SCOPE, WITHIN, ModelCall
-from .litellm_patch import leave_litellm, record_litellm
+from .litellm_patch import LITELLM, leave_litellm, record_litellm
 from .openai_body import Answer, ChoicesAnswer, ResponseAnswer, request_attributes
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ _CALLS: dict[str, tuple[str, str, Callable[[], Answer]]] = {
     "openai.resources.responses": ("openai.response", "chat", ResponseAnswer),
 }
 """Module of the client: name of the span, name of the operation, what collects the answer."""
+_MODULES = {name: call for call in _CALLS for name in (call, f"{call}.{call.rpartition('.')[2]}")}
+"""Modules that define the classes, and their names in _CALLS: where one of those is a package, a module in it does."""
 _OWNERS = ("Completions", "Embeddings", "Responses")
 _METHODS = ("create", "parse")
 _LEFT_OUT = ("Omit", "NotGiven")
@@ -43,67 +47,64 @@ _RAW_HEADER = "x-stainless-raw-response"
 
 
 def instrument_all(tracer_provider: TracerProvider | None = None) -> bool:
-    """Record calls of the ``openai`` client, and of LiteLLM where it is used, as spans of ``tracer_provider``.
+    """Record calls of the ``openai`` client, and of LiteLLM, as spans of ``tracer_provider``, where the program uses them.
 
     None is the global provider. The patch is for the process and made once: True when it is there, False, with a
-    warning, when the client cannot be loaded. It sends nothing anywhere and adds no header to requests. Loading takes a
-    good part of a second of processor time, so a runner does it before its first task.
+    warning, when the client is not installed. It sends nothing anywhere and adds no header to requests. A module of the
+    client is patched when the program imports it: loading them all takes half a second of processor time.
     """
     from opentelemetry import trace
 
-    with _LOCK, _collector_paused():
-        try:
-            importlib.import_module("openai")
-        except ImportError as error:
-            _log.warning("Calls of the OpenAI client will not be recorded: %s", error)
-            return False
-        tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer(SCOPE)
-        for module, owner, method in _patchable():
-            held = vars(owner)[method]
-            if not _is_ours(held):
-                setattr(owner, method, _recorded(held, owner.__name__.startswith("Async"), module, tracer))
-        record_litellm(tracer)
+    if not _is_installed("openai"):
+        _log.warning("Calls of the OpenAI client will not be recorded: it is not installed.")
+        return False
+    with _LOCK:
+        if not any(isinstance(finder, ImportHook) for finder in sys.meta_path):
+            tracer = (tracer_provider or trace.get_tracer_provider()).get_tracer(SCOPE)
+            acts: dict[str, Callable[[ModuleType], None]] = {LITELLM: partial(record_litellm, tracer=tracer)}
+            for module, call in _MODULES.items():
+                acts[module] = partial(_record_openai, call=call, tracer=tracer)
+            ImportHook(acts).install()
         return True
 
 
 def uninstrument_all() -> None:
     """Take the patch back; does nothing without one."""
     with _LOCK:
-        for _, owner, method in _patchable():
-            held = vars(owner)[method]
-            if _is_ours(held):
-                setattr(owner, method, held.__wrapped__)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, ImportHook)]
+        for module in _MODULES:
+            for owner, method in _patchable(sys.modules.get(module)):
+                held = vars(owner)[method]
+                if _is_ours(held):
+                    setattr(owner, method, held.__wrapped__)
         leave_litellm()
 
 
-def _patchable() -> Iterator[tuple[str, type[Any], str]]:
-    """Module, class and method of each call that the installed version of the client has."""
-    for module in _CALLS:
-        try:
-            found = importlib.import_module(module)
-        except ImportError:
-            continue
-        for name in [prefix + owner for owner in _OWNERS for prefix in ("", "Async")]:
-            owner = getattr(found, name, None)  # not vars(): the client loads its classes on first access
-            for method in _METHODS:
-                if isinstance(owner, type) and method in vars(owner):
-                    yield module, owner, method
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ValueError:  # it is loaded, and says nothing of where it came from
+        return True
+
+
+def _record_openai(module: ModuleType, call: str, tracer: Tracer) -> None:
+    for owner, method in _patchable(module):
+        held = vars(owner)[method]
+        if not _is_ours(held):
+            setattr(owner, method, _recorded(held, owner.__name__.startswith("Async"), call, tracer))
+
+
+def _patchable(module: ModuleType | None) -> Iterator[tuple[type[Any], str]]:
+    """Class and method of each call that the module has."""
+    for name in [prefix + owner for owner in _OWNERS for prefix in ("", "Async")]:
+        owner = vars(module).get(name) if module is not None else None
+        for method in _METHODS:
+            if isinstance(owner, type) and method in vars(owner):
+                yield owner, method
 
 
 def _is_ours(held: Any) -> bool:
     return hasattr(held, CALL)
-
-
-@contextmanager
-def _collector_paused() -> Generator[None, None, None]:
-    """Loading makes a thousand classes that all stay: looking for garbage among them was a sixth of the time."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 def _recorded(method: Callable[..., Any], asynchronous: bool, module: str, tracer: Tracer) -> Callable[..., Any]:

@@ -319,9 +319,11 @@ class LitAgentRunner(Runner[T]):
     @asynccontextmanager
     async def _hints(self) -> AsyncGenerator[None, None]:
         """Be a member of the group of runners, where the store is one of this process on a shared log."""
-        from ...projections.queue.task_hints import feed_of
+        feed, store = None, self.get_store()
+        if hasattr(store, "engine"):  # a client has none, and its process does not load the store's own modules
+            from ...projections.queue.task_hints import feed_of
 
-        feed = feed_of(self.get_store(), self._group, self.get_worker_id())
+            feed = feed_of(store, self._group, self.get_worker_id())
         if feed is None:
             yield
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import subprocess
@@ -22,7 +21,6 @@ from agentlightning.core.model.rollout import AttemptedRollout
 from agentlightning.core.model.span import Span
 from agentlightning.core.spans.links import extract_links_from_attributes, make_link_attributes, query_linked_spans
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
-from agentlightning.runners.tracing.openai_patch import instrument_all
 from agentlightning.runners.tracing.provider import get_tracer, get_tracer_provider
 
 from ...openai_stub import ANSWER, Stub, openai_stub
@@ -288,17 +286,6 @@ async def test_ids_come_together_and_after_the_start(store: InMemoryLightningSto
         agl.emit_reward(0.5)
     assert [span.rollout_id for span in tracer.get_last_trace()] == ["rollout-dummy"] * 2
     assert agl.get_active_tracer() is None
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_loading_the_instrumentation_leaves_the_collector_as_it_was(before: bool) -> None:
-    running = gc.isenabled()
-    try:
-        (gc.enable if before else gc.disable)()
-        assert instrument_all()
-        assert gc.isenabled() is before
-    finally:
-        (gc.enable if running else gc.disable)()
 
 
 async def test_a_span_that_cannot_be_translated_does_not_fail_where_it_ends(
