@@ -16,7 +16,7 @@ from agentlightning.core.importing import ImportHook
 
 @pytest.fixture
 def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[list[str], ImportHook]]:
-    """The calls of a hook on ``watched_one`` and ``watched_two`` and the hook; the modules are in a folder and in an archive."""
+    """The calls of a hook on ``watched_one`` and ``watched_two``, and the hook; the second module is in an archive."""
     (tmp_path / "watched_one.py").write_text("value = 1\n", encoding="utf-8")
     with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
         archive.writestr("watched_two.py", "import beside\nvalue = 2\n")
