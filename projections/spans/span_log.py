@@ -49,10 +49,11 @@ class SpanAdded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t", 
 
 
 class SequenceReserved(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t", tag="sequence"):
-    """Somebody took the next `count` numbers of the rollout's counter."""
+    """A writer took `count` numbers of the rollout's counter. `first` 0 or less: those that come next."""
 
     rollout_id: str
     count: Annotated[int, msgspec.Meta(ge=1, le=2**31)] = 1
+    first: Number = 0
 
 
 SpanRecord = SpanAdded | SequenceReserved
@@ -99,7 +100,7 @@ class Counter:
     A span's identity is (attempt_id, span_id). Explicit numbers raise the counter; a duplicate changes nothing.
     """
 
-    __slots__ = ("folded", "last", "reserved", "rewards", "seen", "total_bytes")
+    __slots__ = ("folded", "last", "reserved", "rewards", "seen", "spare", "total_bytes", "waiting")
 
     def __init__(self) -> None:
         self.folded = -1
@@ -107,6 +108,10 @@ class Counter:
         self.last = 0
         self.reserved: dict[str, int] = {}
         """Record id -> the first number that a reservation of this id took: a repeated one answers it again."""
+        self.spare = 0
+        """How many numbers up to `last` this process has reserved and not given out."""
+        self.waiting: list[asyncio.Future[Ack]] | None = None
+        """Those who wait for the newest block of reserved numbers; None once the log has it."""
         self.rewards: dict[str, tuple[int, float]] = {}
         """Attempt -> number and reward of its last reward span, in the order of the numbers."""
         self.seen: set[tuple[str, str]] = set()
@@ -115,8 +120,8 @@ class Counter:
     def step(self, record: SpanRecord, record_id: str = "") -> int | None:
         """Return the number of the span or the first reserved one; None for a duplicate span."""
         if isinstance(record, SequenceReserved):
-            first = self.last + 1
-            self.last += record.count
+            first = record.first if record.first > 0 else self.last + 1
+            self.last = max(self.last, first + record.count - 1)
             return self.reserved.setdefault(record_id, first) if record_id else first
         key = (record.attempt_id, record.span_id)
         if key in self.seen:
@@ -128,6 +133,17 @@ class Counter:
         if record.reward is not None and number >= self.rewards.get(record.attempt_id, (0, 0.0))[0]:
             self.rewards[record.attempt_id] = (number, record.reward)
         return number
+
+    def next(self) -> int:
+        """The number after the last one that was given, from the reserved block where there is one."""
+        if not self.spare:
+            return self.last + 1
+        self.spare -= 1
+        return self.last - self.spare
+
+    def skip(self, number: int) -> None:
+        """A caller chose a number itself: those up to it are not given any more."""
+        self.spare = max(min(self.spare, self.last - number), 0)
 
     def final_rewards(self) -> dict[str, float]:
         """Attempt -> its final reward; what `find_final_reward` gives for its spans as they are read."""
@@ -150,6 +166,8 @@ logger = logging.getLogger(__name__)
 HOT_SPANS = 200_000
 """Span ids kept in memory for the duplicate check, over all rollouts; some 30 MB."""
 HOT_COUNTERS = 20_000
+BLOCK_NUMBERS = 32
+"""Numbers of a rollout that are reserved together, so that not every one costs a commit. A crash leaves a gap of at most so many."""
 
 SpanKey = tuple[str, str]
 """(attempt_id, span_id): what distinguishes the spans of a rollout."""
@@ -163,7 +181,7 @@ class SpansEnd(NamedTuple):
 
 
 class SpanLog:
-    """The spans of one log. Thread-safe; one writer gives numbers in the order in which it appends."""
+    """The spans of one log. Thread-safe; the one writer gives each span its number before it appends it."""
 
     def __init__(self, log: Log, blobs: Blobs, clock: Clock | None = None) -> None:
         self._log = log
@@ -180,6 +198,8 @@ class SpanLog:
         self._appends: dict[str, int] = {}
         """Rollout -> how many of its appends are under way; exactly those of `_under_way`."""
         self._readings: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[Mapping[str, float]]] = {}
+        self._floors: dict[str, int] = {}
+        """Rollout -> the last number that was given out, where its counter was dropped while the log does not show that yet."""
         self.born: set[str] = set()
 
     def _counter(self, rollout_id: str) -> Counter:
@@ -193,6 +213,7 @@ class SpanLog:
         else:
             for record in self._log.read_key(SPANS, rollout_id):
                 counter.step(decode(record.value, record.offset), id_of(record))
+        counter.last = max(counter.last, self._floors.pop(rollout_id, 0))
         self._counters[rollout_id] = counter
         self._hot += len(counter.seen)
         self._evict()
@@ -213,6 +234,8 @@ class SpanLog:
             dropped = self._counters.pop(rollout_id, None)
             if dropped is not None:
                 self._hot -= len(dropped.seen)
+                if self._appends[rollout_id] > 1:  # what else is under way has numbers, and the log does not show them yet
+                    self._floors[rollout_id] = dropped.last - dropped.spare
 
     def _records(self, rollout_id: str, within: KeyRange = EVERYWHERE) -> Sequence[Record]:
         """All records of a rollout, in order. Blocks for the I/O."""
@@ -270,10 +293,10 @@ class SpanLog:
         self, added: list[SpanAdded], ids: list[str], which: list[int], numbers: list[int | None]
     ) -> list[int]:
         """Append those of `added` and note their numbers; return the duplicates of what somebody else failed to append."""
-        groups: dict[str, list[tuple[int, NewRecord]]] = {}
+        groups: dict[str, list[int]] = {}
         for index in which:
             rollout_id = added[index].rollout_id
-            groups.setdefault(rollout_id, []).append((index, self._record(rollout_id, added[index], ids[index])))
+            groups.setdefault(rollout_id, []).append(index)
         waits: list[asyncio.Future[Ack]] = []
         doubles: list[tuple[int, asyncio.Future[bool]]] = []
         loop = asyncio.get_running_loop()
@@ -283,17 +306,24 @@ class SpanLog:
                 flying = self._under_way.get(rollout_id, {})
                 mine: dict[SpanKey, list[asyncio.Future[bool]]] = {}
                 records: list[NewRecord] = []
-                for index, record in group:
-                    key = (added[index].attempt_id, added[index].span_id)
+                for index in group:
+                    one = added[index]
+                    key = (one.attempt_id, one.span_id)
                     first = flying.get(key, mine.get(key))
                     if first is not None:
                         doubles.append((index, loop.create_future()))
                         first.append(doubles[-1][1])
                         continue
-                    numbers[index] = counter.step(added[index])
-                    if numbers[index] is not None:
-                        mine[key] = []
-                        records.append(record)
+                    if key in counter.seen:
+                        numbers[index] = None
+                        continue
+                    if one.sequence_id > 0:
+                        counter.skip(one.sequence_id)
+                    else:
+                        one = msgspec.structs.replace(one, sequence_id=counter.next())
+                    numbers[index] = counter.step(one)
+                    mine[key] = []
+                    records.append(self._record(rollout_id, one, ids[index]))
                 if records:
                     self._hot += len(records)
                     self._added += len(records)
@@ -302,21 +332,46 @@ class SpanLog:
         return [index for index, first in doubles if not await first]
 
     async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
-        """Take the next number of each rollout's counter, in order; durable when it returns.
+        """Take the next number of each rollout's counter, in order; nobody is given it again, also after a crash.
 
-        A repeated call takes further numbers, and is answered with those of its first try.
+        A repeated call is answered with the numbers of its first try, as long as the counter is in memory; after that, where
+        its first try reserved a block.
         """
+        call = current_call()
+        ids = record_ids(call, len(rollout_ids))
+        wanted: dict[str, list[int]] = {}
+        for index, rollout_id in enumerate(rollout_ids):
+            wanted.setdefault(rollout_id, []).append(index)
         waits: list[asyncio.Future[Ack]] = []
-        numbers: list[int] = []
+        numbers = [0] * len(rollout_ids)
         with self._lock:
-            for rollout_id, record_id in zip(rollout_ids, record_ids(current_call(), len(rollout_ids))):
-                reserved = SequenceReserved(rollout_id)
-                number = self._counter(rollout_id).step(reserved, record_id)
-                assert number is not None
-                numbers.append(number)
-                waits.append(self._append(rollout_id, [self._record(rollout_id, reserved, record_id)]))
-        await wait_for_all(waits)
+            for rollout_id, indexes in wanted.items():
+                counter, name = self._counter(rollout_id), ids[indexes[0]]
+                first = counter.reserved.get(name)
+                if counter.waiting is not None:
+                    waits.append(asyncio.get_running_loop().create_future())
+                    counter.waiting.append(waits[-1])
+                if first is None:
+                    first = counter.last - counter.spare + 1
+                    if counter.spare < len(indexes):
+                        waits.append(self._reserve(rollout_id, counter, len(indexes), name))
+                    counter.spare -= len(indexes)
+                    if call.repeatable:
+                        counter.reserved[name] = first
+                for number, index in enumerate(indexes, first):
+                    numbers[index] = number
+        if waits:
+            await wait_for_all(waits)
         return numbers
+
+    def _reserve(self, rollout_id: str, counter: Counter, count: int, name: str) -> asyncio.Future[Ack]:
+        """Append a block, so that `count` numbers are there. It has the call's id where all numbers of the call are in it."""
+        block = SequenceReserved(rollout_id, max(count - counter.spare, BLOCK_NUMBERS), counter.last + 1)
+        record = self._record(rollout_id, block, uuid7_hex() if counter.spare else name)
+        counter.last += block.count
+        counter.spare += block.count
+        counter.waiting = []
+        return self._append(rollout_id, [record], reserving=counter)
 
     def _record(self, rollout_id: str, record: SpanRecord, record_id: str) -> NewRecord:
         """The record to append; its header `id` says which call it came from."""
@@ -325,11 +380,19 @@ class SpanLog:
         return NewRecord(rollout_id, encode(record), now_us, (("t", kind), ("id", record_id)))
 
     def _append(
-        self, rollout_id: str, records: list[NewRecord], keys: dict[SpanKey, list[asyncio.Future[bool]]] | None = None
+        self,
+        rollout_id: str,
+        records: list[NewRecord],
+        keys: dict[SpanKey, list[asyncio.Future[bool]]] | None = None,
+        reserving: Counter | None = None,
     ) -> asyncio.Future[Ack]:
-        """`keys`: the spans among the records, each with those who wait to hear whether it got into the log."""
+        """`keys`: the spans among the records, each with those who wait for whether it got into the log.
+
+        `reserving`: the counter for which this is the newest block of numbers.
+        """
         future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         ours = keys if keys is not None else {}
+        sharing = None if reserving is None else reserving.waiting
 
         def done(result: Ack | LogError) -> None:
             failed = isinstance(result, LogError)
@@ -341,6 +404,10 @@ class SpanLog:
                 self._landed(rollout_id, ours)
                 for one in (one for waiting in ours.values() for one in waiting):
                     delivery.put(one, not failed)
+                for waiting in sharing or ():
+                    delivery.put(waiting, result, failed)
+                if reserving is not None and reserving.waiting is sharing:
+                    reserving.waiting = None
             delivery.flush()
 
         with self._lock:

@@ -134,6 +134,64 @@ async def test_a_repeated_reservation_gets_the_number_of_its_first_try(shared: b
     log.close()
 
 
+async def test_numbers_are_reserved_in_blocks_and_none_is_given_twice_after_a_crash() -> None:
+    log = MemoryLog()
+    given: list[int] = []
+    for life in range(3):
+        with store_on(log) as store:
+            attempted = await begin(store) if not life else attempted  # noqa: F821
+            pair = (attempted.rollout_id, attempted.attempt.attempt_id)
+            before = log.ends(SPANS, 0)[1]
+            given += [await store.get_next_span_sequence_id(*pair) for _ in range(span_log.BLOCK_NUMBERS)]
+            assert log.ends(SPANS, 0)[1] == before + 1, "one record for a block"
+            assert given[-span_log.BLOCK_NUMBERS :] == list(range(given[-span_log.BLOCK_NUMBERS], given[-1] + 1))
+            given.append(await store.get_next_span_sequence_id(*pair))  # of a block that the next life does not know
+    assert given == sorted(set(given)), "a number was given twice, or an older one later"
+    log.close()
+
+
+async def test_a_span_without_a_number_gets_the_next_one_of_a_block_and_keeps_it() -> None:
+    log = MemoryLog()
+    with store_on(log) as store:
+        attempted = await begin(store)
+        pair = (attempted.rollout_id, attempted.attempt.attempt_id)
+        assert await store.get_next_span_sequence_id(*pair) == 1
+        sent = [await store.add_span(span(attempted, sequence_id=number)) for number in (0, 1, 7, 0, 3)]
+        assert [one and one.sequence_id for one in sent] == [2, 1, 7, 8, 3]
+        assert await store.add_span(span(attempted, span_id=sent[0].span_id, sequence_id=20)) is None  # type: ignore[union-attr]
+        assert await store.get_next_span_sequence_id(*pair) == 9
+        last = await store.get_many_span_sequence_ids([pair] * 40)
+        assert list(last) == list(range(10, 50)), "more than the block has left"
+    with store_on(log) as store:
+        assert [one.sequence_id for one in await store.query_spans(attempted.rollout_id)] == [1, 2, 3, 7, 8]
+        assert await store.get_next_span_sequence_id(*pair) > last[-1]
+    log.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_number_of_a_block_is_given_when_the_log_has_the_block(fails: bool) -> None:
+    log = SlowSpans(MemoryLog())
+    with store_on(log) as store:
+        attempted = await begin(store)
+        pair = (attempted.rollout_id, attempted.attempt.attempt_id)
+        log.holding = True
+        asking = [asyncio.ensure_future(store.get_next_span_sequence_id(*pair)) for _ in range(3)]
+        await asyncio.to_thread(log.asked.acquire)
+        adding = asyncio.ensure_future(store.add_span(span(attempted)))
+        await asyncio.to_thread(log.asked.acquire)
+        assert not any(one.done() for one in (*asking, adding)), "nothing is durable yet"
+        log.release(fails)
+        told = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 5)
+        stored = await adding
+        assert stored is not None and stored.sequence_id == 4
+        if fails:
+            assert all(isinstance(one, LogFull) for one in told)
+        else:
+            assert told == [1, 2, 3]
+        assert await store.get_next_span_sequence_id(*pair) == 5, "4 was given to the span"
+        assert [one.sequence_id for one in await store.query_spans(attempted.rollout_id)] == [4]
+
+
 async def test_spans_go_on_under_a_node_whose_topic_of_spans_was_made_anew() -> None:
     log = LosingLog(MemoryLog())
     with store_on(log, foreign_writers=True) as store:
