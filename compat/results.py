@@ -18,7 +18,7 @@ from ..core.model.semconv import AGL_OBJECT, LightningSpanAttributes, RewardAttr
 from ..core.model.span import Span, TraceStatus
 from ..core.model.status import FINISHED, QUEUING
 from ..core.model.store_interface import LightningStore
-from ..core.spans.rewards import check_reward_attributes
+from ..core.spans.rewards import checked_reward
 from .task_protocol import RolloutLegacy, check_posted
 
 __all__ = ["ATTEMPT_KEY", "ERROR_KEY", "LIMIT_KEY", "as_trace", "keep_result", "posted_in"]
@@ -139,7 +139,7 @@ def _span_of(item: Mapping[str, Any], rollout_id: str, attempt_id: str) -> Span 
     try:
         fields = dict(item) if "trace_id" in item else _from_otel_json(item)
         span = Span.model_validate({**fields, **ids})
-        check_reward_attributes(span.name, span.attributes)
+        checked_reward(span.name, span.attributes)
         return span
     except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
         log.debug("Not a span: %s", error)

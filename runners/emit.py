@@ -32,7 +32,7 @@ from ..core.spans.attributes import (
     sanitize_attribute_value,
     sanitize_attributes,
 )
-from ..core.spans.rewards import check_reward_attributes, reward_number
+from ..core.spans.rewards import checked_reward, reward_number
 from .tracing.base import DummyTracer, Tracer, get_active_tracer
 from .tracing.span_buffer import CURRENT_BUFFER
 
@@ -138,7 +138,7 @@ def emit_annotation(annotation: Mapping[str, Any], propagate: bool = True) -> Sp
             fields[key] = sanitize_attribute_value(value, force=False)
         except ValueError as error:
             raise InvalidInput(f"Annotation {key!r}: {error}") from None
-    check_reward_attributes(AGL_ANNOTATION, fields, _the_reward())
+    checked_reward(AGL_ANNOTATION, fields, _the_reward())
     return _tracer(propagate, "annotation").create_span(AGL_ANNOTATION, fields)
 
 

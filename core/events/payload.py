@@ -66,7 +66,8 @@ ABSENT = msgspec.Raw(b"")
 
 _MARK = b'{"$'
 _REFERENCE = b'{"$blob":'
-_MANY_DIGITS = re.compile(rb"\d{19}")
+_DIGITS_AS_ZERO = bytes.maketrans(b"123456789", b"000000000")
+_MANY_DIGITS = b"0" * 19
 """Integers of fewer digits fit into 64 bits."""
 _KEPT = (bytes, bytearray, memoryview, datetime.datetime)
 _KEYS = (str, int, float, bytes, datetime.datetime, type(None))
@@ -137,7 +138,7 @@ def _encode_plain(plain: Any) -> bytes | None:
     """JSON of what JSON can hold; None where something in it needs a mark. Reading it back finds that out without a walk."""
     try:
         data = _encode(plain)
-        if _MARK not in data and _MANY_DIGITS.search(data) is None and _decode(data) == plain:
+        if _MARK not in data and _MANY_DIGITS not in data.translate(_DIGITS_AS_ZERO) and _decode(data) == plain:
             return data
     except (UnicodeEncodeError, OverflowError, TypeError, msgspec.MsgspecError):
         pass  # `_marked` raises for what cannot be stored

@@ -37,6 +37,7 @@ __all__ = [
     "Event",
     "Link",
     "OtelResource",
+    "ReceivedSpan",
     "Span",
     "SpanAttributeNames",
     "SpanContext",
@@ -472,6 +473,15 @@ class Span(BaseModel):
 _TAKEN = frozenset(dir(Span)) | frozenset(Span.model_fields) | _SDK_INTERNALS
 
 SpanLike = ReadableSpan | Span
+
+
+class ReceivedSpan(Span):
+    """A span that was decoded for one call: nobody else holds it, so a store may keep it without a copy."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> Any:
+        """The API describes it as a span."""
+        return handler(Span.__pydantic_core_schema__)
 
 
 def reads_like_a_span(value: Any) -> bool:

@@ -16,7 +16,7 @@ from ..model.semconv import AGL_ANNOTATION, AGL_REWARD, LightningSpanAttributes,
 __all__ = [
     "attempt_spans",
     "attributes_of",
-    "check_reward_attributes",
+    "checked_reward",
     "dimensions_of",
     "final_reward",
     "find_final_reward",
@@ -86,7 +86,7 @@ def primary_reward(name: str, attributes: Mapping[str, Any]) -> tuple[str, Any] 
 
 def _older(name: str, attributes: Mapping[str, Any]) -> tuple[str, Any] | None:
     for key in _AGENTOPS_OUTPUTS:
-        output = _mapping(attributes.get(key))
+        output = _mapping(attributes[key]) if key in attributes else None
         if output is not None and output.get("type") == "reward":
             return key, output.get("value")
     if name in (AGL_REWARD, AGL_ANNOTATION) and "reward" in attributes:
@@ -99,10 +99,16 @@ def is_current(key: str) -> bool:
     return key.startswith(_PREFIX)
 
 
-def check_reward_attributes(name: str, attributes: Mapping[str, Any], what: str = "The reward") -> None:
-    """`InvalidInput` where a span called `name` carries a reward that is no finite number, which `what` names."""
-    values = [value for _, value in dimensions_of(attributes).values() if value is not None]
+def checked_reward(name: str, attributes: Mapping[str, Any], what: str = "The reward") -> float | None:
+    """The primary reward of a span called `name`, as `get_reward_value` finds it.
+
+    `InvalidInput` where the span carries a reward that is no finite number, which `what` names.
+    """
+    dimensions = dimensions_of(attributes)
     older = _older(name, attributes)
+    if not dimensions and older is None:
+        return None
+    values = [value for _, value in dimensions.values() if value is not None]
     # What the first releases wrote may be a text in an annotation of the user's: no number, and no reward.
     if older is not None and number(older[1]) is not None:
         values.append(older[1])
@@ -111,6 +117,7 @@ def check_reward_attributes(name: str, attributes: Mapping[str, Any], what: str 
             reward_number(value, what)
         except TypeError as error:
             raise InvalidInput(str(error)) from None
+    return _value_of(primary_reward(name, attributes))
 
 
 def _mapping(value: Any) -> dict[str, Any] | None:
@@ -139,7 +146,10 @@ def get_reward_value(span: Any) -> float | None:
     A span with dimensions whose primary one is no finite number has none: another dimension never
     stands in for it.
     """
-    found = primary_reward(span.name, attributes_of(span))
+    return _value_of(primary_reward(span.name, attributes_of(span)))
+
+
+def _value_of(found: tuple[str, Any] | None) -> float | None:
     if found is None:
         return None
     if not is_current(found[0]):

@@ -16,8 +16,8 @@ from ...core.errors import InvalidInput
 from ...core.model import scalars
 from ...core.model.rollout import EnqueueRolloutRequest, RolloutConfig
 from ...core.model.scalars import plain_scalar
-from ...core.model.span import Span
-from ...core.spans.rewards import check_reward_attributes
+from ...core.model.span import ReceivedSpan, Span
+from ...core.spans.rewards import checked_reward
 
 NAME_LIMIT = 1000
 """Characters of an id or name: they travel in every record, in headers and as keys."""
@@ -150,30 +150,37 @@ def pairs(values: object, name: str) -> list[tuple[str, str]]:
 
 
 class CheckedSpan(NamedTuple):
-    """A span of our own that reads back, and its fields as plain data, which the payload is made of."""
+    """A span of our own that reads back, and what the log is given of it."""
 
     span: Span
-    fields: dict[str, Any]
+    body: dict[str, Any]
+    """Its fields as plain data, without those that its record carries itself."""
+    reward: float | None
+    """Its primary reward."""
+
+
+_IN_RECORD = {"rollout_id", "attempt_id", "span_id", "sequence_id"}
 
 
 def span(value: object) -> CheckedSpan:
-    """A copy that reads back: the caller's attributes and fields may have been changed since it was made, or may be yet."""
+    """A copy that reads back: the caller's attributes and fields may have been changed since it was made, or may be yet.
+
+    A `ReceivedSpan` was checked when it was decoded, and nobody else holds it: it is kept as it is.
+    """
     if not isinstance(value, Span):
         raise InvalidInput(f"a span must be a Span, not {type(value).__name__}")
-    fields = value.model_dump(warnings=False)
-    for attributes in (fields["attributes"], *(event.get("attributes") for event in fields.get("events") or ())):
-        if isinstance(attributes, dict):
-            mask_attributes(cast("dict[str, Any]", attributes))
-    status = cast("dict[str, Any]", fields["status"]) if isinstance(fields["status"], dict) else {}
-    if isinstance(status.get("description"), str):
-        status["description"] = mask_text(status["description"])  # instrumentations repeat the message of an exception there
-    checked = Span.model_validate(fields)
-    for name in ("rollout_id", "attempt_id", "span_id"):
-        text(getattr(checked, name), name)
-    check_reward_attributes(checked.name, checked.attributes, f"The reward of rollout {checked.rollout_id}")
+    checked = value if isinstance(value, ReceivedSpan) else Span.model_validate(value.model_dump(warnings=False))
+    for part in (checked, *checked.events):
+        mask_attributes(part.attributes)
+    if checked.status.description is not None:  # instrumentations repeat the message of an exception there
+        checked.status.description = mask_text(checked.status.description)
+    text(checked.rollout_id, "rollout_id")
+    text(checked.attempt_id, "attempt_id")
+    text(checked.span_id, "span_id")
+    reward = checked_reward(checked.name, checked.attributes, f"The reward of rollout {checked.rollout_id}")
     if abs(checked.sequence_id) > SEQUENCE_LIMIT:
         raise InvalidInput(f"sequence_id is {checked.sequence_id}; it takes a number between 0 and {SEQUENCE_LIMIT}")
-    return CheckedSpan(checked, fields)
+    return CheckedSpan(checked, checked.model_dump(exclude=_IN_RECORD, warnings=False), reward)
 
 
 def spans(values: object) -> list[CheckedSpan]:

@@ -26,7 +26,6 @@ from ...core.log.interface import EVERYWHERE, Ack, KeyRange, Log, NewRecord, Rec
 from ...core.log.topics import SPANS, partition_of
 from ...core.model.span import Span
 from ...core.model.status import FINISHED
-from ...core.spans.rewards import get_reward_value
 from ..replica.command_context import Call, Delivery, answer_of, current_call
 from ..replica.validation import CheckedSpan
 from .blobs import Blobs
@@ -266,7 +265,7 @@ class SpanLog:
 
     async def _to_add(self, spans: Sequence[CheckedSpan]) -> list[SpanAdded]:
         """What goes into the log; bodies too large for a record are durable elsewhere then."""
-        bodies = [self._blobs.encode(body_of(one.fields), "a span") for one in spans]
+        bodies = [self._blobs.encode(one.body, "a span") for one in spans]
         return [
             SpanAdded(
                 one.span.rollout_id,
@@ -274,7 +273,7 @@ class SpanLog:
                 one.span.span_id,
                 payload.inline(body if len(body) <= INLINE_LIMIT_BYTES else await self._blobs.settle(body)),
                 one.span.sequence_id,
-                get_reward_value(one.span),
+                one.reward,
             )
             for one, body in zip(spans, bodies)
         ]
@@ -513,14 +512,6 @@ async def wait_for_all(waits: list[asyncio.Future[Ack]]) -> list[Ack]:
         if isinstance(answer, BaseException):
             raise answer
     return [answer for answer in answers if isinstance(answer, Ack)]
-
-
-_OUTSIDE = frozenset({"rollout_id", "attempt_id", "span_id", "sequence_id"})
-
-
-def body_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a span's fields goes into its payload: everything that the record does not carry itself."""
-    return {name: value for name, value in fields.items() if name not in _OUTSIDE}
 
 
 def record_ids(call: Call, count: int) -> list[str]:

@@ -52,16 +52,16 @@ class SpanMethods(LightningStore):
 
     async def _add(self, checked: Sequence[validation.CheckedSpan]) -> list[Span | None]:
         """All must belong to known attempts, or none is stored. Signs of life follow the spans into the log."""
-        await self._check_known(sorted({(one.span.rollout_id, one.span.attempt_id) for one in checked}))
+        attempts = {(one.span.rollout_id, one.span.attempt_id) for one in checked}
+        await self._check_known(sorted(attempts))
         stored = await self.engine.spans.add(checked)
-        for (sent, _), one in zip(checked, stored):
-            if one is None:
-                logger.error(
-                    "Duplicated span added for rollout=%s, attempt=%s, span=%s. Skipping.",
-                    sent.rollout_id, sent.attempt_id, sent.span_id,
-                )  # fmt: skip
+        for sent in (sent.span for sent, one in zip(checked, stored) if one is None):
+            logger.error(
+                "Duplicated span added for rollout=%s, attempt=%s, span=%s. Skipping.",
+                sent.rollout_id, sent.attempt_id, sent.span_id,
+            )  # fmt: skip
         if self.engine.shared:
-            await self._late({(sent.rollout_id, sent.attempt_id) for sent, _ in checked})
+            await self._late(attempts)
         alive = {(span.rollout_id, span.attempt_id) for span in stored if span is not None}
         if len(alive) == 1:
             await self.engine.observe(*alive.pop(), "running")

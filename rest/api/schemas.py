@@ -12,7 +12,7 @@ from ...core.model.rollout import (
     RolloutStatus,
     WorkerStatus,
 )
-from ...core.model.span import Span
+from ...core.model.span import ReceivedSpan
 
 Order = Literal["asc", "desc"]
 Logic = Literal["and", "or"]
@@ -100,13 +100,13 @@ class UpdateAttempt(Body):
 class AddSpan(Body):
     """See LightningStore.add_span."""
 
-    span: Span
+    span: ReceivedSpan
 
 
 class AddManySpans(Body):
     """See LightningStore.add_many_spans."""
 
-    spans: list[Span]
+    spans: list[ReceivedSpan]
 
 
 class AttemptKey(Body):
