@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -166,7 +166,7 @@ HOT_SPANS = 200_000
 """Span ids kept in memory for the duplicate check, over all rollouts; some 30 MB."""
 HOT_COUNTERS = 20_000
 BLOCK_NUMBERS = 32
-"""Numbers of a rollout that are reserved together, so that not every one costs a commit. A crash leaves a gap of at most so many."""
+"""Numbers of a rollout that are reserved together: not each costs a commit then. A restart leaves out what is left of them."""
 
 SpanKey = tuple[str, str]
 """(attempt_id, span_id): what distinguishes the spans of a rollout."""
