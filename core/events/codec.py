@@ -76,7 +76,7 @@ def check(part: msgspec.Struct) -> None:
 
 def decode(value: bytes) -> Proposal:
     """Read a value of any release. Raises `UnknownEvent` and `Undecodable`, nothing else."""
-    if deeper_than(value, MAX_NESTING):
+    if len(value) > 2 * MAX_NESTING and deeper_than(value, MAX_NESTING):  # each level takes two bytes, or it is no JSON
         raise Undecodable(f"not a proposal: nested deeper than {MAX_NESTING} levels")
     try:
         proposal = _decode(value)

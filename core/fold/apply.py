@@ -28,7 +28,7 @@ from .state_machine import Facts
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Outcome:
+class Outcome(msgspec.Struct, gc=False, eq=False):
     """What the fold made of one record.
 
     `verdict` is None where nothing was judged (skipped, malformed, halted). `duplicate`: the verdict is an earlier
@@ -36,15 +36,12 @@ class Outcome:
     `archived` lists the rollouts that left hot state at this record, with their packed bytes.
     """
 
-    __slots__ = ("archived", "duplicate", "facts", "position", "proposal", "verdict")
-
-    def __init__(self, position: int, proposal: Proposal | None = None) -> None:
-        self.position = position
-        self.proposal = proposal
-        self.verdict: Verdict | None = None
-        self.duplicate = False
-        self.facts: Facts = []
-        self.archived: list[tuple[Rollout, bytes]] = []
+    position: int
+    proposal: Proposal | None = None
+    verdict: Verdict | None = None
+    duplicate: bool = False
+    facts: Facts = []
+    archived: list[tuple[Rollout, bytes]] = []
 
     @property
     def accepted(self) -> bool:
@@ -68,12 +65,12 @@ def apply(state: State, value: bytes) -> Outcome:
         return outcome
     if proposal.noncritical:
         return _skip(state)
-    outcome = Outcome(position, proposal)
     first = state.verdicts.get(proposal.id)
     if first is not None:
-        outcome.verdict, outcome.duplicate = first, True
+        outcome = Outcome(position, proposal, first, True)
         _advance(state, value, "duplicate", outcome)
         return outcome
+    outcome = Outcome(position, proposal)
     event = proposal.event
     reason = check_basis(state, proposal.basis, proposal.basis_print)
     reason = reason or RULES[type(event)](state, event, proposal.time_us, outcome.facts)
@@ -81,9 +78,8 @@ def apply(state: State, value: bytes) -> Outcome:
         return outcome
     if reason:
         state.refused += 1
-    verdict = outcome.verdict = Verdict(position, reason, "" if reason else subject_of(proposal))
-    state.verdicts.put(proposal.id, verdict)
-    _advance(state, value, reason, outcome)
+    outcome.verdict = Verdict(position, reason, "" if reason else subject_of(proposal))
+    _advance(state, value, reason, outcome, proposal.id)
     return outcome
 
 
@@ -117,18 +113,17 @@ def subject_of(proposal: Proposal) -> str:
     return ""
 
 
-def _advance(state: State, value: bytes, reason: Reason, outcome: Outcome) -> None:
-    """Chain the fingerprint, move to the next position, forget what lies behind the window."""
+def _advance(state: State, value: bytes, reason: Reason, outcome: Outcome, judged: str | None = None) -> None:
+    """Chain the fingerprint and leave the record; `judged` is the command whose first verdict it made."""
     made = _encode((state.position, reason, [fact.identity for fact in outcome.facts]))
     state.fingerprint = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()
-    _leave(state, outcome)
+    _leave(state, outcome, judged)
 
 
-def _leave(state: State, outcome: Outcome) -> None:
-    verdicts = state.verdicts
-    verdicts.add_print(state.fingerprint)
+def _leave(state: State, outcome: Outcome, judged: str | None = None) -> None:
+    """Move to the next position, forget what lies behind the window."""
     state.position += 1
-    verdicts.evict_below(state.position - state.window - 1)
+    state.verdicts.add(state.fingerprint, state.window + 1, judged, outcome.verdict)
     outcome.archived = archive_due(state)
 
 

@@ -16,13 +16,15 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from hashlib import blake2b
 from itertools import chain
-from operator import itemgetter
 
 KEY_BYTES = 6
 HASH_BYTES = 8
 ENTRY_BYTES = KEY_BYTES + HASH_BYTES
 FRESH_LIMIT = 16_384
 """Entries kept in a dict before they become a sorted run."""
+
+STRIDE = 4
+"""Entries in each range of a run, about."""
 
 _USUAL = re.compile(r"ro-[0-9a-f]{12}").fullmatch
 """Exactly this form: `bytes.fromhex` alone would take blanks and capitals, and keys of the wrong length."""
@@ -39,19 +41,23 @@ def key_of(rollout_id: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-_by_key = itemgetter(0)
-
-
 class Run:
-    """Entries in order of their keys; never changed. `values` holds 8 bytes for each key."""
+    """Entries in order of their keys; never changed. `values` holds 8 bytes for each key.
 
-    __slots__ = ("keys", "values")
+    Keys are spread evenly, so their first bits tell nearly where one lies: `starts` has the index of the first key of each
+    of about `len / STRIDE` equal ranges, and a look-up bisects within one of them.
+    """
+
+    __slots__ = ("keys", "shift", "starts", "values")
 
     def __init__(self, entries: Iterable[tuple[int, bytes]]) -> None:
         """Of two entries of one key the later one counts."""
-        newest = dict(sorted(entries, key=_by_key))  # a stable sort, and a dict that keeps the first one's place
-        self.keys = array("Q", newest)
-        self.values = b"".join(newest.values())
+        newest = dict(entries)
+        keys = self.keys = array("Q", sorted(newest))
+        self.values = b"".join(map(newest.__getitem__, keys))
+        bits = max(len(keys) // STRIDE, 1).bit_length()
+        shift = self.shift = 8 * KEY_BYTES - bits
+        self.starts = array("I", (bisect_left(keys, number << shift) for number in range((1 << bits) + 1)))
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -59,8 +65,10 @@ class Run:
     def get(self, number: int) -> bytes | None:
         """The hash of a key."""
         keys = self.keys
-        index = bisect_left(keys, number)
-        if index == len(keys) or keys[index] != number:
+        part = number >> self.shift
+        end = self.starts[part + 1]
+        index = bisect_left(keys, number, self.starts[part], end)
+        if index == end or keys[index] != number:
             return None
         return self.values[index * HASH_BYTES : (index + 1) * HASH_BYTES]
 

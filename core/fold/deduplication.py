@@ -43,22 +43,27 @@ class VerdictTable:
 
     def __init__(self) -> None:
         self._verdicts: dict[str, Verdict] = {}
-        self._order: deque[tuple[int, str]] = deque()
         self._prints: deque[bytes] = deque()
+        self._ids: deque[str | None] = deque()  # the command that the record of each print was first about
         self._first = 0  # position of the oldest print
 
     def get(self, command_id: str) -> Verdict | None:
         """The first verdict about a command, if the window still holds it."""
         return self._verdicts.get(command_id)
 
-    def put(self, command_id: str, verdict: Verdict) -> None:
-        """Remember the first verdict about a command."""
-        self._verdicts[command_id] = verdict
-        self._order.append((verdict.position, command_id))
-
-    def add_print(self, fingerprint: bytes) -> None:
-        """Remember the fingerprint after the next position."""
-        self._prints.append(fingerprint)
+    def add(self, fingerprint: bytes, kept: int, command_id: str | None = None, verdict: Verdict | None = None) -> None:
+        """The fingerprint after the next position, with the first verdict about a command; keep so many positions."""
+        if verdict is not None and command_id is not None:
+            self._verdicts[command_id] = verdict
+        prints, ids = self._prints, self._ids
+        prints.append(fingerprint)
+        ids.append(command_id)
+        while len(prints) > kept:
+            prints.popleft()
+            self._first += 1
+            gone = ids.popleft()
+            if gone is not None:
+                del self._verdicts[gone]
 
     def print_at(self, position: int) -> bytes | None:
         """The fingerprint after the record at `position`; b"" before the first record, None outside the window."""
@@ -67,30 +72,19 @@ class VerdictTable:
         index = position - self._first
         return self._prints[index] if 0 <= index < len(self._prints) else None
 
-    def evict_below(self, position: int) -> None:
-        """Forget what lies before `position`."""
-        if self._first >= position:  # nothing lies before it: verdicts are no older than prints
-            return
-        order = self._order
-        while order and order[0][0] < position:
-            del self._verdicts[order.popleft()[1]]
-        while self._first < position and self._prints:
-            self._prints.popleft()
-            self._first += 1
-
     def __len__(self) -> int:
         return len(self._verdicts)
 
     def copied(self) -> VerdictTable:
         """A table of its own with the same entries."""
         made = VerdictTable()
-        made._verdicts, made._order, made._prints = dict(self._verdicts), deque(self._order), deque(self._prints)
+        made._verdicts, made._ids, made._prints = dict(self._verdicts), deque(self._ids), deque(self._prints)
         made._first = self._first
         return made
 
     def dump(self) -> bytes:
         """The table for a snapshot."""
-        entries = [(command_id, self._verdicts[command_id]) for _, command_id in self._order]
+        entries = [(command_id, self._verdicts[command_id]) for command_id in self._ids if command_id is not None]
         return msgspec.msgpack.encode((self._first, b"".join(self._prints), entries))
 
     @classmethod
@@ -100,6 +94,12 @@ class VerdictTable:
         table = cls()
         table._first = first
         table._prints = deque(prints[at : at + PRINT_BYTES] for at in range(0, len(prints), PRINT_BYTES))
+        table._verdicts = dict(entries)
+        ids: list[str | None] = [None] * len(table._prints)
         for command_id, verdict in entries:
-            table.put(command_id, verdict)
+            index = verdict.position - first
+            if not 0 <= index < len(ids):
+                raise msgspec.ValidationError("a verdict lies outside of the window")
+            ids[index] = command_id
+        table._ids = deque(ids)
         return table

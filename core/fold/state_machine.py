@@ -88,7 +88,9 @@ def open_attempt(
     rollout.status = "preparing"
     rollout.due_ms = None
     state.queue.pop(rollout.rollout_id, None)
-    facts.append(fact.AttemptClaimed(*ids_of(rollout, attempt), worker_id=claim.worker_id))
+    facts.append(
+        fact.AttemptClaimed(rollout.rollout_id, attempt.sequence_id, attempt.attempt_id, worker_id=claim.worker_id)
+    )
     if claim.worker_id:
         worker = _worker(state, claim.worker_id)
         if dequeued:
@@ -158,7 +160,7 @@ def set_attempt_status(
     attempt.confirmed = True
     if status in ATTEMPT_REPORTED:
         attempt.ended_us = max(time_us, attempt.started_us)
-    facts.append(fact.OF_ATTEMPT[status](*ids_of(rollout, attempt)))
+    facts.append(fact.OF_ATTEMPT[status](rollout.rollout_id, attempt.sequence_id, attempt.attempt_id))
     sync_worker(state, rollout, attempt, time_us)
 
 
@@ -175,7 +177,7 @@ def propagate(
             rollout.status = status
             rollout.due_ms = None
             state.queue.pop(rollout.rollout_id, None)
-            facts.append(_OF_ROLLOUT[status](*ids_of(rollout, attempt)))
+            facts.append(_OF_ROLLOUT[status](rollout.rollout_id, attempt.sequence_id, attempt.attempt_id))
     elif status == "succeeded":
         finish(state, rollout, "succeeded", time_us, facts)
     elif lost:
@@ -207,12 +209,13 @@ def requeue(state: State, rollout: Rollout, lag_ms: int, facts: Facts) -> None:
 def finish(state: State, rollout: Rollout, status: RolloutStatus, time_us: int, facts: Facts) -> None:
     """Give the rollout its one outcome of this generation."""
     started = rollout.attempts[-1].started_us if rollout.attempts else rollout.created_us
+    position = state.position
     rollout.status = status
-    rollout.ended_us = max(time_us, started)
-    rollout.finished_at = state.position
+    rollout.ended_us = time_us if time_us > started else started
+    rollout.finished_at = position
     rollout.due_ms = None
     state.queue.pop(rollout.rollout_id, None)
-    state.leaving.append((state.position, rollout.rollout_id))
+    state.leaving.append((position, rollout.rollout_id))
     facts.append(completed(rollout))
 
 
@@ -221,7 +224,7 @@ def completed(rollout: Rollout) -> fact.RolloutCompleted:
     last = rollout.attempts[-1] if rollout.attempts else None
     ended_us = rollout.ended_us or 0
     return fact.RolloutCompleted(
-        *ids_of(rollout),
+        *ids_of(rollout, last),
         status=rollout.status,
         run_id=run_of(rollout.metadata),
         task_digest=blake2b(rollout.input, digest_size=DIGEST_BYTES).hexdigest(),

@@ -119,19 +119,23 @@ def _archive_by_memory() -> Any:
     return patch.object(apply, "archive_due", due)
 
 
-def _evict_by_count(table: VerdictTable, position: int) -> None:
-    while len(table._order) > 10:
-        _, command_id = table._order.popleft()
-        del table._verdicts[command_id]
-    while table._first < position and table._prints:
-        table._prints.popleft()
-        table._first += 1
+def _evict_by_count() -> Any:
+    add = VerdictTable.add
+
+    def forgetful(table: VerdictTable, fingerprint: bytes, kept: int, *judged: Any) -> None:
+        add(table, fingerprint, kept, *judged)
+        known = [at for at, command_id in enumerate(table._ids) if command_id is not None]
+        for at in known[:-10]:
+            del table._verdicts[str(table._ids[at])]
+            table._ids[at] = None
+
+    return patch.object(VerdictTable, "add", forgetful)
 
 
 FAULTS: dict[str, Callable[[], Any]] = {
     "no_fence": _no_fence,
     "apply_twice": lambda: patch.object(VerdictTable, "get", lambda table, command_id: None),
-    "evict_by_count": lambda: patch.object(VerdictTable, "evict_below", _evict_by_count),
+    "evict_by_count": _evict_by_count,
     "no_basis_check": lambda: patch.object(apply, "check_basis", lambda state, basis, basis_print: ""),
     "no_basis_fingerprint": lambda: patch.object(
         apply,

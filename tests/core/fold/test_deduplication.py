@@ -11,9 +11,8 @@ from agentlightning.core.fold.deduplication import Verdict, VerdictTable
 def filled(count: int, window: int) -> VerdictTable:
     table = VerdictTable()
     for position in range(count):
-        table.put(f"c{position}", Verdict(position, "" if position % 2 else "late", f"ro#{position}"))
-        table.add_print(position.to_bytes(8, "big"))
-        table.evict_below(position + 1 - window)
+        verdict = Verdict(position, "" if position % 2 else "late", f"ro#{position}")
+        table.add(position.to_bytes(8, "big"), window, f"c{position}", verdict)
     return table
 
 
@@ -35,7 +34,5 @@ def test_a_snapshot_of_the_table_goes_on_like_the_table(count: int, window: int)
     table = filled(count, window)
     again = VerdictTable.load(table.dump())
     for one in (table, again):
-        one.put("new", Verdict(count))
-        one.add_print(b"x" * 8)
-        one.evict_below(count + 1 - window)
+        one.add(b"x" * 8, window, "new", Verdict(count))
     assert again.dump() == table.dump()
