@@ -89,7 +89,8 @@ class PastEngine(Views):
         if outcome.archived:
             self.archive_index.add(outcome.archived, outcome.position + 1, state.fingerprint)
         if outcome.facts and isinstance(outcome.facts[0], RolloutRestored):
-            self.archive_index.remove(str(outcome.facts[0].rollout_id), outcome.position + 1, state.fingerprint)
+            rollout = state.rollouts[str(outcome.facts[0].rollout_id)]
+            self.archive_index.remove(rollout, outcome.position + 1, state.fingerprint)
         batch = batch_of(outcome)
         if batch is not None:
             self.batches.append(batch)

@@ -132,13 +132,14 @@ class Engine(Views):
         self._snapshot_at = self.restored_at
         self.archive_index.on_broken = self._index_broken
         fits = _Proof(node, mark)  # before the index takes anything from the records that follow
-        node.listeners += [fits, self._archive]
+        node.listeners += [self._archive] if restored is None else [fits, self._archive]
         if restored is not None and mark == (restored.state.position, restored.state.fingerprint):
             fits.proven = True
         node.open(restored)
         self.archive_index.flush(node.state.position, node.state.fingerprint)
         with node.lock:
-            node.listeners.remove(fits)
+            if restored is not None:
+                node.listeners.remove(fits)
             if restored is not None and not behind and not (fits.proven and self._index_holds()):
                 logger.warning(
                     "The index of finished rollouts is not of this log's history; it is made anew from the log."
@@ -167,9 +168,8 @@ class Engine(Views):
         if outcome.archived:
             self.archive_index.add(outcome.archived, outcome.position + 1, self.node.state.fingerprint)
         if outcome.facts and isinstance(outcome.facts[0], fact.RolloutRestored):
-            self.archive_index.remove(
-                str(outcome.facts[0].rollout_id), outcome.position + 1, self.node.state.fingerprint
-            )
+            rollout = self.node.state.rollouts[str(outcome.facts[0].rollout_id)]
+            self.archive_index.remove(rollout, outcome.position + 1, self.node.state.fingerprint)
 
     def _index_holds(self) -> bool:
         """Whether the index has as many rollouts as the fold says have left hot state. Under the node's lock."""
