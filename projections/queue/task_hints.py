@@ -33,6 +33,8 @@ FULL_SECONDS = 1.0
 """How often a member that takes nothing shows the group that it lives."""
 RETRY_SECONDS = 1.0
 STALE_RECORDS = 256
+COMMIT_SECONDS = 0.5
+"""How often offsets are committed at most: a request to the broker for many hints. A later member drops the stale ones."""
 CLOSE_SECONDS = 5.0
 
 Place = tuple[str, int]
@@ -287,15 +289,18 @@ class HintFeed:
         while not self._closed.is_set():
             self._done.wait()
             self._done.clear()
-            member = self._member
-            if member is None:
-                continue
-            for (topic, partition), offset in self._offsets.due():
-                try:
-                    member.commit(topic, partition, offset)
-                except (LogError, InvalidInput) as error:
-                    logger.debug("Group %s has dealt %s[%d] anew: %s", self.group, topic, partition, error)
-                    self._offsets.forget((topic, partition))
+            self._commit_due()
+            self._closed.wait(COMMIT_SECONDS)
+        self._commit_due()
+
+    def _commit_due(self) -> None:
+        member = self._member
+        for (topic, partition), offset in self._offsets.due() if member is not None else ():
+            try:
+                member.commit(topic, partition, offset)
+            except (LogError, InvalidInput) as error:
+                logger.debug("Group %s has dealt %s[%d] anew: %s", self.group, topic, partition, error)
+                self._offsets.forget((topic, partition))
 
 
 def feed_of(store: object, group: str = GROUP, name: str = "runner") -> HintFeed | None:

@@ -1,7 +1,8 @@
-"""Spans where others write to the same log: a number is read from the record's place, by folding up to it.
+"""Spans where others write to the same log: a number follows from the record's place, by folding up to it.
 
-The single writer of span_book.py knows its place before the log does. Here only the log knows it: a record is appended,
-acknowledged, and then everything of its rollout that lies before it is folded, no matter which node wrote it.
+The single writer of span_log.py knows its place before the log does. Here only the log knows it: a record is appended,
+acknowledged, and then everything of its rollout that lies before it is folded, no matter which node wrote it. While no
+other writer is seen at a partition, the acknowledgements name every record in it, and nothing is read.
 """
 
 from __future__ import annotations
@@ -9,17 +10,27 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ...core.clock import Clock
 from ...core.errors import UnknownOutcome
 from ...core.events.fact import AttemptClaimed
 from ...core.fold.apply import Outcome
-from ...core.log.interface import EVERYWHERE, KeyRange, Log, NewRecord, Record
+from ...core.log.interface import EVERYWHERE, Ack, KeyRange, Log, Record
 from ...core.log.topics import SPANS, partition_of
 from ..replica.command_context import current_call
 from .blobs import Blobs
-from .span_log import Counter, SequenceReserved, SpanAdded, SpanLog, decode, id_of, record_ids, wait_for_all
+from .span_log import (
+    Counter,
+    SequenceReserved,
+    SpanAdded,
+    SpanLog,
+    SpanRecord,
+    decode,
+    id_of,
+    record_ids,
+    wait_for_all,
+)
 
 _UNPLACED = -1
 MOST_FLOORS = 100_000
@@ -35,6 +46,10 @@ class SharedSpanLog(SpanLog):
         super().__init__(log, blobs, clock)
         self._asked: dict[str, int | None] = {}
         """Record id -> the number that its place gives it (None: a duplicate), for records under way."""
+        self._own = [(end, end) for end in self._end_at_open]
+        """For each partition the last offsets (first, end) without a gap that are all of records appended here."""
+        self._unfolded: dict[str, int] = {}
+        """Rollout -> the end of its last record from here, where the records of others have to be read before it is folded."""
         self._ends = list(self._end_at_open)
         """For each partition an end that it had before the record of the control log that is folded next."""
         self._floors: OrderedDict[str, int] = OrderedDict()
@@ -68,9 +83,7 @@ class SharedSpanLog(SpanLog):
     def has_rewards(self, rollout_id: str, watermark: int) -> bool:
         """Where everything below the watermark was folded here, or the rollout's spans can only lie behind it."""
         with self._lock:
-            counter = self._counters.get(rollout_id)
-            folded = counter.folded + 1 if counter is not None else self._floors.get(rollout_id, -1)
-            return folded >= watermark
+            return self._is_folded(rollout_id, watermark)
 
     def rewards(self, rollout_id: str, watermark: int) -> Mapping[str, float]:
         if not self.has_rewards(rollout_id, watermark):
@@ -98,8 +111,8 @@ class SharedSpanLog(SpanLog):
         numbers: list[int | None] = [None] * len(added)
         with self._lock:  # what is known to be a duplicate is not appended
             left = [index for index, one in enumerate(added) if not self._is_stored(one)]
-        records = [self._record(added[index].rollout_id, added[index], ids[index]) for index in left]
-        for index, number in zip(left, await self._place([ids[index] for index in left], records)):
+        placed = await self._place([(ids[index], added[index]) for index in left])
+        for index, number in zip(left, placed):
             numbers[index] = number
         return numbers
 
@@ -109,8 +122,8 @@ class SharedSpanLog(SpanLog):
 
     async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
         ids = record_ids(current_call(), len(rollout_ids))
-        records = [self._record(one, SequenceReserved(one), id) for one, id in zip(rollout_ids, ids)]
-        return [number for number in await self._place(ids, records) if number is not None]
+        named = [(name, SequenceReserved(rollout_id)) for name, rollout_id in zip(ids, rollout_ids)]
+        return [number for number in await self._place(named) if number is not None]
 
     def count(self) -> int:
         """How many different spans the log holds. Blocks while those are read that it has more than at the last call."""
@@ -130,15 +143,20 @@ class SharedSpanLog(SpanLog):
                     offset = self._counted[part] = records[-1].offset + 1
             return len(self._different)
 
-    async def _place(self, ids: list[str], records: list[NewRecord]) -> list[int | None]:
-        """Append, in order for each rollout, and return the number of the record of each id once it is durable."""
-        groups: dict[str, list[NewRecord]] = {}
-        for record in records:
-            groups.setdefault(record.key, []).append(record)
+    async def _place(self, named: Sequence[tuple[str, SpanRecord]]) -> list[int | None]:
+        """Append records under their ids, in order for each rollout; the number of each once it is durable."""
+        groups: dict[str, list[tuple[str, SpanRecord]]] = {}
+        for name, record in named:
+            groups.setdefault(record.rollout_id, []).append((name, record))
+        ids = [name for name, _ in named]
         with self._lock:
             self._asked.update(dict.fromkeys(ids, _UNPLACED))
         try:
-            acks = await wait_for_all([self._append(rollout_id, group) for rollout_id, group in groups.items()])
+            acks = await wait_for_all([self._append_group(rollout_id, group) for rollout_id, group in groups.items()])
+            with self._lock:
+                numbers = [self._asked[one] for one in ids]
+            if _UNPLACED not in numbers:
+                return numbers
             ends = {
                 rollout_id: ack.base_offset + ack.count if ack.base_offset >= 0 else None
                 for rollout_id, ack in zip(groups, acks)
@@ -148,6 +166,48 @@ class SharedSpanLog(SpanLog):
             with self._lock:
                 for one in ids:
                     self._asked.pop(one, None)
+
+    def _append_group(self, rollout_id: str, group: Sequence[tuple[str, SpanRecord]]) -> asyncio.Future[Ack]:
+        records = [self._record(rollout_id, record, name) for name, record in group]
+        return self._append(rollout_id, records, acknowledged=lambda ack: self._acknowledged(rollout_id, group, ack))
+
+    def _acknowledged(self, rollout_id: str, group: Sequence[tuple[str, SpanRecord]], ack: Ack) -> None:
+        """Fold records of this process where the log has put them, unless something before them has to be read first.
+
+        Under the lock; answers of a partition come in the order of its offsets.
+        """
+        base, end = ack.base_offset, ack.base_offset + ack.count
+        if base < 0:
+            return
+        part = self._partition(rollout_id)
+        first, own_end = self._own[part]
+        if base < own_end:  # the topic was made anew
+            self._counters.clear()
+            self._floors.clear()
+            self.born.clear()
+            self._hot = 0
+        folded = self._upto(rollout_id) <= base and self._is_folded(rollout_id, base)
+        self._own[part] = (first if base == own_end else base, end)
+        if not folded:
+            self._unfolded[rollout_id] = end
+            return
+        counter = self._counters.setdefault(rollout_id, Counter())
+        self._fold_in(rollout_id, counter, ((base + at, *one) for at, one in enumerate(group)), end)
+
+    def _upto(self, rollout_id: str) -> int:
+        """The offset below which nothing of a rollout is left to fold, as far as it is known; under the lock."""
+        counter = self._counters.get(rollout_id)
+        return counter.upto if counter is not None else self._floors.get(rollout_id, -1)
+
+    def _is_folded(self, rollout_id: str, offset: int) -> bool:
+        """Whether everything of a rollout below an offset of its partition is folded. Under the lock."""
+        upto = self._upto(rollout_id)
+        if upto >= offset:
+            return True
+        if rollout_id not in self._counters and rollout_id not in self.born:
+            return False  # what was folded of it may have been dropped
+        first, end = self._own[self._partition(rollout_id)]
+        return first <= upto and offset <= end and self._unfolded.get(rollout_id, 0) <= upto
 
     def _numbers(self, ends: dict[str, int | None], ids: list[str]) -> list[int | None]:
         """The numbers of records that were appended; `ends` says for each rollout where its last one ends."""
@@ -176,7 +236,7 @@ class SharedSpanLog(SpanLog):
         """
         with self._lock:
             known = self._counters.get(rollout_id)
-            after = known.folded if known is not None else -1
+            after = known.upto - 1 if known is not None else -1
         within = KeyRange() if after >= 0 else self._range(rollout_id) or KeyRange()
         within = KeyRange(first=within.first, end=end, since_us=within.since_us)
         records = self._log.read_key(SPANS, rollout_id, after=after, within=within)
@@ -186,19 +246,31 @@ class SharedSpanLog(SpanLog):
                 if after >= 0:  # it was dropped meanwhile, and what lies before `after` with it
                     return self._fold_on(rollout_id, end)
                 counter = self._counters[rollout_id] = Counter()
-            self._counters.move_to_end(rollout_id)
-            before = len(counter.seen)
-            for record in records:
-                if record.offset <= counter.folded:
-                    continue  # somebody else was here in between
-                name = id_of(record)
-                number = counter.step(decode(record.value, record.offset), name)
-                counter.folded = record.offset
-                if self._asked.get(name) == _UNPLACED:  # the first record of an id decides, a second one is its duplicate
-                    self._asked[name] = number
-            self._hot += len(counter.seen) - before
-            self._evict()
+            placed = [
+                (record.offset, id_of(record), decode(record.value, record.offset))
+                for record in records
+                if record.offset >= counter.upto and (end is None or record.offset < end)
+            ]
+            upto = end if end is not None else placed[-1][0] + 1 if placed else counter.upto
+            self._fold_in(rollout_id, counter, placed, upto)
             return counter
+
+    def _fold_in(
+        self, rollout_id: str, counter: Counter, placed: Iterable[tuple[int, str, SpanRecord]], upto: int
+    ) -> None:
+        """Fold the (offset, id, record)s that follow on what is folded of a rollout, up to an offset. Under the lock."""
+        before = len(counter.seen)
+        for _, name, record in placed:
+            number = counter.step(record, name)
+            if self._asked.get(name) == _UNPLACED:  # the first record of an id decides, a second one is its duplicate
+                self._asked[name] = number
+        counter.upto = max(counter.upto, upto)
+        self._hot += len(counter.seen) - before
+        self.born.discard(rollout_id)
+        if self._unfolded.get(rollout_id, upto + 1) <= counter.upto:
+            del self._unfolded[rollout_id]
+        self._counters.move_to_end(rollout_id)
+        self._evict()
 
     def _forget(self, rollout_id: str, spans: int) -> None:
         """A failed append was never counted here: counters hold what the log shows and nothing else."""

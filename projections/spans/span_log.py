@@ -99,11 +99,11 @@ class Counter:
     A span's identity is (attempt_id, span_id). Explicit numbers raise the counter; a duplicate changes nothing.
     """
 
-    __slots__ = ("folded", "last", "reserved", "rewards", "seen", "spare", "total_bytes", "waiting")
+    __slots__ = ("last", "reserved", "rewards", "seen", "spare", "total_bytes", "upto", "waiting")
 
     def __init__(self) -> None:
-        self.folded = -1
-        """Offset of the last record that was folded; kept only by who shares the log with other writers."""
+        self.upto = 0
+        """Everything of the rollout below this offset is folded; kept only by who shares the log with other writers."""
         self.last = 0
         self.reserved: dict[str, int] = {}
         """Record id -> the first number that a reservation of this id took: a repeated one answers it again."""
@@ -384,10 +384,12 @@ class SpanLog:
         records: list[NewRecord],
         keys: dict[SpanKey, list[asyncio.Future[bool]]] | None = None,
         reserving: Counter | None = None,
+        acknowledged: Callable[[Ack], None] | None = None,
     ) -> asyncio.Future[Ack]:
         """`keys`: the spans among the records, each with those who wait for whether it got into the log.
 
-        `reserving`: the counter for which this is the newest block of numbers.
+        `reserving`: the counter for which this is the newest block of numbers. `acknowledged` is called under the lock, in the
+        order of the offsets, before anybody learns that the records are durable.
         """
         future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         ours = keys if keys is not None else {}
@@ -400,6 +402,8 @@ class SpanLog:
             with self._lock:
                 if failed:
                     self._forget(rollout_id, len(ours))
+                elif acknowledged is not None and isinstance(result, Ack):
+                    acknowledged(result)
                 self._landed(rollout_id, ours)
                 for one in (one for waiting in ours.values() for one in waiting):
                     delivery.put(one, not failed)

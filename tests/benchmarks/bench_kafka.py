@@ -1,10 +1,14 @@
-"""The store on a real broker: one node under 64 runners, four nodes that race for claims, and spans by the thousand."""
+"""The store on a real broker: one node under 64 runners, four nodes that race for claims, spans, runner processes.
+
+`AGL_BENCH_KAFKA=node,spans,single,runners` runs some of the parts only.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,26 +23,48 @@ from agentlightning.core.model.span import Span
 from agentlightning.core.model.store_interface import LightningStore
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.open_store import open_store
-from tests.system.kafka.fleet import Fleet, audit
+from tests.system.kafka.fleet import Fleet, audit, free_port
 from tests.system.kafka.test_kafka_log import make_topics
 
 from .bench_rebuild import EVENTS, History, append_all, open_seconds
 from .brokers import a_broker
+from .counted import Used, count_requests, used, used_at
 from .table import percentile, show
 
 ROLLOUTS = 6_000
 RACED = 3_000
 NODES, RUNNERS = 4, 8
 SPAN_ROLLOUTS, SPANS = 100, 1_000
+SINGLE_SPANS = 100
+SLOTS, RUN = 64, 2_000
+AGENT = """
+import agentlightning as agl
+
+def step(number):
+    with agl.operation(name="step") as one:
+        one.set_output({"number": number, "text": "x" * 300})
+
+async def quick(task):
+    for number in range(3):
+        step(number)
+    return 1.0
+"""
 
 
 def run() -> None:
-    """Print the three tables; starts a broker where KAFKA_BOOTSTRAP names none."""
+    """Print the tables; starts a broker where KAFKA_BOOTSTRAP names none."""
+    count_requests()
+    parts = {
+        "node": _one_node, "race": _race, "spans": _spans, "single": _single_spans, "runners": _runners, "start": _start,
+    }  # fmt: skip
     with a_broker() as bootstrap:
-        _one_node(bootstrap)
-        _race(bootstrap)
-        _spans(bootstrap)
-        _start(bootstrap)
+        for name in os.environ.get("AGL_BENCH_KAFKA", ",".join(parts)).split(","):
+            parts[name](bootstrap)
+
+
+def _per(spent: Used, count: int) -> list[str]:
+    """Processor time and requests for each of so many."""
+    return [f"{spent.cpu / count * 1e3:.2f}", f"{spent.requests.total() / count:.2f}", spent.kinds(count)]
 
 
 def _address(bootstrap: str) -> str:
@@ -61,18 +87,21 @@ def _one_node(bootstrap: str) -> None:
         store = open_store(_address(bootstrap))
         try:
             count = min(ROLLOUTS, 1_000 * runners)
-            done, seconds, claims, verdicts = asyncio.run(_drain(store, runners, count))
+            done, seconds, claims, verdicts, spent = asyncio.run(_drain(store, runners, count))
         finally:
             store.close()  # type: ignore[attr-defined]
         rows.append(
             [runners, f"{done / seconds:,.0f}", *(f"{percentile(times, share) * 1e3:.1f}"
-                                                 for times in (claims, verdicts) for share in (0.5, 0.99))]
+                                                 for times in (claims, verdicts) for share in (0.5, 0.99)), *_per(spent, done)]
         )  # fmt: skip
-    headings = ("runners", "claim + finish/s", "claim p50 ms", "claim p99 ms", "verdict p50 ms", "verdict p99 ms")
+    headings = ("runners", "claim + finish/s", "claim p50 ms", "claim p99 ms", "verdict p50 ms", "verdict p99 ms",
+                "processor ms", "requests", "of which")  # fmt: skip
     show("One node on Kafka, rollouts of no length", headings, rows)
 
 
-async def _drain(store: LightningStore, runners: int, count: int) -> tuple[int, float, list[float], list[float]]:
+async def _drain(
+    store: LightningStore, runners: int, count: int
+) -> tuple[int, float, list[float], list[float], Used]:
     """Claim and finish everything. A verdict is the time from an append's start to what the fold made of it."""
     await _enqueue(store, count)
     claims: list[float] = []
@@ -91,9 +120,9 @@ async def _drain(store: LightningStore, runners: int, count: int) -> tuple[int, 
             ends.append(time.perf_counter() - began)
             done += 1
 
-    began = time.perf_counter()
+    began, before = time.perf_counter(), used()
     done = sum(await asyncio.gather(*(runner(f"w{number}") for number in range(runners))))
-    return done, time.perf_counter() - began, claims, ends
+    return done, time.perf_counter() - began, claims, ends, used().since(before)
 
 
 # Four nodes
@@ -151,27 +180,33 @@ def _spans(bootstrap: str) -> None:
     store = open_store(_address(bootstrap))
     assert isinstance(store, EventLogStore)
     try:
-        seconds, complete = asyncio.run(_write_spans(store))
+        seconds, complete, spent = asyncio.run(_write_spans(store))
     finally:
         store.close()
     total = SPAN_ROLLOUTS * SPANS
     rows: list[list[object]] = [
         [f"{SPAN_ROLLOUTS} rollouts of {SPANS:,} spans, 500 a call", f"{total / seconds:,.0f} spans/s"],
+        ["processor time", f"{spent.cpu / total * 1e6:.1f} us a span"],
         ["completions with all their spans readable at once", f"{complete} of {SPAN_ROLLOUTS}"],
     ]
     show("Spans on Kafka", ("what", "figure"), rows)
 
 
-async def _write_spans(store: EventLogStore) -> tuple[float, int]:
-    """Seconds for spans that were made before, and how many completions had all of theirs when they were seen."""
-    claims = [await store.start_rollout({"number": number}) for number in range(SPAN_ROLLOUTS)]
-    made = [
+async def _made(store: EventLogStore, rollouts: int, spans: int) -> list[list[Span]]:
+    """Spans of rollouts that were just started."""
+    claims = [await store.start_rollout({"number": number}) for number in range(rollouts)]
+    return [
         [
             Span.from_attributes(rollout_id=one.rollout_id, attempt_id=one.attempt.attempt_id, attributes={"text": "x" * 300})
-            for _ in range(SPANS)
+            for _ in range(spans)
         ]
         for one in claims
     ]
+
+
+async def _write_spans(store: EventLogStore) -> tuple[float, int, Used]:
+    """Seconds for spans that were made before, and how many completions had all of theirs when they were seen."""
+    made = await _made(store, SPAN_ROLLOUTS, SPANS)
     # Two million objects that a runner, which sends as it goes, never holds: the collector would walk them all the time.
     gc.collect()
     gc.freeze()
@@ -195,11 +230,104 @@ async def _write_spans(store: EventLogStore) -> tuple[float, int]:
 
     seen: list[str | None] = []
     looking = asyncio.create_task(look())
-    began = time.perf_counter()
+    began, before = time.perf_counter(), used()
     await asyncio.gather(*(fill(spans) for spans in made))
-    seconds = time.perf_counter() - began
+    seconds, spent = time.perf_counter() - began, used().since(before)
     gc.unfreeze()
-    return seconds, await looking
+    return seconds, await looking, spent
+
+
+def _single_spans(bootstrap: str) -> None:
+    """Each runner adds its spans one by one, and waits for each."""
+    rows: list[list[object]] = []
+    for runners in (1, SLOTS):
+        store = open_store(_address(bootstrap))
+        assert isinstance(store, EventLogStore)
+
+        async def add(store: EventLogStore, runners: int) -> tuple[float, Used]:
+            async def one(spans: list[Span]) -> None:
+                for span in spans:
+                    await store.add_span(span)
+
+            made = await _made(store, runners, SINGLE_SPANS)
+            began, before = time.perf_counter(), used()
+            await asyncio.gather(*map(one, made))
+            return time.perf_counter() - began, used().since(before)
+
+        try:
+            seconds, spent = asyncio.run(add(store, runners))
+        finally:
+            store.close()
+        total = runners * SINGLE_SPANS
+        rows.append([runners, f"{total / seconds:,.0f}", *_per(spent, total)])
+    show("Spans on Kafka, one a call", ("runners", "spans/s", "processor ms", "requests", "of which"), rows)
+
+
+# Runner processes
+
+
+def _runners(bootstrap: str) -> None:
+    """A runner of 64 slots on the log itself, and one at a node; agents that record three operations and a reward."""
+    rows = [row for how in ("kafka://", "http://") for row in _runner_at(_address(bootstrap), how)]
+    head = ("process", "rollouts/s", "processor ms", "requests", "of which")
+    show(f"A runner of {SLOTS} slots, agents of no length, a rollout", head, rows)
+
+
+def _runner_at(url: str, how: str) -> list[list[object]]:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "quick_agent.py").write_text(AGENT)
+        processes: dict[str, subprocess.Popen[bytes]] = {}
+
+        def start(name: str, *arguments: str) -> None:
+            command = [sys.executable, "-m", "tests.benchmarks.counted", str(Path(folder) / name), *arguments]
+            places = f"{Path(__file__).resolve().parents[2]}{os.pathsep}{folder}"
+            processes[name] = subprocess.Popen([*command, "--log-level", "ERROR"], env={**os.environ, "PYTHONPATH": places})
+
+        store = open_store(url)
+        assert isinstance(store, EventLogStore)
+        try:
+            address = url
+            if how == "http://":
+                port = free_port()
+                start("node", "store", "--log", url, "--port", str(port))
+                address = f"http://127.0.0.1:{port}"
+                _await_port(port)
+            start("runner", "runner", "quick_agent:quick", "--store", address, "--slots", str(SLOTS))
+            began, ended = asyncio.run(_work(store))
+        finally:
+            for process in reversed(list(processes.values())):
+                process.terminate()
+                process.wait(60)
+            store.close()
+        spent = {
+            name: used_at(Path(folder) / name, ended).since(used_at(Path(folder) / name, began)) for name in processes
+        }
+    return [[f"{name} ({how})", f"{RUN / (ended - began):,.0f}", *_per(one, RUN)] for name, one in spent.items()]
+
+
+async def _work(store: EventLogStore) -> tuple[float, float]:
+    """Run everything; the moments of its begin and end, after a first part that is not measured."""
+    made: list[str] = []
+    began = 0.0
+    for count in (2 * SLOTS, RUN):
+        began = time.time()
+        made = [one.rollout_id for at in range(0, count, 500) for one in await store.enqueue_many_rollouts(
+            [EnqueueRolloutRequest(input=number) for number in range(at, min(at + 500, count))])]  # fmt: skip
+        done = await store.wait_for_rollouts(made, timeout=300)
+        assert [one.status for one in done] == ["succeeded"] * count
+    return began, time.time()
+
+
+def _await_port(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 # Start

@@ -52,6 +52,11 @@ class AIOKafkaConsumer(_Consumer):
         super().__init__(*topics, **options)  # pyright: ignore[reportUnknownMemberType]
         _rebootstrap(self._client)
 
+    def leader(self, place: TopicPartition) -> int | None:
+        """The broker that leads a partition, as far as this client knows."""
+        leader = self._client.cluster.leader_for_partition(place)
+        return None if leader is None or leader < 0 else int(leader)
+
     def update_metadata(self) -> None:
         """Request the leaders of the partitions from the brokers; does not wait for the answer."""
         self._client.force_metadata_update()

@@ -1,14 +1,14 @@
-"""Where partitions end: asked of the broker partition by partition, never below what is known to be acknowledged.
+"""Where partitions end: asked of the broker that leads them, never below what is known to be acknowledged.
 
 A broker that was frozen answers for a moment as if it still led its partitions, and then with an end that is too low. And
-one that does not answer must hold up questions about its own partitions only.
+one that does not answer must hold up questions about its own partitions only, as must a topic that is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,22 +31,26 @@ OnEnd = Callable[["int | LogError"], None]
 
 @dataclass
 class _Question:
-    """`at_least`: what is known to be in the log, so that a lower answer is too low. `low_since`: when the first one came."""
+    """`at_least`: what is known to be in the log, so that a lower answer is too low. `low_since`: when the first one came.
+
+    `deadline`: so long a broker that is away is waited for.
+    """
 
     at_least: int
     done: OnEnd
+    deadline: float
     low_since: float | None = None
 
 
 class Ends:
-    """First and next offsets. Questions about a partition that come while one is under way share the next one."""
+    """First and next offsets. Questions about partitions of a topic with one leader share a request, one at a time."""
 
     def __init__(self, address: KafkaAddress) -> None:
         self._address = address
         self._wait_seconds = address.wait_seconds
         self._consumer: Any = None
         self._waiting: dict[TopicPartition, list[_Question]] = {}
-        self._tasks: dict[TopicPartition, asyncio.Task[None]] = {}
+        self._tasks: dict[Hashable, asyncio.Task[None]] = {}
         self._known: dict[TopicPartition, int] = {}
 
     async def start(self) -> None:
@@ -75,10 +79,20 @@ class Ends:
 
         `at_least`: an end that somebody else knows. A broker that answers with less gets some seconds to catch up.
         """
-        question = _Question(max(at_least, self._known.get(place, 0)), done)
+        deadline = asyncio.get_running_loop().time() + self._wait_seconds
+        question = _Question(max(at_least, self._known.get(place, 0)), done, deadline)
         self._waiting.setdefault(place, []).append(question)
-        if place not in self._tasks:
-            self._tasks[place] = asyncio.get_running_loop().create_task(self._ask(place))
+        self._begin(place)
+
+    def _begin(self, place: TopicPartition) -> None:
+        led = self._led(place)
+        if led not in self._tasks:
+            self._tasks[led] = asyncio.get_running_loop().create_task(self._ask(led))
+
+    def _led(self, place: TopicPartition) -> Hashable:
+        """What places have in common whose ends are asked for in one request."""
+        leader = self._consumer.leader(place)
+        return place if leader is None else (place.topic, leader)
 
     async def end(self, place: TopicPartition) -> int:
         """As `ask`. Raises `StorageError` where the broker does not answer in time."""
@@ -99,40 +113,74 @@ class Ends:
         """The first offset that is still there. Raises as `end`."""
         return int((await self._insist(lambda: self._consumer.beginning_offsets([place])))[place])
 
-    async def _ask(self, place: TopicPartition) -> None:
-        asked: list[_Question] | None = None
+    async def _ask(self, led: Hashable) -> None:
+        asked: dict[TopicPartition, list[_Question]] = {}
+        closed = True
         try:
-            while asked := self._waiting.pop(place, None):
-                end: int | LogError
-                try:
-                    end = int((await self._insist(lambda: self._consumer.end_offsets([place])))[place])
-                except StorageError as error:
-                    end = error
-                left, asked = self._answer(place, asked, end), None
+            while asked := self._take(led):
+                found = await self._request(list(asked))
+                left = [place for place in list(asked) if self._answer(place, asked.pop(place), found[place])]
                 if left:
-                    self._waiting[place] = [*left, *self._waiting.get(place, ())]
                     self._consumer.update_metadata()
                     await asyncio.sleep(RETRY_SECONDS)
-        finally:  # with something left only where the log is closed meanwhile
-            del self._tasks[place]
-            for question in [*(asked or ()), *self._waiting.pop(place, ())]:
-                question.done(LogClosed("the log was closed"))
+                self._begin_left()
+            closed = False
+        finally:
+            del self._tasks[led]
+            if closed:
+                rows = [*asked.values(), *self._waiting.values()]
+                self._waiting.clear()
+                for question in [one for row in rows for one in row]:
+                    question.done(LogClosed("the log was closed"))
+            self._begin_left()
 
-    def _answer(self, place: TopicPartition, asked: Sequence[_Question], end: int | LogError) -> list[_Question]:
-        """Answer the questions for which `end` is not too low, or was for too long; return the others."""
+    def _begin_left(self) -> None:
+        """Ask where partitions end whose leader is another one by now."""
+        for place in list(self._waiting):
+            self._begin(place)
+
+    def _take(self, led: Hashable) -> dict[TopicPartition, list[_Question]]:
+        return {place: self._waiting.pop(place) for place in list(self._waiting) if self._led(place) == led}
+
+    async def _request(self, places: list[TopicPartition]) -> dict[TopicPartition, int | Exception]:
+        """The end of each, or why it is not known."""
+        try:
+            return {**await asyncio.wait_for(self._consumer.end_offsets(places), ASK_SECONDS)}
+        except NO_RIGHT as error:
+            return dict.fromkeys(places, unreachable(self._address, error))
+        except (KafkaError, OSError, asyncio.TimeoutError) as error:
+            return dict.fromkeys(places, error)
+
+    def _answer(self, place: TopicPartition, asked: Sequence[_Question], end: int | Exception) -> bool:
+        """Answer the questions for which `end` is not too low, or was for too long; whether some have to be asked again."""
         now = asyncio.get_running_loop().time()
         left: list[_Question] = []
         for question in asked:
-            if not isinstance(end, LogError) and end < question.at_least:
-                question.low_since = now if question.low_since is None else question.low_since
-                if now - question.low_since <= STALE_SECONDS:
+            if isinstance(end, LogError):
+                question.done(end)
+            elif isinstance(end, Exception):
+                if now < question.deadline:
                     left.append(question)
-                    continue
-                self._lost(place, end)
-            question.done(end)
-        if not isinstance(end, LogError):
+                else:
+                    question.done(self._silent(end))
+            elif end < question.at_least and not self._stale(question, now):
+                left.append(question)
+            else:
+                if end < question.at_least:
+                    self._lost(place, end)
+                question.done(end)
+        if not isinstance(end, Exception):
             self.acknowledged(place, end)
-        return left
+        if left:
+            self._waiting[place] = [*left, *self._waiting.get(place, ())]
+        return bool(left)
+
+    def _stale(self, question: _Question, now: float) -> bool:
+        question.low_since = now if question.low_since is None else question.low_since
+        return now - question.low_since > STALE_SECONDS
+
+    def _silent(self, error: Exception) -> StorageError:
+        return StorageError(f"the broker did not answer for {self._wait_seconds:g} s: {type(error).__name__}: {error}")
 
     def _lost(self, place: TopicPartition, end: int) -> None:
         """The broker goes on to say that the partition ends before what it acknowledged: it is believed."""
@@ -153,8 +201,6 @@ class Ends:
                 raise unreachable(self._address, error) from error
             except (KafkaError, OSError, asyncio.TimeoutError) as error:
                 if loop.time() >= deadline:
-                    raise StorageError(
-                        f"the broker did not answer for {self._wait_seconds:g} s: {type(error).__name__}: {error}"
-                    ) from error
+                    raise self._silent(error) from error
                 self._consumer.update_metadata()
                 await asyncio.sleep(RETRY_SECONDS)

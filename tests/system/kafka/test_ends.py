@@ -31,13 +31,19 @@ class Played:
     def __init__(self, **answers: list[int | None]) -> None:
         self._answers = {int(name[1:]): row for name, row in answers.items()}
         self.asked: list[int] = []
+        self.leaders: dict[int, int] = {}
+        self.requests = 0
         self.updates = 0
+
+    def leader(self, place: TopicPartition) -> int:
+        return self.leaders.get(place.partition, place.partition)
 
     def update_metadata(self) -> None:
         self.updates += 1
 
     async def end_offsets(self, places: Iterable[Any]) -> dict[Any, int]:
         found: dict[Any, int] = {}
+        self.requests += 1
         for place in places:
             row = self._answers[place.partition]
             answer = row.pop(0) if len(row) > 1 else row[0]
@@ -75,6 +81,21 @@ async def test_questions_of_many_about_one_partition_share_the_next_answer() -> 
     asked, played = _ends(p0=[7])
     assert await asyncio.gather(*(asked.end(HERE) for _ in range(50))) == [7] * 50
     assert len(played.asked) == 1
+
+
+async def test_questions_about_partitions_with_one_leader_share_a_request_and_follow_a_leader_that_changes() -> None:
+    asked, played = _ends(p0=[7], p1=[None, 4, 5])
+    played.leaders = {0: 3, 1: 3}
+    first = asyncio.ensure_future(asked.end(THERE))
+    await asyncio.sleep(0.01)
+    other = asyncio.ensure_future(asked.end(HERE))
+    await asyncio.sleep(0.01)
+    played.leaders[0] = 4  # while the old leader does not answer
+    assert await asyncio.wait_for(asyncio.gather(first, other), 5) == [4, 7]
+    played.leaders[0], played.requests = 3, 0
+    assert await asyncio.gather(asked.end(HERE), asked.end(THERE)) == [7, 5]
+    assert played.requests == 1
+    assert asked._tasks == {} and asked._waiting == {}
 
 
 async def test_an_end_below_what_was_acknowledged_is_not_believed_for_some_seconds() -> None:
