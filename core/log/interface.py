@@ -85,7 +85,10 @@ class Subscription(ABC):
     def close(self) -> None: ...
 
     def passed(self, offset: int) -> None:  # noqa: B027 (a hint, which most logs have no use for)
-        """Say that everything below `offset` is known already: what lies below it may be left out. From any thread."""
+        """Say that everything below `offset` is known already: what lies below it may be left out. From any thread.
+
+        Who calls it applies the records of its own appends when they are acknowledged, and says so here each time.
+        """
 
 
 class Membership(ABC):

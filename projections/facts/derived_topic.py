@@ -39,10 +39,12 @@ def facts_of(batch: FactBatch | None, log_id: str) -> list[Fact]:
     return [Fact(**fact) for fact in plain_facts_of(batch, log_id)]
 
 
-def plain_facts_of(batch: FactBatch | None, log_id: str) -> list[dict[str, Any]]:
-    """The facts as plain data, in the order of the fields of `Fact`: what is published as JSON."""
+def plain_facts_of(batch: FactBatch | None, log_id: str, kind: type[FactData] = FactData) -> list[dict[str, Any]]:
+    """The facts of a kind as plain data, in the order of the fields of `Fact`: what is published as JSON."""
     facts: list[dict[str, Any]] = []
     for index, one in enumerate(batch.facts if batch is not None else ()):
+        if not isinstance(one, kind):
+            continue
         assert batch is not None
         data: dict[str, Any] = msgspec.to_builtins(one)
         for name in _OF_ENVELOPE:
@@ -96,9 +98,9 @@ class DerivedTopic:
         made: list[Record] = []
         while not made and (folded := self._cursor.advance(READ_RECORDS)):
             for _, outcome in folded:
-                for fact in plain_facts_of(batch_of(outcome), self._log_id):
-                    if self.topic == FACTS or fact["type"] == RolloutClaimable.type:
-                        new = record_of(fact)
-                        made.append(Record(self.topic, 0, self._offset, new.key, new.value, new.timestamp_us, new.headers))
-                        self._offset += 1
+                kind = FactData if self.topic == FACTS else RolloutClaimable
+                for fact in plain_facts_of(batch_of(outcome), self._log_id, kind):
+                    new = record_of(fact)
+                    made.append(Record(self.topic, 0, self._offset, new.key, new.value, new.timestamp_us, new.headers))
+                    self._offset += 1
         return made

@@ -49,7 +49,8 @@ IDLE_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 ODD_RECORDS = 1024
-CHUNK_BYTES = 500_000
+CHUNK_BYTES = 50_000
+"""So much of a partition goes out at once: the log's thread, which commands need too, is busy with it for milliseconds."""
 ROUND_RECORDS = 1024
 MOST_MB = 1e9
 """What is read here was taken by a store with a limit of its own."""
@@ -193,10 +194,9 @@ class Publisher:
 
     def _hint(self, outcome: Outcome) -> None:
         made: Batch = {}
-        for fact in plain_facts_of(batch_of(outcome), self._log.log_id):
-            if fact["type"] == RolloutClaimable.type:
-                record = record_of(fact)
-                made.setdefault((TASKS, partition_of(record.key, self._task_partitions)), []).append(record)
+        for fact in plain_facts_of(batch_of(outcome), self._log.log_id, RolloutClaimable):
+            record = record_of(fact)
+            made.setdefault((TASKS, partition_of(record.key, self._task_partitions)), []).append(record)
         try:
             self._outbox.send(made, self._hinted)
         except AgentLightningError as error:
@@ -321,6 +321,8 @@ class Publisher:
         if entry.poison is not None:
             yield _poison(entry.poison, entry)
         facts = entry.batch.facts if entry.batch is not None else ()
+        if not any(isinstance(one, RolloutCompleted) and one.status == "failed" for one in facts):
+            return
         ended = {one.attempt_id: STATUS_OF[type(one)] for one in facts if type(one) in ENDS}
         for one in facts:
             if isinstance(one, RolloutCompleted) and one.status == "failed" and one.attempt_id in ended and entry.batch:

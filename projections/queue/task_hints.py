@@ -295,7 +295,9 @@ class HintFeed:
 
     def _commit_due(self) -> None:
         member = self._member
-        for (topic, partition), offset in self._offsets.due() if member is not None else ():
+        if member is None:
+            return
+        for (topic, partition), offset in self._offsets.due():
             try:
                 member.commit(topic, partition, offset)
             except (LogError, InvalidInput) as error:

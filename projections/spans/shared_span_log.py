@@ -49,7 +49,7 @@ class SharedSpanLog(SpanLog):
         self._own = [(end, end) for end in self._end_at_open]
         """For each partition the last offsets (first, end) without a gap that are all of records appended here."""
         self._unfolded: dict[str, int] = {}
-        """Rollout -> the end of its last record from here, where the records of others have to be read before it is folded."""
+        """Rollout -> an offset up to which it has to be read before records from here are folded as they come."""
         self._ends = list(self._end_at_open)
         """For each partition an end that it had before the record of the control log that is folded next."""
         self._floors: OrderedDict[str, int] = OrderedDict()
@@ -242,10 +242,13 @@ class SharedSpanLog(SpanLog):
         records = self._log.read_key(SPANS, rollout_id, after=after, within=within)
         with self._lock:
             counter = self._counters.get(rollout_id)
+            if after >= 0 and (counter is None or counter.upto <= after):
+                return self._fold_on(rollout_id, end)  # it was dropped meanwhile, and what lies before `after` with it
             if counter is None:
-                if after >= 0:  # it was dropped meanwhile, and what lies before `after` with it
-                    return self._fold_on(rollout_id, end)
                 counter = self._counters[rollout_id] = Counter()
+                # One that was dropped may have had everything from here; what lies behind `end` of it is to be read too.
+                own_end = self._own[self._partition(rollout_id)][1]
+                self._unfolded[rollout_id] = max(self._unfolded.get(rollout_id, 0), own_end)
             placed = [
                 (record.offset, id_of(record), decode(record.value, record.offset))
                 for record in records
@@ -267,7 +270,7 @@ class SharedSpanLog(SpanLog):
         counter.upto = max(counter.upto, upto)
         self._hot += len(counter.seen) - before
         self.born.discard(rollout_id)
-        if self._unfolded.get(rollout_id, upto + 1) <= counter.upto:
+        if self._unfolded.get(rollout_id, counter.upto + 1) <= counter.upto:
             del self._unfolded[rollout_id]
         self._counters.move_to_end(rollout_id)
         self._evict()

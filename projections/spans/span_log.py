@@ -402,7 +402,7 @@ class SpanLog:
             with self._lock:
                 if failed:
                     self._forget(rollout_id, len(ours))
-                elif acknowledged is not None and isinstance(result, Ack):
+                elif acknowledged is not None:
                     acknowledged(result)
                 self._landed(rollout_id, ours)
                 for one in (one for waiting in ours.values() for one in waiting):

@@ -7,6 +7,7 @@ batch when the one before has its answer: appends are answered in their order, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -113,12 +114,23 @@ class Appender:
         self._written = written
         self._batch_bytes = min(batch_bytes, BATCH_BYTES)
         self._waiting: deque[PendingAppend] = deque()
+        self._answered = asyncio.Event()
+        self.own = (0, 0)
+        """The last offsets (first, end) without a gap that were all written here."""
 
     def put(self, pending: PendingAppend) -> None:
         """Take an append; the loop's thread only."""
         self._waiting.append(pending)
         if self.task is None:
             self.task = asyncio.get_running_loop().create_task(self._work())
+
+    async def owns(self, first: int, end: int, wait_seconds: float) -> bool:
+        """Whether all these offsets were written here; the batch under way may need a moment to have its answer."""
+        if self.task is not None and self.own[1] < end:
+            self._answered.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._answered.wait(), wait_seconds)
+        return self.own[0] <= first and end <= self.own[1]
 
     async def abandon(self, wait_seconds: float) -> None:
         """Finish what is under way within so many seconds; what is not finished then is answered with `UnknownOutcome`."""
@@ -151,11 +163,14 @@ class Appender:
             self.task = None
 
     def _answer(self, batch: list[PendingAppend], outcome: int | LogError) -> None:
+        self._answered.set()
         if isinstance(outcome, LogError):
             for pending in batch:
                 answer(pending, outcome)
             return
         if outcome >= 0:
+            end = outcome + sum(len(pending.records) for pending in batch)
+            self.own = (self.own[0] if outcome == self.own[1] else outcome, end)
             self._written(outcome, batch)
         offset = outcome
         for pending in batch:

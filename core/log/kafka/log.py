@@ -94,9 +94,9 @@ class KafkaLog(Log):
         self._members: set[KafkaMember] = set()
         self._ends = Ends(self.address)
         self._producer = Producer(self.address, "zstd")
-        # A client sends a server one request at a time, so blobs have a client of their own. Compressing 64 MB takes the
-        # loop's thread a second; the topic's setting lets the broker do it.
-        self._blob_producer = Producer(self.address, None)
+        # A client sends a server one request at a time, so blobs and what is derived have a client of their own: a command
+        # does not wait for them. Compressing 64 MB takes the loop's thread a second; the topic's setting lets the broker do it.
+        self._bulk_producer = Producer(self.address, None)
         self._loop = LoopThread(f"agl-kafka-{self.address.prefix}")
         self._scratch = None if self.address.state else ScratchFolder()
         self.state_folder = self._scratch.path if self._scratch is not None else Path(self.address.state or ".")
@@ -171,7 +171,7 @@ class KafkaLog(Log):
                 self.address.topic(topic),
                 partition,
                 wait_seconds=self.address.wait_seconds,
-                producer=self._blob_producer if topic == BLOBS else self._producer,
+                producer=self._bulk_producer if topic in (BLOBS, FACTS, TASKS) else self._producer,
                 written=lambda offset, batch: self._written(topic, partition, offset, batch),
                 batch_bytes=self.append_limit(topic),
             )
@@ -389,7 +389,8 @@ class KafkaLog(Log):
             return copy.feeds[partition].follow(offset, on_records, on_problem)
         follower = Follower(f"{topic}[{partition}]", offset, on_records, on_problem, lambda _: None)
         place = self._place(topic, partition)
-        self._followers.add(PartitionFollower(self.address, topic, place, follower, self._followers.discard))
+        owns = self._appender(topic, partition).owns
+        self._followers.add(PartitionFollower(self.address, topic, place, follower, owns, self._followers.discard))
         return follower
 
     def join(self, group: str, topics: Sequence[str], member_id: str) -> Membership:
@@ -477,7 +478,7 @@ class KafkaLog(Log):
             *(bounded(member.leave()) for member in self._members),
             *(bounded(reader.close()) for reader in [*self._readers.values(), *self._keyed.values()]),
             bounded(self._producer.stop()),
-            bounded(self._blob_producer.stop()),
+            bounded(self._bulk_producer.stop()),
             bounded(self._ends.stop()),
         )
 

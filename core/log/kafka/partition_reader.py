@@ -155,11 +155,17 @@ class PartitionReader:
 
 FOLLOW_RECORDS = 2048
 POLL_MS = 1000
+OWN_SECONDS = 0.01
+"""How long a follower that got nothing but records of its own process waits for more of them, to leave these out too."""
+APPLIED_SECONDS = 1.0
 STOP_SECONDS = 3.0
 
 
 class PartitionFollower:
-    """Follows one partition that keeps all its records; any hole in its offsets is an `OffsetLost`."""
+    """Follows one partition that keeps all its records; any hole in its offsets is an `OffsetLost`.
+
+    `owns`: whether all records from an offset to another were written by this process (`Appender.owns`).
+    """
 
     def __init__(
         self,
@@ -167,12 +173,14 @@ class PartitionFollower:
         topic: str,
         place: TopicPartition,
         follower: Follower,
+        owns: Callable[[int, int, float], Awaitable[bool]],
         ended: Callable[[PartitionFollower], None],
     ) -> None:
         self.follower = follower
         self.place = place
         self._address = address
         self._topic = topic
+        self._owns = owns
         self._ended = ended
         self._executor = ThreadPoolExecutor(1, thread_name_prefix=f"agl-follow-{topic}")
         self.task = asyncio.get_running_loop().create_task(self._run())
@@ -215,10 +223,21 @@ class PartitionFollower:
         first, last = self.follower.next, messages[-1].offset
         if messages[0].offset != first or last - first != len(messages) - 1:
             raise OffsetLost(f"{self.place.topic}[{self.place.partition}] has a hole at offset {first}", offset=first)
-        if last < self.follower.known_below:
-            self.follower.next = last + 1  # our own records, applied when they were acknowledged
+        if self.follower.known_below > 0 and await self._owns(first, last + 1, OWN_SECONDS):
+            await self._skip_own(consumer, last + 1)
             return
         await self._deliver(self.follower.deliver, [record_in(self._topic, message) for message in messages])
+
+    async def _skip_own(self, consumer: Any, end: int) -> None:
+        """What was written here is applied when it is acknowledged: under load little of it is fetched at all."""
+        consumer.pause(self.place)
+        deadline = asyncio.get_running_loop().time() + APPLIED_SECONDS
+        await asyncio.sleep(OWN_SECONDS)
+        while self.follower.known_below < end and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(OWN_SECONDS)
+        self.follower.next = max(self.follower.next, self.follower.known_below)
+        consumer.seek(self.place, self.follower.next)
+        consumer.resume(self.place)
 
     async def _deliver(self, take: Callable[[Any], None], what: Any) -> None:
         """In a thread of its own, whatever it does: the loop goes on writing meanwhile."""

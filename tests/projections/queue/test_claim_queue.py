@@ -36,6 +36,7 @@ class FakeMember(Membership):
     def __init__(self) -> None:
         self._all: list[Record] = []
         self.committed: dict[int, int] = {}
+        self.commits = 0
         self.asked: list[int] = []
         self.paused = False
         self._records: list[Record] = []
@@ -63,6 +64,7 @@ class FakeMember(Membership):
 
     def commit(self, topic: str, partition: int, offset: int) -> None:
         self.committed[partition] = offset
+        self.commits += 1
 
     def assignment(self) -> frozenset[tuple[str, int]]:
         return frozenset({(TASKS, 0)})
@@ -286,6 +288,19 @@ async def test_stale_foreign_and_broken_hints_are_let_go() -> None:
         log.member.put(done.rollout_id, 1_000_000)
         await until(lambda: log.member.committed == {0: 6})
         assert await waiting is None
+
+
+async def test_hints_that_are_done_soon_after_one_another_are_committed_together_and_the_last_ones_at_the_end() -> None:
+    with closing(GroupLog()) as log, store_on(log, foreign_writers=True) as store:
+        with hinted(store):
+            for number in range(20):
+                waiting = asyncio.ensure_future(store.dequeue_rollout("w", wait_seconds=5))
+                rollout = await store.enqueue_rollout(number)
+                log.member.put(rollout.rollout_id, store.engine.node.state.position - 1)
+                assert await waiting is not None
+            await until(lambda: len(log.member._records) == 0)
+        assert log.member.committed == {0: 20}
+        assert log.member.commits < 10
 
 
 async def test_who_is_busy_takes_no_hints() -> None:

@@ -37,8 +37,8 @@ def test_a_control_append_does_not_wait_for_blobs(kafka_url: str, monkeypatch: p
         log._loop.loop.call_soon_threadsafe(free.set)
         blob.wait()
         # A client sends a server one request at a time: a blob under way must not be on the client of the events.
-        assert log._blob_producer._client is not None
-        assert log._blob_producer._client is not log._producer._client
+        assert log._bulk_producer._client is not None
+        assert log._bulk_producer._client is not log._producer._client
 
 
 def test_a_copy_that_fails_under_a_running_log_is_made_anew(kafka_url: str, tmp_path: Path) -> None:
