@@ -33,7 +33,7 @@ from .span_log import (
 )
 
 _UNPLACED = -1
-MOST_FLOORS = 100_000
+MOST_BEGINS = 100_000
 
 
 class SharedSpanLog(SpanLog):
@@ -52,7 +52,7 @@ class SharedSpanLog(SpanLog):
         """Rollout -> an offset up to which it has to be read before records from here are folded as they come."""
         self._ends = list(self._end_at_open)
         """For each partition an end that it had before the record of the control log that is folded next."""
-        self._floors: OrderedDict[str, int] = OrderedDict()
+        self._begins: OrderedDict[str, int] = OrderedDict()
         """Rollout -> an offset below which it has no span, for rollouts whose first claim was folded here as it came."""
         self._counting = threading.RLock()
         self._counted: dict[int, int] = {}
@@ -70,9 +70,9 @@ class SharedSpanLog(SpanLog):
         for one in outcome.facts:
             if isinstance(one, AttemptClaimed) and one.sequence_id == 1 and one.rollout_id is not None:
                 with self._lock:
-                    self._floors[one.rollout_id] = self._ends[self._partition(one.rollout_id)]
-                    if len(self._floors) > MOST_FLOORS:
-                        self._floors.popitem(last=False)
+                    self._begins[one.rollout_id] = self._ends[self._partition(one.rollout_id)]
+                    if len(self._begins) > MOST_BEGINS:
+                        self._begins.popitem(last=False)
         event = outcome.proposal.event if outcome.proposal is not None else None
         watermark = getattr(event, "watermark", None)
         if watermark is not None:
@@ -98,7 +98,7 @@ class SharedSpanLog(SpanLog):
     def _range(self, rollout_id: str) -> KeyRange | None:
         known = self.where(rollout_id)
         with self._lock:
-            floor = self._floors.get(rollout_id)
+            floor = self._begins.get(rollout_id)
         if known is None or floor is None:
             return known
         return KeyRange(first=floor, end=known.end, until_us=known.until_us)
@@ -183,7 +183,7 @@ class SharedSpanLog(SpanLog):
         first, own_end = self._own[part]
         if base < own_end:  # the topic was made anew
             self._counters.clear()
-            self._floors.clear()
+            self._begins.clear()
             self.born.clear()
             self._hot = 0
         folded = self._upto(rollout_id) <= base and self._is_folded(rollout_id, base)
@@ -197,7 +197,7 @@ class SharedSpanLog(SpanLog):
     def _upto(self, rollout_id: str) -> int:
         """The offset below which nothing of a rollout is left to fold, as far as it is known; under the lock."""
         counter = self._counters.get(rollout_id)
-        return counter.upto if counter is not None else self._floors.get(rollout_id, -1)
+        return counter.upto if counter is not None else self._begins.get(rollout_id, -1)
 
     def _is_folded(self, rollout_id: str, offset: int) -> bool:
         """Whether everything of a rollout below an offset of its partition is folded. Under the lock."""
@@ -220,7 +220,7 @@ class SharedSpanLog(SpanLog):
                     return numbers
                 if not last_try:  # nothing of it lies behind what was folded: the topic was made anew
                     for rollout_id in ends:
-                        self._floors.pop(rollout_id, None)
+                        self._begins.pop(rollout_id, None)
                         self._forget_counter(rollout_id)
         raise UnknownOutcome("the log acknowledged a span and does not show it; its number cannot be known")
 
