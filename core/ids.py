@@ -26,7 +26,7 @@ __all__ = [
 _TAIL_BITS = 74
 _TAIL_LIMIT = 1 << _TAIL_BITS
 _DRAW_BYTES = 9
-_DRAWS = 256
+_DRAWS = 4096
 
 
 def generate_id(length: int) -> str:
@@ -78,15 +78,17 @@ class CommandIds:
         self._tail = 0
         self._lock = threading.Lock()
         self._pool = b""
+        self._drawn = 0
 
     def next(self) -> bytes:
         """16 bytes; compares, sorts and is unique as bytes."""
         millis = int(self._now() * 1000)
         with self._lock:
-            if not self._pool:  # one call of the system for hundreds of ids: it gives up the interpreter each time
-                self._pool = os.urandom(_DRAW_BYTES * _DRAWS)
-            draw = int.from_bytes(self._pool[:_DRAW_BYTES], "big")
-            self._pool = self._pool[_DRAW_BYTES:]
+            at = self._drawn
+            if at == len(self._pool):  # one call of the system for thousands of ids: it gives up the interpreter each time
+                at, self._pool = 0, os.urandom(_DRAW_BYTES * _DRAWS)
+            self._drawn = at + _DRAW_BYTES
+            draw = int.from_bytes(self._pool[at : at + _DRAW_BYTES], "big")
             if millis > self._millis:
                 self._millis = millis
                 self._tail = draw
@@ -104,6 +106,7 @@ class CommandIds:
         """In a forked child: a lock that no missing thread holds, and random bytes that the parent does not have."""
         self._lock = threading.Lock()
         self._pool = b""
+        self._drawn = 0
 
 
 # One source per process: command ids grow within a process no matter which thread draws them.

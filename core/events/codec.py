@@ -7,6 +7,7 @@ repeat what a tool wants to filter by; the fold never reads them. The header `h`
 from __future__ import annotations
 
 from threading import Thread
+from typing import TypeVar
 
 import msgspec
 
@@ -66,10 +67,13 @@ def encode(proposal: Proposal | RunRecord) -> bytes:
     return _encode(proposal)
 
 
-def check(part: msgspec.Struct) -> None:
-    """Raise `Undecodable` where a part of an event would not read back: a number out of range, text without bytes."""
+P = TypeVar("P", bound=msgspec.Struct)
+
+
+def check(part: P) -> P:
+    """A part of an event as it reads back. Raises `Undecodable` where a number is out of range or a text has no bytes."""
     try:
-        msgspec.json.decode(_encode(part), type=type(part))
+        return msgspec.json.decode(_encode(part), type=type(part))
     except (msgspec.MsgspecError, ValueError, OverflowError, TypeError) as error:
         raise Undecodable(str(error)) from None
 

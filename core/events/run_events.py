@@ -78,6 +78,8 @@ class AlgorithmDecided(Event, frozen=True, tag=DECIDED):
 
 
 RunEvent = Union[RunOpened, RunClosed, AlgorithmDecided]  # noqa: UP007 (a union that msgspec decodes)
+RUN_EVENTS = (RunOpened, RunClosed, AlgorithmDecided)
+"""The same for `isinstance`, which takes a microsecond longer for a union of `typing`."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, omit_defaults=True):

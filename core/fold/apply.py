@@ -49,13 +49,16 @@ class Outcome(msgspec.Struct, gc=False, eq=False):
         return self.verdict is not None and not self.duplicate and self.verdict.accepted
 
 
-def apply(state: State, value: bytes) -> Outcome:
-    """Fold the next record. A halted state stays as it is: nothing after a record it cannot judge is applied."""
+def apply(state: State, value: bytes, proposal: Proposal | None = None) -> Outcome:
+    """Fold the next record. A halted state stays as it is: nothing after a record it cannot judge is applied.
+
+    `proposal`: what `decode` gives for the value, from a caller who has read it already.
+    """
     position = state.position
     if state.halted is not None:
         return Outcome(position)
     try:
-        proposal = decode(value)
+        proposal = proposal or decode(value)
     except UnknownEvent as unknown:
         return _skip(state) if not unknown.critical else _halt(state, str(unknown))
     except Undecodable:

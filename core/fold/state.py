@@ -52,7 +52,7 @@ class Attempt(msgspec.Struct, gc=False, omit_defaults=True):
     watermark: int | None = None
 
 
-class Rollout(msgspec.Struct, omit_defaults=True):
+class Rollout(msgspec.Struct, gc=False, omit_defaults=True):
     """A task and all its attempts. `number` orders rollouts by creation, from 1.
 
     `generation` counts explicit restarts. `finished_at` is the position of the outcome, -1 while there is none.

@@ -28,7 +28,7 @@ Headers = tuple[tuple[str, str], ...]
 """Header names and texts; never secrets, never user data (they are shown by any Kafka tool without decoding)."""
 
 
-class NewRecord(msgspec.Struct, frozen=True):
+class NewRecord(msgspec.Struct, frozen=True, gc=False):
     """A record on its way into the log: `timestamp_us` is the writer's wall clock in microseconds, informative only."""
 
     key: str
@@ -37,7 +37,7 @@ class NewRecord(msgspec.Struct, frozen=True):
     headers: Headers = ()
 
 
-class Record(msgspec.Struct, frozen=True):
+class Record(msgspec.Struct, frozen=True, gc=False):
     """A record of the log. `offset` is 0-based and gapless in its partition."""
 
     topic: str

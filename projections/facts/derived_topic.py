@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -19,8 +19,11 @@ READ_RECORDS = 1024
 _OF_ENVELOPE = ("type", "rollout_id", "attempt_id")
 
 
-class FactBatch(NamedTuple):
-    """What one control record led to, kept as the fold made it: most facts are never asked for."""
+class FactBatch(msgspec.Struct, frozen=True, gc=False):
+    """What one control record led to, kept as the fold made it: most facts are never asked for.
+
+    Tens of thousands are kept: the garbage collector leaves them out of its walks, since nothing in them refers back.
+    """
 
     position: int
     time_us: int
@@ -31,7 +34,7 @@ def batch_of(outcome: Outcome) -> FactBatch | None:
     """The facts of one record; None where it had none."""
     if outcome.proposal is None or not outcome.facts:
         return None
-    return FactBatch(outcome.position, outcome.proposal.time_us, outcome.facts)
+    return FactBatch(outcome.position, outcome.proposal.time_us, tuple(outcome.facts))
 
 
 def facts_of(batch: FactBatch | None, log_id: str) -> list[Fact]:

@@ -95,7 +95,7 @@ class Expiry:
             key = (rollout.rollout_id, attempt.sequence_id)
             if attempt.status in RUNNING and key not in self._heartbeats.open:
                 self._heartbeats.expect(attempt.worker_id, attempt.incarnation, self.now())
-                self.opened(key, attempt.incarnation)
+                self.opened(rollout, attempt)
 
     # What others ask, under the node's lock
 
@@ -111,11 +111,11 @@ class Expiry:
         """How far the log's clock is behind, for an event that starts a clock."""
         return max(0, int((self._now() - self._stepped) * 1000))
 
-    def opened(self, key: AttemptKey, incarnation: str | None) -> None:
+    def opened(self, rollout: Rollout, attempt: Attempt) -> None:
         """An attempt began, or came back: watch it."""
-        watched = self._heartbeats.open[key] = OpenAttempt(incarnation, self.now())
-        found = self._find(key)
-        if self._wakes_at is None or (found is not None and self._deadline(watched, *found)[0] < self._wakes_at):
+        key = (rollout.rollout_id, attempt.sequence_id)
+        watched = self._heartbeats.open[key] = OpenAttempt(attempt.incarnation, self.now())
+        if self._wakes_at is None or self._deadline(watched, rollout, attempt)[0] < self._wakes_at:
             self._wake.notify_all()  # else the next turn is early enough, and a turn looks at every open attempt
 
     def clock_moved(self, elapsed_ms: int) -> None:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from ...core.errors import Expired, InvalidInput, LogError, Refused
 from ...core.fold.deduplication import Reason
@@ -25,8 +25,7 @@ from ...core.log.interface import Ack, Log, NewRecord
 from ...core.log.topics import partition_of
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """`basis` is (position, fingerprint) that the caller knew at its first try, the same in every retry; None: ours.
 
     `remote`: the answer can be lost on its way, so a claim has to be confirmed by a sign of life.

@@ -29,7 +29,7 @@ from ...core.errors import (
     UnknownOutcome,
 )
 from ...core.events.codec import Undecodable, check, decode, encode, headers_of
-from ...core.events.run_events import RunEvent, RunRecord, decode_run
+from ...core.events.run_events import RUN_EVENTS, RunEvent, RunRecord, decode_run
 from ...core.events.schema import AnyEvent, Proposal, RolloutsEnqueued
 from ...core.fold import commands
 from ...core.fold.apply import Outcome, apply
@@ -55,13 +55,17 @@ SETTLE_SECONDS = 10.0
 """How long the tail may take to show what is in the log, before an unknown outcome is tried again anyway."""
 
 
-class _Staged:
-    __slots__ = ("command_id", "record", "tries")
+class _Ticket:
+    """A proposal on its way, what its record reads back as where that is known, and who waits for what becomes of it."""
 
-    def __init__(self, command_id: str, record: NewRecord) -> None:
+    __slots__ = ("command_id", "proposal", "record", "tries", "waiting")
+
+    def __init__(self, command_id: str, record: NewRecord, proposal: Proposal | None, done: Done) -> None:
         self.command_id = command_id
         self.record = record
+        self.proposal = proposal
         self.tries = 0
+        self.waiting = [done]
 
 
 class Node:
@@ -89,12 +93,12 @@ class Node:
         # Staging has a lock of its own, taken after `lock`: the log's thread sends the next batch without waiting for
         # the fold of the one before, which is the applier's work.
         self._staging = threading.Lock()
-        self._staged: list[_Staged] = []
+        self._staged: list[_Ticket] = []
         self._inflight = False
         self._batch_bytes = min(BATCH_BYTES, log.append_limit(CONTROL))
-        self._acked: queue.SimpleQueue[tuple[list[_Staged], Ack | LogError] | None] = queue.SimpleQueue()
+        self._acked: queue.SimpleQueue[tuple[list[_Ticket], Ack | LogError] | None] = queue.SimpleQueue()
         self._applier = threading.Thread(target=self._apply_acked, name="agl-fold", daemon=True)
-        self._tickets: dict[str, list[Done]] = {}
+        self._tickets: dict[str, _Ticket] = {}
         self._subscription: Subscription | None = None
         self.mark: tuple[int, bytes] = (0, b"")
         """(position, fingerprint) of what is folded, of one moment: it may be read without the lock."""
@@ -207,8 +211,8 @@ class Node:
             self.next_offset = record.offset + 1
             self._fold_value(record.value)
 
-    def _fold_value(self, value: bytes) -> None:
-        outcome = apply(self.state, value)
+    def _fold_value(self, value: bytes, proposal: Proposal | None = None) -> None:
+        outcome = apply(self.state, value, proposal)
         self.mark = (self.state.position, self.state.fingerprint)
         for listener in self.listeners:
             listener(outcome)
@@ -217,11 +221,9 @@ class Node:
             if verdict is not None and verdict.reason == "foreign_history" and self.on_doubt is not None:
                 if outcome.proposal.writer != self.writer:
                     self.on_doubt(outcome.position)
-            for done in self._tickets.pop(outcome.proposal.id, ()):
-                done(outcome)
+            self._answer(outcome.proposal.id, outcome)
         elif self._tickets and (run := decode_run(value)) is not None:
-            for done in self._tickets.pop(run.id, ()):
-                done(outcome)
+            self._answer(run.id, outcome)
         if self.state.halted is not None and self._tickets:
             self._fail_all(Refused(self.state.halted, reason="halted"))
 
@@ -241,35 +243,35 @@ class Node:
         self._check_halted()
         waiting = self._tickets.get(command_id)
         if waiting is not None:
-            waiting.append(done)
+            waiting.waiting.append(done)
             return
         state = self.state
         position, fingerprint = basis if basis is not None else (state.position - 1, state.fingerprint)
         time_us = int(self.clock.time() * 1_000_000)
-        if isinstance(event, RunEvent):
+        if isinstance(event, RUN_EVENTS):
             proposal = RunRecord(command_id, time_us, self.writer, position, fingerprint, event, noncritical=True)
         else:
             proposal = Proposal(command_id, time_us, self.writer, position, fingerprint, event)
-        record = NewRecord("", self._encode(proposal), time_us, headers_of(proposal))
-        self._tickets[command_id] = [done]
+        value, read = self._encode(proposal)
+        record = NewRecord("", value, time_us, headers_of(proposal))
+        ticket = self._tickets[command_id] = _Ticket(command_id, record, read, done)
         with self._staging:
-            self._staged.append(_Staged(command_id, record))
+            self._staged.append(ticket)
             self._flush()
 
-    def _encode(self, proposal: Proposal | RunRecord) -> bytes:
-        """The value of a record; what no fold can decode is refused here and never written.
+    def _encode(self, proposal: Proposal | RunRecord) -> tuple[bytes, Proposal | None]:
+        """The value of a record, and what it reads back as; what no fold can decode is refused here and never written.
 
-        The rollouts of a batch may be thousands and this is under the lock: who made them has checked each.
+        The rollouts of a batch may be thousands and this is under the lock: who made them has read each back.
         """
         try:
             value = encode(proposal)
             if isinstance(proposal, RunRecord):
                 check(proposal)
-            elif not isinstance(proposal.event, RolloutsEnqueued):
-                decode(value)
+                return value, None
+            return value, proposal if type(proposal.event) is RolloutsEnqueued else decode(value)
         except (Undecodable, ValueError, OverflowError, TypeError) as error:
             raise InvalidInput(f"a value of the call cannot be part of an event: {error}") from None
-        return value
 
     def _flush(self) -> None:
         """Send the next batch if none is under way; under `_staging`."""
@@ -287,7 +289,7 @@ class Node:
             CONTROL, 0, [staged.record for staged in batch], lambda ack: self._on_ack(batch, ack)
         )
 
-    def _on_ack(self, batch: list[_Staged], ack: Ack | LogError) -> None:
+    def _on_ack(self, batch: list[_Ticket], ack: Ack | LogError) -> None:
         """The log's thread says what became of a batch: the next one goes out, this one goes to the applier."""
         with self._staging:
             self._inflight = False
@@ -333,31 +335,31 @@ class Node:
         while self.next_offset < end and self.broken is None and time.monotonic() < deadline:
             time.sleep(0.01)
 
-    def _apply_batch(self, batch: list[_Staged], ack: Ack | LogError) -> None:
+    def _apply_batch(self, batch: list[_Ticket], ack: Ack | LogError) -> None:
         if isinstance(ack, Ack):
             if ack.base_offset == self.next_offset:
                 for staged in batch:
                     self.next_offset += 1
-                    self._fold_value(staged.record.value)
+                    self._fold_value(staged.record.value, staged.proposal)
                 if self._subscription is not None:
                     self._subscription.passed(self.next_offset)
             elif 0 <= ack.base_offset < self.next_offset and any(one.command_id in self._tickets for one in batch):
                 # Something else was folded at these offsets.
                 self.history_changed(f"offset {ack.base_offset} of the control log was given twice")
             return  # what others wrote before it comes through the tail, and so does this
-        again: list[_Staged] = []
+        again: list[_Ticket] = []
         if isinstance(ack, UnknownOutcome):
             again = self._settle_unknown(batch, ack)
         else:
             for staged in batch:
-                self._fail(staged.command_id, ack)
+                self._answer(staged.command_id, ack)
         with self._staging:
             self._staged[:0] = again
             self._flush()
 
-    def _settle_unknown(self, batch: list[_Staged], error: LogError) -> list[_Staged]:
+    def _settle_unknown(self, batch: list[_Ticket], error: LogError) -> list[_Ticket]:
         """Everything that is in the log is folded; return what is not there and goes out again under the same id."""
-        again: list[_Staged] = []
+        again: list[_Ticket] = []
         for staged in batch:
             if staged.command_id not in self._tickets:
                 continue
@@ -365,16 +367,18 @@ class Node:
             if staged.tries < APPEND_TRIES:
                 again.append(staged)
             else:
-                self._fail(staged.command_id, error)
+                self._answer(staged.command_id, error)
         return again
 
-    def _fail(self, command_id: str, error: Exception) -> None:
-        for done in self._tickets.pop(command_id, ()):
-            done(error)
+    def _answer(self, command_id: str, result: Outcome | Exception) -> None:
+        ticket = self._tickets.pop(command_id, None)
+        if ticket is not None:
+            for done in ticket.waiting:
+                done(result)
 
     def _fail_all(self, error: Exception) -> None:
         for command_id in list(self._tickets):
-            self._fail(command_id, error)
+            self._answer(command_id, error)
         with self._staging:
             self._staged.clear()
         self.delivery.flush()

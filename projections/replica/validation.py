@@ -38,7 +38,7 @@ def text(value: object, name: str) -> str:
             value.encode()
         except UnicodeEncodeError:
             raise InvalidInput(f"{name} holds half of a surrogate pair, which has no bytes in UTF-8") from None
-    return cast(str, plain_scalar(value))
+    return value if type(value) is str else cast(str, plain_scalar(value))
 
 
 def text_or_none(value: object, name: str) -> str | None:

@@ -104,6 +104,7 @@ class Engine(Views):
             Cluster(log, self.node, self.heartbeats, self.facts, self.contact) if self.contact is not None else None
         )
         self.expiry = Expiry(self.node, self.heartbeats, self.spans, self.cluster)
+        self._reactions = self._reactions_to_facts()
         self._snapshotting: threading.Thread | None = None
         self.shared = foreign_writers
         self.backfill: Backfill | None = None
@@ -186,34 +187,16 @@ class Engine(Views):
 
     def _folded(self, outcome: Outcome) -> None:
         proposal = outcome.proposal
-        if outcome.facts and proposal is not None and isinstance(proposal.event, AttemptClaimed):
-            self.claim_queue.claimed(proposal.writer, proposal.event.rollout_id)
+        if outcome.facts and proposal is not None:
+            event = proposal.event
+            if isinstance(event, AttemptClaimed):
+                self.claim_queue.claimed(proposal.writer, event.rollout_id)
+            if isinstance(event, TimePassed):
+                self.expiry.clock_moved(event.to_ms - event.from_ms)
         for one in outcome.facts:
-            rollout_id = one.rollout_id
-            if rollout_id is None:
-                event = outcome.proposal.event if outcome.proposal is not None else None
-                if isinstance(event, TimePassed):
-                    self.expiry.clock_moved(event.to_ms - event.from_ms)
-                continue
-            kind = type(one)
-            if kind is fact.RolloutClaimable:
-                self.claim_queue.offer(self.node.state, rollout_id)
-            elif kind is fact.RolloutCompleted:
-                self.waiters.completed(rollout_id)
-                self.spans.born.discard(rollout_id)
-            elif kind is fact.RolloutEnqueued:
-                self.spans.born.add(rollout_id)
-            elif kind is fact.RolloutRestored:
-                self._restored(rollout_id)
-            elif kind is fact.RolloutBackoff:
-                self.expiry.backing_off(rollout_id)
-            elif kind is fact.AttemptClaimed or kind is fact.AttemptRunning:
-                key = (rollout_id, one.sequence_id)
-                rollout = self.node.state.rollouts.get(rollout_id)
-                if rollout is not None and (kind is fact.AttemptClaimed or key not in self.heartbeats.open):
-                    self.expiry.opened(key, rollout.attempts[one.sequence_id - 1].incarnation)
-            elif kind in fact.ENDS:
-                self.heartbeats.open.pop((rollout_id, one.sequence_id), None)
+            react = self._reactions.get(type(one))
+            if react is not None and one.rollout_id is not None:
+                react(one.rollout_id, one.sequence_id)
         self.facts.folded(outcome)
         if isinstance(self.spans, SharedSpanLog):
             self.spans.notice(outcome)
@@ -224,7 +207,38 @@ class Engine(Views):
         if self.node.state.position - self._snapshot_at >= self.settings.snapshot_every:
             self.snapshot()
 
-    def _restored(self, rollout_id: str) -> None:
+    def _reactions_to_facts(self) -> dict[type[fact.FactData], Callable[[str, int], None]]:
+        """Type of a fact -> what is done about it, given its rollout and the attempt's number. Most of it once a command."""
+
+        def completed(rollout_id: str, _: int) -> None:
+            self.waiters.completed(rollout_id)
+            self.spans.born.discard(rollout_id)
+
+        def running(rollout_id: str, sequence_id: int) -> None:
+            if (rollout_id, sequence_id) not in self.heartbeats.open:
+                self._opened(rollout_id, sequence_id)
+
+        def ended(rollout_id: str, sequence_id: int) -> None:
+            self.heartbeats.open.pop((rollout_id, sequence_id), None)
+
+        ends: dict[type[fact.FactData], Callable[[str, int], None]] = dict.fromkeys(fact.ENDS, ended)
+        return {
+            fact.RolloutEnqueued: lambda rollout_id, _: self.spans.born.add(rollout_id),
+            fact.RolloutClaimable: lambda rollout_id, _: self.claim_queue.offer(self.node.state, rollout_id),
+            fact.AttemptClaimed: self._opened,
+            fact.AttemptRunning: running,
+            fact.RolloutCompleted: completed,
+            fact.RolloutRestored: self._restored,
+            fact.RolloutBackoff: lambda rollout_id, _: self.expiry.backing_off(rollout_id),
+            **ends,
+        }
+
+    def _opened(self, rollout_id: str, sequence_id: int) -> None:
+        rollout = self.node.state.rollouts.get(rollout_id)
+        if rollout is not None:
+            self.expiry.opened(rollout, rollout.attempts[sequence_id - 1])
+
+    def _restored(self, rollout_id: str, _: int) -> None:
         rollout = self.node.state.rollouts.get(rollout_id)
         if rollout is not None:
             self.expiry.watch(rollout)  # nobody did while it was archived
@@ -322,7 +336,8 @@ class Engine(Views):
     ) -> T:
         """As `command`, along a chain of ids that the caller keeps."""
         self.check_open()
-        await self.reach_basis(call.basis)
+        if call.basis is not None:
+            await self.reach_basis(call.basis)
         restores = 0
         while True:
             command_id = ids.current

@@ -52,11 +52,12 @@ class RolloutMethods(LightningStore):
         resources_id = validation.id_or_none(resources_id, "resources_id")
         body = await blobs.settle(blobs.encode(input, "the input"))
         meta = await blobs.settle(blobs.encode(metadata, "the metadata")) if metadata else None
-        fields = (payload.inline(body), checked_mode, resources_id, carried, payload.inline(meta))
+        new = schema.NewRollout("", payload.inline(body), checked_mode, resources_id, carried, payload.inline(meta))
         try:
-            codec.check(schema.NewRollout("", *fields))
+            new = codec.check(new)
         except codec.Undecodable as error:
             raise InvalidInput(f"a value of the rollout cannot be part of an event: {error}") from None
+        fields = (new.input, new.mode, new.resources_id, new.config, new.metadata)
         return lambda rollout_id: schema.NewRollout(rollout_id, *fields)
 
     def _claimer(self, command_id: str, worker_id: str | None, incarnation: str | None, remote: bool) -> schema.Claim:
