@@ -17,7 +17,7 @@ import click
 from ..core.errors import InvalidInput, NotFound
 from ..core.log.interface import Log
 from ..core.log.open_log import open_log, shown
-from ..projections.history.rollout_history import find_resources, find_rollout
+from ..projections.history.rollout_history import find_resources, find_rollout, has_rollout
 from ..projections.history.run_index import LATEST, Run, RunBook, find_run
 from ..projections.history.topic_reader import Bound
 from ..projections.spans.blobs import NO_LIMIT_MB, Blobs
@@ -147,6 +147,9 @@ def located(
         for one in logs_here(url):
             log = stack.enter_context(open_reading(one, token))
             book = RunBook(log, Blobs(log, NO_LIMIT_MB).fetch)
+            if "rollout" in kinds and has_rollout(log, name):  # a whole id needs no search for a run of that name
+                found.append(Located(log, one, "rollout", name, book))
+                continue
             namesakes += sum(run.name == name for run in book.advance().values())
             try:
                 found.append(_matching(Located(log, one, "run", name, book), name, kinds))

@@ -6,6 +6,7 @@ beside the log, whose bytes count only where the hash in the state matches. Wher
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ from ..store.views import seconds
 from .record_view import Decoder
 
 MOST_NAMED = 10
+_WHOLE = re.compile(r"ro-[0-9a-f]{12}").fullmatch
 
 
 @dataclass
@@ -94,16 +96,30 @@ def _fold_from(log: Log, cursor: FoldCursor, wanted: Collection[str]) -> dict[st
     for _, outcome in cursor.fold():
         left.update((gone.rollout_id, gone) for gone, _ in outcome.archived if gone.rollout_id in names)
     found = {one: state.rollouts[one] for one in names if one in state.rollouts}
-    archived = [one for one in names if one not in found and state.archived.get(one) is not None]
+    hashes = {one: state.archived.get(one) for one in names if one not in found}
+    archived = [one for one, state_hash in hashes.items() if state_hash is not None]
     found.update((one, left[one]) for one in archived if one in left)
     missing = [one for one in archived if one not in left]
     if not missing or from_start:
         return found
     for rollout_id, body in read_bodies(log, missing).items():
-        rollout = unpack(body) if hash_of(body) == state.archived.get(rollout_id) else None
+        rollout = unpack(body) if hash_of(body) == hashes[rollout_id] else None
         if rollout is not None:
             found[rollout_id] = rollout
     return found if all(one in found for one in missing) else None
+
+
+def has_rollout(log: Log, name: str) -> bool:
+    """Whether `name` is the whole id of a rollout, by the newest snapshot and the records after it.
+
+    False where there is no snapshot to ask, which costs less than to search every record: `find_rollout` does that.
+    """
+    cursor = read_snapshot(log) if _WHOLE(name) else None
+    if cursor is None:
+        return False
+    for _ in cursor.fold():
+        pass
+    return name in cursor.state.rollouts or cursor.state.archived.get(name) is not None
 
 
 def find_rollout(log: Log, prefix: str) -> str:

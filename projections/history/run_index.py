@@ -26,7 +26,8 @@ from ..replica.fold_cursor import control_records
 MOST_NAMED = 10
 LATEST = "latest"
 """The name under which every command finds the run that was opened last."""
-_RUN_ID = RUN_ID.encode()
+_RUN_ID, _METADATA = RUN_ID.encode(), b'"metadata"'
+_OPENED, _CLOSED, _DECIDED = MARKS
 _OF_OPENING = (
     "run_id", "name", "algorithm", "agent", "seed", "resources_id", "resources_version", "train_size", "val_size",
     "own_runners",
@@ -122,7 +123,7 @@ class RunBook:
 
     def read(self, position: int, value: bytes, offset: int) -> None:
         """Take one control record."""
-        if any(mark in value for mark in MARKS):
+        if _OPENED in value or _CLOSED in value or _DECIDED in value:
             run = decode_run(value)
             if run is not None:
                 if run.id not in self._seen:  # a repeated command is in the log twice and happened once
@@ -131,7 +132,7 @@ class RunBook:
                 return
         if _RUN_ID in value:
             self._created(value, self._joins)
-        elif value[:1] == b"{":  # in JSON the metadata are in base64; runs of golden logs do not list what those name
+        elif _METADATA in value and value[:1] == b"{":  # in base64 in older records; runs of golden logs do not list those
             self._created(value, self.early.setdefault)
 
     def _run_event(self, position: int, record: RunRecord, offset: int) -> None:

@@ -31,8 +31,9 @@ from agentlightning.projections.replica.fold_cursor import FoldCursor
 from agentlightning.projections.spans.span_log import SpanAdded, encode
 from agentlightning.rest.open_store import open_store
 
-from .bench_http import a_server, load
+from .bench_http import Figures, a_server, load
 from .bench_rebuild import History, append_all
+from .measured import note
 from .table import percentile, show
 
 T = TypeVar("T")
@@ -40,10 +41,14 @@ SMALLEST, LARGEST = 4, 6
 """Powers of ten."""
 RUNS = 100
 SPANS_EACH = 2
+RECORDS_EACH = 4
+"""Control records of a rollout: enqueued, claimed, observed, ended."""
 WRITERS = 16
 WARM_SECONDS = 1.0
 SECONDS = 4.0
 REWARD = 0.5
+SERVED = 8_000
+"""Rollouts that wait for the runners over HTTP."""
 PIECE = 5_000
 """Rollouts that are appended together."""
 
@@ -54,7 +59,7 @@ class Filled(History):
     def __init__(self, url: str) -> None:
         super().__init__()
         self.rollouts = 0
-        self._url = url
+        self.url = url
         self._offset = 0
         self._runs: list[msgspec.Raw] = []
         self._spans = 0
@@ -68,13 +73,13 @@ class Filled(History):
                 await store.record_run_event("run.closed", made["run_id"], {"outcome": "succeeded"})
                 self._runs.append(msgspec.Raw(msgspec.json.encode({RUN_ID: made["run_id"]})))
 
-        store: Any = open_store(self._url)
+        store: Any = open_store(self.url)
         asyncio.run(record())
         store.close()
 
     def grow(self, rollouts: int) -> str:
         """Append finished rollouts until so many were made here; the id of one in the middle of the new ones."""
-        log = open_log(self._url)
+        log = open_log(self.url)
         for _ in FoldCursor(log, self.state, self._offset).fold():  # what a store wrote meanwhile
             pass
         self._spans = log.ends(SPANS, 0)[1]
@@ -114,43 +119,88 @@ def _span(rollout_id: str, number: int, time_us: int) -> NewRecord:
     return NewRecord(rollout_id, value, time_us, (("t", "span"), ("id", "0" * 32)))
 
 
+@dataclass
+class Sized:
+    """Everything that was measured at one size. `made` and `written`: bytes of the values of each topic per rollout."""
+
+    size: int
+    made: list[float]
+    opened: float
+    work: Work
+    written: list[float]
+    page: float
+    there: int
+    values: list[int]
+    files: list[int]
+    served: Figures
+    took: list[float]
+
+
 def run() -> None:
-    """Grow one log and measure at each size."""
-    largest = int(os.environ.get("GROWTH", LARGEST))
-    speed: list[list[object]] = []
-    bytes_each: list[list[object]] = []
-    waits: list[list[object]] = []
-    first: Work | None = None
+    """Grow one log, measure at each size, and print the tables."""
+    found: list[Sized] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "log.db"
-        url = f"sqlite:///{path}"
-        filled = Filled(url)
+        filled = Filled(f"sqlite:///{path}")
         filled.open_runs()
-        for size in (10**power for power in range(SMALLEST, largest + 1)):
-            began = time.perf_counter()
-            rollout_id = filled.grow(size)
-            print(f"{size:,} rollouts are there after another {time.perf_counter() - began:.0f} s", flush=True)
-            began = time.perf_counter()
-            store: Any = open_store(url)
-            opened = time.perf_counter() - began
-            work = asyncio.run(_work(store))
-            page = asyncio.run(_page(store))
-            store.close()
-            bytes_each.append([f"{size:,}", *_bytes_each(path, size + work.rollouts)])
-            with a_server(sys.executable, ["--log", url]) as server:
-                served = load(sys.executable, server, WRITERS, SPANS_EACH, SECONDS)
-            first = first or work
-            speed.append([f"{size:,}", *work.row(first), f"{served.rate:,.0f}", f"{served.server_ms:.2f}"])
-            took = [_seconds(*command, "--log", url) for command in (["ps"], ["show", rollout_id])]
-            waits.append([f"{size:,}", f"{opened:.2f}", f"{page * 1e3:.1f}", *(f"{one:.2f}" for one in took)])
+        for power in range(SMALLEST, int(os.environ.get("GROWTH", LARGEST)) + 1):
+            found.append(_sized(filled, path, 10**power))
+    first, last = found[0], found[-1]
     show(
         f"{WRITERS} writers in process on a file, {SPANS_EACH} spans a rollout; the same over HTTP",
         ("rollouts before", "rollouts/s", "of the first", "processor ms/rollout", "of the first", "call p50 ms", "call p99 ms",
          "HTTP rollouts/s", "server ms/rollout"),
-        speed,
+        [
+            [f"{one.size:,}", *one.work.row(first.work), f"{one.served.rate:,.0f}", f"{one.served.server_ms:.2f}"]
+            for one in found
+        ],
     )  # fmt: skip
-    show("Bytes per rollout", ("rollouts", "control", "spans", "snapshots", "log file", "index"), bytes_each)
-    show("Seconds", ("rollouts", "open", "first page, ms", "agl ps", "agl show ROLLOUT"), waits)
+    show(
+        "Bytes per rollout",
+        ("rollouts", "control", "spans", "snapshots", "log file", "index"),
+        [[f"{one.size:,}", *(f"{size / one.there:,.0f}" for size in (*one.values, *one.files))] for one in found],
+    )
+    show(
+        "Seconds",
+        ("rollouts", "open", "first page, ms", "agl ps", "agl show ROLLOUT"),
+        [
+            [f"{one.size:,}", f"{one.opened:.2f}", f"{one.page * 1e3:.1f}", *(f"{took:.2f}" for took in one.took)]
+            for one in found
+        ],
+    )
+    # The model of scale takes its costs from the records that were made here, and is checked by what the store wrote.
+    whole = last.files[0] / sum(last.values)
+    control, spans = (size * whole for size in last.made[:2])
+    note(
+        "growth",
+        records=RECORDS_EACH,
+        control_bytes=control,
+        span_bytes=spans / SPANS_EACH,
+        log_bytes=sum(last.written[:2]) * whole,
+        server_ms=last.served.server_ms,
+    )
+
+
+def _sized(filled: Filled, path: Path, size: int) -> Sized:
+    missing, before, began = size - filled.rollouts, _values(path), time.perf_counter()
+    rollout_id = filled.grow(size)
+    print(f"{size:,} rollouts are there after another {time.perf_counter() - began:.0f} s", flush=True)
+    made = [(now - then) / missing for then, now in zip(before, _values(path))]
+    began = time.perf_counter()
+    store: Any = open_store(filled.url)
+    opened = time.perf_counter() - began
+    asyncio.run(_work(store, WARM_SECONDS))
+    before = _values(path)
+    work = asyncio.run(_work(store, SECONDS))
+    written = [(now - then) / work.rollouts for then, now in zip(before, _values(path))]
+    page = asyncio.run(_page(store))
+    there = sum(store.report()["rollouts"].values())
+    store.close()
+    values, files = _values(path), [path.stat().st_size, Path(f"{path}.index").stat().st_size]
+    with a_server(sys.executable, ["--log", filled.url]) as server:
+        served = load(sys.executable, server, WRITERS, SPANS_EACH, SECONDS, SERVED)
+    took = [_seconds(*command, "--log", filled.url) for command in (["ps"], ["show", rollout_id])]
+    return Sized(size, made, opened, work, written, page, there, values, files, served, took)
 
 
 @dataclass
@@ -204,13 +254,11 @@ async def _writer(store: LightningStore, name: str, until: float, work: Work) ->
         work.rollouts += 1
 
 
-async def _work(store: LightningStore) -> Work:
+async def _work(store: LightningStore, seconds: float) -> Work:
     work = Work()
-    for seconds in (WARM_SECONDS, SECONDS):
-        work = Work()
-        began, cpu = time.perf_counter(), time.process_time()
-        await asyncio.gather(*(_writer(store, f"W-{n}", began + seconds, work) for n in range(WRITERS)))
-        work.seconds, work.cpu = time.perf_counter() - began, time.process_time() - cpu
+    began, cpu = time.perf_counter(), time.process_time()
+    await asyncio.gather(*(_writer(store, f"W-{n}", began + seconds, work) for n in range(WRITERS)))
+    work.seconds, work.cpu = time.perf_counter() - began, time.process_time() - cpu
     return work
 
 
@@ -230,10 +278,8 @@ def _seconds(*command: str) -> float:
     return time.perf_counter() - began
 
 
-def _bytes_each(path: Path, rollouts: int) -> list[str]:
-    """Of the values in the topics, of the file, and of the index beside it."""
+def _values(path: Path) -> list[int]:
+    """Bytes of the values of each topic so far."""
+    query = "SELECT coalesce(sum(length(value)), 0) FROM {}_0"
     with closing(sqlite3.connect(path)) as db:
-        query = "SELECT coalesce(sum(length(value)), 0) FROM {}_0"
-        values = [db.execute(query.format(topic)).fetchone()[0] for topic in (CONTROL, SPANS, SNAPSHOTS)]
-    files = [path.stat().st_size, Path(f"{path}.index").stat().st_size]
-    return [f"{size / rollouts:,.0f}" for size in (*values, *files)]
+        return [int(db.execute(query.format(topic)).fetchone()[0]) for topic in (CONTROL, SPANS, SNAPSHOTS)]

@@ -29,6 +29,8 @@ CALLS = 1 + 2 * SPANS + 1
 """Store methods a rollout: dequeue, five times (next sequence id, add_span), update_attempt."""
 ROUNDS = 2
 """How often each side is measured with so many runners, in turn."""
+ENQUEUED = 15_000
+"""At 64 runners they have to last for six seconds."""
 START_SECONDS = 60.0
 _CLI = "import sys; from agentlightning.cli import main; sys.exit(main(sys.argv[1:]))"
 _ENVIRONMENT = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
@@ -98,10 +100,12 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def load(python: str, server: tuple[str, int], runners: int, spans: int = SPANS, seconds: float = SECONDS) -> Figures:
+def load(
+    python: str, server: tuple[str, int], runners: int, spans: int = SPANS, seconds: float = SECONDS, enqueued: int = ENQUEUED
+) -> Figures:
     """Run the client program of an interpreter against a server."""
     address, pid = server
-    command = [python, str(_LOAD), address, str(runners), str(spans), str(seconds), str(pid)]
+    command = [python, str(_LOAD), address, *map(str, (pid, runners, spans, seconds, enqueued))]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, cwd=folder, env=_ENVIRONMENT, check=True, stdout=subprocess.PIPE, text=True)
     return Figures(**json.loads(done.stdout.splitlines()[-1]))

@@ -1,6 +1,6 @@
 """The client of `bench_http`: runners in one process against a store at an address, figures as one line of JSON.
 
-`python http_load.py URL RUNNERS SPANS SECONDS SERVER_PID`. It uses the public API alone, so that the interpreter which
+`python http_load.py URL SERVER_PID RUNNERS SPANS SECONDS ENQUEUED`. It uses the public API alone, so that the interpreter which
 runs it chooses the implementation whose client is measured. Each runner does the store methods of a small rollout in turn:
 dequeue, for each span the next sequence id and `add_span`, then `update_attempt`.
 """
@@ -18,8 +18,6 @@ import psutil
 import agentlightning as agl
 
 WARM_SECONDS = 1.0
-ENQUEUED = 15_000
-"""At 64 runners they have to last for six seconds."""
 TOGETHER = 500
 
 
@@ -66,10 +64,10 @@ async def runner(store: Any, name: str, spans: int, until: float, times: Times) 
     return done
 
 
-async def main(url: str, runners: int, spans: int, seconds: float, server: psutil.Process) -> None:
+async def main(url: str, server: psutil.Process, runners: int, spans: int, seconds: float, enqueued: int) -> None:
     """Enqueue, warm up, measure, print."""
     store: Any = agl.LightningStoreClient(url)
-    for _ in range(ENQUEUED // TOGETHER):
+    for _ in range(enqueued // TOGETHER):
         await store.enqueue_many_rollouts([agl.EnqueueRolloutRequest(input={"question": "?"}) for _ in range(TOGETHER)])
     warm = Times()
     names = [f"W-{number}" for number in range(runners)]
@@ -90,4 +88,5 @@ async def main(url: str, runners: int, spans: int, seconds: float, server: psuti
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), psutil.Process(int(sys.argv[5]))))
+    pid, one, two, three, four = sys.argv[2:]
+    asyncio.run(main(sys.argv[1], psutil.Process(int(pid)), int(one), int(two), float(three), int(four)))

@@ -15,7 +15,7 @@ from agentlightning.core.fold.state import Rollout, State
 from agentlightning.core.log.interface import Log, Record
 from agentlightning.core.log.open_log import open_log
 from agentlightning.core.log.topics import CONTROL
-from agentlightning.projections.history.rollout_history import history_of, rollouts_at_end
+from agentlightning.projections.history.rollout_history import has_rollout, history_of, rollouts_at_end
 from agentlightning.projections.replica.fold_cursor import control_records
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.rest.open_store import open_store
@@ -75,6 +75,18 @@ async def test_who_looks_from_the_snapshot_on_sees_what_the_fold_says(
         assert found == {one: whole[one] for one in made} and list(found) == sorted(made, key=lambda one: whole[one].number)
         assert len(made) > 100 and count > 400 and len(offsets) < 60, (len(made), count, len(offsets))
         assert rollouts_at_end(log, ()) == {}
+
+
+async def test_a_whole_id_is_found_without_a_search_of_the_log(
+    kept: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, made = kept
+    with looked_at(path) as log:
+        _, count = folded(log)
+        offsets = reads_of(log, monkeypatch)
+        assert all(has_rollout(log, one) for one in (made[0], made[-1]))
+        assert not any(has_rollout(log, one) for one in ("ro-000000000000", made[0][:10], "at-00000000"))
+        assert count > 400 and len(offsets) < 60, (count, len(offsets))
 
 
 @pytest.mark.parametrize("what", ["gone", "another log's", "changed", "torn"])
