@@ -44,6 +44,7 @@ class SpanBuffer:
         self.closed = False
         self._waiting: list[Span] = []
         self._sent: list[Span] = []
+        self._last: list[Span] = []
         self._lock = threading.Lock()
         self._sending = asyncio.Lock()
         self._loop = asyncio.get_running_loop()
@@ -65,6 +66,10 @@ class SpanBuffer:
         if self.store is not None:
             self._loop.call_soon_threadsafe(self._wake.set)
 
+    def add_last(self, span: Span) -> None:
+        """Queue a span that is to come after all others, and is sent with them when the buffer closes."""
+        self._last.append(span)
+
     def all(self) -> list[Span]:
         """``spans``, and after them those that are being sent to the store, whose ``sequence_id`` is 0."""
         with self._lock:
@@ -74,6 +79,7 @@ class SpanBuffer:
         """Take no more spans and store the rest; raises what the store raised."""
         with self._lock:
             self.closed = True
+            self._waiting.extend(self._last)
         async with self._sending:
             # Nothing is being sent, so the cancellation cannot hit a call of the store.
             if self._task is not None:

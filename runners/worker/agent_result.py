@@ -24,7 +24,16 @@ from ..tracing.otel import OtelTracer
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
-__all__ = ["FINDINGS", "add_spans", "bound_span", "check_trace", "log_findings", "describe_findings", "store_result"]
+__all__ = [
+    "FINDINGS",
+    "add_spans",
+    "bound_span",
+    "check_trace",
+    "describe_findings",
+    "log_findings",
+    "reward_span",
+    "store_result",
+]
 
 _log = logging.getLogger(__name__)
 _TOKENS = "response_token_ids"
@@ -37,23 +46,32 @@ FINDINGS = {
 """Every finding and its sentence. In the log an attempt carries the codes, in its metadata under ``trace_lint``."""
 
 
+def reward_span(result: Any, rollout: AttemptedRollout, prefix: str) -> Span | None:
+    """The reward span of a number that the agent returned, the root of a trace of its own; None for anything else.
+
+    InvalidInput for NaN and infinities.
+    """
+    if number(result) is None:
+        return None
+    if isinstance(result, bool):
+        _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
+    reward = reward_number(result, f"The reward that the agent returned for rollout {rollout.rollout_id}")
+    return bound_span(emit_reward(reward, propagate=False), rollout)
+
+
 async def store_result(
     result: Any, rollout: AttemptedRollout, store: LightningStore, tracer: Tracer, prefix: str
 ) -> list[Span]:
     """Store what the agent returned and give all spans of the attempt, or those that it returned.
 
-    None adds nothing. A number becomes a reward span after all others, the root of a trace of
-    its own. A list of spans of one kind is stored as it is. TypeError or ValueError for the rest,
-    NaN and infinities too.
+    None adds nothing. A number becomes a reward span after all others. A list of spans of one kind is stored as it is.
+    TypeError or ValueError for the rest, NaN and infinities too.
     """
     if result is None:
         return tracer.get_last_trace()
-    if isinstance(result, bool):
-        _log.warning("%s Reward is not a number, got: bool. Auto converting to float.", prefix)
-    if number(result) is not None:
-        reward = reward_number(result, f"The reward that the agent returned for rollout {rollout.rollout_id}")
-        core = emit_reward(reward, propagate=False)
-        return [*tracer.get_last_trace(), *await add_spans([bound_span(core, rollout)], store)]
+    reward = reward_span(result, rollout, prefix)
+    if reward is not None:
+        return [*tracer.get_last_trace(), *await add_spans([reward], store)]
     if not isinstance(result, list):
         kind = full_qualified_name(cast("type[Any]", type(result)))
         raise TypeError(

@@ -23,8 +23,9 @@ from ...core.spans.rewards import find_final_reward
 from ..agent.litagent import LitAgent, call_for
 from ..emit import emit_exception
 from ..tracing.base import CURRENT_RUNNER, Tracer
+from ..tracing.span_buffer import CURRENT_BUFFER
 from .agent_call import CANCEL_SECONDS, AgentExecutor, Watchdog, call_agent, error_text, log_failure
-from .agent_result import add_spans, bound_span, check_trace, describe_findings, log_findings, store_result
+from .agent_result import add_spans, bound_span, check_trace, describe_findings, log_findings, reward_span, store_result
 from .output_capture import OutputCapture, capture
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ class AttemptRun:
             try:
                 async with self.tracer.trace_context(name=rollout_id, rollout_id=rollout_id, attempt_id=attempt_id):
                     result = await self._traced(resources)
+                    result = self._with_trace(result)
             finally:
                 self.spans = self.tracer.get_last_trace()
         traced = self.spans
@@ -150,6 +152,15 @@ class AttemptRun:
             raise
         finally:
             await self._call_hooks("on_trace_end", tracer=self.tracer)
+
+    def _with_trace(self, result: Any) -> Any:
+        """Have a reward that the agent returned stored in one call with the rest of its trace; what is left to store."""
+        buffer = CURRENT_BUFFER.get()
+        reward = None if buffer is None else reward_span(result, self.rollout, self.prefix)
+        if buffer is None or reward is None:
+            return result
+        buffer.add_last(reward)
+        return None
 
     async def _captured(self, resources: NamedResources) -> Any:
         with capture(self.output) if self.options.capture_output else nullcontext():

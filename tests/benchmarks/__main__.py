@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 
-NAMES = ("log", "store", "http", "rebuild", "pages", "growth", "kafka", "runners")
+NAMES = ("log", "store", "http", "rebuild", "pages", "growth", "kafka", "runners", "start", "overhead")
 
 
 def main() -> None:
