@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ...core.errors import InvalidInput
@@ -146,7 +147,13 @@ def _alive(reference: weakref.ref[Any] | None, what: str) -> Any:
 
 def is_v0_1_rollout_api(func: Callable[..., Any]) -> bool:
     """Whether ``func`` takes ``rollout_id``, as methods of the first version did."""
-    return "rollout_id" in inspect.signature(func).parameters
+    return "rollout_id" in _parameters(getattr(func, "__func__", func))
+
+
+@lru_cache(maxsize=64)
+def _parameters(func: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Of a function, those of a method with its ``self``; kept, because every rollout asks again."""
+    return inspect.signature(func).parameters
 
 
 def call_for(
@@ -178,7 +185,7 @@ def _own(agent: LitAgent[Any], name: str) -> bool:
 
 def _takes(func: Callable[..., Any], *names: str) -> bool:
     """Whether all of these may be passed by name."""
-    parameters = inspect.signature(func).parameters.values()
+    parameters = _parameters(getattr(func, "__func__", func)).values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return True
     by_name = {each.name for each in parameters if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)}

@@ -34,6 +34,27 @@ async def run_one(store: InMemoryLightningStore, agent: Any, **options: Any) -> 
     return await store.get_rollout_by_id(rollout.rollout_id)
 
 
+async def test_the_rest_of_a_trace_and_the_reward_after_it_are_stored_in_one_call(
+    store: InMemoryLightningStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+    add = store.add_many_spans
+
+    async def counted(spans: Any) -> Any:
+        calls.append([span.name for span in spans])
+        return await add(spans)
+
+    def agent(task: str) -> float:
+        agl.emit_message("done")
+        return 0.5
+
+    monkeypatch.setattr(store, "add_many_spans", counted)
+    rollout = await run_one(store, agent)
+    assert calls == [["agentlightning.message", "agentlightning.annotation"]]
+    message, reward = await store.query_spans(rollout.rollout_id)
+    assert reward.trace_id != message.trace_id and agl.get_reward_value(reward) == 0.5
+
+
 @pytest.mark.parametrize("value", [0.95, 1])
 async def test_a_returned_number_is_the_final_reward_in_log_hook_and_store(
     store: InMemoryLightningStore, caplog: pytest.LogCaptureFixture, value: float
