@@ -1,4 +1,4 @@
-"""How long things take to start: the import, the commands, a fit until its first rollout ends, the processor time of a worker."""
+"""How long starts take: the import, the commands, a fit until its first rollout ends, and the processor time of a worker."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .table import show
 
 ROUNDS = 5
 WORKERS = 4
+FIT_SECONDS = 120
 _CLI = "import sys; from agentlightning.cli import main; sys.exit(main(sys.argv[1:]))"
 FIT = """
 import json, os, time
@@ -30,6 +31,7 @@ def agent(task, prompt_template):
 
 @agl.algo
 async def algorithm(*, store, train_dataset, val_dataset=None):
+    await store.add_resources({"prompt_template": agl.PromptTemplate(template="{question}", engine="f-string")})
     made = [await store.enqueue_rollout(task) for task in train_dataset]
     while not any(one.status == "succeeded" for one in await store.query_rollouts()):
         await asyncio.sleep(0.005)
@@ -40,7 +42,7 @@ async def algorithm(*, store, train_dataset, val_dataset=None):
 
 if __name__ == "__main__":
     import asyncio
-    trainer = agl.Trainer(algorithm=algorithm, n_runners=%d, initial_resources={"prompt_template": "{question}"}, progress=False)
+    trainer = agl.Trainer(algorithm=algorithm, n_runners=%d, progress=False)
     trainer.fit(agent, ["a"] * %d)
     used = os.times()
     with open("end", "w") as out:
@@ -74,12 +76,12 @@ def _rows() -> list[list[object]]:
 
 
 def _fit() -> list[float]:
-    """Seconds until the first rollout ended, until all had and of the whole fit; processor seconds of worker, parent, workers."""
+    """Seconds until the first rollout ended, all had, and the fit; processor seconds of a worker, the parent, all workers."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "program.py"
         program.write_text(FIT % (WORKERS, WORKERS * 4))
         run = [sys.executable, str(program)]
-        subprocess.run(run, cwd=folder, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        subprocess.run(run, cwd=folder, check=True, timeout=FIT_SECONDS, capture_output=True)
         begun: dict[int, float] = {}
         for line in (Path(folder) / "begun").read_text().splitlines():
             pid, used, _ = json.loads(line)
