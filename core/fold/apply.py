@@ -68,20 +68,22 @@ def apply(state: State, value: bytes, proposal: Proposal | None = None) -> Outco
         return outcome
     if proposal.noncritical:
         return _skip(state)
+    outcome = Outcome(position, proposal)
     first = state.verdicts.get(proposal.id)
     if first is not None:
-        outcome = Outcome(position, proposal, first, True)
+        outcome.verdict, outcome.duplicate = first, True
         _advance(state, value, "duplicate", outcome)
         return outcome
-    outcome = Outcome(position, proposal)
     event = proposal.event
     reason = check_basis(state, proposal.basis, proposal.basis_print)
     reason = reason or RULES[type(event)](state, event, proposal.time_us, outcome.facts)
-    if state.halted is not None:
-        return outcome
     if reason:
+        if state.halted is not None:
+            return outcome
         state.refused += 1
-    outcome.verdict = Verdict(position, reason, "" if reason else subject_of(proposal))
+        outcome.verdict = Verdict(position, reason)
+    else:
+        outcome.verdict = Verdict(position, "", subject_of(event) if isinstance(event, _CLAIMS) else "")
     _advance(state, value, reason, outcome, proposal.id)
     return outcome
 
@@ -107,13 +109,12 @@ def check_basis(state: State, basis: int, basis_print: bytes) -> Reason:
     return "" if known is not None and known == basis_print else "foreign_history"
 
 
-def subject_of(proposal: Proposal) -> str:
+_CLAIMS = (AttemptClaimed, AttemptStarted)
+
+
+def subject_of(event: AttemptClaimed | AttemptStarted) -> str:
     """What a retry needs to find its result again: the rollout and attempt of a claim or an outright start."""
-    event = proposal.event
-    kind = type(event)
-    if kind is AttemptClaimed or kind is AttemptStarted:
-        return f"{event.rollout_id}#{event.sequence_id}"  # type: ignore[union-attr]
-    return ""
+    return f"{event.rollout_id}#{event.sequence_id}"
 
 
 def _advance(state: State, value: bytes, reason: Reason, outcome: Outcome, judged: str | None = None) -> None:

@@ -41,6 +41,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class VerdictTable:
     """Command id -> verdict, and position -> fingerprint, for a window of positions."""
 
+    __slots__ = ("_first", "_ids", "_prints", "_verdicts")
+
     def __init__(self) -> None:
         self._verdicts: dict[str, Verdict] = {}
         self._prints: deque[bytes] = deque()
@@ -58,7 +60,7 @@ class VerdictTable:
         prints, ids = self._prints, self._ids
         prints.append(fingerprint)
         ids.append(command_id)
-        while len(prints) > kept:
+        if len(prints) > kept:
             prints.popleft()
             self._first += 1
             gone = ids.popleft()
