@@ -1,7 +1,8 @@
 """A node that starts from a snapshot without an index of what is finished: it serves at once and fills the index meanwhile.
 
-The snapshot holds the id and hash of every archived rollout, not the rollout. The log is folded from its first record in
-the background, and each rollout whose hash is still the one that counts goes into the index.
+The snapshot holds the id and hash of every archived rollout, not the rollout. Those come from the copy of an index in the
+log (index_copy.py), and each whose hash is still the one that counts goes into the index. Where that leaves some out, the
+log is folded from its first record in the background.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import threading
 import time
 
 from ...core.errors import LogError, Rebuilding, StorageError
-from ...core.fold.state import Rollout, hash_of
+from ...core.fold.state import Rollout, hash_of, unpack
 from ...core.log.interface import Log
 from ..replica.fold_cursor import FoldCursor
 from ..replica.node import Node
 from .index import ArchiveIndex
+from .index_copy import read_copy
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class Backfill:
         self._position = position
         self._closed = threading.Event()
         self._failed: StorageError | None = None
+        self._lost = False
         self.done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="agl-refill", daemon=True)
 
@@ -81,23 +84,13 @@ class Backfill:
             self._index.renew()
             with self._node.lock:
                 self._position = self._node.state.position
-        cursor = FoldCursor(self._log)
-        state = cursor.state
-        while state.position < self._position and not self._closed.is_set():
-            try:
-                folded = cursor.advance(SLICE_RECORDS, self._position)
-            except LogError as error:
-                logger.warning("The index of finished rollouts waits for the log: %s", error)
-                self._closed.wait(RETRY_SECONDS)
-                continue
-            if not folded:
-                with self._node.lock:
-                    self._node.history_changed(f"it ends at position {state.position}, before its own snapshot")
-                return
-            for _, outcome in folded:
-                self._keep(outcome.archived)
-            time.sleep(PAUSE_SECONDS)
+        whole = self._take_copy()
         if self._closed.is_set():
+            return
+        self._index.start()
+        if not whole:
+            self._fold_log(self._position)
+        if self._closed.is_set() or self._lost:
             return
         with self._node.lock:
             self._index.whole = True
@@ -105,6 +98,40 @@ class Backfill:
         self._index.flush(position, fingerprint)
         self.done.set()
         logger.info("The index of finished rollouts was made in %.1f s.", time.monotonic() - began)
+
+    def _take_copy(self) -> bool:
+        """Keep what the copy in the log has; whether it is everything."""
+        try:
+            for bodies in read_copy(self._log):
+                if self._closed.is_set():
+                    return False
+                self._keep([(one, body) for body in bodies if (one := unpack(body)) is not None])
+                self._index.flush()
+                time.sleep(PAUSE_SECONDS)
+        except LogError as error:
+            logger.warning("The copy of the index of finished rollouts cannot be read: %s", error)
+        with self._node.lock:
+            state = self._node.state
+            return self._index.flush() and self._index.holds(state.created - len(state.rollouts))
+
+    def _fold_log(self, to: int) -> None:
+        cursor = FoldCursor(self._log)
+        state = cursor.state
+        while state.position < to and not self._closed.is_set():
+            try:
+                folded = cursor.advance(SLICE_RECORDS, to)
+            except LogError as error:
+                logger.warning("The index of finished rollouts waits for the log: %s", error)
+                self._closed.wait(RETRY_SECONDS)
+                continue
+            if not folded:
+                with self._node.lock:
+                    self._lost = True
+                    self._node.history_changed(f"it ends at position {state.position}, before its own snapshot")
+                return
+            for _, outcome in folded:
+                self._keep(outcome.archived)
+            time.sleep(PAUSE_SECONDS)
 
     def _keep(self, archived: list[tuple[Rollout, bytes]]) -> None:
         """Only what is archived in this very form now: what was carried back since is hot, or was archived anew."""

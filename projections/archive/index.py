@@ -42,6 +42,8 @@ ORDERS = {
     "by_end": "CREATE INDEX by_end ON rollouts (end_time, number, status)",
 }
 ROW = "(?, ?, ?, ?, ?, ?, ?, ?)"
+GROUP = 1024
+"""Numbers of rollouts that are copied to the log together."""
 AT_ONCE = 500
 """Names in one question; older SQLite takes 999."""
 MOST = 2**62
@@ -64,6 +66,11 @@ def row_of(one: Rollout) -> tuple[Any, ...]:
         one.number, one.rollout_id, one.status, len(one.attempts), one.created_us / 1_000_000,
         (one.ended_us or 0) / 1_000_000, one.mode or "", one.resources_id or "",
     )  # fmt: skip
+
+
+def group_of(number: int) -> int:
+    """The group of a rollout's number; numbers begin at 1."""
+    return (number - 1) // GROUP
 
 
 @dataclass(frozen=True)
@@ -207,11 +214,12 @@ class ArchiveIndex:
         """How often rollouts moved between memory and the table: who read both sees whether that was in between."""
         self._looking = threading.Lock()  # the second connection; who holds it may wait for a node
         self._missing: tuple[str, ...] = ()
+        self._changed: set[int] = set()
         self._open()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Write from a thread from now on. Not during a rebuild, where it would only compete with the fold."""
+        """Write from a thread from now on. Not during a rebuild, where it would only compete with the fold. Idempotent."""
         with self._disk:
             try:
                 for name in self._missing:
@@ -219,6 +227,8 @@ class ArchiveIndex:
             except sqlite3.Error as error:
                 self.fail(str(error))
             self._missing = ()
+        if self._thread is not None:
+            return
         self._thread = threading.Thread(target=self._write_on, name="agl-index", daemon=True)
         self._thread.start()
 
@@ -261,6 +271,7 @@ class ArchiveIndex:
 
     def _begin_anew(self) -> None:
         db = self._db
+        self._missing = ()
         db.execute("BEGIN")
         for table in ("rollouts", "bodies", "meta"):
             db.execute(f"DROP TABLE IF EXISTS {table}")
@@ -348,6 +359,7 @@ class ArchiveIndex:
         with self._ready:
             for one in gone:
                 self._pending[one[0].rollout_id] = one
+                self._changed.add(group_of(one[0].number))
             self._complete_to = (position, fingerprint)
             if len(self._pending) >= BATCH:
                 self._ready.notify()
@@ -356,11 +368,18 @@ class ArchiveIndex:
         if overfull:
             self.flush()
 
+    def take_changed(self) -> set[int]:
+        """The groups of numbers in which rollouts came or went since this was asked last."""
+        with self._ready:
+            changed, self._changed = self._changed, set()
+        return changed
+
     def remove(self, rollout: Rollout, position: int, fingerprint: bytes) -> None:
         """The rollout is hot again by the record before `position`. Its row goes with the next write."""
         with self._ready:
             self._pending.pop(rollout.rollout_id, None)
             self._removed[rollout.rollout_id] = rollout
+            self._changed.add(group_of(rollout.number))
             self._complete_to = (position, fingerprint)
             self.moves += 1
 
@@ -459,6 +478,17 @@ class ArchiveIndex:
         if self.whole:
             self.fail(f"rollout {rollout_id} is not what was archived")
         return None
+
+    def bodies_of(self, group: int) -> list[bytes]:
+        """The packed rollouts of a group that are written, in order of their numbers; none where they cannot be read."""
+        query = "SELECT body FROM bodies WHERE number > ? AND number <= ? ORDER BY number"
+        try:
+            with self._disk:
+                rows = self._db.execute(query, (group * GROUP, (group + 1) * GROUP)).fetchall()
+            return [bytes(body) for (body,) in rows]
+        except (sqlite3.Error, TypeError) as error:
+            self.fail(str(error))
+            return []
 
     def get(self, rollout_id: str, expected: bytes | None) -> Rollout | None:
         """The rollout, unpacked; a copy. `expected` as for `body`."""

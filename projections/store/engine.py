@@ -27,6 +27,7 @@ from ...core.log.topics import CONTROL, SPANS
 from ...core.model.status import FINISHED
 from ..archive.backfill import Backfill
 from ..archive.index import ArchiveIndex, Mark
+from ..archive.index_copy import IndexCopy
 from ..facts.feed import FactFeed
 from ..liveness.cluster import Cluster
 from ..liveness.expiry import Expiry
@@ -95,6 +96,7 @@ class Engine(Views):
         self.spans = (SharedSpanLog if foreign_writers else SpanLog)(log, self.blobs, self.clock)
         self.node = Node(log, self.settings, clock=self.clock, foreign_writers=foreign_writers)
         self.archive_index = ArchiveIndex(index_path, log.log_id)
+        self.index_copy = IndexCopy(log, self.archive_index)
         self.heartbeats = Heartbeats(log, self.node.writer if foreign_writers else None)
         self.waiters = CompletionWaiters(self.node.delivery)
         self.claim_queue = ClaimQueue(self.node.delivery, self.node.writer if foreign_writers else None, self.clock)
@@ -124,8 +126,6 @@ class Engine(Views):
         restored = read_snapshot(self.log)
         mark = self.archive_index.mark
         behind = restored is not None and mark[0] < restored.state.position
-        if behind and not self.shared:
-            restored = None  # the index lost what the snapshot relies on: everything again from the first record
         if restored is None or behind:
             self.archive_index.clear()
             self.archive_index.whole = restored is None and not self.archive_index.broken
@@ -153,8 +153,9 @@ class Engine(Views):
             self.expiry.load()
             self.facts.start()
             node.listeners.append(self._folded)
-        self.archive_index.start()
-        if not self.archive_index.whole and self.backfill is None:
+        if self.archive_index.whole:
+            self.archive_index.start()
+        elif self.backfill is None:
             self.backfill = Backfill(
                 self.log, node, self.archive_index, None if self.archive_index.broken else refill_to
             )
@@ -256,6 +257,8 @@ class Engine(Views):
         image, at = StateImage(self.node).make()
         try:
             self.archive_index.flush(at[0], at[2])  # first: a snapshot that is ahead of the index would not be used
+            if self.archive_index.whole:
+                self.index_copy.write(self.node.state.created)
             write_snapshot(self.log, self.node.writer, image, at)
         except LogError as error:
             logger.warning("The snapshot at position %d was not written: %s", at[0], error)
