@@ -45,8 +45,8 @@ class IndexCopy:
         self._index.flush()
         if self._written is None:
             self._written = {int(key.split("/")[1]) for key, _ in _parts(self._log)}
-        groups = changed | (set(range(group_of(created) + 1)) - self._written if created else set())
-        for group in sorted(groups):
+        made = range(group_of(created) + 1) if created else range(0)
+        for group in sorted(changed.union(made) - (self._written - changed)):
             bodies = self._index.bodies_of(group)
             if bodies:
                 self._written.add(group)
