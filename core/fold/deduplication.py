@@ -8,6 +8,7 @@ leave by log position, never by time, so every node forgets the same ones at the
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Literal
 
 import msgspec
@@ -36,6 +37,23 @@ class Verdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
     def accepted(self) -> bool:
         """True where the fold applied the event."""
         return not self.reason
+
+
+_encode = msgspec.msgpack.Encoder().encode
+PIECE_ENTRIES = 512
+"""Entries of one piece of a dump: a fraction of a millisecond in which no other thread runs."""
+
+
+def _begin_array(count: int) -> bytes:
+    """How msgpack begins an array of so many items."""
+    return _encode([None] * count)[: -count or None]
+
+
+def _pieces(first: int, prints: list[bytes], ids: list[str], verdicts: list[Verdict]) -> Iterator[bytes]:
+    yield _begin_array(3) + _encode(first) + _encode(b"".join(prints)) + _begin_array(len(ids))
+    for at in range(0, len(ids), PIECE_ENTRIES):
+        entries = list(zip(ids[at : at + PIECE_ENTRIES], verdicts[at : at + PIECE_ENTRIES]))
+        yield _encode(entries)[len(_begin_array(len(entries))) :]
 
 
 class VerdictTable:
@@ -77,17 +95,13 @@ class VerdictTable:
     def __len__(self) -> int:
         return len(self._verdicts)
 
-    def copied(self) -> VerdictTable:
-        """A table of its own with the same entries."""
-        made = VerdictTable()
-        made._verdicts, made._ids, made._prints = dict(self._verdicts), deque(self._ids), deque(self._prints)
-        made._first = self._first
-        return made
-
     def dump(self) -> bytes:
         """The table for a snapshot."""
-        entries = [(command_id, self._verdicts[command_id]) for command_id in self._ids if command_id is not None]
-        return msgspec.msgpack.encode((self._first, b"".join(self._prints), entries))
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        """The pieces of `dump` as of this call, each encoded when it is asked for: here only references are copied."""
+        return _pieces(self._first, list(self._prints), list(self._verdicts), list(self._verdicts.values()))
 
     @classmethod
     def load(cls, data: bytes) -> VerdictTable:

@@ -138,14 +138,15 @@ class State:
         self.halted: str | None = None
 
     def without_rollouts(self) -> State:
-        """A copy that later folds leave alone, but for the rollouts, which it lacks. It costs a copy of each table."""
+        """A copy that later folds leave alone, without the rollouts and the verdicts, which cost more to copy than to take
+        apart. It costs a copy of each other table."""
         made = State()
         for name in _SCALARS:
             setattr(made, name, getattr(self, name))
         made.queue, made.leaving = dict(self.queue), deque(self.leaving)
         made.resources = {resources_id: list(versions) for resources_id, versions in self.resources.items()}
         made.workers = {worker_id: copy(worker) for worker_id, worker in self.workers.items()}
-        made.verdicts, made.archived = self.verdicts.copied(), self.archived.copied()
+        made.archived = self.archived.copied()
         return made
 
 
@@ -181,10 +182,11 @@ pack_rollout = msgspec.msgpack.Encoder().encode
 _image_decoder = msgspec.msgpack.Decoder(Image)
 
 
-def dump(state: State, packed: list[bytes] | None = None) -> bytes:
+def dump(state: State, packed: list[bytes] | None = None, verdicts: bytes | None = None) -> bytes:
     """Encode the whole state. Equal states of one history give equal bytes.
 
-    `packed`: the rollouts in order, each encoded by `pack_rollout` before; the state's own are not looked at then.
+    `packed`: the rollouts in order, each encoded by `pack_rollout` before; `verdicts`: the joined pieces of their table. The
+    state's own are not looked at then.
     """
     rollouts: Any = list(state.rollouts.values()) if packed is None else [msgspec.Raw(one) for one in packed]
     return msgspec.msgpack.encode(
@@ -200,7 +202,7 @@ def dump(state: State, packed: list[bytes] | None = None) -> bytes:
             resources=list(state.resources.values()),
             latest_resources=state.latest_resources,
             workers=list(state.workers.values()),
-            verdicts=state.verdicts.dump(),
+            verdicts=state.verdicts.dump() if verdicts is None else verdicts,
             archived=state.archived.dump(),
             leaving=list(state.leaving),
             created=state.created,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 
 import msgspec
@@ -187,13 +187,20 @@ class StateImage:
                     before, left = len(left), list(self._changed)
                     if len(left) <= SLICE_ROLLOUTS or len(left) >= before:  # or more changes than this can keep up with
                         self._pack(left)
-                        packed = [self._packed[rollout_id] for rollout_id in node.state.rollouts]
+                        order, pieces = list(node.state.rollouts), node.state.verdicts.pieces()
                         tables, offset = node.state.without_rollouts(), node.next_offset
                         break
         finally:
             with node.lock:
                 node.listeners.remove(self._folded)
-        return dump(tables, packed), (tables.position, offset, tables.fingerprint)
+        packed = [self._packed[rollout_id] for rollout_id in order]
+        verdicts = b"".join(self._one_by_one(pieces))
+        return dump(tables, packed, verdicts), (tables.position, offset, tables.fingerprint)
+
+    def _one_by_one(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            time.sleep(0)  # who waits for the interpreter goes first
 
     def _folded(self, outcome: Outcome) -> None:
         """A record was folded: what it names counts as changed, whatever became of it. Under the lock."""

@@ -132,6 +132,8 @@ class SqliteLog(EmbeddedLog):
         self._ends: dict[str, int] = {}
         self._db: sqlite3.Connection | None = None
         self._suspect = False
+        self._level = ""
+        """The `synchronous` of the connection: each statement that need not be made saves the interpreter's lock."""
         self._checkpointer = Checkpointer(self.path)
         self._lock_file = WriterLock(self.path)
         try:
@@ -170,6 +172,7 @@ class SqliteLog(EmbeddedLog):
         try:
             meta = prepare(db, self.path)
             db.execute("PRAGMA synchronous = FULL")
+            self._level = "FULL"
             db.execute("PRAGMA wal_autocheckpoint = 0")
             db.execute("PRAGMA secure_delete = OFF")
             if self._max_pages is not None:
@@ -219,8 +222,10 @@ class SqliteLog(EmbeddedLog):
             ends = dict(self._ends)
             rows, acks = _rows_of(appends, ends)
             # `synchronous` cannot change inside a transaction; a batch of heartbeats alone need not reach the disk.
-            durable = not appends or any(TOPICS[topic].durable for topic in rows)
-            db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            level = "FULL" if not appends or any(TOPICS[topic].durable for topic in rows) else "NORMAL"
+            if level != self._level:
+                db.execute(f"PRAGMA synchronous = {level}")
+                self._level = level
             db.execute("BEGIN IMMEDIATE")
             for topic, of_topic in rows.items():
                 _insert(db, topic, of_topic)
