@@ -508,14 +508,29 @@ class Engine(Views):
         Raises `ForeignPosition` for a token of another log or history, and for one that is ahead of the log: nothing that
         was acknowledged is, unless the log lost it. Raises `InvalidInput` for what is no token.
         """
+        if self.reached(token):
+            return
         seen = read_token(token)
-        if seen.log_id != self.log.log_id:
-            raise ForeignPosition(f"the position comes from log {seen.log_id}, this store serves log {self.log.log_id}")
         await self._reach(seen.position, seen.fingerprint)
         known = self.log.known_ends(SPANS)
         ahead = [(part, end) for part, end in seen.spans.items() if end > known.get(part, 0)]
         if self.shared and ahead:
             await asyncio.gather(*(self._reach_spans(part, end) for part, end in ahead))
+
+    def reached(self, token: str) -> bool:
+        """Whether everything that `token` stands for is applied here. Raises as `wait_position`."""
+        seen = read_token(token)
+        if seen.log_id != self.log.log_id:
+            raise ForeignPosition(f"the position comes from log {seen.log_id}, this store serves log {self.log.log_id}")
+        with self.node.lock:
+            self.check_open()
+            if seen.position > self.node.state.position:
+                return False
+            self._check_print(seen.position, seen.fingerprint)
+        if not self.shared or not seen.spans:
+            return True
+        known = self.log.known_ends(SPANS)
+        return all(end <= known.get(part, 0) for part, end in seen.spans.items())
 
     async def _reach_spans(self, partition: int, end: int) -> None:
         """Find the log's end of a span partition at `end` or above; what is asked for later is not below it then."""

@@ -116,6 +116,10 @@ class EventLogStore(
         """
         await self.engine.wait_position(token)
 
+    def reached(self, token: str) -> bool:
+        """Whether everything up to `token` is applied here, without waiting. Raises as `wait_position`."""
+        return self.engine.reached(token)
+
     async def wait_current(self) -> None:
         """Return once this store knows what its log holds now. Raises `StoreUnreachable` where it is cut off for 2 s.
 

@@ -49,6 +49,7 @@ from .invoke import (
     command_of,
     header,
     note_access,
+    notes_access,
     read_body,
     shown_path,
     until_gone,
@@ -61,6 +62,7 @@ log = logging.getLogger("agentlightning.store.server")
 
 MSGPACK = b"application/msgpack"
 JSON = b"application/json"
+_POSITION, _PRINT = POSITION_HEADER.lower().encode(), PRINT_HEADER.lower().encode()
 MAX_CALLS = 4096
 MAX_SIDE_BY_SIDE = 256
 DEFAULT_PAYLOAD_MB = 64.0
@@ -176,8 +178,8 @@ class StoreApp:
         except (Disconnected, CallerGone):
             return
         finally:
-            path = quote(scope["path"])
-            note_access(scope, f"{scope['method']} {path}", status, time.perf_counter() - began)
+            if notes_access():
+                note_access(scope, f"{scope['method']} {quote(scope['path'])}", status, time.perf_counter() - began)
 
     def _authorize(self, scope: Scope) -> None:
         if self._token is None:
@@ -193,9 +195,9 @@ class StoreApp:
             return []
         headers: list[tuple[bytes, bytes]] = []
         if token is not None:
-            headers.append((POSITION_HEADER.encode(), token.encode()))
+            headers.append((_POSITION, token.encode()))
         if basis is not None:
-            headers.append((PRINT_HEADER.encode(), basis.encode()))
+            headers.append((_PRINT, basis.encode()))
         return headers
 
     async def _refuse(self, scope: Scope, send: Send, error: Exception, began: float) -> None:
@@ -243,27 +245,31 @@ class StoreApp:
                 await run(index)
                 await asyncio.sleep(0)  # others are served in between, and a caller that left is noticed
 
-        reads = [index for index, frame in enumerate(frames) if _reads(frame)]
-        writes = [index for index, frame in enumerate(frames) if not _reads(frame)]
-        reading = asyncio.ensure_future(read(reads))
+        reads: list[int] = []
+        writes: list[int] = []
+        for index, frame in enumerate(frames):
+            (reads if _reads(frame) else writes).append(index)
+        reading = asyncio.ensure_future(read(reads)) if reads else None
         try:
             for start in range(0, len(writes), MAX_SIDE_BY_SIDE):
-                await asyncio.gather(*(run(index) for index in writes[start : start + MAX_SIDE_BY_SIDE]))
-            await reading
+                await asyncio.gather(*map(run, writes[start : start + MAX_SIDE_BY_SIDE]))
+            if reading is not None:
+                await reading
         finally:
-            reading.cancel()
+            if reading is not None:
+                reading.cancel()
         return answers
 
     async def _one(self, frame: Any, scope: Scope, receive: Receive | None) -> bytes:
         began = time.perf_counter()
-        shown, status = "POST /?", 200
+        status = 200
+        method = args = None
         try:
-            command_id, name, args, basis = frame
+            command_id, name, given, basis = frame
             method = METHODS[name]
-            args = encoding.as_dict(encoding.unwrap(args))
+            args = encoding.as_dict(encoding.unwrap(given))
             if args is None:
                 raise InvalidInput("the arguments of a call are an object, by name")
-            shown = shown_path(method, args)
             work = self.calls.run(method, args, command_of(command_id, basis, remote=True))
             if waits(method, args):
                 result = await self.calls.held(work, lambda: until_gone(receive) if receive is not None else _never())
@@ -277,10 +283,11 @@ class StoreApp:
             error = _malformed(frame, caught)
             status = encoding.status_of(error)
             if status >= 500:
-                encoding.note_failure(shown, status, error)
+                encoding.note_failure(shown_path(method, args), status, error)
             return encoding.pack_answer(status, encoding.error_body(error))
         finally:
-            note_access(scope, shown, status, time.perf_counter() - began)
+            if notes_access():
+                note_access(scope, shown_path(method, args), status, time.perf_counter() - began)
 
     async def _events(self, request: Request) -> Response:
         return await stream_events(request, self.calls)

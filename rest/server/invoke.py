@@ -7,8 +7,8 @@ import json
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -105,11 +105,18 @@ async def answer(
 _PATH_ARGUMENTS = ("rollout_id", "attempt_id", "resources_id", "worker_id")
 
 
-def shown_path(method: Method, args: dict[str, Any]) -> str:
-    """The verb and path under which the access log names a call."""
+def shown_path(method: Method | None, args: dict[str, Any] | None) -> str:
+    """The verb and path under which the access log names a call; of what is no call they are not known."""
+    if method is None or args is None:
+        return "POST /?"
     if "{" not in method.shown:
         return method.shown
     return method.shown.format_map({key: args.get(key, "-") for key in _PATH_ARGUMENTS})
+
+
+def notes_access() -> bool:
+    """Whether access lines are written at all; where they are not, a call is not named for one either."""
+    return access_log.isEnabledFor(logging.DEBUG) or _beat_log.isEnabledFor(logging.DEBUG)
 
 
 def note_access(scope: Scope, shown: str, status: int, seconds: float) -> None:
@@ -155,28 +162,32 @@ class Calls:
 
     async def run(self, method: Method, args: dict[str, Any], command: Call | None) -> Any:
         """Check the arguments and call the store. Raises pydantic's ValidationError and what the store raises."""
-        if method.name in ("add_span", "add_many_spans"):
+        name = method.name
+        if name in ("add_span", "add_many_spans"):
             count_spans(args)
         given = method.body.model_validate(args).given()
-        for name in method.not_null:
-            if name in given and given[name] is None:
-                raise InvalidInput(f"{name} is invalid; it cannot be a null value.")
+        for field in method.not_null:
+            if field in given and given[field] is None:
+                raise InvalidInput(f"{field} is invalid; it cannot be a null value.")
         if method.may_wait:
             _bound_the_wait(given)
-        if method.name in ("fingerprint", "confirm_claim"):
-            return await self._beyond_the_contract(method.name, given)
-        kept = _KEPT.get(method.name)
-        own = getattr(type(self.store), method.name, None) or getattr(self.store, method.name, None)
-        if kept is not None and own in (None, getattr(LightningStore, method.name, None)):
-            raise InvalidInput(f"this store keeps no {kept}")
+        if name in ("fingerprint", "confirm_claim"):
+            return await self._beyond_the_contract(name, given)
+        if name in _KEPT:
+            own = getattr(type(self.store), name, None) or getattr(self.store, name, None)
+            if own in (None, getattr(LightningStore, name, None)):
+                raise InvalidInput(f"this store keeps no {_KEPT[name]}")
         # Set in every case: the connection's context may be shared by requests that follow each other.
         serve(command or Call(uuid7_hex()))
-        if command is None or method.name in READING:
-            answer = await getattr(self.store, method.name)(**given)
-        else:
-            with self._keys.used(command, method, args):
-                return await getattr(self.store, method.name)(**given)
-        if method.name in _LISTS_OF_RESOURCES:  # people list them; a runner asks for those that it needs
+        if command is not None and name not in READING:
+            self._keys.use(command, method, args)
+            try:
+                return await getattr(self.store, name)(**given)
+            except (ForeignPosition, InvalidInput, NotFound):
+                self._keys.free(command)  # nothing happened: it is free for the call as it was meant
+                raise
+        answer = await getattr(self.store, name)(**given)
+        if name in _LISTS_OF_RESOURCES:  # people list them; a runner asks for those that it needs
             shown = [one.model_copy(update={"resources": masked(one.resources)}) for one in answer.items]
             return answer.model_copy(update={"items": shown})
         return answer
@@ -256,12 +267,13 @@ class Calls:
         if not token:
             return
         wait = getattr(self.store, "wait_position", None)
-        if wait is None:
-            return
-        if token == self.position():
+        if wait is None or token == self.position():
             return
         if token.count(":") < 2:
             raise ForeignPosition(f"{token[:100]!r} is not a position of this store")
+        reached = getattr(self.store, "reached", None)
+        if reached is not None and reached(token):
+            return
         try:
             await asyncio.wait_for(wait(token), CATCH_UP_SECONDS)
         except asyncio.TimeoutError:
@@ -274,9 +286,8 @@ class _Keys:
     def __init__(self) -> None:
         self._calls: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
 
-    @contextmanager
-    def used(self, command: Call, method: Method, args: dict[str, Any]) -> Generator[None, None, None]:
-        """For the time of a call. Raises `Refused` where the key stands for another one."""
+    def use(self, command: Call, method: Method, args: dict[str, Any]) -> None:
+        """A call comes under its key. Raises `Refused` where the key stands for another one."""
         # Our own client makes a key for each call; its arguments are not looked at a second time.
         this = (method.name, b"" if command.remote else _digest(args))
         known = self._calls.setdefault(command.command_id, this)
@@ -289,12 +300,10 @@ class _Keys:
         self._calls.move_to_end(command.command_id)
         if len(self._calls) > KEPT_KEYS:
             self._calls.popitem(last=False)
-        try:
-            yield
-        except (ForeignPosition, InvalidInput, NotFound):
-            # Nothing happened, so the key is free for the call as it was meant.
-            self._calls.pop(command.command_id, None)
-            raise
+
+    def free(self, command: Call) -> None:
+        """Forget what the key was used for."""
+        self._calls.pop(command.command_id, None)
 
 
 def _digest(args: dict[str, Any]) -> bytes:
@@ -315,6 +324,7 @@ def command_of(command_id: str | None, basis: str | None, remote: bool) -> Call 
 _BASIS = re.compile(r"([0-9]{1,18}):((?:[0-9a-f]{16})?)")
 
 
+@lru_cache(1024)
 def _basis_of(text: str) -> tuple[int, bytes]:
     """(position, fingerprint) of the last record that a caller knew; positions in headers count records."""
     found = _BASIS.fullmatch(text)

@@ -10,8 +10,8 @@ import socket
 from typing import Any, cast
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ...core.errors import AgentLightningError, InvalidInput, UnsafeBind
 from ...core.loop_thread import LoopTask
@@ -139,10 +139,18 @@ class StoreProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """An answer was written. The rest of a body that nobody waits for ends the connection."""
+        """An answer was written. The rest of a body that nobody waits for ends the connection.
+
+        Uvicorn's would set a timer for the next request, which `check_deadlines` waits for here.
+        """
+        self.server_state.total_requests += 1
         if self._phase == "body" and not self.pipeline:
             self.transport.close()
-        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
         if not self.pipeline:
             self._enter("idle" if self._phase == "answer" else self._phase)
 
@@ -187,7 +195,7 @@ class StoreProtocol(HttpToolsProtocol):
         """The application; it is cancelled when the connection is lost, and its end is no error then."""
         self._task = asyncio.current_task()
         try:
-            await self._application(scope, receive, send)
+            await self._application(scope, receive, _WholeAnswer(cast(Any, send).__self__))
         except asyncio.CancelledError:
             # Lost, or cut off because the server's grace time is over: in both cases nobody is answered.
             cast(Any, receive).__self__.disconnected = True
@@ -201,6 +209,48 @@ class StoreProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._task is not None:
             self._task.cancel()
+
+
+class _WholeAnswer:
+    """The `send` of one request: an answer whose length is known goes out with its head, in one write and one packet."""
+
+    def __init__(self, cycle: Any) -> None:
+        self._cycle = cycle
+        self._start: Message | None = None
+
+    async def __call__(self, message: Message) -> None:
+        """As `send` of ASGI."""
+        cycle, start = self._cycle, self._start
+        if start is None:
+            has_length = any(name == b"content-length" for name, _ in message.get("headers", ()))
+            if message["type"] == "http.response.start" and has_length and cycle.scope["method"] != "HEAD":
+                self._start = message
+            else:
+                await cycle.send(message)
+            return
+        self._start = None
+        if message.get("more_body", False):
+            await cycle.send(start)
+            await cycle.send(message)
+            return
+        if cycle.flow.write_paused:
+            await cycle.flow.drain()
+        if not cycle.disconnected:
+            self._write(start, message["body"])
+
+    def _write(self, start: Message, body: bytes) -> None:
+        cycle = self._cycle
+        parts = [STATUS_LINE[start["status"]]]
+        for name, value in start["headers"]:
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+        parts.append(body)
+        cycle.transport.write(b"".join(parts))
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
 
 
 class Serving:
