@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -101,6 +102,34 @@ def refusal(reason: str, command_id: str) -> Exception:
 Slot = tuple["asyncio.Future[Any]", Any, bool]
 
 
+class _Mailbox:
+    """Futures of one event loop that are to be settled: it is woken once for all that come before it has looked."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._slots: deque[Slot] = deque()
+        self._woken = False
+
+    def deliver(self, slots: list[Slot]) -> None:
+        """From any thread. In a loop that was closed meanwhile nobody waits."""
+        self._slots.extend(slots)
+        if self._woken:
+            return
+        self._woken = True
+        try:
+            self.loop.call_soon_threadsafe(self._empty)
+        except RuntimeError:
+            if not self.loop.is_closed():
+                raise
+
+    def _empty(self) -> None:
+        self._woken = False  # first: what comes from now on wakes the loop again
+        slots: list[Slot] = []
+        while self._slots:
+            slots.append(self._slots.popleft())
+        _settle(slots)
+
+
 def _settle(slots: list[Slot]) -> None:
     for future, value, failed in slots:
         if not future.done():
@@ -115,6 +144,7 @@ class Delivery:
 
     def __init__(self) -> None:
         self._by_loop: dict[asyncio.AbstractEventLoop, list[Slot]] = {}
+        self._mailboxes: dict[asyncio.AbstractEventLoop, _Mailbox] = {}
 
     def put(self, future: asyncio.Future[Any], value: Any, failed: bool = False) -> None:
         """Settle `future` at the next `flush`."""
@@ -125,16 +155,16 @@ class Delivery:
         slots.append((future, value, failed))
 
     def flush(self) -> None:
-        """Wake the loops. In a loop that was closed meanwhile nobody waits."""
+        """Wake the loops."""
         if not self._by_loop:
             return
         ready, self._by_loop = self._by_loop, {}
         for loop, slots in ready.items():
-            try:
-                loop.call_soon_threadsafe(_settle, slots)
-            except RuntimeError:
-                if not loop.is_closed():
-                    raise
+            mailbox = self._mailboxes.get(loop)
+            if mailbox is None:
+                self._mailboxes = {known: one for known, one in self._mailboxes.items() if not known.is_closed()}
+                mailbox = self._mailboxes[loop] = _Mailbox(loop)
+            mailbox.deliver(slots)
 
 
 T = TypeVar("T")

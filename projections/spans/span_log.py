@@ -199,6 +199,8 @@ class SpanLog:
         self._readings: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[Mapping[str, float]]] = {}
         self._floors: dict[str, int] = {}
         """Rollout -> the last number that was given out, where its counter was dropped while the log does not show that yet."""
+        self._delivery = Delivery()
+        """Used under the lock."""
         self.born: set[str] = set()
 
     def _counter(self, rollout_id: str) -> Counter:
@@ -245,7 +247,13 @@ class SpanLog:
 
         A duplicate of a span that is still under way waits for it, and takes its place where it did not get there.
         """
-        added = await self._to_add(spans)
+        bodies = [self._blobs.encode(one.body, "a span") for one in spans]
+        added: list[SpanAdded] = []
+        for (span, _, reward), body in zip(spans, bodies):
+            if len(body) > INLINE_LIMIT_BYTES:
+                body = await self._blobs.settle(body)
+            raw = payload.inline(body)
+            added.append(SpanAdded(span.rollout_id, span.attempt_id, span.span_id, raw, span.sequence_id, reward))
         call = current_call()
         ids = record_ids(call, len(spans))
         numbers = await self._store(added, ids)
@@ -260,23 +268,10 @@ class SpanLog:
         numbers: list[int | None] = [None] * len(added)
         left = list(range(len(added)))
         while left:
-            left = await self._add_once(added, ids, left, numbers)
+            waits, doubles = self._add_once(added, ids, left, numbers)
+            await wait_for_all(waits)
+            left = [index for index, first in doubles if not await first]
         return numbers
-
-    async def _to_add(self, spans: Sequence[CheckedSpan]) -> list[SpanAdded]:
-        """What goes into the log; bodies too large for a record are durable elsewhere then."""
-        bodies = [self._blobs.encode(one.body, "a span") for one in spans]
-        return [
-            SpanAdded(
-                one.span.rollout_id,
-                one.span.attempt_id,
-                one.span.span_id,
-                payload.inline(body if len(body) <= INLINE_LIMIT_BYTES else await self._blobs.settle(body)),
-                one.span.sequence_id,
-                one.reward,
-            )
-            for one, body in zip(spans, bodies)
-        ]
 
     def _stored_as(self, added: SpanAdded, record_id: str) -> int | None:
         """The number of a span if the record of this id is the one that stored it, else None. Blocks for the I/O."""
@@ -288,10 +283,13 @@ class SpanLog:
                 return number if id_of(record) == record_id else None
         return None
 
-    async def _add_once(
+    def _add_once(
         self, added: list[SpanAdded], ids: list[str], which: list[int], numbers: list[int | None]
-    ) -> list[int]:
-        """Append those of `added` and note their numbers; return the duplicates of what somebody else failed to append."""
+    ) -> tuple[list[asyncio.Future[Ack]], list[tuple[int, asyncio.Future[bool]]]]:
+        """Append those of `added` and note their numbers; what to wait for.
+
+        The second list has the duplicates of spans that are under way, each with whether the log got that span.
+        """
         groups: dict[str, list[int]] = {}
         for index in which:
             rollout_id = added[index].rollout_id
@@ -327,8 +325,7 @@ class SpanLog:
                     self._hot += len(records)
                     self._added += len(records)
                     waits.append(self._append(rollout_id, records, mine))
-        await wait_for_all(waits)
-        return [index for index, first in doubles if not await first]
+        return waits, doubles
 
     async def reserve(self, rollout_ids: Sequence[str]) -> list[int]:
         """Take the next number of each rollout's counter, in order; nobody is given it again, also after a crash.
@@ -359,8 +356,7 @@ class SpanLog:
                         counter.reserved[name] = first
                 for number, index in enumerate(indexes, first):
                     numbers[index] = number
-        if waits:
-            await wait_for_all(waits)
+        await wait_for_all(waits)
         return numbers
 
     def _reserve(self, rollout_id: str, counter: Counter, count: int, name: str) -> asyncio.Future[Ack]:
@@ -397,9 +393,9 @@ class SpanLog:
 
         def done(result: Ack | LogError) -> None:
             failed = isinstance(result, LogError)
-            delivery = Delivery()
-            delivery.put(future, result, failed)
             with self._lock:
+                delivery = self._delivery
+                delivery.put(future, result, failed)
                 if failed:
                     self._forget(rollout_id, len(ours))
                 elif acknowledged is not None:
@@ -411,7 +407,7 @@ class SpanLog:
                     delivery.put(waiting, result, failed)
                 if reserving is not None and reserving.waiting is sharing:
                     reserving.waiting = None
-            delivery.flush()
+                delivery.flush()
 
         with self._lock:
             flying = self._under_way.setdefault(rollout_id, {})
@@ -509,8 +505,8 @@ class SpanLog:
 
 async def wait_for_all(waits: list[asyncio.Future[Ack]]) -> list[Ack]:
     """Wait until every append is answered, and return the answers; raise the first error."""
-    if len(waits) == 1:
-        return [await waits[0]]
+    if len(waits) < 2:
+        return [await one for one in waits]
     answers = await asyncio.gather(*waits, return_exceptions=True)
     for answer in answers:
         if isinstance(answer, BaseException):
