@@ -7,9 +7,9 @@ import base64
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -68,6 +68,7 @@ def _answered(kind: type[AgentLightningError]) -> type[AgentLightningError]:
     return type(kind.__name__, (kind, aiohttp.ClientResponseError), body)
 
 
+_POSITION, _PRINT = POSITION_HEADER.lower(), PRINT_HEADER.lower()
 _RESPONSE_FIELDS = frozenset({"status", "headers", "history", "request_info"})
 
 
@@ -82,24 +83,27 @@ class Seen:
     _head: str = ""
     _spans: Mapping[int, int] = field(default_factory=dict[int, int])
     """The ends of span partitions that were seen: answers to calls side by side arrive in any order."""
+    _noted: tuple[str, str | None] | None = None
+    """Token and basis of the answer that was noted last: most answers say the same."""
 
     def note(self, headers: Any) -> None:
         """Keep what an answer's headers say, where it is newer."""
         self.greeted = True
-        token = headers.get(POSITION_HEADER.lower())
-        if token is None:
+        token, basis = headers.get(_POSITION), headers.get(_PRINT)
+        if token is None or (token, basis) == self._noted:
             return
+        self._noted = (token, basis)
         head, spans = split(token)
         position = number_of(head)
         if position >= self.position:
-            self.position, self._head, self.basis = position, head, headers.get(PRINT_HEADER.lower())
+            self.position, self._head, self.basis = position, head, basis
         self._spans = raised(self._spans, spans)
         self.token = joined(self._head, self._spans)
 
     def forget(self, token: str | None, address: str, error: ForeignPosition) -> None:
         """Drop what was known, after the store refused `token` or what was based on it. Logged once for all callers."""
         if self.token == token and (self.token is not None or self.basis is not None or self.greeted):
-            self.token = self.basis = None
+            self.token = self.basis = self._noted = None
             self.greeted, self.position, self._spans = False, -1, {}
             log.warning(
                 "the store at %s has another history than before (%s); going on with what it holds now", address, error
@@ -131,6 +135,10 @@ class Answer:
     body: bytes = b""
 
 
+Done = Callable[["Answer | Exception"], None]
+"""Called once with the answer of a request, `Lost` or asyncio.TimeoutError; it raises nothing."""
+
+
 class Connection(asyncio.Protocol):
     """One connection; one request at a time."""
 
@@ -140,7 +148,10 @@ class Connection(asyncio.Protocol):
         self._answer = Answer()
         self._chunks: list[bytes] = []
         self._begun = False
-        self._future: asyncio.Future[Answer] | None = None
+        self._done: Done | None = None
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        """Set for the deadline of this request or of an earlier one: most requests need none of their own."""
         self._transport: asyncio.Transport | None = None
         self._idle_since = time.monotonic()
         self._open = True
@@ -160,21 +171,36 @@ class Connection(asyncio.Protocol):
         self._open = False
         self._fail(Lost(str(exc or "the connection was closed"), idle=not self._begun))
 
-    async def request(self, data: bytes, timeout_seconds: float) -> Answer:
-        """Send one request. Raises `Lost` and asyncio.TimeoutError, after which it is closed."""
+    def send(self, data: bytes, timeout_seconds: float, done: Done) -> None:
+        """Send one request. After an error the connection is closed."""
         assert self._transport is not None
-        future: asyncio.Future[Answer] = self._loop.create_future()
-        self._future = future
+        self._done = done
         self._begun = False
+        self._deadline = self._loop.time() + timeout_seconds
+        if self._timer is not None and self._timer.when() > self._deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._late)
         self._transport.write(data)
-        timer = self._loop.call_later(timeout_seconds, self._fail, asyncio.TimeoutError())
+
+    def _late(self) -> None:
+        self._timer = None
+        if self._done is not None:
+            if self._loop.time() < self._deadline:
+                self._timer = self._loop.call_at(self._deadline, self._late)
+            else:
+                self._fail(asyncio.TimeoutError())
+
+    async def request(self, data: bytes, timeout_seconds: float) -> Answer:
+        """As `send`, for who can wait. Raises `Lost` and asyncio.TimeoutError."""
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self.send(data, timeout_seconds, partial(_settle, future))
         try:
             return await future
-        finally:
-            timer.cancel()
-            self._idle_since = time.monotonic()
-            if not future.done() or future.cancelled() or future.exception() is not None:
-                self.close()
+        except asyncio.CancelledError:
+            self.close()
+            raise
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
@@ -187,7 +213,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """Called by the parser. An answer that nobody asked for would be taken for that of the next request."""
-        if self._future is None:
+        if self._done is None:
             self.close()
         self._answer = Answer()
         self._chunks = []
@@ -209,20 +235,34 @@ class Connection(asyncio.Protocol):
         answer.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         if not self._parser.should_keep_alive():
             self.close()
-        future, self._future = self._future, None
-        if future is not None and not future.done():
-            future.set_result(answer)
+        self._idle_since = time.monotonic()
+        done, self._done = self._done, None
+        if done is not None:
+            done(answer)
 
-    def _fail(self, error: BaseException) -> None:
-        future, self._future = self._future, None
-        if future is not None and not future.done():
-            future.set_exception(error)
+    def _fail(self, error: Exception) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self.close()
+            done(error)
 
     def close(self) -> None:
-        """Close without waiting."""
+        """Close without waiting; a request that is under way is not answered any more."""
         self._open = False
+        self._done = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._transport is not None:
             self._transport.close()
+
+
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    if not future.done():
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
 
 class Connections:
@@ -253,25 +293,37 @@ class Connections:
         A connection that turns out to be closed before a byte of an answer is replaced once: the server ended it
         while it was idle, and every call has an id that makes a repetition harmless. Raises as `Connection.request`.
         """
-        data = b"%bContent-Length: %d\r\n%b\r\n%b" % (self._head, len(body), extra, body)
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.usable:
-                connection.close()
-                continue
+        connection = self.take()
+        if connection is not None:
             try:
-                return await self._on(connection, data, timeout_seconds)
+                return await self._on(connection, body, extra, timeout_seconds)
             except Lost as error:
                 if not error.idle:
                     raise
-                break
-        return await self._on(await self._connect(), data, timeout_seconds)
+        return await self._on(await self._connect(), body, extra, timeout_seconds)
 
-    async def _on(self, connection: Connection, data: bytes, timeout_seconds: float) -> Answer:
-        answer = await connection.request(data, timeout_seconds)
+    async def _on(self, connection: Connection, body: bytes, extra: bytes, timeout_seconds: float) -> Answer:
+        answer = await connection.request(self.framed(body, extra), timeout_seconds)
+        self.give_back(connection)
+        return answer
+
+    def framed(self, body: bytes, extra: bytes) -> bytes:
+        """A whole request."""
+        return b"%bContent-Length: %d\r\n%b\r\n%b" % (self._head, len(body), extra, body)
+
+    def take(self) -> Connection | None:
+        """An idle connection; None where one has to be opened."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.usable:
+                return connection
+            connection.close()
+        return None
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection whose request was answered for the next one."""
         if connection.usable:
             self._idle.append(connection)
-        return answer
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
@@ -291,6 +343,14 @@ class _Waiting:
     future: asyncio.Future[Any]
 
 
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """Calls that share a request, and what carries it: an idle connection, or a task that opens one."""
+
+    batch: list[_Waiting]
+    carrier: Connection | asyncio.Task[None] | None = None
+
+
 class Transport:
     """Requests of one client in one event loop."""
 
@@ -305,7 +365,7 @@ class Transport:
         self._connections = Connections(base, token, connection_timeout)
         self._loop = asyncio.get_running_loop()
         self._pending: list[_Waiting] = []
-        self._flights: set[asyncio.Task[None]] = set()
+        self._flights: set[_Flight] = set()
         self._scheduled = False
         headers = {"Content-Type": "application/msgpack"}
         if token is not None:
@@ -341,53 +401,83 @@ class Transport:
         batch, self._pending = self._pending[:count], self._pending[count:]
         batch = [waiting for waiting in batch if not waiting.future.done()]
         if batch:
-            flight = self._loop.create_task(self._fly(batch))
-            self._flights.add(flight)
-            flight.add_done_callback(self._landed)
+            self._depart(_Flight(batch))
         self._schedule()
 
-    def _landed(self, flight: asyncio.Task[None]) -> None:
-        self._flights.discard(flight)
-        self._schedule()
+    def _depart(self, flight: _Flight) -> None:
+        self._flights.add(flight)
+        body = _packed([waiting.frame for waiting in flight.batch])
+        connection = self._connections.take()
+        if connection is None:
+            flight.carrier = self._loop.create_task(self._fly(flight, body))
+            return
 
-    async def _fly(self, batch: list[_Waiting]) -> None:
+        def arrived(answer: Answer | Exception) -> None:
+            if isinstance(answer, Lost) and answer.idle:  # the server ended it while it was idle: another one is opened
+                flight.carrier = self._loop.create_task(self._fly(flight, body))
+                return
+            if isinstance(answer, Answer):
+                self._connections.give_back(connection)
+            self._land(flight, answer)
+
+        flight.carrier = connection
+        connection.send(self._connections.framed(body, self._position()), self._request_timeout, arrived)
+
+    async def _fly(self, flight: _Flight, body: bytes) -> None:
         try:
-            answers = await self.post([waiting.frame for waiting in batch])
+            answer = await self._connections.exchange(body, self._position(), self._request_timeout)
         except asyncio.CancelledError:
-            for waiting in batch:
-                waiting.future.cancel()
+            self._cancel(flight)
             raise
         except Exception as error:
-            for waiting in batch:
-                if not waiting.future.done():
-                    # One exception in many tasks would collect their tracebacks.
-                    waiting.future.set_exception(_copy(error))
-            return
-        for waiting, found in zip(batch, answers, strict=True):
-            if not waiting.future.done():
-                waiting.future.set_result(found)
+            self._land(flight, error)
+        else:
+            self._land(flight, answer)
+
+    def _land(self, flight: _Flight, answer: Answer | Exception) -> None:
+        """Every call of a flight gets its result. Raises nothing: a parser calls it."""
+        self._flights.discard(flight)
+        try:
+            results = self._results(answer, len(flight.batch))
+        except Exception as error:
+            # One exception in many tasks would collect their tracebacks.
+            results = [_copy(error) for _ in flight.batch]
+        for waiting, result in zip(flight.batch, results, strict=True):
+            _settle(waiting.future, result)
+        self._schedule()
+
+    def _cancel(self, flight: _Flight) -> None:
+        self._flights.discard(flight)
+        for waiting in flight.batch:
+            waiting.future.cancel()
 
     async def post(self, frames: list[bytes], hold_seconds: float | None = None) -> list[Any]:
         """Send calls in one request; the list of [status, result]. With `hold_seconds` the server may take that long."""
-        body = msgspec.msgpack.encode([msgspec.Raw(frame) for frame in frames])
         timeout_seconds = self._request_timeout + (hold_seconds or 0.0)
-        answer = await self._send(body, timeout_seconds)
+        try:
+            answer = await self._connections.exchange(_packed(frames), self._position(), timeout_seconds)
+        except TRANSPORT_ERRORS as error:
+            return self._results(error, len(frames))
+        return self._results(answer, len(frames))
+
+    def _position(self) -> bytes:
+        token = self._seen.token
+        return b"" if token is None else f"{POSITION_HEADER}: {token}\r\n".encode("latin-1")
+
+    def _results(self, answer: Answer | Exception, count: int) -> list[Any]:
+        """The results of a request with `count` calls. Raises where there are none."""
+        if isinstance(answer, TRANSPORT_ERRORS):
+            raise Transient(f"no answer from the store at {self.shown}: {_reason(answer)}") from answer
+        if isinstance(answer, Exception):
+            raise answer
         if answer.status != 200:
             raise self.refusal(answer.status, answer.body)
         packed = answer.headers.get("content-type", "").startswith("application/msgpack")
         answers = encoding.as_list(encoding.unpack(answer.body, counted=False)) if packed else None
-        if answers is None or len(answers) != len(frames):
+        if answers is None or len(answers) != count:
             raise AgentLightningError(f"what answers at {self.shown} is not a store of this package")
         self._seen.note(answer.headers)
         return answers
-
-    async def _send(self, body: bytes, timeout_seconds: float) -> Answer:
-        token = self._seen.token
-        position = b"" if token is None else f"{POSITION_HEADER}: {token}\r\n".encode("latin-1")
-        try:
-            return await self._connections.exchange(body, position, timeout_seconds)
-        except TRANSPORT_ERRORS as error:
-            raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
 
     def refusal(self, status: int, data: bytes) -> AgentLightningError:
         """What a request that was refused as a whole raises."""
@@ -424,12 +514,20 @@ class Transport:
     async def close(self) -> None:
         """Close the connections; calls under way are cancelled."""
         for flight in tuple(self._flights):
-            flight.cancel()
+            if isinstance(flight.carrier, Connection):
+                flight.carrier.close()
+                self._cancel(flight)
+            elif flight.carrier is not None:
+                flight.carrier.cancel()
         for waiting in self._pending:
             waiting.future.cancel()
         self._pending.clear()
         self._connections.close()
         await self.session.close()
+
+
+def _packed(frames: list[bytes]) -> bytes:
+    return msgspec.msgpack.encode([msgspec.Raw(frame) for frame in frames])
 
 
 def _reason(error: BaseException) -> str:

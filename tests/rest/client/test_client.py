@@ -289,13 +289,13 @@ async def test_concurrent_small_calls_share_requests(
 ) -> None:
     await client.health()
     transport = client.transport()
-    post, sizes = transport.post, list[int]()
+    results, sizes = transport._results, list[int]()
 
-    async def counting(frames: list[bytes]) -> list[Any]:
-        sizes.append(len(frames))
-        return await post(frames)
+    def counting(answer: Any, count: int) -> list[Any]:
+        sizes.append(count)
+        return results(answer, count)
 
-    monkeypatch.setattr(transport, "post", counting)
+    monkeypatch.setattr(transport, "_results", counting)
     made = await asyncio.gather(*(client.enqueue_rollout(number) for number in range(50)))
     assert sorted(rollout.input for rollout in made) == list(range(50))
     assert sum(sizes) == 50 and len(sizes) <= 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -178,3 +179,26 @@ async def test_an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next
         answers = [(await connections.exchange(b"x", b"", 5)).body for _ in range(3)]
         connections.close()
     assert answers == [b"10", b"20", b"21"]
+
+
+async def test_each_request_on_a_connection_has_its_own_time() -> None:
+    """Also a short one after one that might have taken long, and a long one after a short one."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+            await asyncio.sleep(float(body))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        connections = Connections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", None, 5)
+        assert (await connections.exchange(b"0", b"", 60)).body == b"ok"
+        assert (await connections.exchange(b"0", b"", 0.1)).body == b"ok"
+        assert (await connections.exchange(b"0.3", b"", 60)).body == b"ok", "the time of the request before was over"
+        began = time.monotonic()
+        with pytest.raises(asyncio.TimeoutError):
+            await connections.exchange(b"30", b"", 0.1)
+        assert time.monotonic() - began < 5
+        connections.close()
