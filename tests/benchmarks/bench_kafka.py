@@ -341,6 +341,10 @@ def _start(bootstrap: str) -> None:
             append_all(log, history.records(20_000))
     rows: list[list[object]] = []
     for what in ("from the log", "from the snapshot that the first one left"):
-        seconds, events, at = open_seconds(url)
-        rows.append([f"{events:,} events, {what} (at {at:,})", f"{seconds:.2f} s"])
-    show("A node without anything on its machine", ("what", "until it serves"), rows)
+        opened = open_seconds(url)
+        rows.append([
+            f"{opened.events:,} events, {what} (at {opened.snapshot:,})",
+            f"{opened.seconds:.2f} s", f"{opened.complete:.2f} s", f"{opened.cpu:.2f} s",
+        ])  # fmt: skip
+    head = ("what", "until it serves", "until answers are complete", "processor time")
+    show("A node without anything on its machine", head, rows)

@@ -1,35 +1,48 @@
-"""Start-up: fold and decode, a million control events from the log and from a snapshot; memory over a million spans."""
+"""Start-up: a million control events from the log, part by part, and from a snapshot; memory of rollouts and of spans."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import tracemalloc
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from agentlightning.core.events.codec import record_of
+from agentlightning.core.events.codec import decode, record_of
 from agentlightning.core.events.payload import ABSENT
 from agentlightning.core.events.schema import AnyEvent, Claim, NewRollout, Proposal
 from agentlightning.core.fold import apply as fold
 from agentlightning.core.fold import commands
-from agentlightning.core.fold.state import FOLD_VERSION, State
+from agentlightning.core.fold.state import FOLD_VERSION, Rollout, State
 from agentlightning.core.log.interface import Ack, Log, NewRecord
 from agentlightning.core.log.open_log import open_log
 from agentlightning.core.log.topics import CONTROL
 from agentlightning.core.model.rollout import EnqueueRolloutRequest
 from agentlightning.core.model.span import Span
+from agentlightning.projections.archive.index import ArchiveIndex
+from agentlightning.projections.queue.claim_queue import ClaimQueue
+from agentlightning.projections.replica.command_context import Delivery
+from agentlightning.projections.replica.fold_cursor import control_records
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.rest.open_store import open_store
 
 from .table import show
 
 EVENTS = 1_000_000
+PART = 200_000
+"""Events of which decoding, fold and listeners are measured alone."""
+MEMORY_ROLLOUTS = 20_000
 SPANS = 1_000_000
 
 
@@ -58,20 +71,28 @@ class History:
         """The next `count` records, about four a rollout."""
         made: list[NewRecord] = []
         if self.state.position == 0:
-            settings = self._settings
-            made.append(self.step(commands.open_log(settings.window, settings.archive_after, FOLD_VERSION), "open"))
+            made.append(self.open())
         while len(made) < count:
             made += self.rollout()
         return made
 
+    def open(self) -> NewRecord:
+        """The first record."""
+        settings = self._settings
+        return self.step(commands.open_log(settings.window, settings.archive_after, FOLD_VERSION), "open")
+
+    def enqueue(self, name: str, metadata: msgspec.Raw = ABSENT) -> NewRecord:
+        """The record of a new rollout."""
+        body = msgspec.Raw(b'"' + b"q" * 60 + b'"')
+        return self.step(commands.enqueue([NewRollout(commands.rollout_id_of(name), body, metadata=metadata)]), name)
+
     def rollout(
-        self, metadata: msgspec.Raw = ABSENT, watermark: int = 5, reward: float | None = None
+        self, metadata: msgspec.Raw = ABSENT, watermark: int = 5, reward: float | None = None, steps: int = 4
     ) -> list[NewRecord]:
-        """The records of one more rollout; its spans lie below `watermark`."""
+        """The first `steps` of the four records of one more rollout; its spans lie below `watermark`."""
         name = f"{self.state.position:032x}"
         rollout_id = commands.rollout_id_of(name)
-        body = msgspec.Raw(b'"' + b"q" * 60 + b'"')
-        made = [self.step(commands.enqueue([NewRollout(rollout_id, body, metadata=metadata)]), name)]
+        made = [self.enqueue(name, metadata)]
         claim = commands.claim(self.state, rollout_id, Claim(attempt_id="at-00000000", worker_id="Worker-0"))
         assert claim is not None
         made.append(self.step(claim, name + "c"))
@@ -79,11 +100,13 @@ class History:
         seen = commands.observe(rollout, rollout.attempts[-1], "running", None)
         assert seen is not None
         made.append(self.step(seen, name + "o"))
-        ended = commands.update_attempt(
-            rollout, rollout.attempts[-1], status="succeeded", worker_id=None, metadata=None,
-            beat_us=None, watermark=watermark, reward=reward, lag_ms=0,
-        )  # fmt: skip
-        return [*made, self.step(ended, name + "e")]
+        if steps == 4:
+            ended = commands.update_attempt(
+                rollout, rollout.attempts[-1], status="succeeded", worker_id=None, metadata=None,
+                beat_us=None, watermark=watermark, reward=reward, lag_ms=0,
+            )  # fmt: skip
+            made.append(self.step(ended, name + "e"))
+        return made
 
 
 def append_all(log: Log, records: list[NewRecord], topic: str = CONTROL) -> None:
@@ -101,51 +124,164 @@ def append_all(log: Log, records: list[NewRecord], topic: str = CONTROL) -> None
     assert not failed, failed
 
 
-def open_seconds(url: str) -> tuple[float, int, int]:
-    """Open and close the store in a process of its own; (seconds to open, events, position of the snapshot used)."""
+class Opened(NamedTuple):
+    """How a store opened: seconds until it served and until its answers were complete, and processor time until then."""
+
+    seconds: float
+    complete: float
+    cpu: float
+    events: int
+    snapshot: int
+    """The position of the snapshot that was used; 0: none."""
+
+
+def open_seconds(url: str) -> Opened:
+    """Open and close the store in a process of its own."""
     code = (
-        "import sys; from agentlightning.projections.store.store import open_store\n"
-        "store = open_store(sys.argv[1]); r = store.report(); print(r['seconds'], r['events'], r['from_snapshot'])\n"
-        "store.close()"
+        "import sys, time; from agentlightning.rest.open_store import open_store\n"
+        "began, cpu = time.perf_counter(), time.process_time()\n"
+        "store = open_store(sys.argv[1]); served = time.perf_counter() - began\n"
+        "store.engine.backfill is None or store.engine.backfill.done.wait()\n"
+        "complete, cpu = time.perf_counter() - began, time.process_time() - cpu\n"
+        "r = store.report(); print(served, complete, cpu, r['events'], r['from_snapshot']); store.close()"
     )
     out = subprocess.run([sys.executable, "-c", code, url], check=True, capture_output=True, text=True).stdout.split()
-    return float(out[-3]), int(out[-2]), int(out[-1])
+    seconds, complete, cpu = map(float, out[-5:-2])
+    return Opened(seconds, complete, cpu, int(out[-2]), int(out[-1]))
+
+
+def parts(url: str) -> None:
+    """Runs in a process of its own: what reading, decoding, folding and the listeners take, each alone."""
+    log = open_log(url)
+    values: list[bytes] = []
+    _timed("reading the file alone", EVENTS, lambda: sum(1 for _ in control_records(log)))
+    for record in islice(control_records(log), PART):
+        values.append(record.value)
+    proposals = [decode(value) for value in values]
+    _timed("decoding alone", PART, lambda: [None for value in values if decode(value) is None])
+    _timed("fold alone", PART, lambda: _fold(values, proposals))
+    archived: list[tuple[Rollout, bytes]] = []
+    state = State()
+    for value in values:
+        archived += fold.apply(state, value).archived
+    with tempfile.TemporaryDirectory() as folder:
+
+        def fill() -> None:
+            index = ArchiveIndex(f"{folder}/log.db.index", log.log_id)
+            index.clear()
+            for one in archived:
+                index.add([one], 1, b"")
+            index.flush()
+            index.start()
+            index.close()
+
+        _timed(f"index of {len(archived):,} finished rollouts alone, by event", PART, fill)
+        size = os.stat(f"{folder}/log.db.index").st_size
+    queued = _queued(PART // 4)
+    _timed(f"claim queue of {len(queued.queue):,} alone, by rollout", len(queued.queue), lambda: _claim_queue(queued))
+    print(f"a finished rollout in the file of the index|{size / len(archived):,.0f} bytes|")
+    log.close()
+
+
+def _timed(what: str, count: int, work: Callable[[], object]) -> None:
+    """Print the rate of a part, and its processor time for each of `count`; without the collector, as at a start."""
+    gc.collect()
+    gc.disable()
+    began, cpu = time.perf_counter(), time.process_time()
+    work()
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    gc.enable()
+    print(f"{what}|{count / seconds:,.0f}/s|{cpu / count * 1e6:.2f} us each")
+
+
+def _fold(values: list[bytes], proposals: list[Proposal]) -> None:
+    state = State()
+    for value, proposal in zip(values, proposals):
+        fold.apply(state, value, proposal)
+
+
+def _queued(rollouts: int) -> State:
+    """A state in which so many rollouts wait to be claimed."""
+    history = History()
+    history.open()
+    for number in range(rollouts):
+        history.enqueue(f"{number:032x}")
+    return history.state
+
+
+def _claim_queue(state: State) -> ClaimQueue:
+    claim_queue = ClaimQueue(Delivery())
+    claim_queue.load(state)
+    return claim_queue
+
+
+def memory() -> None:
+    """Runs in a process of its own: what one rollout takes at each stage of its life, traced."""
+    for what, archive_after, steps in (
+        ("a queued rollout, in fold and claim queue", 10**6, 1),
+        ("an open rollout with its attempt", 10**6, 3),
+        ("a finished rollout before it leaves hot state", 10**6, 4),
+        ("a finished rollout that has left it", 2, 4),
+    ):
+        # A window of one record, so that the verdicts of commands, which a log has 100,000 of, are not counted.
+        history = History(StoreSettings(window=1, archive_after=archive_after))
+        history.open()
+        history.rollout()
+        tracemalloc.start()
+        for _ in range(MEMORY_ROLLOUTS):
+            name = f"{history.state.position:032x}"
+            history.enqueue(name) if steps == 1 else history.rollout(steps=steps)
+        kept = _claim_queue(history.state)
+        gc.collect()
+        print(f"{what}|{tracemalloc.get_traced_memory()[0] / MEMORY_ROLLOUTS:,.0f} bytes|")
+        tracemalloc.stop()
+        del kept
 
 
 def run() -> None:
-    """Print fold rate, rebuild times and the memory that a million spans take."""
+    """Print what each part of a rebuild costs, rebuild times, and the memory of rollouts and of a million spans."""
     rows: list[list[object]] = []
     history = History()
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'log.db'}"
         log = open_log(url)
         made = 0
-        values: list[bytes] = []
         while made < EVENTS:
             records = history.records(20_000)
-            if made < 200_000:
-                values.extend(record.value for record in records)
             append_all(log, records)
             made += len(records)
         log.close()
-        began = time.perf_counter()
-        fold.fold(values)
-        rows.append(["fold + decode", f"{len(values) / (time.perf_counter() - began):,.0f} events/s"])
-        first, events, _ = open_seconds(url)
-        rows.append([f"{events:,} events from the log", f"{first:.2f} s"])
-        second, _, at = open_seconds(url)
-        rows.append([f"the same from the snapshot at {at:,}", f"{second:.2f} s"])
+        del history
+        rows.extend(_in_a_process("parts", url))
+        rows.append(_row("{:,} events from the log", open_seconds(url)))
+        rows.append(_row("the same from the snapshot at {1:,}", open_seconds(url)))
+        for index in Path(folder).glob("*.index*"):
+            index.unlink()
+        rows.append(_row("the same without an index", open_seconds(url)))
+    rows.extend(_in_a_process("memory"))
     rows.extend(_span_memory())
-    show("Start-up and memory", ("what", "figure"), rows)
+    show("Start-up and memory", ("what", "figure", "processor time"), rows)
+
+
+def _row(what: str, opened: Opened) -> list[object]:
+    figure = f"{opened.seconds:.2f} s"
+    if opened.complete > opened.seconds + 0.01:
+        figure += f", complete after {opened.complete:.2f} s"
+    return [what.format(opened.events, opened.snapshot), figure, f"{opened.cpu:.2f} s"]
+
+
+def _in_a_process(function: str, *arguments: str) -> list[list[object]]:
+    """The rows that a function of this module prints."""
+    root = str(Path(__file__).resolve().parents[2])
+    code = f"import sys; sys.path.insert(0, {root!r}); from tests.benchmarks.bench_rebuild import *; {function}(*{arguments!r})"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return [list[object](line.split("|")) for line in out.splitlines() if "|" in line]
 
 
 def _span_memory() -> list[list[object]]:
     """A million spans through a store on a file; resident memory after each fifth."""
     with tempfile.TemporaryDirectory() as folder:
-        root = str(Path(__file__).resolve().parents[2])
-        code = f"import sys; sys.path.insert(0, {root!r}); from tests.benchmarks.bench_rebuild import spans; spans({folder!r})"
-        out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    return [list[object](line.split("|")) for line in out.splitlines() if "|" in line]
+        return _in_a_process("spans", folder)
 
 
 def spans(folder: str) -> None:
@@ -158,9 +294,9 @@ def spans(folder: str) -> None:
             for _ in range(SPANS // 5 // 500 // 10):
                 await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=1)] * 10)
                 await asyncio.gather(*(_fill(store) for _ in range(10)))
-            print(f"{(fifth + 1) * SPANS // 5:,} spans: resident memory|{_resident_mb():.0f} MB")
+            print(f"{(fifth + 1) * SPANS // 5:,} spans: resident memory|{_resident_mb():.0f} MB|")
         rate = SPANS / (time.perf_counter() - began)
-        print(f"spans in process (500 a rollout, 50 a call)|{rate:,.0f} spans/s")
+        print(f"spans in process (500 a rollout, 50 a call)|{rate:,.0f} spans/s|")
         store.close()  # type: ignore[attr-defined]
 
     asyncio.run(body())
