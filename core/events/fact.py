@@ -6,7 +6,8 @@ fields of these structs beside the ids; `decode` makes the struct of either agai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, ClassVar, Union
 
 import msgspec
@@ -24,10 +25,10 @@ class FactData(msgspec.Struct, frozen=True, omit_defaults=True, gc=False, tag_fi
     sequence_id: int = 0
     attempt_id: str | None = None
 
-    @property
-    def identity(self) -> tuple[str, str | None, int]:
-        """What of a fact enters the fingerprint of the log; other fields may be added without a change to it."""
-        return self.type, self.rollout_id, self.sequence_id
+    identity_of: ClassVar[Callable[[FactData], tuple[str, str | None, int]]] = attrgetter(
+        "type", "rollout_id", "sequence_id"
+    )
+    """What of a fact enters the fingerprint of the log; other fields may be added without a change to it."""
 
 
 class LogOpened(FactData, frozen=True, tag="log.opened"):
@@ -52,10 +53,8 @@ class ResourcesPublished(FactData, frozen=True, kw_only=True, tag="resources.pub
     resources_id: str
     version: int
 
-    @property
-    def identity(self) -> tuple[str, str | None, int]:
-        """The version stands for the attempt."""
-        return self.type, None, self.version
+    identity_of = attrgetter("type", "rollout_id", "version")
+    """The version stands for the attempt, and no rollout is meant."""
 
 
 class RolloutEnqueued(FactData, frozen=True, tag="rollout.enqueued"):

@@ -105,8 +105,7 @@ def check_basis(state: State, basis: int, basis_print: bytes) -> Reason:
     """Why a proposal on this basis is refused: too far back to be judged, or of a history that is not this one."""
     if basis < state.position - state.window - 1:
         return "expired"
-    known = state.verdicts.print_at(basis)
-    return "" if known is not None and known == basis_print else "foreign_history"
+    return "" if state.verdicts.print_at(basis) == basis_print else "foreign_history"
 
 
 _CLAIMS = (AttemptClaimed, AttemptStarted)
@@ -119,7 +118,7 @@ def subject_of(event: AttemptClaimed | AttemptStarted) -> str:
 
 def _advance(state: State, value: bytes, reason: Reason, outcome: Outcome, judged: str | None = None) -> None:
     """Chain the fingerprint and leave the record; `judged` is the command whose first verdict it made."""
-    made = _encode((state.position, reason, [fact.identity for fact in outcome.facts]))
+    made = _encode((state.position, reason, [fact.identity_of(fact) for fact in outcome.facts]))
     state.fingerprint = blake2b(state.fingerprint + value + made, digest_size=PRINT_BYTES).digest()
     _leave(state, outcome, judged)
 

@@ -87,10 +87,10 @@ class VerdictTable:
 
     def print_at(self, position: int) -> bytes | None:
         """The fingerprint after the record at `position`; b"" before the first record, None outside the window."""
-        if position == -1:
-            return b"" if self._first == 0 else None
         index = position - self._first
-        return self._prints[index] if 0 <= index < len(self._prints) else None
+        if 0 <= index < len(self._prints):
+            return self._prints[index]
+        return b"" if index == position == -1 else None
 
     def __len__(self) -> int:
         return len(self._verdicts)

@@ -211,9 +211,9 @@ def attempt_updated(state: State, event: schema.AttemptUpdated, time_us: int, fa
     attempt.watermark = event.watermark
     if governs(rollout, attempt):
         rollout.reward = event.reward
-    if attempt.status == "unresponsive" and governs(rollout, attempt):
-        attempt.revivals += 1
-        attempt.counted = True
+        if attempt.status == "unresponsive":
+            attempt.revivals += 1
+            attempt.counted = True
     set_attempt_status(state, rollout, attempt, event.status, time_us, facts)
     propagate(state, rollout, attempt, time_us, facts, event.lag_ms)
     return ""
