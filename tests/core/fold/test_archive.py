@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +12,10 @@ from hypothesis import strategies as st
 from agentlightning.core.fold import archive
 from agentlightning.core.fold.archive import ENTRY_BYTES, ArchiveTable, key_of
 
-IDS = [f"ro-{number:012x}" for number in range(12)] + ["mine", "ro-", "ro-ABCDEFABCDEF", "ro-abcdefabcdef", "\ud800"]
+IDS = [
+    *(f"ro-{number:012x}" for number in range(12)), *(f"ro-{number:02x}0000000000" for number in range(51, 256, 51)),
+    "mine", "ro-", "ro-ABCDEFABCDEF", "ro-abcdefabcdef", "\ud800",
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +63,28 @@ def test_the_packed_form_is_that_of_older_snapshots() -> None:
     assert table.dump() == [
         (2).to_bytes(6, "big") + b"22222222", b"".join(key.to_bytes(6, "big") + value for key, value in in_order)
     ]  # fmt: skip
+
+
+def test_the_runs_of_older_snapshots_are_divided_into_parts() -> None:
+    ids = [f"ro-{number:02x}{number:010x}" for number in range(256)]
+    older = b"".join(key_of(one).to_bytes(6, "big") + b"older..." for one in ids)
+    newer = b"".join(key_of(one).to_bytes(6, "big") + b"newer..." for one in ids[::2])
+    table = ArchiveTable.load([b"", older, newer])
+    assert [table.get(one) for one in ids] == [b"newer...", b"older..."] * 128
+    assert ArchiveTable.load(table.dump()).dump() == table.dump()
+
+
+def test_a_merge_takes_a_small_part_of_a_large_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a command waits for it, for more than a second with a million rollouts."""
+    sizes: list[int] = []
+
+    class Counted(archive.Run):
+        def __init__(self, entries: Iterable[tuple[int, bytes]]) -> None:
+            super().__init__(entries)
+            sizes.append(len(self))
+
+    monkeypatch.setattr(archive, "Run", Counted)
+    table, dice = ArchiveTable(), Random(1)
+    for _ in range(30_000):
+        table.put(f"ro-{dice.getrandbits(48):012x}", b"12345678")
+    assert 30 < max(sizes) < 300
