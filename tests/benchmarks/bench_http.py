@@ -146,8 +146,6 @@ def run() -> None:
         rows += [_row(runners, "reference, in memory", theirs, None)] if theirs else []
         rows.append(_row(runners, "ours, on a file", ours, theirs))
         kept |= {f"rollouts_{runners}": ours.rate, f"server_ms_{runners}": ours.server_ms}
-        kept |= {f"claim_ms_{runners}": percentile(ours.claims, 0.5) * 1e3}
-        kept |= {f"add_span_ms_{runners}": percentile(ours.spans, 0.5) * 1e3}
         if theirs:
             kept[f"ratio_{runners}"] = ours.rate / theirs.rate
     show(

@@ -27,8 +27,9 @@ from tests.system.kafka.fleet import Fleet, audit, free_port
 from tests.system.kafka.test_kafka_log import make_topics
 
 from .bench_rebuild import EVENTS, History, append_all, open_seconds
-from .brokers import a_broker
+from .brokers import a_broker, broker_seconds
 from .counted import Used, count_requests, used, used_at
+from .measured import note
 from .table import percentile, show
 
 ROLLOUTS = 6_000
@@ -36,7 +37,8 @@ RACED = 3_000
 NODES, RUNNERS = 4, 8
 SPAN_ROLLOUTS, SPANS = 100, 1_000
 SINGLE_SPANS = 100
-SLOTS, RUN = 64, 2_000
+SLOTS, RUN = 64, {1: 300, 64: 2_000}
+AGENT_SPANS = 4
 AGENT = """
 import agentlightning as agl
 
@@ -57,9 +59,11 @@ def run() -> None:
     parts = {
         "node": _one_node, "race": _race, "spans": _spans, "single": _single_spans, "runners": _runners, "start": _start,
     }  # fmt: skip
+    kept: dict[str, float] = {}
     with a_broker() as bootstrap:
         for name in os.environ.get("AGL_BENCH_KAFKA", ",".join(parts)).split(","):
-            parts[name](bootstrap)
+            kept |= parts[name](bootstrap) or {}
+    note("kafka", **kept)
 
 
 def _per(spent: Used, count: int) -> list[str]:
@@ -81,7 +85,7 @@ async def _enqueue(store: LightningStore, count: int) -> None:
 # One node
 
 
-def _one_node(bootstrap: str) -> None:
+def _one_node(bootstrap: str) -> dict[str, float]:
     rows: list[list[object]] = []
     for runners in (1, 16, 64):
         store = open_store(_address(bootstrap))
@@ -97,6 +101,7 @@ def _one_node(bootstrap: str) -> None:
     headings = ("runners", "claim + finish/s", "claim p50 ms", "claim p99 ms", "verdict p50 ms", "verdict p99 ms",
                 "processor ms", "requests", "of which")  # fmt: skip
     show("One node on Kafka, rollouts of no length", headings, rows)
+    return {"claim_ms": spent.cpu / done * 1e3}
 
 
 async def _drain(
@@ -176,7 +181,7 @@ async def _fill(endpoint: str) -> None:
 # Spans
 
 
-def _spans(bootstrap: str) -> None:
+def _spans(bootstrap: str) -> dict[str, float]:
     store = open_store(_address(bootstrap))
     assert isinstance(store, EventLogStore)
     try:
@@ -190,6 +195,7 @@ def _spans(bootstrap: str) -> None:
         ["completions with all their spans readable at once", f"{complete} of {SPAN_ROLLOUTS}"],
     ]
     show("Spans on Kafka", ("what", "figure"), rows)
+    return {"batched_span_us": spent.cpu / total * 1e6}
 
 
 async def _made(store: EventLogStore, rollouts: int, spans: int) -> list[list[Span]]:
@@ -266,14 +272,31 @@ def _single_spans(bootstrap: str) -> None:
 # Runner processes
 
 
-def _runners(bootstrap: str) -> None:
-    """A runner of 64 slots on the log itself, and one at a node; agents that record three operations and a reward."""
-    rows = [row for how in ("kafka://", "http://") for row in _runner_at(_address(bootstrap), how)]
-    head = ("process", "rollouts/s", "processor ms", "requests", "of which")
-    show(f"A runner of {SLOTS} slots, agents of no length, a rollout", head, rows)
+def _runners(bootstrap: str) -> dict[str, float]:
+    """A runner on the log itself, and one at a node; agents that record three operations and a reward."""
+    rows: list[list[object]] = []
+    kept: dict[str, float] = {}
+    for slots, count in RUN.items():
+        for how in ("kafka://", "http://"):
+            began = broker_seconds(bootstrap)
+            seconds, spent = _runner_at(_address(bootstrap), how, slots, count)
+            rows += [[slots, f"{name} ({how})", f"{count / seconds:,.0f}", *_per(one, count)] for name, one in spent.items()]
+            # The last one counts: a node over HTTP, with most slots.
+            broker_ms = (broker_seconds(bootstrap) - began) / (count + _warm(slots)) * 1e3
+            requests = sum(one.requests.total() for one in spent.values()) / count
+            kept = {"requests": requests, "broker_ms": broker_ms, "node_spans": AGENT_SPANS}
+            kept |= {f"{name}_ms": one.cpu / count * 1e3 for name, one in spent.items()}
+    head = ("slots", "process", "rollouts/s", "processor ms", "requests", "of which")
+    show("A runner process, agents of no length, a rollout", head, rows)
+    return kept
 
 
-def _runner_at(url: str, how: str) -> list[list[object]]:
+def _warm(slots: int) -> int:
+    """Rollouts of the first part, which is not measured."""
+    return 2 * slots + 20
+
+
+def _runner_at(url: str, how: str, slots: int, count: int) -> tuple[float, dict[str, Used]]:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "quick_agent.py").write_text(AGENT)
         processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -292,8 +315,8 @@ def _runner_at(url: str, how: str) -> list[list[object]]:
                 start("node", "store", "--log", url, "--port", str(port))
                 address = f"http://127.0.0.1:{port}"
                 _await_port(port)
-            start("runner", "runner", "quick_agent:quick", "--store", address, "--slots", str(SLOTS))
-            began, ended = asyncio.run(_work(store))
+            start("runner", "runner", "quick_agent:quick", "--store", address, "--slots", str(slots))
+            began, ended = asyncio.run(_work(store, slots, count))
         finally:
             for process in reversed(list(processes.values())):
                 process.terminate()
@@ -302,14 +325,14 @@ def _runner_at(url: str, how: str) -> list[list[object]]:
         spent = {
             name: used_at(Path(folder) / name, ended).since(used_at(Path(folder) / name, began)) for name in processes
         }
-    return [[f"{name} ({how})", f"{RUN / (ended - began):,.0f}", *_per(one, RUN)] for name, one in spent.items()]
+    return ended - began, spent
 
 
-async def _work(store: EventLogStore) -> tuple[float, float]:
+async def _work(store: EventLogStore, slots: int, measured: int) -> tuple[float, float]:
     """Run everything; the moments of its begin and end, after a first part that is not measured."""
     made: list[str] = []
     began = 0.0
-    for count in (2 * SLOTS, RUN):
+    for count in (_warm(slots), measured):
         began = time.time()
         made = [one.rollout_id for at in range(0, count, 500) for one in await store.enqueue_many_rollouts(
             [EnqueueRolloutRequest(input=number) for number in range(at, min(at + 500, count))])]  # fmt: skip

@@ -37,6 +37,7 @@ from agentlightning.projections.replica.fold_cursor import control_records
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.rest.open_store import open_store
 
+from .measured import note
 from .table import show
 
 EVENTS = 1_000_000
@@ -158,8 +159,9 @@ def parts(url: str) -> None:
     for record in islice(control_records(log), PART):
         values.append(record.value)
     proposals = [decode(value) for value in values]
-    _timed("decoding alone", PART, lambda: [None for value in values if decode(value) is None])
-    _timed("fold alone", PART, lambda: _fold(values, proposals))
+    decoding = _timed("decoding alone", PART, lambda: [None for value in values if decode(value) is None])
+    folding = _timed("fold alone", PART, lambda: _fold(values, proposals))
+    note("rebuild", record_us=decoding + folding)
     archived: list[tuple[Rollout, bytes]] = []
     state = State()
     for value in values:
@@ -183,8 +185,8 @@ def parts(url: str) -> None:
     log.close()
 
 
-def _timed(what: str, count: int, work: Callable[[], object]) -> None:
-    """Print the rate of a part, and its processor time for each of `count`; without the collector, as at a start."""
+def _timed(what: str, count: int, work: Callable[[], object]) -> float:
+    """Print the rate of a part and its processor time, without the collector, as at a start; microseconds for each of `count`."""
     gc.collect()
     gc.disable()
     began, cpu = time.perf_counter(), time.process_time()
@@ -192,6 +194,7 @@ def _timed(what: str, count: int, work: Callable[[], object]) -> None:
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     gc.enable()
     print(f"{what}|{count / seconds:,.0f}/s|{cpu / count * 1e6:.2f} us each")
+    return cpu / count * 1e6
 
 
 def _fold(values: list[bytes], proposals: list[Proposal]) -> None:

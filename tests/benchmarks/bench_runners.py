@@ -16,6 +16,7 @@ from typing import Any
 
 from agentlightning.core.model.rollout import RolloutConfig
 
+from .measured import note
 from .table import percentile, show
 
 TASKS = 200
@@ -58,7 +59,7 @@ async def _all(store: Any, lengths: list[float], during: Callable[[], Any] | Non
     return wall
 
 
-def _scale(url: str, processes: int) -> list[object]:
+def _scale(url: str, processes: int, kept: dict[str, float]) -> list[object]:
     from ..system.kafka.crew import crew_on
 
     async def measure() -> float:
@@ -72,6 +73,7 @@ def _scale(url: str, processes: int) -> list[object]:
         busy = sum(one.ended - one.claimed for one in watch.attempts) / len(watch.attempts)
         lost = watch.lost / watch.claims
         idle = max(watch.idle(), default=0.0)
+    kept |= {f"rollouts_{processes}": TASKS / wall, f"attempt_ms_{processes}": busy * 1e3}
     shown = (f"{ideal:.1f}", f"{wall:.1f}", f"{wall / ideal:.3f}", f"{busy * 1e3:.0f}", f"{lost:.1%}", f"{idle * 1e3:.0f}")
     return [processes, *shown]
 
@@ -145,11 +147,13 @@ def run() -> None:
         broker = open_broker(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         print(f"Broker: {broker.kind}")
         url = f"kafka://{broker.bootstrap}/bench-{os.urandom(4).hex()}"
+        kept = {"task_ms": TASK_SECONDS * 1e3}
         show(
             f"{TASKS} tasks of {TASK_SECONDS} s",
             ("processes", "ideal s", "wall s", "ratio", "attempt ms", "refused claims", "longest idle ms"),
-            [_scale(f"{url}-{processes}", processes) for processes in PROCESSES],
+            [_scale(f"{url}-{processes}", processes, kept) for processes in PROCESSES],
         )
+        note("runners", **kept)
         head = ("processes", "ideal s", "wall s", "ratio", "attempts lost")
         show("The same, one process added and one killed", head, [_churn(f"{url}-churn")])
         show(

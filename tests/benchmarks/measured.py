@@ -15,11 +15,12 @@ FILE = Path(__file__).with_name("measured.json")
 
 
 def note(name: str, **figures: float) -> None:
-    """Keep the figures of a benchmark with date and machine, in the place of its earlier ones."""
+    """Keep the figures of a benchmark with date and machine, in the place of its earlier ones; others of its figures stay."""
     if not os.environ.get("RECORD"):
         return
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
     kept[name] = {
+        **kept.get(name, {}),
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
         **{key: float(f"{value:.4g}") for key, value in figures.items()},
