@@ -186,7 +186,7 @@ def parts(url: str) -> None:
 
 
 def _timed(what: str, count: int, work: Callable[[], object]) -> float:
-    """Print the rate of a part and its processor time, without the collector, as at a start; microseconds for each of `count`."""
+    """Print the rate of a part and its processor time, without the collector, as at a start; microseconds each."""
     gc.collect()
     gc.disable()
     began, cpu = time.perf_counter(), time.process_time()
