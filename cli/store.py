@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -128,6 +129,7 @@ async def _serve(opened: Any, server: LightningStoreServer, began: float, as_jso
     set_address: Callable[[str], None] | None = getattr(opened.engine.log, "set_address", None)
     if set_address is not None:
         set_address(server.endpoint)
+    gc.freeze()  # what is loaded by now stays: a full collection walked all of it, and every call waited for that
     _report_start(opened.report(), server.endpoint, time.perf_counter() - began, as_json)
     await until_set(stop)
     await server.stop()

@@ -14,7 +14,7 @@ import msgspec
 from ..errors import AgentLightningError
 from ..log.interface import Headers, NewRecord
 from .payload import MAX_DEPTH, deeper_than
-from .run_events import RunEvent, RunRecord
+from .run_events import RUN_EVENTS, RunEvent, RunRecord
 from .schema import AnyEvent, Proposal, RolloutsEnqueued, RolloutStarted
 
 SCHEMA_VERSION = 1
@@ -132,14 +132,14 @@ def needle(text: str) -> bytes:
 
 def type_of(event: AnyEvent | RunEvent) -> str:
     """The stable name of the event's type in the log."""
-    tag = event.__struct_config__.tag
-    assert isinstance(tag, str)
-    return tag
+    return _NAMES[type(event)]
 
 
-TYPES: frozenset[str] = frozenset(
-    str(cls.__struct_config__.tag) for cls in AnyEvent.__args__  # type: ignore[attr-defined]
-)
+_OF_STATE: tuple[type[AnyEvent], ...] = AnyEvent.__args__  # type: ignore[attr-defined]
+_NAMES: dict[type[AnyEvent | RunEvent], str] = {
+    cls: str(cls.__struct_config__.tag) for cls in (*_OF_STATE, *RUN_EVENTS)
+}
+TYPES: frozenset[str] = frozenset(_NAMES[cls] for cls in _OF_STATE)
 
 
 def rollout_of(event: AnyEvent | RunEvent) -> str | None:
@@ -151,15 +151,16 @@ def rollout_of(event: AnyEvent | RunEvent) -> str | None:
     return getattr(event, "rollout_id", None)
 
 
+_VERSION = ("v", str(SCHEMA_VERSION))
+
+
 def headers_of(proposal: Proposal | RunRecord, traceparent: str | None = None) -> Headers:
     """The headers: t (type), v (schema version), id (command id), r (rollout), tp (W3C traceparent)."""
-    headers = [("t", type_of(proposal.event)), ("v", str(SCHEMA_VERSION)), ("id", proposal.id)]
+    headers = (("t", type_of(proposal.event)), _VERSION, ("id", proposal.id))
     rollout = rollout_of(proposal.event)
     if rollout is not None:
-        headers.append(("r", rollout))
-    if traceparent is not None:
-        headers.append(("tp", traceparent))
-    return tuple(headers)
+        headers = (*headers, ("r", rollout))
+    return headers if traceparent is None else (*headers, ("tp", traceparent))
 
 
 def record_of(proposal: Proposal, traceparent: str | None = None) -> NewRecord:

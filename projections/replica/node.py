@@ -389,12 +389,12 @@ class Node:
         self,
         event: AnyEvent | RunEvent,
         command_id: str,
-        answer: Callable[[], T] | None = None,
+        answer: Callable[[str], T] | None = None,
         basis: tuple[int, bytes] | None = None,
     ) -> asyncio.Future[tuple[Outcome, T | None]]:
         """Propose from an event loop, under the lock: (outcome, what `answer` reads from the state at this very record).
 
-        `answer` is called where the record was accepted.
+        `answer` is called with the command's id, where the record was accepted.
         """
         future: asyncio.Future[tuple[Outcome, T | None]] = asyncio.get_running_loop().create_future()
 
@@ -403,7 +403,7 @@ class Node:
                 self.delivery.put(future, result, True)
                 return
             try:
-                value = answer() if answer is not None and _accepted(result) else None
+                value = answer(command_id) if answer is not None and _accepted(result) else None
             except Exception as error:  # the caller's own answer failed: its error, nobody else's
                 self.delivery.put(future, error, True)
                 return

@@ -372,7 +372,7 @@ class Engine(Views):
                 return (verdict.reason, answer(command_id) if verdict.accepted else None)
             self.check_basis(call)
             event = decided(node.state, command_id)
-            return node.submit(event, command_id, lambda: answer(command_id), call.basis)
+            return node.submit(event, command_id, answer, call.basis)
 
     async def reach_basis(self, basis: tuple[int, bytes] | None) -> None:
         """Among other nodes, wait until this one has what the caller's command is based on."""

@@ -273,7 +273,10 @@ class Views:
 
 async def shown(make: Callable[[], T], rollouts: Iterable[Rollout]) -> T:
     """What `make` makes of these rollouts; in a thread where it has to fetch a payload."""
-    return await asyncio.to_thread(make) if any(map(_refers, rollouts)) else make()
+    for rollout in rollouts:
+        if _refers(rollout):
+            return await asyncio.to_thread(make)
+    return make()
 
 
 def _refers(rollout: Rollout) -> bool:
