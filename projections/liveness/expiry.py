@@ -48,6 +48,10 @@ def _nothing() -> None:
     """What is done about an attempt that has no deadline."""
 
 
+def _is_timed(rollout: Rollout) -> bool:
+    return rollout.config.timeout_ms is not None or rollout.config.unresponsive_ms is not None
+
+
 class Expiry:
     """Watches open attempts and back-offs of one node. `turn` may be called by tests instead of `start`."""
 
@@ -114,13 +118,24 @@ class Expiry:
     def opened(self, rollout: Rollout, attempt: Attempt) -> None:
         """An attempt began, or came back: watch it."""
         key = (rollout.rollout_id, attempt.sequence_id)
-        watched = self._heartbeats.open[key] = OpenAttempt(attempt.incarnation, self.now())
+        watched = self._heartbeats.open[key] = OpenAttempt(attempt.incarnation, self.now(), _is_timed(rollout))
         if self._wakes_at is None or self._deadline(watched, rollout, attempt)[0] < self._wakes_at:
-            self._wake.notify_all()  # else the next turn is early enough, and a turn looks at every open attempt
+            self._wake.notify_all()  # else the next turn is early enough
+
+    def changed(self, rollout: Rollout) -> None:
+        """A rollout was changed, its limits perhaps: the next turn looks at its attempts."""
+        for attempt in rollout.attempts:
+            watched = self._heartbeats.open.get((rollout.rollout_id, attempt.sequence_id))
+            if watched is not None:
+                watched.look_at, watched.timed = 0.0, _is_timed(rollout)
 
     def clock_moved(self, elapsed_ms: int) -> None:
         """The log's clock moved, on this node or another: what this keeper counted meanwhile is in the log already."""
-        self._stepped = min(self._stepped + elapsed_ms / 1000, self._now())
+        now, stepped = self._now(), self._stepped + elapsed_ms / 1000
+        self._stepped = min(stepped, now)
+        if stepped > now:  # ahead of this keeper: everything is due earlier
+            for watched in self._heartbeats.open.values():
+                watched.look_at = 0.0
 
     def backing_off(self, rollout_id: str) -> None:
         """A back-off began: watch it."""
@@ -235,12 +250,7 @@ class Expiry:
         """Whether anything waits for the log's clock at all."""
         if self.backoffs:
             return True
-        rollouts = self._node.state.rollouts
-        return any(
-            rollout_id in rollouts
-            and (rollouts[rollout_id].config.timeout_ms is not None or rollouts[rollout_id].config.unresponsive_ms is not None)
-            for rollout_id, _ in self._heartbeats.open
-        )
+        return any(watched.timed for watched in self._heartbeats.open.values())
 
     def _log_now_ms(self) -> float:
         return self._node.state.time_ms + (self._time - self._stepped) * 1000
@@ -248,12 +258,17 @@ class Expiry:
     def _due(self) -> list[tuple[float, bool, Act]]:
         """(keeper's time at which it is due, whether the log's clock has to be there, what to do) of all that is pending."""
         due: list[tuple[float, bool, Act]] = []
+        later = float("inf")
         for key, watched in list(self._heartbeats.open.items()):
+            if watched.look_at > self._time:
+                later = min(later, watched.look_at)
+                continue
             found = self._find(key)
             if found is None:
                 del self._heartbeats.open[key]
             elif not watched.acting:
                 due.append(self._deadline(watched, *found))
+        due.append((later, False, _nothing))
         for rollout_id, acting in list(self.backoffs.items()):
             rollout = self._node.state.rollouts.get(rollout_id)
             if rollout is None or rollout.due_ms is None:
@@ -273,7 +288,7 @@ class Expiry:
     def _deadline(
         self, watched: OpenAttempt, rollout: Rollout, attempt: Attempt
     ) -> tuple[float, bool, Act]:
-        """The first of: too long, too silent, worker lost, claim never confirmed."""
+        """The first of: too long, too silent, worker lost, claim never confirmed. Signs of life only put it off."""
         config, settings = rollout.config, self._node.settings
         options: list[tuple[float, bool, ExpiryKind | None]] = []
         if config.timeout_ms is not None:
@@ -284,14 +299,19 @@ class Expiry:
             least = self._time + (attempt.started_ms + config.unresponsive_ms - self._log_now_ms()) / 1000
             options.append((max(quiet, least), True, "unresponsive"))
         beat = self._heartbeats.incarnations.get(attempt.incarnation or "")
+        first = float("inf")
         if beat is not None:
             quiet = self._cut_off + max(beat, watched.opened)
             options.append((quiet + settings.worker_lost_seconds, False, "worker_lost"))
+        elif attempt.incarnation is not None:  # it may send its first heartbeat yet
+            first = self._time + settings.worker_lost_seconds
         if not attempt.confirmed and governs(rollout, attempt):  # else there is no queue that it could go back to
             options.append((self._cut_off + watched.last_beat + settings.claim_confirm_seconds, False, None))
         if not options:
+            watched.look_at = first
             return (float("inf"), False, _nothing)
         when, timed, kind = min(options, key=lambda option: option[0])
+        watched.look_at = min(when, first)
         return (when, timed, partial(self._expire, watched, rollout, attempt, kind))
 
     def _expire(

@@ -65,16 +65,21 @@ class OpenRun:
 
 
 class OpenAttempt:
-    """An attempt that may still expire; times are the keeper's, in seconds."""
+    """An attempt that may still expire; times are the keeper's, in seconds.
 
-    __slots__ = ("acting", "beat_us", "incarnation", "last_beat", "opened")
+    `look_at`: until then it cannot be due, whatever signs of life come. `timed`: its rollout has a limit of time.
+    """
 
-    def __init__(self, incarnation: str | None, now: float) -> None:
+    __slots__ = ("acting", "beat_us", "incarnation", "last_beat", "look_at", "opened", "timed")
+
+    def __init__(self, incarnation: str | None, now: float, timed: bool) -> None:
         self.incarnation = incarnation
+        self.timed = timed
         self.opened = now
         self.last_beat = now
         self.beat_us: int | None = None
         self.acting = False
+        self.look_at = 0.0
 
 
 class Heartbeats:

@@ -219,6 +219,11 @@ class Engine(Views):
             if (rollout_id, sequence_id) not in self.heartbeats.open:
                 self._opened(rollout_id, sequence_id)
 
+        def updated(rollout_id: str, _: int) -> None:
+            rollout = self.node.state.rollouts.get(rollout_id)
+            if rollout is not None:
+                self.expiry.changed(rollout)
+
         def ended(rollout_id: str, sequence_id: int) -> None:
             self.heartbeats.open.pop((rollout_id, sequence_id), None)
 
@@ -230,6 +235,7 @@ class Engine(Views):
             fact.AttemptRunning: running,
             fact.RolloutCompleted: completed,
             fact.RolloutRestored: self._restored,
+            fact.RolloutUpdated: updated,
             fact.RolloutBackoff: lambda rollout_id, _: self.expiry.backing_off(rollout_id),
             **ends,
         }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 import agentlightning as agl
 from agentlightning.core.clock import ManualClock
+from agentlightning.core.fold.state import Attempt, Rollout
 from agentlightning.core.log.local.memory import MemoryLog
+from agentlightning.projections.liveness.heartbeats import OpenAttempt
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.store.memory_store import InMemoryLightningStore
 
@@ -182,3 +185,48 @@ async def test_an_open_attempt_without_deadline_writes_no_time_into_the_log() ->
         before = store.fingerprint()
         await pass_time(store.engine, clock, 120)
         assert store.fingerprint() == before
+
+
+async def test_a_limit_that_is_set_while_an_attempt_runs_holds() -> None:
+    clock = ManualClock()
+    with InMemoryLightningStore(clock=clock) as store:
+        attempted = await begin(store)
+        await pass_time(store.engine, clock, 20)
+        await store.update_rollout(attempted.rollout_id, config=agl.RolloutConfig(timeout_seconds=600))
+        await pass_time(store.engine, clock, 20)
+        await store.update_rollout(attempted.rollout_id, config=agl.RolloutConfig(timeout_seconds=60))
+        assert await status_of(store, attempted.rollout_id) == "preparing"
+        await pass_time(store.engine, clock, 46)
+        assert await status_of(store, attempted.rollout_id) == "failed"
+
+
+async def test_a_worker_whose_first_heartbeat_comes_late_is_lost_when_it_is_silent_after_it() -> None:
+    clock = ManualClock()
+    with InMemoryLightningStore(clock=clock) as store:
+        attempted = await start_with_incarnation(store, "w", "i")
+        await pass_time(store.engine, clock, 15)
+        await store.update_worker("w", incarnation="i")
+        await pass_time(store.engine, clock, 8)
+        assert await status_of(store, attempted.rollout_id) == "preparing"
+        await pass_time(store.engine, clock, 4)
+        assert await status_of(store, attempted.rollout_id) == "requeuing"
+
+
+async def test_a_turn_looks_at_those_attempts_only_that_may_be_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock()
+    with InMemoryLightningStore(clock=clock) as store:
+        expiry, looked = store.engine.expiry, list[str]()
+        for seconds in (None, 30.0, 600.0):
+            await begin(store, agl.RolloutConfig(timeout_seconds=seconds))
+        await pass_time(store.engine, clock, 2)
+        look = expiry._deadline
+
+        def counted(watched: OpenAttempt, rollout: Rollout, attempt: Attempt) -> Any:
+            looked.append(rollout.rollout_id)
+            return look(watched, rollout, attempt)
+
+        monkeypatch.setattr(expiry, "_deadline", counted)
+        await pass_time(store.engine, clock, 20)
+        assert not looked, "none of them can be due"
+        await pass_time(store.engine, clock, 10)
+        assert len(set(looked)) == 1
