@@ -108,8 +108,10 @@ def encode(value: Any, what: str = "the payload", max_mb: float = MAX_PAYLOAD_MB
     if value is None:
         return NULL
     try:
-        plain = _builtins(value)
-        data = _encode_plain(plain) or _encode(_marked(plain))
+        data = _encode_plain(value)
+        if data is None:
+            plain = _builtins(value)
+            data = _encode_plain(plain) or _encode(_marked(plain))
     except RecursionError:  # a cycle, or far too deep; what the stack just allowed is counted below
         raise _too_deep(what) from None
     except (TypeError, ValueError, OverflowError) as error:
@@ -135,13 +137,16 @@ def _builtins(value: Any) -> Any:
 
 
 def _encode_plain(plain: Any) -> bytes | None:
-    """JSON of what JSON can hold; None where something in it needs a mark. Reading it back finds that out without a walk."""
+    """JSON of what JSON can hold; None where something in it needs a mark, or is of a type that JSON does not give back.
+
+    Reading it back finds that out without a walk.
+    """
     try:
         data = _encode(plain)
         if _MARK not in data and _MANY_DIGITS not in data.translate(_DIGITS_AS_ZERO) and _decode(data) == plain:
             return data
     except (UnicodeEncodeError, OverflowError, TypeError, msgspec.MsgspecError):
-        pass  # `_marked` raises for what cannot be stored
+        pass  # `_builtins` and `_marked` raise for what cannot be stored
     return None
 
 

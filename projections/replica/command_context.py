@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 from ...core.errors import Expired, InvalidInput, LogError, Refused
@@ -210,6 +211,7 @@ class Position:
     spans: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
+@lru_cache(1024)
 def read_token(token: str) -> Position:
     """What a token says. Raises `InvalidInput`."""
     head, spans = split(token)

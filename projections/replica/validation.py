@@ -29,6 +29,8 @@ _ATTEMPTS_LIMIT = 2**31
 
 def text(value: object, name: str) -> str:
     """A name or id: a string of at most `NAME_LIMIT` characters that has bytes in UTF-8."""
+    if type(value) is str and len(value) <= NAME_LIMIT and value.isascii():
+        return value
     if not isinstance(value, str):
         raise InvalidInput(f"{name} must be a string, not {type(value).__name__}")
     if len(value) > NAME_LIMIT:

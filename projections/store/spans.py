@@ -104,7 +104,9 @@ class SpanMethods(LightningStore):
             _check_attempt(rollout_id, await self.engine.read(rollout_id), attempt_id)
 
     async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
-        return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
+        pair = (validation.text(rollout_id, "rollout_id"), validation.text(attempt_id, "attempt_id"))
+        await self._check_known([pair])
+        return (await self.engine.spans.reserve([pair[0]]))[0]
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
         pairs = validation.pairs(rollout_attempt_ids, "rollout_attempt_ids")

@@ -226,7 +226,8 @@ def count_spans(args: dict[str, Any]) -> None:
     for span in spans:
         if isinstance(span, dict):
             fields = cast("dict[str, Any]", span)
-            count += sum(len(fields.get(name) or ()) for name in ("events", "links") if isinstance(fields.get(name), list))
+            for part in (fields.get("events"), fields.get("links")):
+                count += len(cast("list[Any]", part)) if isinstance(part, list) else 0
     if count > MAX_RECORDS:
         raise _too_many("spans, events and links", MAX_RECORDS)
 

@@ -23,7 +23,8 @@ class Body(BaseModel):
 
     def given(self) -> dict[str, Any]:
         """What the caller sent, and nothing else: a missing field is not the same as null."""
-        return {name: getattr(self, name) for name in self.model_fields_set}
+        fields = self.__dict__
+        return {name: fields[name] for name in self.model_fields_set}
 
 
 class Nothing(Body):

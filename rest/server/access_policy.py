@@ -53,9 +53,10 @@ class AccessPolicy:
         hosts: list[bytes] = []
         origins: list[bytes] = []
         site = b""
-        for name, value in scope["headers"]:
-            if NOT_PLAIN.search(value) or NOT_PLAIN.search(name):
-                raise InvalidInput("a header has characters that are not printable ASCII; percent-encode them")
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if NOT_PLAIN.search(b"".join([part for header in headers for part in header])):
+            raise InvalidInput("a header has characters that are not printable ASCII; percent-encode them")
+        for name, value in headers:
             if name == b"host":
                 hosts.append(value)
             elif name == b"origin":
