@@ -21,6 +21,7 @@ from ...core.log.topics import SPANS, partition_of
 from ..replica.command_context import current_call
 from .blobs import Blobs
 from .span_log import (
+    Alive,
     Counter,
     SequenceReserved,
     SpanAdded,
@@ -107,13 +108,14 @@ class SharedSpanLog(SpanLog):
         known = self._range(rollout_id) if within is EVERYWHERE else within
         return [] if known is None else self._log.read_key(SPANS, rollout_id, within=known)
 
-    async def _store(self, added: list[SpanAdded], ids: list[str]) -> list[int | None]:
+    async def _store(self, added: list[SpanAdded], ids: list[str], alive: Alive) -> list[int | None]:
         numbers: list[int | None] = [None] * len(added)
         with self._lock:  # what is known to be a duplicate is not appended
             left = [index for index, one in enumerate(added) if not self._is_stored(one)]
         placed = await self._place([(ids[index], added[index]) for index in left])
         for index, number in zip(left, placed):
             numbers[index] = number
+        alive({(one.rollout_id, one.attempt_id) for one, number in zip(added, numbers) if number is not None})
         return numbers
 
     def _is_stored(self, added: SpanAdded) -> bool:

@@ -172,6 +172,10 @@ SpanKey = tuple[str, str]
 """(attempt_id, span_id): what distinguishes the spans of a rollout."""
 
 
+Alive = Callable[[set[tuple[str, str]]], None]
+"""Called with (rollout_id, attempt_id) of attempts that showed a sign of life."""
+
+
 class SpansEnd(NamedTuple):
     """Where the spans of a rollout end at some moment, and the final reward of each attempt that has one up to there."""
 
@@ -242,10 +246,11 @@ class SpanLog:
         """All records of a rollout, in order. Blocks for the I/O."""
         return self._log.read_key(SPANS, rollout_id, within=within)
 
-    async def add(self, spans: Sequence[CheckedSpan]) -> list[Span | None]:
+    async def add(self, spans: Sequence[CheckedSpan], alive: Alive) -> list[Span | None]:
         """Append spans of known attempts, in order; None for each duplicate. Returns after they are durable.
 
-        A duplicate of a span that is still under way waits for it, and takes its place where it did not get there.
+        A duplicate of a span that is still under way waits for it, and takes its place where it did not get there. `alive` is
+        called with the attempts of those that are stored, as soon as what it appends comes behind them in the log.
         """
         bodies = [self._blobs.encode(one.body, "a span") for one in spans]
         added: list[SpanAdded] = []
@@ -256,19 +261,21 @@ class SpanLog:
             added.append(SpanAdded(span.rollout_id, span.attempt_id, span.span_id, raw, span.sequence_id, reward))
         call = current_call()
         ids = record_ids(call, len(spans))
-        numbers = await self._store(added, ids)
+        numbers = await self._store(added, ids, alive)
         if call.repeatable and None in numbers:  # perhaps this very call stored them, and its answer was lost
             doubles = [(index, one) for index, one in enumerate(added) if numbers[index] is None]
             for index, one in doubles:
                 numbers[index] = await asyncio.to_thread(self._stored_as, one, ids[index])
+            alive({(one.rollout_id, one.attempt_id) for index, one in doubles if numbers[index] is not None})
         return [None if number is None else numbered(one.span, number) for one, number in zip(spans, numbers)]
 
-    async def _store(self, added: list[SpanAdded], ids: list[str]) -> list[int | None]:
+    async def _store(self, added: list[SpanAdded], ids: list[str], alive: Alive) -> list[int | None]:
         """Append spans under these record ids and return their numbers, None for each duplicate."""
         numbers: list[int | None] = [None] * len(added)
         left = list(range(len(added)))
         while left:
             waits, doubles = self._add_once(added, ids, left, numbers)
+            alive({(added[index].rollout_id, added[index].attempt_id) for index in left if numbers[index] is not None})
             await wait_for_all(waits)
             left = [index for index, first in doubles if not await first]
         return numbers

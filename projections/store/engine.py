@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ...core.clock import Clock, SystemClock
 from ...core.errors import Archived, ForeignPosition, LogClosed, LogError, NotFound, Rebuilding
@@ -420,28 +420,33 @@ class Engine(Views):
 
     async def observe(self, rollout_id: str, attempt_id: str, edge: Edge) -> bool:
         """A sign of life of an attempt: stamp it, and put the edge into the log if it makes one. False if unknown."""
+        known, made = self.observing(rollout_id, attempt_id, edge)
+        if made is not None:
+            await made
+        return known
+
+    def observing(self, rollout_id: str, attempt_id: str, edge: Edge) -> tuple[bool, asyncio.Future[Any] | None]:
+        """As `observe`, for who waits later: whether the attempt is known, and the edge on its way, if it makes one."""
         node = self.node
         with node.lock:
             rollout = node.state.rollouts.get(rollout_id)
             if rollout is None:
-                return False
+                return False, None
             attempt = next((one for one in reversed(rollout.attempts) if one.attempt_id == attempt_id), None)
             if attempt is None:
-                return False
+                return False, None
             now_us = self.time_us()
             self.heartbeats.beat((rollout_id, attempt.sequence_id), self.expiry.now(), now_us, late=True)
             event = commands.observe(rollout, attempt, edge, now_us)
             if event is None:
-                return True
+                return True, None
             # Concurrent first spans share one edge: the id is the same while the state that asks for it is.
             command_id = (
                 f"edge/{rollout_id}/{attempt_id}/{attempt.status}/{attempt.revivals}/{event.edge}/{node.writer}"
             )
             if node.state.verdicts.get(command_id) is not None:
-                return True
-            future = node.submit(event, command_id)
-        await future
-        return True
+                return True, None
+            return True, node.submit(event, command_id)
 
     # Look-ups, under the node's lock or not at all in a hurry
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...core.errors import InvalidInput, NotFound
@@ -51,10 +52,19 @@ class SpanMethods(LightningStore):
         return await self.add_span(Span.from_opentelemetry(readable_span, rollout_id, attempt_id, number))
 
     async def _add(self, checked: Sequence[validation.CheckedSpan]) -> list[Span | None]:
-        """All must belong to known attempts, or none is stored. Signs of life follow the spans into the log."""
+        """All must belong to known attempts, or none is stored. Signs of life follow the spans into the log.
+
+        The log of a single writer keeps the order of its appends, so a sign of life is appended right behind the spans there.
+        """
         attempts = {(one.span.rollout_id, one.span.attempt_id) for one in checked}
         await self._check_known(sorted(attempts))
-        stored = await self.engine.spans.add(checked)
+        edges: list[asyncio.Future[Any]] = []
+        try:
+            stored = await self.engine.spans.add(checked, partial(self._alive, edges))
+        except BaseException:
+            for edge in edges:
+                edge.cancel()  # nobody waits for it
+            raise
         for sent in (sent.span for sent, one in zip(checked, stored) if one is None):
             logger.error(
                 "Duplicated span added for rollout=%s, attempt=%s, span=%s. Skipping.",
@@ -62,12 +72,15 @@ class SpanMethods(LightningStore):
             )  # fmt: skip
         if self.engine.shared:
             await self._late(attempts)
-        alive = {(span.rollout_id, span.attempt_id) for span in stored if span is not None}
-        if len(alive) == 1:
-            await self.engine.observe(*alive.pop(), "running")
-        elif alive:
-            await asyncio.gather(*(self.engine.observe(*one, "running") for one in sorted(alive)))
+        for edge in edges:
+            await edge
         return stored
+
+    def _alive(self, edges: list[asyncio.Future[Any]], attempts: set[tuple[str, str]]) -> None:
+        for rollout_id, attempt_id in sorted(attempts):
+            edge = self.engine.observing(rollout_id, attempt_id, "running")[1]
+            if edge is not None:
+                edges.append(edge)
 
     async def _late(self, attempts: set[tuple[str, str]]) -> None:
         """Spans came long after their rollout's outcome: readers look for them as long as the control log has a sign

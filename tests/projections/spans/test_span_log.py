@@ -23,6 +23,7 @@ from agentlightning.core.log.local.memory import MemoryLog
 from agentlightning.core.log.sqlite import SqliteLog
 from agentlightning.core.log.topics import BLOBS, SPANS
 from agentlightning.core.spans.rewards import find_final_reward
+from agentlightning.projections.replica import validation
 from agentlightning.projections.replica.command_context import Call, serve
 from agentlightning.projections.replica.settings import StoreSettings
 from agentlightning.projections.spans import span_log
@@ -166,6 +167,42 @@ async def test_a_span_without_a_number_gets_the_next_one_of_a_block_and_keeps_it
         assert [one.sequence_id for one in await store.query_spans(attempted.rollout_id)] == [1, 2, 3, 7, 8]
         assert await store.get_next_span_sequence_id(*pair) > last[-1]
     log.close()
+
+
+async def test_a_sign_of_life_waits_for_no_commit_of_its_span() -> None:
+    log = SlowSpans(MemoryLog())
+    call = Call(uuid7_hex(), repeatable=True)
+    with store_on(log) as store:
+        attempted = await begin(store)
+        before = len(control_values(log))
+        log.holding = True
+        serve(call)
+        adding = asyncio.ensure_future(store.add_span(span(attempted)))
+        await asyncio.to_thread(log.asked.acquire)
+        for _ in range(500):
+            if len(control_values(log)) > before:
+                break
+            await asyncio.sleep(0.01)
+        assert len(control_values(log)) == before + 1 and not adding.done()
+        log.release()
+        assert await adding is not None
+        (rollout,) = await store.query_rollouts(rollout_id_in=[attempted.rollout_id])
+        assert rollout.status == "running"
+
+
+async def test_a_repeated_span_is_the_sign_of_life_that_its_first_try_did_not_get_to() -> None:
+    log = MemoryLog()
+    with store_on(log) as store:
+        attempted = await begin(store)
+        sent = span(attempted)
+        call = Call(uuid7_hex(), repeatable=True)
+        ids = span_log.record_ids(call, 1)
+        serve(call)
+        await store.engine.spans.add([validation.span(sent)], lambda _: None)  # the process ended here
+        assert ids == [span_log.id_of(record) for record in log.read(SPANS, 0, 0)]
+        assert (await store.get_latest_attempt(attempted.rollout_id)).status == "preparing"  # type: ignore[union-attr]
+        assert await store.add_span(sent) is not None
+        assert (await store.get_latest_attempt(attempted.rollout_id)).status == "running"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("fails", [False, True])
