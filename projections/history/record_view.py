@@ -121,7 +121,7 @@ class Decoder:
         seen.rollout_ids = [decoded.rollout_id]
         if isinstance(decoded, span_log.SequenceReserved):
             seen.type = "sequence"
-            seen.body = {"count": decoded.count}
+            seen.body = {"count": decoded.count, "first": decoded.first, "back": decoded.back}
             return
         seen.type = "span"
         seen.attempt_ids = [decoded.attempt_id]

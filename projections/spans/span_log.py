@@ -48,11 +48,15 @@ class SpanAdded(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t", 
 
 
 class SequenceReserved(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t", tag="sequence"):
-    """A writer took `count` numbers of the rollout's counter. `first` 0 or less: those that come next."""
+    """A writer took `count` numbers of the rollout's counter. `first` 0 or less: those that come next.
+
+    `back`: it returns them, the end of a block, and has given none of them out.
+    """
 
     rollout_id: str
     count: Annotated[int, msgspec.Meta(ge=1, le=2**31)] = 1
     first: Number = 0
+    back: bool = False
 
 
 SpanRecord = SpanAdded | SequenceReserved
@@ -117,10 +121,14 @@ class Counter:
         self.total_bytes = 0
 
     def step(self, record: SpanRecord, record_id: str = "") -> int | None:
-        """Return the number of the span or the first reserved one; None for a duplicate span."""
+        """Return the number of the span or the first reserved one; None for a duplicate span and for numbers that come back."""
         if isinstance(record, SequenceReserved):
             first = record.first if record.first > 0 else self.last + 1
-            self.last = max(self.last, first + record.count - 1)
+            end = first + record.count - 1
+            if record.back:
+                self.last = first - 1 if self.last == end else self.last
+                return None
+            self.last = max(self.last, end)
             return self.reserved.setdefault(record_id, first) if record_id else first
         key = (record.attempt_id, record.span_id)
         if key in self.seen:
@@ -166,7 +174,7 @@ HOT_SPANS = 200_000
 """Span ids kept in memory for the duplicate check, over all rollouts; some 30 MB."""
 HOT_COUNTERS = 20_000
 BLOCK_NUMBERS = 32
-"""Numbers of a rollout that are reserved together: not each costs a commit then. A restart leaves out what is left of them."""
+"""Numbers of a rollout that are reserved together: not each costs a commit then. A crash leaves out what is left of them."""
 
 SpanKey = tuple[str, str]
 """(attempt_id, span_id): what distinguishes the spans of a rollout."""
@@ -230,7 +238,23 @@ class SpanLog:
             oldest = next((one for one in self._counters if one not in self._under_way), None)
             if oldest is None or oldest == next(reversed(self._counters)):
                 return
-            self._hot -= len(self._counters.pop(oldest).seen)
+            self._drop(oldest)
+
+    def _drop(self, rollout_id: str) -> None:
+        """Drop a counter. What is left of its block goes back; nobody waits for that, and without it these numbers are left out."""
+        counter = self._counters.pop(rollout_id)
+        self._hot -= len(counter.seen)
+        if counter.spare:
+            back = SequenceReserved(rollout_id, counter.spare, counter.last - counter.spare + 1, back=True)
+            record = self._record(rollout_id, back, uuid7_hex())
+            self._log.append(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)), [record], _left_out)
+
+    def close(self, goes_on: Callable[[str], bool]) -> None:
+        """Return the numbers that were reserved and not given out, of rollouts that go on; the log is closed after this."""
+        with self._lock:
+            for rollout_id, counter in list(self._counters.items()):
+                if counter.spare and rollout_id not in self._under_way and goes_on(rollout_id):
+                    self._drop(rollout_id)
 
     def _forget(self, rollout_id: str, spans: int) -> None:
         """An append failed: its spans do not count, and the counter is what the log says."""
@@ -508,6 +532,11 @@ class SpanLog:
         """
         found = fold_spans(decode(record.value, record.offset) for record in self._records(rollout_id, within))
         return spans_of(found, self._blobs, lost)
+
+
+def _left_out(result: Ack | LogError) -> None:
+    if isinstance(result, LogError):
+        logger.debug("Numbers of spans are left out: %s", result)
 
 
 async def wait_for_all(waits: list[asyncio.Future[Ack]]) -> list[Ack]:

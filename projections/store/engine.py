@@ -289,6 +289,8 @@ class Engine(Views):
         if whole and self.node.state.position - self._snapshot_at >= self.settings.snapshot_every // 20:
             self.snapshot()
         self._end_threads()
+        if whole:
+            self.spans.close(lambda rollout_id: self.is_finished(rollout_id) is False)
         self.log.close()  # finishes the appends under way, whose commands get their answers
         self.node.close()
         self.archive_index.flush(self.node.state.position, self.node.state.fingerprint)

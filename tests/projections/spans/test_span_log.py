@@ -146,8 +146,31 @@ async def test_numbers_are_reserved_in_blocks_and_none_is_given_twice_after_a_cr
             given += [await store.get_next_span_sequence_id(*pair) for _ in range(span_log.BLOCK_NUMBERS)]
             assert log.ends(SPANS, 0)[1] == before + 1, "one record for a block"
             assert given[-span_log.BLOCK_NUMBERS :] == list(range(given[-span_log.BLOCK_NUMBERS], given[-1] + 1))
-            given.append(await store.get_next_span_sequence_id(*pair))  # of a block that the next life does not know
+            given.append(await store.get_next_span_sequence_id(*pair))
+            store.engine.spans.close = lambda _: None  # as after a crash: the next life does not know what is left of a block
     assert given == sorted(set(given)), "a number was given twice, or an older one later"
+    log.close()
+
+
+async def test_what_is_left_of_a_block_comes_back_when_the_store_is_closed_or_the_counter_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = MemoryLog()
+    with store_on(log) as store:
+        attempted, other = await begin(store), await begin(store)
+        pair = (attempted.rollout_id, attempted.attempt.attempt_id)
+    monkeypatch.setattr(span_log, "HOT_COUNTERS", 1)
+    given: list[int] = []
+    for _ in range(2):
+        with store_on(log) as store:
+            for _ in range(3):
+                given.append(await store.get_next_span_sequence_id(*pair))
+                stored = await store.add_span(span(attempted))
+                assert stored is not None
+                given.append(stored.sequence_id)
+                await store.add_span(span(other))
+                assert list(store.engine.spans._counters) == [other.rollout_id]
+    assert given == list(range(1, 13))
     log.close()
 
 
