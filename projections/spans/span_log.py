@@ -241,7 +241,7 @@ class SpanLog:
             self._drop(oldest)
 
     def _drop(self, rollout_id: str) -> None:
-        """Drop a counter. What is left of its block goes back; nobody waits for that, and without it these numbers are left out."""
+        """Drop a counter. What is left of its block goes back; without that record, for which nobody waits, it is left out."""
         counter = self._counters.pop(rollout_id)
         self._hot -= len(counter.seen)
         if counter.spare:
