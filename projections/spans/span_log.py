@@ -103,7 +103,7 @@ class Counter:
     A span's identity is (attempt_id, span_id). Explicit numbers raise the counter; a duplicate changes nothing.
     """
 
-    __slots__ = ("last", "reserved", "rewards", "seen", "spare", "total_bytes", "upto", "waiting")
+    __slots__ = ("last", "over", "reserved", "rewards", "seen", "spare", "total_bytes", "upto", "waiting")
 
     def __init__(self) -> None:
         self.upto = 0
@@ -111,6 +111,8 @@ class Counter:
         self.last = 0
         self.reserved: dict[str, int] = {}
         """Record id -> the first number that a reservation of this id took: a repeated one answers it again."""
+        self.over = False
+        """Whether its rollout has its outcome: few numbers are asked for after it, and what is left of a block is left out."""
         self.spare = 0
         """How many numbers up to `last` this process has reserved and not given out."""
         self.waiting: list[asyncio.Future[Ack]] | None = None
@@ -244,17 +246,23 @@ class SpanLog:
         """Drop a counter. What is left of its block goes back; without that record, for which nobody waits, it is left out."""
         counter = self._counters.pop(rollout_id)
         self._hot -= len(counter.seen)
-        if counter.spare:
+        if counter.spare and not counter.over:
             back = SequenceReserved(rollout_id, counter.spare, counter.last - counter.spare + 1, back=True)
             record = self._record(rollout_id, back, uuid7_hex())
             self._log.append(SPANS, partition_of(rollout_id, self._log.partitions(SPANS)), [record], _left_out)
 
-    def close(self, goes_on: Callable[[str], bool]) -> None:
-        """Return the numbers that were reserved and not given out, of rollouts that go on; the log is closed after this."""
+    def close(self) -> None:
+        """Return the numbers that were reserved and not given out; the log is closed after this."""
         with self._lock:
-            for rollout_id, counter in list(self._counters.items()):
-                if counter.spare and rollout_id not in self._under_way and goes_on(rollout_id):
-                    self._drop(rollout_id)
+            for rollout_id in [one for one in self._counters if one not in self._under_way]:
+                self._drop(rollout_id)
+
+    def completed(self, rollout_id: str) -> None:
+        """A rollout has its outcome."""
+        with self._lock:
+            self.born.discard(rollout_id)
+            if rollout_id in self._counters:
+                self._counters[rollout_id].over = True
 
     def _forget(self, rollout_id: str, spans: int) -> None:
         """An append failed: its spans do not count, and the counter is what the log says."""

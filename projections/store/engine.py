@@ -213,7 +213,7 @@ class Engine(Views):
 
         def completed(rollout_id: str, _: int) -> None:
             self.waiters.completed(rollout_id)
-            self.spans.born.discard(rollout_id)
+            self.spans.completed(rollout_id)
 
         def running(rollout_id: str, sequence_id: int) -> None:
             if (rollout_id, sequence_id) not in self.heartbeats.open:
@@ -290,7 +290,7 @@ class Engine(Views):
             self.snapshot()
         self._end_threads()
         if whole:
-            self.spans.close(lambda rollout_id: self.is_finished(rollout_id) is False)
+            self.spans.close()
         self.log.close()  # finishes the appends under way, whose commands get their answers
         self.node.close()
         self.archive_index.flush(self.node.state.position, self.node.state.fingerprint)

@@ -147,7 +147,7 @@ async def test_numbers_are_reserved_in_blocks_and_none_is_given_twice_after_a_cr
             assert log.ends(SPANS, 0)[1] == before + 1, "one record for a block"
             assert given[-span_log.BLOCK_NUMBERS :] == list(range(given[-span_log.BLOCK_NUMBERS], given[-1] + 1))
             given.append(await store.get_next_span_sequence_id(*pair))
-            store.engine.spans.close = lambda _: None  # as after a crash: the next life does not know what is left of a block
+            store.engine.spans.close = lambda: None  # as after a crash: the next life does not know what is left of a block
     assert given == sorted(set(given)), "a number was given twice, or an older one later"
     log.close()
 
@@ -170,6 +170,12 @@ async def test_what_is_left_of_a_block_comes_back_when_the_store_is_closed_or_th
                 given.append(stored.sequence_id)
                 await store.add_span(span(other))
                 assert list(store.engine.spans._counters) == [other.rollout_id]
+            if given[-1] == 12:
+                assert await store.get_next_span_sequence_id(*pair) == 13
+                await store.update_attempt(*pair, status="succeeded")
+                end = log.ends(SPANS, 0)[1]
+                await store.add_span(span(other))
+                assert log.ends(SPANS, 0)[1] == end + 1, "what is left of a finished rollout is not written"
     assert given == list(range(1, 13))
     log.close()
 
