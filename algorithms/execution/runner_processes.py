@@ -18,9 +18,6 @@ from typing import Any
 from ...core.errors import AgentLightningError, HistoryChanged
 from ...core.model.hooks import Hook
 from ...core.model.store_interface import LightningStore
-from ...projections.store.store import EventLogStore
-from ...rest.client.client import LightningStoreClient
-from ...rest.open_store import open_store
 from ...runners.agent.litagent import LitAgent
 from ...runners.agent.loading import load_agent, run_agent
 from ...runners.pool.process import (
@@ -114,13 +111,18 @@ def _worker_name() -> str:
 @asynccontextmanager
 async def _opened(options: RunnerOptions) -> AsyncGenerator[LightningStore, None]:
     """The store: a client that waits for it where it serves, else one of this process over the log itself."""
-    if options.url.startswith("http"):
+    if options.url.startswith("http"):  # what the other kind needs is not loaded: it is half of the start of a process
+        from ...rest.client.client import LightningStoreClient
+
         client = LightningStoreClient(options.url, token=options.token, patience_seconds=math.inf)
         try:
             yield client
         finally:
             await client.close()
         return
+    from ...projections.store.store import EventLogStore
+    from ...rest.open_store import open_store
+
     store = await asyncio.to_thread(open_store, options.url, environment=options.environment)
     assert isinstance(store, EventLogStore)
     try:

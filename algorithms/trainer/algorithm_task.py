@@ -22,7 +22,6 @@ from ...core.model.store_interface import LightningStore
 from ...runners.pool.pickling import pickled_copy
 from ...runners.stop_events import ExecutionEvent, until_set
 from ...runners.worker.base import Runner
-from ...runners.worker.runner import LitAgentRunner
 from ..algorithm import Algorithm, seeded
 from ..runs.recorder import ALIVE_SECONDS, RunEnd, RunRecorder, RunStart, leftovers, recorder_for, run_store_of
 from ..runs.recording_store import BEST, RecordingStore, RunClaimStore, best_content
@@ -272,6 +271,8 @@ class RunnerTask:
 
     async def __call__(self, store: LightningStore, worker_id: int, event: ExecutionEvent) -> None:
         """Execute rollouts as worker ``worker_id``."""
+        from ...runners.worker.runner import LitAgentRunner  # a worker needs it; the process of the algorithm does not
+
         runner = self.make()
         if isinstance(runner, LitAgentRunner):
             runner.configure(self.on_stuck, self.worker_name, self.run_id, self.max_rollouts, self.on_execute)

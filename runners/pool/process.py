@@ -120,14 +120,17 @@ def serve_agent(agent: Any, serve: Callable[[], int]) -> int:
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a process starts from. ``pickled``: the job as bytes; ``job``: itself, in a forked process."""
+    """What a process starts from. ``pickled``: the job as bytes; ``job``: itself, in a forked process.
+
+    ``parent_pid``: whose child the process is, so that it ends when it is not any more; None for a child of a fork server.
+    """
 
     number: int
     given: Any
     pickled: bytes | None
     job: Job | None
     log_level: int | None
-    parent_pid: int
+    parent_pid: int | None
 
 
 def work(assignment: Assignment, link: Connection, parents_end: Connection | None) -> None:
@@ -172,7 +175,7 @@ def _run(assignment: Assignment, link: Connection) -> int:
     return job.work(worker)
 
 
-def _listen(link: Connection, worker: WorkerContext, job: Job, parent_pid: int) -> None:
+def _listen(link: Connection, worker: WorkerContext, job: Job, parent_pid: int | None) -> None:
     """Act on the parent's messages; end soon after the parent, however it ended."""
     try:
         while True:
@@ -181,7 +184,8 @@ def _listen(link: Connection, worker: WorkerContext, job: Job, parent_pid: int) 
                 worker.stop.set()
                 if word == CANCEL:
                     worker.cancel()
-            elif os.getppid() != parent_pid:  # a forked process holds its siblings' ends too, and sees none close
+            # A forked process holds its siblings' ends too, and sees none close.
+            elif parent_pid is not None and os.getppid() != parent_pid:
                 break
     except (EOFError, OSError) as error:
         _log.debug("The link to the parent is closed: %r", error)

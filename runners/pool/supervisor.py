@@ -168,7 +168,8 @@ class Supervisor:
         context: Any = multiprocessing.get_context(self._method)
         mine, its = context.Pipe()
         job = self._job if self._pickled is None else None
-        assignment = Assignment(worker.number, self.given(worker), self._pickled, job, _log_level(), os.getpid())
+        parent = None if self._method == "forkserver" else os.getpid()
+        assignment = Assignment(worker.number, self.given(worker), self._pickled, job, _log_level(), parent)
         worker.process = context.Process(
             target=work,
             args=(assignment, its, mine if self._method == "fork" else None),

@@ -97,6 +97,22 @@ def test_the_environment_sets_what_is_not_given(monkeypatch: pytest.MonkeyPatch)
         agl.ClientServerExecutionStrategy()
 
 
+def test_workers_of_a_fork_server_work_until_the_end_of_the_run(tmp_path: Path) -> None:
+    text = (
+        SEARCH
+        + """
+if __name__ == "__main__":
+    agl.setup_logging()
+    strategy = agl.ClientServerExecutionStrategy(n_runners=2, start_method="forkserver")
+    show(agl.Trainer(algorithm=search, strategy=strategy).fit(agent, ["a", "b", "c"]))
+"""
+    )
+    with program(text, tmp_path) as fit:
+        assert fit.result()["rewards"] == [0.25] * 3 + [1.0] * 3
+        assert "Traceback" not in fit.text and "another process takes its place" not in fit.text
+        assert fit.left_over() == []
+
+
 def test_the_one_runner_may_stay_in_the_main_process(tmp_path: Path) -> None:
     text = (
         SEARCH
