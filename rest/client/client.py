@@ -28,7 +28,6 @@ from ...core.model.store_interface import UNSET, DelegatingStore, LightningStore
 from ...core.retry import CALL_BACKOFF, Retry
 from ..api import encoding
 from ..api.routes import LONGEST_HOLD_SECONDS, METHODS, OTLP_TRACES_PATH, PREFIX, Method
-from .sse import follow
 from .transport import RETRY_STATUSES, Seen, Transient, Transport, answered_error
 
 if TYPE_CHECKING:
@@ -282,8 +281,10 @@ def _lives(name: str, args: dict[str, Any]) -> Sequence[tuple[str, str]]:
 
 async def _abandon(transport: Transport) -> None:
     """Close sockets whose event loop does not run any more: nobody else can."""
-    connector = transport.session.connector
-    transport.session.detach()
+    session = transport.session
+    connector = None if session is None else session.connector
+    if session is not None:
+        session.detach()
     if connector is not None:
         try:
             await connector.close()
@@ -493,6 +494,8 @@ class LightningStoreClient(RetryingClient, DelegatingStore):
 
     def subscribe(self, types: Sequence[str] | None = None, *, since: int | None = None) -> AsyncIterator[Fact]:
         wanted = [types] if isinstance(types, str) else None if types is None else list(types)
+        from .sse import follow
+
         return follow(self.transport, self._retry, wanted, since)
 
     # Resources and workers

@@ -15,6 +15,8 @@ from ...core.retry import Retry
 from ..api.routes import EVENTS_PATH, POSITION_HEADER
 from .transport import TRANSPORT_ERRORS, Transient, Transport
 
+_STREAM_ERRORS = (*TRANSPORT_ERRORS, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
+
 SILENCE_SECONDS = 45.0
 """Three times the server's interval of comments: after that long the connection is taken for dead."""
 
@@ -39,7 +41,7 @@ async def follow(
                     fact = Fact.model_validate(json.loads(value))
                     if cursor.passes(fact):
                         yield fact
-        except TRANSPORT_ERRORS:
+        except _STREAM_ERRORS:
             # Lost, or silent for too long: opened again where it was.
             await asyncio.sleep(0.05)
         finally:
@@ -83,8 +85,9 @@ async def _open(
     timeout = aiohttp.ClientTimeout(total=None, sock_read=SILENCE_SECONDS, sock_connect=5.0)
     headers = None if token is None else {POSITION_HEADER: token}
     try:
-        answer = await transport.session.get(transport.base + EVENTS_PATH, params=params, timeout=timeout, headers=headers)
-    except TRANSPORT_ERRORS as error:
+        session, url = transport.open_session(), transport.base + EVENTS_PATH
+        answer = await session.get(url, params=params, timeout=timeout, headers=headers)
+    except _STREAM_ERRORS as error:
         raise Transient(f"no answer from the store at {transport.shown}: {error}") from error
     if answer.status != 200:
         raise transport.refusal(answer.status, await answer.read())

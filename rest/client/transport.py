@@ -10,20 +10,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
-import aiohttp
 import httptools
 import msgspec
-from multidict import CIMultiDict, CIMultiDictProxy
-from yarl import URL
 
 from ...core.credentials import mask_text
 from ...core.errors import AgentLightningError, ForeignPosition, StoreUnreachable
 from ...projections.replica.command_context import joined, number_of, raised, split
 from ..api import encoding
 from ..api.routes import CALLS_PATH, HEALTH_PATH, POSITION_HEADER, PRINT_HEADER
+
+if TYPE_CHECKING:
+    import aiohttp
 
 log = logging.getLogger("agentlightning.store.client")
 
@@ -33,18 +33,23 @@ MAX_FLIGHTS = 2
 MAX_BATCH_CALLS = 256
 MAX_BATCH_BYTES = 4_000_000
 RETRY_STATUSES = frozenset((408, 429, 502, 503, 504))
-TRANSPORT_ERRORS = (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, asyncio.TimeoutError, OSError)
+TRANSPORT_ERRORS = (asyncio.TimeoutError, OSError)
 
 
 def answered_error(status: int, body: Any, url: str) -> AgentLightningError:
     """What an answer with an error status raises at the client: our error, which is an `aiohttp.ClientResponseError` too.
 
     Clients of older releases raised that class, so ``except aiohttp.ClientResponseError`` and ``error.status`` work.
+    aiohttp is loaded for such answers and for streams of events only: it takes a quarter of the start of a worker.
     """
     return _with_status(encoding.error_from(status, body), status, url)
 
 
 def _with_status(error: AgentLightningError, status: int, url: str) -> AgentLightningError:
+    import aiohttp
+    from multidict import CIMultiDict, CIMultiDictProxy
+    from yarl import URL
+
     kind = _answered(type(error))
     made: Any = kind.__new__(kind, *error.args)
     made.args = error.args
@@ -57,6 +62,7 @@ def _with_status(error: AgentLightningError, status: int, url: str) -> AgentLigh
 @cache
 def _answered(kind: type[AgentLightningError]) -> type[AgentLightningError]:
     """A class that is both `kind` and aiohttp's. Its errors are pickled as `kind`, and made again from that."""
+    import aiohttp
 
     def reduce(self: Any) -> tuple[Any, ...]:
         plain = kind.__new__(kind, *self.args)
@@ -275,11 +281,9 @@ class Connections:
         self._port = parts.port or (443 if self._tls else 80)
         self._connect_seconds = connect_seconds
         self._idle: list[Connection] = []
-        lines = [
-            f"POST {parts.path}{CALLS_PATH} HTTP/1.1",
-            f"Host: {parts.netloc.rpartition('@')[2]}",
-            "Content-Type: application/msgpack",
-        ]
+        self._calls, self._health = (f"{line} HTTP/1.1\r\n".encode("latin-1") for line in
+                                     (f"POST {parts.path}{CALLS_PATH}", f"GET {parts.path}{HEALTH_PATH}"))  # fmt: skip
+        lines = [f"Host: {parts.netloc.rpartition('@')[2]}", "Content-Type: application/msgpack"]
         if token is not None:
             lines.append(f"Authorization: Bearer {token}")
         elif parts.username is not None:
@@ -287,8 +291,9 @@ class Connections:
             lines.append(f"Authorization: Basic {base64.b64encode(user).decode()}")
         self._head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
 
-    async def exchange(self, body: bytes, extra: bytes, timeout_seconds: float) -> Answer:
-        """Send one request and read its answer. `extra`: header lines, each with its line end.
+    async def exchange(self, body: bytes | None, extra: bytes, timeout_seconds: float) -> Answer:
+        """Send one request and read its answer. `body`: of calls; None asks for the health of the store. `extra`: header
+        lines, each with its line end.
 
         A connection that turns out to be closed before a byte of an answer is replaced once: the server ended it
         while it was idle, and every call has an id that makes a repetition harmless. Raises as `Connection.request`.
@@ -302,14 +307,16 @@ class Connections:
                     raise
         return await self._on(await self._connect(), body, extra, timeout_seconds)
 
-    async def _on(self, connection: Connection, body: bytes, extra: bytes, timeout_seconds: float) -> Answer:
+    async def _on(self, connection: Connection, body: bytes | None, extra: bytes, timeout_seconds: float) -> Answer:
         answer = await connection.request(self.framed(body, extra), timeout_seconds)
         self.give_back(connection)
         return answer
 
-    def framed(self, body: bytes, extra: bytes) -> bytes:
+    def framed(self, body: bytes | None, extra: bytes) -> bytes:
         """A whole request."""
-        return b"%bContent-Length: %d\r\n%b\r\n%b" % (self._head, len(body), extra, body)
+        if body is None:
+            return b"%b%b%b\r\n" % (self._health, self._head, extra)
+        return b"%b%bContent-Length: %d\r\n%b\r\n%b" % (self._calls, self._head, len(body), extra, body)
 
     def take(self) -> Connection | None:
         """An idle connection; None where one has to be opened."""
@@ -361,21 +368,27 @@ class Transport:
         self.shown = mask_text(base)
         self._seen = seen
         self._request_timeout = request_timeout
-        self._timeout = aiohttp.ClientTimeout(total=request_timeout, sock_connect=connection_timeout)
         self._connections = Connections(base, token, connection_timeout)
         self._loop = asyncio.get_running_loop()
         self._pending: list[_Waiting] = []
         self._flights: set[_Flight] = set()
         self._scheduled = False
-        headers = {"Content-Type": "application/msgpack"}
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0),
-            headers=headers,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-        )
+        self._token = token
+        self.session: aiohttp.ClientSession | None = None
+        """Of the streams of events; None before the first."""
+
+    def open_session(self) -> aiohttp.ClientSession:
+        """The session for streams of events."""
+        import aiohttp
+
+        if self.session is None:
+            self.session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60.0),
+                headers={} if self._token is None else {"Authorization": f"Bearer {self._token}"},
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            )
+        return self.session
 
     async def ask(self, frame: bytes) -> Any:
         """Send a call, together with others where there are; its [status, result]. Raises `Transient` and others."""
@@ -495,16 +508,14 @@ class Transport:
     async def hello(self) -> None:
         """Ask for the store's position, which a first command is based on."""
         token = self._seen.token
-        headers = None if token is None else {POSITION_HEADER: token}
         try:
-            async with self.session.get(self.base + HEALTH_PATH, headers=headers, timeout=self._timeout) as answer:
-                data = await answer.read()
-        except aiohttp.InvalidURL as error:
+            answer = await self._connections.exchange(None, self._position(), self._request_timeout)
+        except UnicodeError as error:
             raise AgentLightningError(f"{self.shown} is not an address: {mask_text(str(error))}") from None
         except TRANSPORT_ERRORS as error:
             raise Transient(f"no answer from the store at {self.shown}: {_reason(error)}") from error
         if answer.status != 200:
-            error = self.refusal(answer.status, data)
+            error = self.refusal(answer.status, answer.body)
             if not isinstance(error, ForeignPosition) or token is None:
                 raise error
             self._seen.forget(token, self.shown, error)
@@ -523,7 +534,8 @@ class Transport:
             waiting.future.cancel()
         self._pending.clear()
         self._connections.close()
-        await self.session.close()
+        if self.session is not None:
+            await self.session.close()
 
 
 def _packed(frames: list[bytes]) -> bytes:

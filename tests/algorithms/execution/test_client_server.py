@@ -97,10 +97,20 @@ def test_the_environment_sets_what_is_not_given(monkeypatch: pytest.MonkeyPatch)
         agl.ClientServerExecutionStrategy()
 
 
-def test_workers_of_a_fork_server_work_until_the_end_of_the_run(tmp_path: Path) -> None:
+def test_workers_of_a_fork_server_work_until_the_end_of_the_run_and_load_what_they_use(tmp_path: Path) -> None:
     text = (
         SEARCH
         + """
+UNUSED = ("aiohttp", "aiokafka", "openai", "sqlite3", "starlette", "uvicorn",
+          "agentlightning.projections.store", "agentlightning.rest.server")
+search_agent = agent
+
+@agl.rollout
+def agent(task: str, prompt_template: agl.PromptTemplate) -> float:
+    loaded = [name for name in sys.modules if name.startswith(UNUSED)]
+    assert not loaded, loaded
+    return search_agent(task, prompt_template)
+
 if __name__ == "__main__":
     agl.setup_logging()
     strategy = agl.ClientServerExecutionStrategy(n_runners=2, start_method="forkserver")
