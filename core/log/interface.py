@@ -140,6 +140,20 @@ class Log(ABC):
     def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
         """Add `records` to the end, all or none; the outcome goes to `done`."""
 
+    def append_staged(
+        self, topic: str, partition: int, take: Callable[[], Sequence[NewRecord]], done: Done
+    ) -> None:
+        """As `append`, of the records that `take` gives: called once, as late as possible, so that more may join meanwhile.
+
+        It is called from here or from a thread of the log, and must not raise. The records are those of the store, which has
+        checked them. Where there are none, `done` gets the `Ack` of no records.
+        """
+        records = take()
+        if records:
+            self.append(topic, partition, records, done)
+        else:
+            done(Ack(-1, 0))
+
     @abstractmethod
     def read(
         self, topic: str, partition: int, offset: int, max_records: int = 4096, *, headers: bool = True

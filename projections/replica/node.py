@@ -92,7 +92,7 @@ class Node:
         self._foreign = foreign_writers
         # Staging has a lock of its own, taken after `lock`: the log's thread sends the next batch without waiting for
         # the fold of the one before, which is the applier's work.
-        self._staging = threading.Lock()
+        self._staging = threading.RLock()
         self._staged: list[_Ticket] = []
         self._inflight = False
         self._batch_bytes = min(BATCH_BYTES, log.append_limit(CONTROL))
@@ -277,17 +277,22 @@ class Node:
         """Send the next batch if none is under way; under `_staging`."""
         if self._inflight or not self._staged:
             return
-        size = count = 0
-        for staged in self._staged[:BATCH_RECORDS]:
-            size += len(staged.record.value)
-            if count and size > self._batch_bytes:
-                break
-            count += 1
-        batch, self._staged = self._staged[:count], self._staged[count:]
         self._inflight = True
-        self.log.append(
-            CONTROL, 0, [staged.record for staged in batch], lambda ack: self._on_ack(batch, ack)
-        )
+        batch: list[_Ticket] = []
+        self.log.append_staged(CONTROL, 0, lambda: self._take(batch), lambda ack: self._on_ack(batch, ack))
+
+    def _take(self, batch: list[_Ticket]) -> list[NewRecord]:
+        """Move what is staged by now, as far as it fits, into the batch, and return its records. At once, or from the log."""
+        with self._staging:
+            size = count = 0
+            for staged in self._staged[:BATCH_RECORDS]:
+                size += len(staged.record.value)
+                if count and size > self._batch_bytes:
+                    break
+                count += 1
+            batch += self._staged[:count]
+            del self._staged[:count]
+        return [staged.record for staged in batch]
 
     def _on_ack(self, batch: list[_Ticket], ack: Ack | LogError) -> None:
         """The log's thread says what became of a batch: the next one goes out, this one goes to the applier."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ...errors import LogError, StorageError, UnknownOutcome
 from ..append_checks import PendingAppend
-from ..interface import Ack, NewRecord
+from ..interface import Ack, Done, NewRecord
 from .address import KafkaAddress
 from .aiokafka_api import (
     AIOKafkaProducer,
@@ -158,7 +158,7 @@ class Appender:
         finally:  # with something left only where the log is closed under it
             left = UnknownOutcome(f"the log was closed before records for {self.topic} were acknowledged")
             for pending in [*batch, *self._waiting]:
-                answer(pending, left)
+                answer(pending.done, left)
             self._waiting.clear()
             self.task = None
 
@@ -166,7 +166,7 @@ class Appender:
         self._answered.set()
         if isinstance(outcome, LogError):
             for pending in batch:
-                answer(pending, outcome)
+                answer(pending.done, outcome)
             return
         if outcome >= 0:
             end = outcome + sum(len(pending.records) for pending in batch)
@@ -174,7 +174,7 @@ class Appender:
             self._written(outcome, batch)
         offset = outcome
         for pending in batch:
-            answer(pending, Ack(offset, len(pending.records)))
+            answer(pending.done, Ack(offset, len(pending.records)))
             offset += len(pending.records) if offset >= 0 else 0
 
     def _next(self) -> list[PendingAppend]:
@@ -229,9 +229,9 @@ class Appender:
         return int(done.offset) if done.offset is not None else -1
 
 
-def answer(pending: PendingAppend, outcome: Ack | LogError) -> None:
+def answer(done: Done, outcome: Ack | LogError) -> None:
     """Tell who appended; a callback that raises is its own problem."""
     try:
-        pending.done(outcome)
+        done(outcome)
     except Exception:
         logger.exception("The callback of an append raised; the log goes on.")

@@ -17,6 +17,7 @@ from ...loop_thread import LoopThread
 from ..append_checks import PendingAppend, check_append, check_topic
 from ..interface import (
     EVERYWHERE,
+    Ack,
     Done,
     KeyRange,
     Log,
@@ -79,7 +80,7 @@ class KafkaLog(Log):
         self._pid = os.getpid()
         self._gate = threading.Lock()
         self._closed = False
-        self._inbox: list[PendingAppend] = []
+        self._inbox: list[PendingAppend | Callable[[], PendingAppend | None]] = []
         self._asked: list[tuple[TopicPartition, OnEnd, int]] = []
         self._partitions: dict[str, int] = {}
         self._limits: dict[str, int] = {}
@@ -204,7 +205,22 @@ class KafkaLog(Log):
         """See `Log.append`. Raises `InvalidInput` at once for what no log could store, `LogClosed` in a forked child."""
         self._check_place(topic, partition)
         self._check_process()
-        self._put(check_append(topic, partition, records, done))
+        self._put(self._fitting(check_append(topic, partition, records, done)), done)
+
+    def append_staged(
+        self, topic: str, partition: int, take: Callable[[], Sequence[NewRecord]], done: Done
+    ) -> None:
+        """See `Log.append_staged`: taken when the log's thread gets to it."""
+        self._check_place(topic, partition)
+        self._check_process()
+
+        def pending() -> PendingAppend | None:
+            if records := take():
+                return _unchecked(topic, partition, records, done)
+            answer(done, Ack(-1, 0))
+            return None
+
+        self._put(pending, done)
 
     def publish(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
         """As `append`, for the topics that others derive: `tasks` and `facts`."""
@@ -212,14 +228,15 @@ class KafkaLog(Log):
             raise InvalidInput(f"{topic}[{partition}] is not a topic to publish to")
         if not records:
             raise InvalidInput("a publication needs at least one record")
-        # Made by this package from what was checked long ago, and many: they are not checked once more.
-        size = sum(len(one.value) + len(one.key) for one in records) + _RECORD_BYTES * len(records)
-        self._put(PendingAppend(topic, partition, tuple(records), (), size, done))
+        self._put(self._fitting(_unchecked(topic, partition, records, done)), done)
 
-    def _put(self, pending: PendingAppend) -> None:
+    def _fitting(self, pending: PendingAppend) -> PendingAppend:
         limit = MAX_BLOB_BYTES if pending.topic == BLOBS else MAX_MESSAGE_BYTES
         if pending.size > limit - BATCH_OVERHEAD_BYTES:
             raise PayloadTooLarge(limit=limit - BATCH_OVERHEAD_BYTES, size=pending.size)
+        return pending
+
+    def _put(self, pending: PendingAppend | Callable[[], PendingAppend | None], done: Done) -> None:
         with self._gate:
             if not self._closed:
                 self._inbox.append(pending)
@@ -227,13 +244,15 @@ class KafkaLog(Log):
                     self._loop.loop.call_soon_threadsafe(self._take_inbox)
                 return
         # Rules of the seam: the answer comes from a thread of the log, also when the log is gone.
-        threading.Thread(target=answer, args=(pending, LogClosed("the log was closed")), daemon=True).start()
+        threading.Thread(target=answer, args=(done, LogClosed("the log was closed")), daemon=True).start()
 
     def _take_inbox(self) -> None:
         with self._gate:
             taken, self._inbox = self._inbox, []
-        for pending in taken:
-            self._appender(pending.topic, pending.partition).put(pending)
+        for one in taken:
+            pending = one if isinstance(one, PendingAppend) else one()
+            if pending is not None:
+                self._appender(pending.topic, pending.partition).put(pending)
 
     # Checks
 
@@ -484,6 +503,12 @@ class KafkaLog(Log):
 
 
 
+def _unchecked(topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> PendingAppend:
+    """An append of many records that this package made of what was checked before."""
+    size = sum(len(one.value) + len(one.key) for one in records) + _RECORD_BYTES * len(records)
+    return PendingAppend(topic, partition, tuple(records), (), size, done)
+
+
 class ReadOnlyKafkaLog(KafkaLog):
     """A log on Kafka that this process only looks at, also while others write it.
 
@@ -546,6 +571,12 @@ class ReadOnlyKafkaLog(KafkaLog):
         return self._loop.call(lags(self.address), GROUPS_SECONDS)
 
     def append(self, topic: str, partition: int, records: Sequence[NewRecord], done: Done) -> None:
+        """Raises `InvalidInput`, always: this log is only read."""
+        raise InvalidInput(f"{self.url} is open for reading only")
+
+    def append_staged(
+        self, topic: str, partition: int, take: Callable[[], Sequence[NewRecord]], done: Done
+    ) -> None:
         """Raises `InvalidInput`, always: this log is only read."""
         raise InvalidInput(f"{self.url} is open for reading only")
 

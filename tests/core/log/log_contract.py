@@ -378,6 +378,20 @@ class LogContract:
             assert written == sorted(written, reverse=True)
             assert all(isinstance(outcome, Ack | LogClosed) for outcome in outcomes)
 
+    def test_staged_records_are_taken_once_and_appended_together(self, tmp_path: Path) -> None:
+        with self.make_log(tmp_path) as log:
+            answer, none, taken = Answer(), Answer(), [0]
+
+            def take() -> list[NewRecord]:
+                taken[0] += 1
+                return [new(1), new(2)]
+
+            log.append_staged(CONTROL, 0, take, answer)
+            assert answer.wait() == Ack(0, 2) and taken == [1]
+            log.append_staged(CONTROL, 0, list, none)
+            assert none.wait() == Ack(-1, 0)
+            assert values(log.read(CONTROL, 0, 0)) == [b"1", b"2"]
+
 
 class SpreadLog(MemoryLog):
     """A log whose topics have several partitions, as on a broker: each is a memory log of its own."""
