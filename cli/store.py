@@ -129,7 +129,10 @@ async def _serve(opened: Any, server: LightningStoreServer, began: float, as_jso
     set_address: Callable[[str], None] | None = getattr(opened.engine.log, "set_address", None)
     if set_address is not None:
         set_address(server.endpoint)
-    gc.freeze()  # what is loaded by now stays: a full collection walked all of it, and every call waited for that
+    # What is loaded by now stays: a full collection walked all of it, and every call waited for that. And the calls of a
+    # moment make more objects than the usual limit, which began a collection with each batch and found no garbage.
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
     _report_start(opened.report(), server.endpoint, time.perf_counter() - began, as_json)
     await until_set(stop)
     await server.stop()
@@ -143,6 +146,10 @@ async def _serve(opened: Any, server: LightningStoreServer, began: float, as_jso
         echo_json({"event": "stopped", "position": position, "fingerprint": fingerprint})
     else:
         logger.info("Stopped at position %d, fingerprint %s", position, fingerprint)
+
+
+YOUNG_OBJECTS = 10_000
+"""New objects at which the garbage collector looks for cycles; the usual 700 are the objects of 30 calls under way."""
 
 
 def _report_start(report: dict[str, Any], endpoint: str, seconds: float, as_json: bool) -> None:
