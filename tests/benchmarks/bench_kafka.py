@@ -15,12 +15,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
+
 import agentlightning as agl
+from agentlightning.core.log.interface import NewRecord
 from agentlightning.core.log.kafka import KafkaLog
+from agentlightning.core.log.topics import SNAPSHOTS
 from agentlightning.core.log.topics import SPANS as SPANS_TOPIC
 from agentlightning.core.model.rollout import EnqueueRolloutRequest
 from agentlightning.core.model.span import Span
 from agentlightning.core.model.store_interface import LightningStore
+from agentlightning.projections.facts.publisher import CURSOR_KEY, Cursor
 from agentlightning.projections.store.store import EventLogStore
 from agentlightning.rest.open_store import open_store
 from tests.system.kafka.fleet import Fleet, audit, free_port
@@ -362,6 +367,12 @@ def _start(bootstrap: str) -> None:
     with KafkaLog(url) as log:
         while history.state.position < EVENTS:
             append_all(log, history.records(20_000))
+        # The facts of a log that was in use are published; here a node would begin with that.
+        state = history.state
+        cursor = Cursor(
+            log_id=log.log_id, position=state.position - 1, fingerprint=state.fingerprint.hex(), writer="bench"
+        )
+        append_all(log, [NewRecord(CURSOR_KEY, msgspec.json.encode(cursor), 0)], SNAPSHOTS)
     rows: list[list[object]] = []
     for what in ("from the log", "from the snapshot that the first one left"):
         opened = open_seconds(url)
