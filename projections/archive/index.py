@@ -60,6 +60,18 @@ SORT_KEYS: dict[str, Callable[[Rollout], Any]] = {
 """Field of `model.Rollout` -> what it sorts by, equal to what a view has; None comes last. Each has a column."""
 
 
+ROWS_AT_ONCE = 64
+"""Rows of one INSERT: each gives up the interpreter's lock once, `executemany` does so for each row."""
+
+
+def _put(db: sqlite3.Connection, into: str, places: str, rows: Sequence[Sequence[Any]]) -> None:
+    """Insert rows, or replace them; `places`: those of one row."""
+    for at in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[at : at + ROWS_AT_ONCE]
+        values = [value for row in some for value in row]
+        db.execute(f"INSERT OR REPLACE INTO {into} VALUES {', '.join([places] * len(some))}", values)
+
+
 def row_of(one: Rollout) -> tuple[Any, ...]:
     """The row of a finished rollout. One that is finished has its end."""
     return (
@@ -436,9 +448,9 @@ class ArchiveIndex:
         db.execute("BEGIN")
         for table in ("rollouts", "bodies"):
             db.executemany(f"DELETE FROM {table} WHERE number = ?", [(number,) for number in removed])
-        db.executemany(f"INSERT OR REPLACE INTO rollouts VALUES {ROW}", [row_of(one) for _, (one, _) in batch])
+        _put(db, "rollouts", ROW, [row_of(one) for _, (one, _) in batch])
         bodies = [(one.number, body) for _, (one, body) in batch]
-        db.executemany("INSERT OR REPLACE INTO bodies VALUES (?, ?)", bodies)
+        _put(db, "bodies", "(?, ?)", bodies)
         if self.whole:
             marks = [("position", str(complete_to[0])), ("fingerprint", complete_to[1].hex())]
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", marks)

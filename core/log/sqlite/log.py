@@ -100,8 +100,11 @@ def pages_of(rows: Sequence[Row], indexed: bool) -> int:
 
 
 Commit = Callable[[sqlite3.Connection], None]
-_ROWS = 32
-"""Rows of one INSERT. Each statement gives up the interpreter's lock once, and a busy thread gives it back late."""
+_ROWS = 64
+"""Rows of one INSERT at most. Each statement gives up the interpreter's lock once, and a busy thread gives it back late;
+`executemany` does so for each row."""
+_STATEMENTS = 4 * _ROWS
+"""Statements that the connection keeps compiled: an INSERT for each number of rows, of the topics that are written often."""
 
 
 def commit(db: sqlite3.Connection) -> None:
@@ -168,7 +171,9 @@ class SqliteLog(EmbeddedLog):
     # Connecting
 
     def _connect(self) -> tuple[sqlite3.Connection, dict[str, str]]:
-        db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=10)
+        db = sqlite3.connect(
+            self.path, check_same_thread=False, isolation_level=None, timeout=10, cached_statements=_STATEMENTS
+        )
         try:
             meta = prepare(db, self.path)
             db.execute("PRAGMA synchronous = FULL")
@@ -341,18 +346,13 @@ def _rows_of(appends: Sequence[PendingAppend], ends: dict[str, int]) -> tuple[di
 
 def _insert(db: sqlite3.Connection, topic: str, rows: Sequence[Row]) -> None:
     name = table(topic)
-    whole = len(rows) - len(rows) % _ROWS
-    for start in range(0, whole, _ROWS):
-        values = [value for row in rows[start : start + _ROWS] for value in row]
-        db.execute(f"INSERT INTO {name} VALUES {_PLACES}", values)
-    if whole < len(rows):
-        db.executemany(f"INSERT INTO {name} VALUES (?, ?, ?, ?, ?, ?)", rows[whole:])
+    for start in range(0, len(rows), _ROWS):
+        some = rows[start : start + _ROWS]
+        places = ", ".join(["(?, ?, ?, ?, ?, ?)"] * len(some))
+        db.execute(f"INSERT INTO {name} VALUES {places}", [value for row in some for value in row])
     if TOPICS[topic].compacted:
         newest = {row[2]: row[0] for row in rows}
         db.executemany(f"DELETE FROM {name} WHERE key = ? AND offset < ?", list(newest.items()))
-
-
-_PLACES = ", ".join(["(?, ?, ?, ?, ?, ?)"] * _ROWS)
 
 
 WATCH_SECONDS = 0.05
