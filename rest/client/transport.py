@@ -239,10 +239,10 @@ class Connection(asyncio.Protocol):
         if answer.status < 200:
             return  # 100 Continue and others: the answer comes later
         answer.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        done, self._done = self._done, None
         if not self._parser.should_keep_alive():
             self.close()
         self._idle_since = time.monotonic()
-        done, self._done = self._done, None
         if done is not None:
             done(answer)
 

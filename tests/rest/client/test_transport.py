@@ -202,3 +202,20 @@ async def test_each_request_on_a_connection_has_its_own_time() -> None:
             await connections.exchange(b"30", b"", 0.1)
         assert time.monotonic() - began < 5
         connections.close()
+
+
+async def test_the_last_answer_of_a_connection_is_an_answer() -> None:
+    """A server that stops answers what is under way, and says that it closes the connection."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        connections = Connections(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", None, 5)
+        for _ in range(2):
+            assert (await asyncio.wait_for(connections.exchange(b"x", b"", 60), 5)).body == b"ok"
+        connections.close()
