@@ -21,7 +21,6 @@ from agentlightning.core.log.kafka.topic_setup import create
 from agentlightning.core.model.rollout import EnqueueRolloutRequest
 from agentlightning.rest.client.client import LightningStoreClient
 from agentlightning.rest.open_store import open_store
-from agentlightning.runners.agent.decorators import rollout
 from agentlightning.runners.agent.loading import run_agent
 from agentlightning.runners.stop_events import ThreadingEvent
 
@@ -38,7 +37,6 @@ START_SECONDS = 60.0
 HEAD = ("store", "processes x slots", "ideal s", "wall s", "ratio", "ms above 500", "runner ms", "store ms")
 
 
-@rollout
 async def nap(task: Any) -> float:
     """The agent of the runner in this process."""
     await asyncio.sleep(float(task))
@@ -68,6 +66,18 @@ async def _all(store: Any, lengths: list[float]) -> float:
     wall = time.perf_counter() - began
     assert [one.status for one in done] == ["succeeded"] * len(lengths)
     return wall
+
+
+async def _alone() -> tuple[float, float, float]:
+    """The agents without runner and store: what the machine itself takes beyond the ideal, because other programs run."""
+
+    async def slot() -> None:
+        for _ in range(TASKS // SLOTS):
+            await nap(TASK_SECONDS)
+
+    before, began = time.process_time(), time.perf_counter()
+    await asyncio.gather(*(slot() for _ in range(SLOTS)))
+    return time.perf_counter() - began, time.process_time() - before, 0.0
 
 
 async def _in_process(url: str) -> tuple[float, float, float]:
@@ -145,7 +155,10 @@ def run() -> None:
 
     The ideal is tasks x seconds / slots. On Kafka the store is a node in this process, which enqueues and waits.
     """
-    rows = [_row("file", f"1 x {SLOTS}", lambda folder: asyncio.run(_in_process(f"sqlite:///{folder / 'log.db'}")))]
+    rows = [
+        _row("none", f"1 x {SLOTS}", lambda folder: asyncio.run(_alone())),
+        _row("file", f"1 x {SLOTS}", lambda folder: asyncio.run(_in_process(f"sqlite:///{folder / 'log.db'}"))),
+    ]
     shapes = {f"{processes} x {SLOTS // processes}": processes for processes in (1, 2)}
     for shape, processes in shapes.items():
         rows.append(_row("http", shape, partial(_over_http, processes=processes)))
