@@ -181,6 +181,7 @@ def process_provider() -> tuple[TracerProvider, LightningSpanProcessor]:
     return provider, processor
 
 
+@cache
 def process_tracer() -> trace.Tracer:
     """The tracer for session spans, emitted spans and operations."""
     return process_provider()[0].get_tracer("agentlightning")
