@@ -132,11 +132,12 @@ def nodes_of_a_prefix(rate: float, spans: int, costs: Costs) -> int:
 
 def limits(seconds: float, spans: int, costs: Costs) -> list[tuple[str, float, str]]:
     """(what is used up, rollouts per second at which it is, what is split there) in the order in which they come."""
+    of_spans = BUSY * costs.partition_spans / spans if spans else math.inf
     found = [
         ("the interpreter of the one server of a file", BUSY / costs.on_file(spans), "the file becomes Kafka"),
         ("the interpreter of a node on Kafka", BUSY / costs.on_node(spans), "more nodes"),
         ("the control partition: each node folds all of it", costs.prefix_rollouts, "more prefixes"),
-        ("a partition of spans, by what a writer appends", BUSY * costs.partition_spans / spans if spans else math.inf, "more partitions of `spans`"),
+        ("a partition of spans, by what a writer appends", of_spans, "more partitions of `spans`"),
         ("the processor of a broker, by its requests", BUSY * costs.broker_requests / costs.requests, "more brokers"),
     ]
     return sorted((one for one in found if one[1] < math.inf), key=lambda one: one[1])
