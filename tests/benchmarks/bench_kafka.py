@@ -94,6 +94,8 @@ def _one_node(bootstrap: str) -> dict[str, float]:
     rows: list[list[object]] = []
     for runners in (1, 16, 64):
         store = open_store(_address(bootstrap))
+        gc.collect()
+        gc.freeze()  # as `agl store` does: the modules of this program are nothing that a node would walk again and again
         try:
             count = min(ROLLOUTS, 1_000 * runners)
             done, seconds, claims, verdicts, spent = asyncio.run(_drain(store, runners, count))

@@ -157,7 +157,6 @@ FOLLOW_RECORDS = 2048
 POLL_MS = 1000
 OWN_SECONDS = 0.01
 """How long a follower that got nothing but records of its own process waits for more of them, to leave these out too."""
-APPLIED_SECONDS = 1.0
 STOP_SECONDS = 3.0
 
 
@@ -224,20 +223,23 @@ class PartitionFollower:
         if messages[0].offset != first or last - first != len(messages) - 1:
             raise OffsetLost(f"{self.place.topic}[{self.place.partition}] has a hole at offset {first}", offset=first)
         if self.follower.known_below > 0 and await self._owns(first, last + 1, OWN_SECONDS):
-            await self._skip_own(consumer, last + 1)
-            return
+            if await self._skip_own(consumer, last + 1):
+                return
         await self._deliver(self.follower.deliver, [record_in(self._topic, message) for message in messages])
 
-    async def _skip_own(self, consumer: Any, end: int) -> None:
-        """What was written here is applied when it is acknowledged: under load little of it is fetched at all."""
+    async def _skip_own(self, consumer: Any, end: int) -> bool:
+        """What was written here is applied when it is acknowledged: under load little of it is fetched at all.
+
+        False where it was not: something of another writer came before it, so that its writer waits for it to come from here.
+        """
         consumer.pause(self.place)
-        deadline = asyncio.get_running_loop().time() + APPLIED_SECONDS
         await asyncio.sleep(OWN_SECONDS)
-        while self.follower.known_below < end and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(OWN_SECONDS)
-        self.follower.next = max(self.follower.next, self.follower.known_below)
-        consumer.seek(self.place, self.follower.next)
+        applied = self.follower.known_below
+        if applied >= end:
+            self.follower.next = applied
+            consumer.seek(self.place, applied)
         consumer.resume(self.place)
+        return applied >= end
 
     async def _deliver(self, take: Callable[[Any], None], what: Any) -> None:
         """In a thread of its own, whatever it does: the loop goes on writing meanwhile."""
