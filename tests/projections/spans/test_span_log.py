@@ -138,10 +138,11 @@ async def test_a_repeated_reservation_gets_the_number_of_its_first_try(shared: b
 async def test_numbers_are_reserved_in_blocks_and_none_is_given_twice_after_a_crash() -> None:
     log = MemoryLog()
     given: list[int] = []
-    for life in range(3):
+    with store_on(log) as store:
+        attempted = await begin(store)
+        pair = (attempted.rollout_id, attempted.attempt.attempt_id)
+    for _ in range(3):
         with store_on(log) as store:
-            attempted = await begin(store) if not life else attempted  # noqa: F821
-            pair = (attempted.rollout_id, attempted.attempt.attempt_id)
             before = log.ends(SPANS, 0)[1]
             given += [await store.get_next_span_sequence_id(*pair) for _ in range(span_log.BLOCK_NUMBERS)]
             assert log.ends(SPANS, 0)[1] == before + 1, "one record for a block"
@@ -199,20 +200,21 @@ async def test_a_span_without_a_number_gets_the_next_one_of_a_block_and_keeps_it
 
 
 async def test_a_sign_of_life_waits_for_no_commit_of_its_span() -> None:
-    log = SlowSpans(MemoryLog())
+    kept = MemoryLog()
+    log = SlowSpans(kept)
     call = Call(uuid7_hex(), repeatable=True)
     with store_on(log) as store:
         attempted = await begin(store)
-        before = len(control_values(log))
+        before = len(control_values(kept))
         log.holding = True
         serve(call)
         adding = asyncio.ensure_future(store.add_span(span(attempted)))
         await asyncio.to_thread(log.asked.acquire)
         for _ in range(500):
-            if len(control_values(log)) > before:
+            if len(control_values(kept)) > before:
                 break
             await asyncio.sleep(0.01)
-        assert len(control_values(log)) == before + 1 and not adding.done()
+        assert len(control_values(kept)) == before + 1 and not adding.done()
         log.release()
         assert await adding is not None
         (rollout,) = await store.query_rollouts(rollout_id_in=[attempted.rollout_id])
