@@ -32,6 +32,7 @@ from aiokafka.errors import (
     SaslAuthenticationFailed,
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
     UnsupportedSaslMechanismError,
     for_code,
 )
@@ -125,6 +126,7 @@ __all__ = [
     "TopicAlreadyExistsError",
     "TopicAuthorizationFailedError",
     "TopicPartition",
+    "UnknownTopicOrPartitionError",
     "UnsupportedSaslMechanismError",
     "create_conn",
     "for_code",

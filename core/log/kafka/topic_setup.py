@@ -20,6 +20,7 @@ from .aiokafka_api import (
     TopicAlreadyExistsError,
     TopicAuthorizationFailedError,
     TopicPartition,
+    UnknownTopicOrPartitionError,
     for_code,
 )
 from .end_offsets import Ends
@@ -183,7 +184,8 @@ async def create(address: KafkaAddress, counts: dict[str, int] | None = None, re
                 "another log. Restore it from a copy made with `agl log copy`, or choose another prefix"
             )
         chosen = {**partitions_of(counts), **(known.partitions if known is not None else {})}
-        copies = replication if replication is not None else min(3, len((await admin.describe_cluster())["brokers"]))
+        brokers = len((await admin.describe_cluster())["brokers"])
+        copies = replication if replication is not None else min(3, brokers)
         missing = [
             NewTopic(
                 name=address.topic(name),
@@ -195,8 +197,7 @@ async def create(address: KafkaAddress, counts: dict[str, int] | None = None, re
             if address.topic(name) not in there
         ]
         made = _made(await admin.create_topics(missing)) if missing else []
-        present = await _shown(admin, address)
-        settings = await _settings(admin, address)
+        present, settings = await _shown(admin, address, brokers)
         _refuse_settings(address, settings)
         if _compacted(settings[META]):
             await _never_compact(admin, address, settings[META])
@@ -232,14 +233,26 @@ async def _describe(admin: Any, address: KafkaAddress) -> dict[str, int]:
     return {names[one["topic"]]: len(one["partitions"]) for one in described if not one["error_code"] and one["partitions"]}
 
 
-async def _shown(admin: Any, address: KafkaAddress) -> dict[str, int]:
-    """Wait until what was made is shown: a broker answers a creation a moment before it knows of it itself."""
+async def _shown(admin: Any, address: KafkaAddress, brokers: int) -> tuple[dict[str, int], dict[str, Settings]]:
+    """Partitions and settings of what was made, once the brokers show it: one answers a creation before all know of it.
+
+    Which broker answers is the client's choice, so as many answers in a row as there are brokers have to be complete.
+    """
     deadline = asyncio.get_running_loop().time() + SHOWN_SECONDS
-    while len(found := await _describe(admin, address)) < len(SETUPS):
+    complete = 0
+    while True:
+        try:
+            found, settings = await _describe(admin, address), await _settings(admin, address)
+            complete = complete + 1 if len(found) == len(SETUPS) else 0
+            if complete == brokers:
+                return found, settings
+        except UnknownTopicOrPartitionError as error:
+            complete = 0
+            logger.debug("A broker does not show the topics of %s yet: %s", address.url, error)
         if asyncio.get_running_loop().time() > deadline:
             raise StorageError(f"the topics of {address.url} were made and are not shown after {SHOWN_SECONDS:g} s")
-        await asyncio.sleep(0.05)
-    return found
+        if not complete:
+            await asyncio.sleep(0.05)
 
 
 async def survey(address: KafkaAddress) -> Survey:

@@ -74,7 +74,7 @@ async def test_07_the_records_of_a_file_in_another_log_have_one_fingerprint(tmp_
 
 
 _HELD = """
-import asyncio, sys
+import asyncio, os, signal, sys
 import agentlightning as agl
 from agentlightning.projections.liveness import expiry as timekeeper
 from agentlightning.rest.open_store import open_store
@@ -86,6 +86,7 @@ async def main():
     await store.update_worker("w", incarnation="i")
     held = await store.dequeue_rollout("w", incarnation="i")
     print("held", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)  # here, and not whenever the other process has started too
     for _ in range(12):
         await store.update_worker("w", incarnation="i", attempts=[(held.rollout_id, held.attempt.attempt_id)])
         await asyncio.sleep(0.2)
@@ -108,7 +109,6 @@ def test_19_a_store_that_was_frozen_for_twice_the_limit_expires_nobody(tmp_path:
     try:
         for process in frozen:
             assert process.stdout is not None and process.stdout.readline() == "held\n"
-            os.kill(process.pid, signal.SIGSTOP)
         time.sleep(5)
         for process in frozen:
             os.kill(process.pid, signal.SIGCONT)
