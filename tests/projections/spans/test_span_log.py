@@ -1,4 +1,4 @@
-"""Spans that meet on their way, or fail to get there: who is told what, and what is in the log then."""
+"""Spans that meet on their way, or fail to get there: which answer each caller gets, and what is in the log then."""
 
 from __future__ import annotations
 
@@ -75,13 +75,13 @@ async def test_a_duplicate_is_answered_when_the_first_copy_is_and_takes_its_plac
         await asyncio.sleep(0.02)
         assert not any(one.done() for one in copies), "nothing is durable yet"
         log.release(fails)
-        told = await asyncio.wait_for(asyncio.gather(first, *copies, return_exceptions=True), 5)
+        answers = await asyncio.wait_for(asyncio.gather(first, *copies, return_exceptions=True), 5)
         if fails:
-            assert isinstance(told[0], LogFull)
-            stored: list[Any] = [one for one in (told[1], *told[2]) if one is not None]  # type: ignore[misc]
+            assert isinstance(answers[0], LogFull)
+            stored: list[Any] = [one for one in (answers[1], *answers[2]) if one is not None]  # type: ignore[misc]
             assert [one.sequence_id for one in stored] == [1], "one of the others got it into the log"
         else:
-            assert told == [sent.model_copy(update={"sequence_id": 1}), None, []]
+            assert answers == [sent.model_copy(update={"sequence_id": 1}), None, []]
         assert (await store.query_spans(attempted.rollout_id)).total == 1
         assert (await store.statistics()).get("total_spans") == 1
 
@@ -102,8 +102,8 @@ async def test_a_repeated_call_gets_the_answer_that_was_lost_and_another_call_do
     for _ in range(2):  # the second time after a restart
         with store_on(log, foreign_writers=shared) as store:
             for _ in range(2):
-                told = await asyncio.ensure_future(add(store, call))
-                assert told == [(batch[0].span_id, 2), (batch[2].span_id, 9)]
+                answers = await asyncio.ensure_future(add(store, call))
+                assert answers == [(batch[0].span_id, 2), (batch[2].span_id, 9)]
             assert await asyncio.ensure_future(add(store, other)) == []
             assert (await store.query_spans(attempted.rollout_id)).total == 3
     log.close()
@@ -249,13 +249,13 @@ async def test_a_number_of_a_block_is_given_when_the_log_has_the_block(fails: bo
         await asyncio.to_thread(log.asked.acquire)
         assert not any(one.done() for one in (*asking, adding)), "nothing is durable yet"
         log.release(fails)
-        told = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 5)
+        answers = await asyncio.wait_for(asyncio.gather(*asking, return_exceptions=True), 5)
         stored = await adding
         assert stored is not None and stored.sequence_id == 4
         if fails:
-            assert all(isinstance(one, LogFull) for one in told)
+            assert all(isinstance(one, LogFull) for one in answers)
         else:
-            assert told == [1, 2, 3]
+            assert answers == [1, 2, 3]
         assert await store.get_next_span_sequence_id(*pair) == 5, "4 was given to the span"
         assert [one.sequence_id for one in await store.query_spans(attempted.rollout_id)] == [4]
 
